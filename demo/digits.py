@@ -1,0 +1,86 @@
+"""The demo: train a small network on scikit-learn's digits, press it for both targets at int8, and count right answers.
+
+    python demo/digits.py OUT_DIR
+"""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from cidermill.validation import open_runner
+
+EPOCHS = 30
+
+
+def network() -> torch.nn.Module:
+    """1x1x8x8 grey levels in 0..1 -> 10 logits."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(64 * 16, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def data() -> tuple[torch.Tensor, ...]:
+    """-> training images, test images [n, 1, 8, 8], training labels, test labels [n]"""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    return tuple(map(torch.from_numpy, train_test_split(images, labels, test_size=0.3, random_state=0)))
+
+
+def train(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(len(images)).split(64):
+            loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+
+
+def accuracy(answers: np.ndarray, labels: torch.Tensor) -> str:
+    return f"{(answers.argmax(-1) == labels.numpy()).mean():.2%}"
+
+
+def main(folder: Path) -> int:
+    console = Console()
+    torch.manual_seed(0)
+    train_images, test_images, train_labels, test_labels = data()
+    model = network()
+    console.print(f"Training on {len(train_images)} digits ...")
+    train(model, train_images, train_labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "model.pt"
+    torch.export.save(torch.export.export(model, (test_images[:1],)), source)
+    np.savez(folder / "samples.npz", input=test_images[:8].numpy()[:, None])
+    command = ["convert", str(source), "--target", "coreml", "--target", "executorch-mps", "--quant", "int8"]
+    command += ["--samples", str(folder / "samples.npz"), "--out", str(folder / "artifacts")]
+    console.print(f"\n$ {' '.join(command)}")
+    code = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]]).returncode
+    if code:
+        return code
+    table = Table(title=f"Accuracy on {len(test_images)} digits that the network has not seen")
+    table.add_column("model")
+    table.add_column("size", justify="right")
+    table.add_column("right answers", justify="right")
+    with torch.no_grad():
+        size = sum(p.numel() for p in model.parameters()) * 4
+        table.add_row("source (PyTorch, float32)", f"{size / 1000:.0f} kB", accuracy(model(test_images).numpy(), test_labels))
+    for path in (folder / "artifacts" / "model.mlpackage", folder / "artifacts" / "model.pte"):
+        runner = open_runner(path)
+        answers = np.concatenate([next(iter(runner([image[None]]).values())) for image in test_images.numpy()])
+        size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        table.add_row(f"{path.name} (int8)", f"{size / 1000:.0f} kB", accuracy(answers, test_labels))
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,263 @@
+"""Source + samples -> Captured: the model as one ExportedProgram over flat tensors, with its reference outputs."""
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+from .source import Samples, Source, TensorSpec
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The model as a graph of ATen operators over flat, named tensor inputs and outputs.
+
+    `program` (torch.export.ExportedProgram) takes its user inputs positionally in the order of `inputs` and returns a flat
+    tuple in the order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
+    to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
+    """
+
+    source: Source
+    program: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    samples: Samples
+    reference: tuple[dict[str, np.ndarray], ...]
+
+
+def capture(source: Source, samples: Samples) -> Captured:
+    """Export, decompose to core ATen (keeping the composites in `KEPT`), fold constants, drop no-ops, and run the source on the samples.
+
+    Raises UserError for control flow that depends on data, with the module and the line that decides by it.
+    """
+    exported = source.program if source.program is not None else _export(source, samples)
+    names = _output_names(exported, source)
+    program = normalise(exported, [spec.name for spec in source.inputs])
+    reference = _run_source(source, samples, [name for _, name in names])
+    outputs = tuple(TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names)
+    return Captured(source, program, source.inputs, outputs, samples, reference)
+
+
+def evaluate(program: Any, captured: Captured) -> tuple[dict[str, np.ndarray], ...]:
+    """Run a program with the captured signature on the captured samples, in float32 torch."""
+    import torch
+
+    module = program.module()
+    results = []
+    with torch.no_grad():
+        for batch in captured.samples.batches:
+            outputs = module(*[torch.from_numpy(np.array(batch[spec.name])) for spec in captured.inputs])
+            results.append({spec.name: value.numpy() for spec, value in zip(captured.outputs, outputs)})
+    return tuple(results)
+
+
+def kept_composites() -> set:
+    """Operators that both targets have a form of, and that are therefore not decomposed."""
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.linear.default, aten.scaled_dot_product_attention.default, aten.layer_norm.default, aten.silu.default,
+        aten.hardswish.default, aten.hardsigmoid.default, aten.pixel_shuffle.default, aten.upsample_bilinear2d.vec,
+        aten.upsample_nearest2d.vec, aten.softplus.default,
+    }  # fmt: skip
+
+
+def normalise(exported: Any, input_names: list[str]) -> Any:
+    """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see `Captured`)."""
+    import torch
+
+    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, spell_out_strides
+    from .graphs import draft, finish
+
+    table = torch.export.default_decompositions()
+    for operator in kept_composites():
+        if operator in table:
+            del table[operator]
+    program = exported.run_decompositions(table)
+    _refuse_mutation(program)
+    work = draft(program)
+    _keep_tensor_outputs(work)
+    _name_inputs(work, program, input_names)
+    _accept_int32(work)
+    spell_out_strides(work)
+    drop_no_ops(work)
+    fold_constants(work)
+    fold_batch_norms(work)
+    return finish(work)
+
+
+def _export(source: Source, samples: Samples) -> Any:
+    import torch
+
+    inputs = {name: _as_model_wants(array) for name, array in samples.batches[0].items()}
+    try:
+        with torch.no_grad():
+            return torch.export.export(source.module, (), inputs, strict=False)
+    except Exception as error:
+        raise _explain(error, source) from error
+
+
+def _as_model_wants(array: np.ndarray) -> Any:
+    """int32 is what an artifact takes; torch models index with int64."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.long() if tensor.dtype == torch.int32 else tensor
+
+
+def _explain(error: Exception, source: Source) -> UserError:
+    import torch
+
+    torch_home = str(Path(torch.__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if torch_home not in frame.filename and __file__ != frame.filename]
+    recorded = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
+    user = [match for match in recorded if torch_home not in match[0]]
+    file, line = (user[-1][0], user[-1][1]) if user else (frames[-1].filename, frames[-1].lineno) if frames else ("unknown", "?")
+    kind = type(error).__name__
+    module = _module_at(error, source.module)
+    where = f"{file}:{line}" + (f", in module {module}" if module else "")
+    if "DataDependent" in kind or "data-dependent" in str(error) or "UserError" == kind:
+        return UserError(
+            f"The model decides by the values of its data at {where}, so it has no fixed graph.",
+            "Replace the branch by torch.where or torch.cond, or export the branch you need, and convert again.",
+        )
+    summary = str(error).strip().splitlines()[0] if str(error).strip() else kind
+    return UserError(f"torch.export could not capture the model at {where}: {summary}", "Check the inputs (--input NAME:SHAPE) and that the model runs on them.")
+
+
+def _module_at(error: Exception, root: Any) -> str:
+    """Qualified name of the innermost module whose forward was running when the error was raised."""
+    import torch
+
+    names = {id(module): name or type(module).__name__ for name, module in root.named_modules()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and id(owner) in names:
+            found = f"{names[id(owner)]} ({type(owner).__name__})"
+        trace = trace.tb_next
+    return found
+
+
+def _output_names(program: Any, source: Source) -> list[tuple[int, str]]:
+    """[(position in the flat outputs, name)] of every tensor that the program returns."""
+    from torch.export.graph_signature import OutputKind, TensorArgument
+    from torch.utils import _pytree as pytree
+
+    specs = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    tree = pytree.tree_unflatten(list(range(len(specs))), program.call_spec.out_spec)
+    paths = {index: path for path, index in pytree.tree_flatten_with_path(tree)[0]}
+    tensors = [index for index, spec in enumerate(specs) if isinstance(spec.arg, TensorArgument)]
+    if not tensors:
+        raise UserError("The model returns no tensor, so there is nothing to convert.", "Return the tensors that the app needs.")
+    if len(source.output_names) == len(tensors):
+        return list(zip(tensors, source.output_names))
+    return list(zip(tensors, _unique([_path_name(paths[index]) for index in tensors], {spec.name for spec in source.inputs})))
+
+
+def _path_name(path: tuple) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+    name = re.sub(r"\W", "_", "_".join(parts))
+    return "output" if not name else name if name[0].isalpha() else f"output_{name.strip('_')}"
+
+
+def _unique(names: list[str], taken: set[str]) -> list[str]:
+    result: list[str] = []
+    for name in names:
+        unique, count = name, 1
+        while unique in taken or unique in result:
+            unique, count = f"{name}_{count}", count + 1
+        result.append(unique)
+    return result
+
+
+def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dict[str, np.ndarray], ...]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    module = source.program.module() if source.program is not None else source.module
+    results = []
+    with torch.no_grad():
+        for batch in samples.batches:
+            tensors = {name: _as_model_wants(array) for name, array in batch.items()}
+            returned = module(*tensors.values()) if source.program is not None else module(**tensors)
+            leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+            results.append({name: _to_numpy(leaf) for name, leaf in zip(names, leaves)})
+    return tuple(results)
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.int64:
+        return tensor.int().numpy()
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
+def _refuse_mutation(program: Any) -> None:
+    from torch.export.graph_signature import OutputKind
+
+    changed = [spec.target or spec.arg.name for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
+    if changed:
+        raise UserError(
+            f"The model changes its own state while it runs: {', '.join(map(str, changed[:5]))}.",
+            "Call model.eval(), switch caches off, or return the new state as an output.",
+        )
+
+
+def _keep_tensor_outputs(work: Any) -> None:
+    import torch
+
+    output = next(node for node in work.graph.nodes if node.op == "output")
+    output.args = (tuple(node for node in output.args[0] if isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)),)
+
+
+def _name_inputs(work: Any, program: Any, names: list[str]) -> None:
+    """Rename the user-input placeholders; erase inputs that are not tensors (None, flags: the export has specialised on them)."""
+    import torch
+
+    inputs = [node for node in work.graph.nodes if work.is_input(node)]
+    for node in inputs:
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            if node.users:
+                raise UserError(f"Input {node.name} of the exported program is not a tensor.", "Export the program with tensor inputs only.")
+            work.graph.erase_node(node)
+    tensors = [node for node in inputs if isinstance(node.meta.get("val"), torch.Tensor)]
+    if len(tensors) != len(names):
+        raise UserError(f"The program takes {len(tensors)} tensors ({', '.join(n.name for n in tensors)}), but {len(names)} inputs are described: {names}.")
+    clashing = {node for node in work.graph.nodes if node.name in names and node not in tensors}
+    for node in clashing:
+        _rename(work, node, f"{node.name}_value")
+    for node, name in zip(tensors, names):
+        _rename(work, node, name)
+
+
+def _rename(work: Any, node: Any, name: str) -> None:
+    if node.name == name:
+        return
+    constant = work.constants.pop(node.name, None)
+    node.name = name
+    if node.op == "placeholder":
+        node.target = name
+    if constant is not None:
+        work.constants[name] = constant
+
+
+def _accept_int32(work: Any) -> None:
+    """Artifacts take int32 where torch takes int64: declare the input int32 and cast it inside."""
+    import torch
+
+    for node in [node for node in work.graph.nodes if work.is_input(node)]:
+        if node.meta["val"].dtype != torch.int64:
+            continue
+        first = next(other for other in work.graph.nodes if other.op != "placeholder")
+        with work.graph.inserting_before(first):
+            cast = work.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": torch.int64})
+        cast.meta = {**node.meta, "val": node.meta["val"]}
+        node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+        node.meta["val"] = node.meta["val"].to(torch.int32)

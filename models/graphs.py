@@ -1,0 +1,224 @@
+"""Tools for programs as graphs: an ExportedProgram in, an ExportedProgram out, nothing shared that either may change.
+
+Every rewrite of this project works on a `Draft`: a private copy of the graph with its constants by placeholder name.
+"""
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Draft:
+    """A program being rewritten. `constants` maps a placeholder's name to (qualified name, tensor); user inputs are not in it."""
+
+    module: torch.fx.GraphModule
+    constants: dict[str, tuple[str, torch.Tensor]]
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.module.graph
+
+    def is_input(self, node: torch.fx.Node) -> bool:
+        return node.op == "placeholder" and node.name not in self.constants
+
+    def tensor_of(self, node: Any) -> torch.Tensor | None:
+        """The constant that a placeholder stands for, or None."""
+        if isinstance(node, torch.fx.Node) and node.op == "placeholder" and node.name in self.constants:
+            return self.constants[node.name][1]
+        return None
+
+    def add_constant(self, name: str, tensor: torch.Tensor, like: torch.fx.Node | None = None) -> torch.fx.Node:
+        """A new placeholder holding `tensor`, before every other node but after the existing placeholders."""
+        taken = {qualified for qualified, _ in self.constants.values()}
+        unique, count = name, 1
+        while unique in taken:
+            unique, count = f"{name}_{count}", count + 1
+        first = next(node for node in self.graph.nodes if node.op != "placeholder")
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder("c_" + unique.replace(".", "_"))
+        node.meta["val"] = fake_like(self.module, tensor)
+        if like is not None:
+            node.meta.update({key: value for key, value in like.meta.items() if key in ("nn_module_stack", "stack_trace")})
+        self.constants[node.name] = (unique, tensor)
+        return node
+
+
+def fake_like(module: torch.fx.GraphModule, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake tensor of the graph's own fake mode, which the later passes of torch and of the targets expect in `meta["val"]`."""
+    mode = next((node.meta["val"].fake_mode for node in module.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")), None)
+    return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
+
+
+def draft(program: ExportedProgram) -> Draft:
+    """A private copy of a program's graph; its tensors are shared."""
+    values = {**program.constants, **program.state_dict}
+    constants = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            constants[spec.arg.name] = (spec.target, values[spec.target])
+    graph = copy_graph(program.graph)
+    module = torch.fx.GraphModule({}, graph)
+    return Draft(module, constants)
+
+
+def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """The same graph with nodes of its own; `meta` is copied one level deep."""
+    new = torch.fx.Graph()
+    mapping: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in graph.nodes:
+        mapping[node] = new.node_copy(node, lambda old: mapping[old])
+        mapping[node].name = node.name
+        mapping[node].meta = copy.copy(node.meta)
+    return new
+
+
+def finish(work: Draft) -> ExportedProgram:
+    """The draft as a program over flat positional tensors; constants that nothing uses are dropped."""
+    graph = work.graph
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and node.name in work.constants and not node.users:
+            graph.erase_node(node)
+            del work.constants[node.name]
+    _name_constants(work)
+    _sort_placeholders(work)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    state = {qualified: tensor for qualified, tensor in work.constants.values()}
+    specs = [_input_spec(node, work) for node in placeholders]
+    out_specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in outputs]
+    signature = ExportGraphSignature(input_specs=specs, output_specs=out_specs)
+    inputs = tuple(node for node in placeholders if work.is_input(node))
+    in_spec = pytree.tree_flatten((tuple(0 for _ in inputs), {}))[1]
+    out_spec = pytree.tree_flatten(tuple(0 for _ in outputs))[1]
+    call = ModuleCallSignature(
+        inputs=[TensorArgument(name=node.name) for node in inputs],
+        outputs=[TensorArgument(name=node.name) for node in outputs],
+        in_spec=in_spec,
+        out_spec=out_spec,
+    )
+    work.module.recompile()
+    return ExportedProgram(
+        root=work.module,
+        graph=graph,
+        graph_signature=signature,
+        state_dict=state,
+        range_constraints={},
+        module_call_graph=[ModuleCallEntry(fqn="", signature=call)],
+        constants={},
+    )
+
+
+def _input_spec(node: torch.fx.Node, work: Draft) -> InputSpec:
+    argument = TensorArgument(name=node.name)
+    if work.is_input(node):
+        return InputSpec(kind=InputKind.USER_INPUT, arg=argument, target=None)
+    qualified, tensor = work.constants[node.name]
+    if isinstance(tensor, torch.nn.Parameter):
+        return InputSpec(kind=InputKind.PARAMETER, arg=argument, target=qualified)
+    return InputSpec(kind=InputKind.BUFFER, arg=argument, target=qualified, persistent=True)
+
+
+def _name_constants(work: Draft) -> None:
+    """Constants carry their qualified names ("encoder_layer_0_weight") into the artifacts, so that people find them again."""
+    taken = {node.name for node in work.graph.nodes if node.name not in work.constants}
+    renamed = {}
+    for node in [node for node in work.graph.nodes if node.name in work.constants]:
+        constant = work.constants[node.name]
+        base = name = re.sub(r"\W", "_", constant[0])
+        count = 1
+        while name in taken:
+            name, count = f"{base}_{count}", count + 1
+        taken.add(name)
+        node.name = node.target = name
+        renamed[name] = constant
+    work.constants = renamed
+
+
+def _sort_placeholders(work: Draft) -> None:
+    """Constants first, then the user inputs in their order: the layout that torch.export itself writes."""
+    placeholders = [node for node in work.graph.nodes if node.op == "placeholder"]
+    ordered = sorted(placeholders, key=work.is_input)
+    anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
+    for node in ordered:
+        anchor.prepend(node)
+
+
+def is_op(node: Any, *targets: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
+    """Replace `node` by what `function(*args)` computes, traced into ATen operators in its place.
+
+    args are nodes (passed on as tensors) or literals. `function` must return one tensor of the same shape and dtype as `node`.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    fakes = [argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in args]
+    positions = [index for index, argument in enumerate(args) if isinstance(argument, torch.fx.Node)]
+
+    def call(*tensors):
+        filled = list(args)
+        for index, tensor in zip(positions, tensors):
+            filled[index] = tensor
+        return function(*filled)
+
+    traced = make_fx(call, tracing_mode="real")(*[fakes[index] for index in positions])
+    traced.graph.eliminate_dead_code()
+    mapping: dict[torch.fx.Node, torch.fx.Node] = {}
+    sources = iter([args[index] for index in positions])
+    keep = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+    with work.graph.inserting_before(node):
+        for inner in traced.graph.nodes:
+            if inner.op == "placeholder":
+                mapping[inner] = next(sources)
+            elif inner.op == "output":
+                result = mapping[inner.args[0]]
+            elif inner.op == "get_attr":
+                constant = getattr(traced, inner.target)
+                mapping[inner] = work.add_constant(f"{node.name}_{inner.target.strip('_')}", constant.detach(), like=node)
+            else:
+                mapping[inner] = work.graph.node_copy(inner, lambda old: mapping[old])
+                mapping[inner].meta = {**keep, "val": inner.meta["val"]}
+    node.replace_all_uses_with(result)
+    work.graph.erase_node(node)
+    return result
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """"encoder.layer.0.attention" from the module stack that torch.export keeps, "" where there is none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L__self___")
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """"modeling_bert.py:321" from the stack trace that torch.export keeps, "" where there is none."""
+    frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
+    if not frames:
+        return ""
+    _, file, rest = frames[-1].split('"', 2)
+    return f"{file.rsplit('/', 1)[-1]}:{rest.split('line ')[1].split(',')[0]}"
+
+
+def describe(node: torch.fx.Node) -> str:
+    """One line for error lists: operator, module path, source line and shapes."""
+    shapes = [_shape_of(source) for source in node.all_input_nodes]
+    where = ", ".join(part for part in (module_path(node), source_line(node)) if part)
+    return f"{node.target} ({where or 'no source recorded'}): {', '.join(shapes) or 'no tensors'} -> {_shape_of(node)}"
+
+
+def _shape_of(node: torch.fx.Node) -> str:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join(f"{str(v.dtype).removeprefix('torch.')}[{', '.join(map(str, v.shape))}]" if isinstance(v, torch.Tensor) else str(v) for v in values)

@@ -1,0 +1,96 @@
+"""What the user says about a model's inputs: `NAME:1x3x224x224[:float32]` in, `InputSpec` out; and its check against the model.
+
+Imports neither torch nor numpy: the command line parses `--input` before it knows whether there is work to do.
+"""
+import re
+from dataclasses import dataclass
+
+from .errors import UserError
+from .source import TensorSpec
+
+DTYPES = ("float32", "float16", "int32", "bool")
+_ALIASES = {"float": "float32", "half": "float16", "int": "int32", "int64": "int32", "long": "int32"}  # int64 is int32 at the border
+_EXAMPLE = "Write --input NAME:1x3x224x224 or --input NAME:1x128:int32."
+_MOST_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One `--input`. `dtype` is None where the user left it to the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None = None
+
+
+def parse_input(text: str) -> InputSpec:
+    """"x:1x3x224x224:float32" -> InputSpec("x", (1, 3, 224, 224), "float32")."""
+    name, *rest = text.strip().split(":")
+    if len(rest) not in (1, 2):
+        raise UserError(f"--input {text!r} is not NAME:SHAPE or NAME:SHAPE:DTYPE.", _EXAMPLE)
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise UserError(f"--input {text!r}: {name!r} is not a name of letters, digits and underscores.", _EXAMPLE)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest[0]):
+        raise UserError(f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.", _EXAMPLE)
+    return InputSpec(name, _shape(text, rest[0]), _dtype(text, rest[1]) if len(rest) == 2 else None)
+
+
+def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
+    """Every `--input` of a command line, in its order. A name may be given once."""
+    specs = tuple(parse_input(text) for text in texts)
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"--input names {', '.join(twice)} twice.", "Give each input once.")
+    return specs
+
+
+def override(model: str, defaults: tuple[TensorSpec, ...], given: tuple[InputSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The model's own inputs with the shapes that the user chose. Names, ranks and dtypes must be the model's."""
+    known = {spec.name: spec for spec in defaults}
+    for spec in given:
+        if spec.name not in known:
+            raise UserError(f"{model} has no input {spec.name!r}. Its inputs are: {listing(defaults)}.", "Correct the name in --input.")
+        check(model, spec, known[spec.name])
+    chosen = {spec.name: spec.shape for spec in given}
+    return tuple(TensorSpec(spec.name, chosen.get(spec.name, spec.shape), spec.dtype) for spec in defaults)
+
+
+def check(model: str, spec: InputSpec, own: TensorSpec) -> None:
+    """Refuse a rank or a dtype that is not the model's own."""
+    if len(spec.shape) != len(own.shape):
+        raise UserError(
+            f"Input {spec.name!r} of {model} has {len(own.shape)} dimensions, but --input gives {len(spec.shape)}: {shape_text(spec.shape)}.",
+            f"For example --input {spec_text(own)}",
+        )
+    if spec.dtype not in (None, own.dtype):
+        raise UserError(f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", f"For example --input {spec_text(own)}")
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def spec_text(spec: TensorSpec) -> str:
+    """TensorSpec -> the text that `--input` takes; float32 goes without saying."""
+    return f"{spec.name}:{shape_text(spec.shape)}" + (f":{spec.dtype}" if spec.dtype != "float32" else "")
+
+
+def listing(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} ({shape_text(spec.shape)} {spec.dtype})" for spec in specs)
+
+
+def _shape(text: str, shape: str) -> tuple[int, ...]:
+    dims, elements = tuple(int(dim) for dim in shape.split("x")), 1
+    for dim in dims:
+        elements *= dim
+    if elements >= _MOST_ELEMENTS:
+        raise UserError(f"--input {text!r} has {elements} elements; an input holds fewer than {_MOST_ELEMENTS}.", "Give a smaller shape.")
+    return dims
+
+
+def _dtype(text: str, dtype: str) -> str:
+    dtype = _ALIASES.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise UserError(f"--input {text!r}: the dtype {dtype!r} is not one of {', '.join(DTYPES)}.", _EXAMPLE)
+    return dtype

@@ -1,0 +1,55 @@
+"""What every stage starts from: the trained network, its inputs and the identity of the file it came from."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor at the border of a model. `dtype` is numpy's name for it: "float32", "int32", "bool"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def as_json(self) -> dict:
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as the user gave it, ready to be captured.
+
+    `module` is in eval mode and float32; `module(**tensors)` takes tensors named and ordered as in `inputs`, with int64 where
+    `inputs` says int32, and returns what the model returns (a Hugging Face model: {name: tensor}). Its parameters keep the
+    names that the model's author gave them. `program` is set when the file already held an exported program of fixed
+    shapes; its user inputs are then tensors only, in the order of `inputs`.
+    `format` is one of "exported-program", "hugging-face", "module", "state-dict", "torchscript".
+    """
+
+    path: Path
+    format: str
+    sha256: str
+    module: Any  # torch.nn.Module; untyped so that this file imports without torch
+    inputs: tuple[TensorSpec, ...]
+    program: Any = None  # torch.export.ExportedProgram
+    output_names: tuple[str, ...] = ()  # where the model's own code names them
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)  # integer input -> (lowest, highest + 1) that the model can index with
+    warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs for validation and calibration: `batches[i]` maps each input name to one array of the input's shape."""
+
+    kind: str  # "synthetic" | "real"
+    batches: tuple[dict[str, np.ndarray], ...]
+    seed: int | None = None
+
+    def as_json(self) -> dict:
+        return {"kind": self.kind, "count": len(self.batches), "seed": self.seed}

@@ -1,0 +1,180 @@
+"""The command line: words enter, a Plan is made, `run` does the work, and what it found is shown. Only this folder prints.
+
+Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input.
+"""
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..models.errors import UserError
+from .plan import TARGETS, Plan
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
+
+
+def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
+    """Turn a command's result into the exit code, and a UserError into one message without a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except UserError as error:
+            from .terminal import show_error
+
+            show_error(error)
+            code = 2
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            code = 130
+        sys.exit(code)
+
+    return wrapped
+
+
+input_option = click.option(
+    "--input", "inputs", multiple=True, metavar="NAME:1x3x224x224[:DTYPE]", help="Name, shape and type of an input, where the file does not say. Repeatable."
+)
+samples_option = click.option(
+    "--samples", metavar="FILE.npz|MODULE:FUNCTION", help="Real inputs for validation; without them random ones are drawn from a fixed seed."
+)
+class_option = click.option("--model-class", metavar="PACKAGE.MODULE:FACTORY", help="Builds the module that a state dict or a safetensors file belongs to.")
+trust_option = click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to import and run the code that it names.")
+device_option = click.option("--device", "devices", multiple=True, metavar="NAME", help='Device or chip to estimate for, as "iPhone 15 Pro" or A14. Repeatable.')
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("coreml",), show_default=True, help="What to write. Repeatable.")
+@click.option("--quant", "recipe", default="float16", show_default=True, metavar="RECIPE", help="How to store the weights: float32, float16, int8[:per-tensor], int4[:blockN|:per-channel], palettizeN[:groupN], pruneP, joined by +.")
+@click.option("--palettize", type=int, metavar="BITS", help="Add a lookup table of 2^BITS entries per weight: 1, 2, 3, 4, 6 or 8.")
+@click.option("--prune", type=float, metavar="FRACTION", help="Add magnitude pruning of this fraction (0 to 1) of each weight.")
+@input_option
+@samples_option
+@click.option("--deployment-target", default="iOS18", show_default=True, metavar="OS", help="Oldest system that must run the Core ML artifact.")
+@device_option
+@class_option
+@trust_option
+@click.option("--min-psnr", type=float, metavar="DB", help="Budget: fail (exit 1) where an output of the compressed model is further than this from the source.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.  [default: NAME-artifacts]")
+@click.option("--force", is_flag=True, help="Write into a folder that holds files of others (they are kept).")
+@json_option
+@quiet_option
+@click.version_option(__version__, prog_name="cidermill")
+@exits_with_user_errors
+def convert(as_json: bool, quiet: bool, **options: Any) -> int:
+    """Press MODEL into proven artifacts for Apple devices.
+
+    MODEL is an exported program, a Hugging Face folder, a pickled torch.nn module, a TorchScript file, or (with --model-class) a
+    state dict or safetensors file; the content decides, not the name. Each artifact is opened again, run, and compared with the
+    source. Results: NAME.mlpackage / NAME.pte, report.json and report.html.
+
+    \b
+    Examples:
+      convert model.pt --target coreml --quant int8
+      convert ./bert-folder --target coreml --target executorch-mps --quant int4:block32
+      convert net.pt --input image:1x3x224x224 --palettize 4 --device "iPhone 12"
+
+    Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is written).
+    """
+    from .run import run
+    from .terminal import progress, show_report
+
+    plan = Plan(**options)
+    with progress(enabled=not (quiet or as_json)) as show:
+        report = run(plan, show)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    elif not quiet:
+        show_report(report, plan.folder)
+    return 0 if report["verdict"] == "pass" else 1
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="cidermill")
+def main() -> None:
+    """Press trained PyTorch models into proven Core ML and ExecuTorch artifacts for Apple devices."""
+
+
+main.add_command(convert)
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The source model to compare with.")
+@input_option
+@samples_option
+@class_option
+@trust_option
+@click.option("--tolerance", type=float, metavar="DB", help="Least PSNR to pass.  [default: 40 for float16 compute, 60 for float32]")
+@json_option
+@quiet_option
+@exits_with_user_errors
+def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **options: Any) -> int:
+    """Run ARTIFACT (any .mlpackage or .pte, whoever built it) and compare its outputs with the source model's.
+
+    Exit code: 0 it agrees, 1 it does not, 2 bad usage or bad input.
+    """
+    from .check import validate_artifact
+    from .terminal import progress, show_validation
+
+    with progress(enabled=not (quiet or as_json)) as show:
+        result = validate_artifact(artifact, against, show=show, **options)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    elif not quiet:
+        show_validation(result)
+    return 0 if result["verdict"] == "pass" else 1
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@device_option
+@click.option("--compute-units", type=click.Choice(COMPUTE_UNITS), default="all", show_default=True, help="The units that the app allows.")
+@json_option
+@exits_with_user_errors
+def inspect(artifact: Path, devices: tuple[str, ...], compute_units: str, as_json: bool) -> int:
+    """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model."""
+    from .check import inspect_artifact
+    from .terminal import show_inspection
+
+    result = inspect_artifact(artifact, devices, compute_units)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        show_inspection(result)
+    return 0
+
+
+@main.command(context_settings=CONTEXT)
+@json_option
+@exits_with_user_errors
+def doctor(as_json: bool) -> int:
+    """Check that everything that cidermill needs is installed in a version that it was tried with."""
+    from .doctor import examine
+    from .terminal import show_doctor
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        show_doctor(findings)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def convert_main() -> None:
+    """Console script `convert`: the same command as `cidermill convert`."""
+    convert(prog_name="convert")
+
+
+if __name__ == "__main__":
+    main()

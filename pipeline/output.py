@@ -1,0 +1,159 @@
+"""Where results are put: a staging folder beside the output folder enters, one atomic exchange leaves the new results in place.
+
+At no moment is the output folder missing or half written. A run that is killed leaves a staging folder, which the next run removes.
+"""
+import ctypes
+import errno
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from ..models.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def staged(out: Path, force: bool) -> Iterator[Path]:
+    """Yield an empty folder to build in; when the block ends without an error it becomes `out`.
+
+    Files of an earlier run that the new one does not replace are kept. Raises UserError where `out` holds something that is
+    not ours (unless `force`), where it cannot be written, and where the disk is full.
+    """
+    check_ours(out, force)
+    _create_parent(out)
+    clear_leftovers(out)
+    staging = _staging_name(out, os.getpid())
+    temporary = tempfile.tempdir
+    try:
+        staging.mkdir()
+        scratch = staging / ".scratch"
+        scratch.mkdir()
+        tempfile.tempdir = str(scratch)  # whatever the tools write on the way stays on this disk and is cleared with it
+        yield staging
+        shutil.rmtree(scratch)
+        _keep_earlier(out, staging)
+        _put_in_place(staging, out)
+    except Exception as error:
+        raise _disk_error(error, out) from error
+    finally:
+        tempfile.tempdir = temporary
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_ours(out: Path, force: bool) -> None:
+    """Refuse to touch a folder that cidermill did not write, unless forced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
+    if not out.is_dir() or not any(out.iterdir()) or force or _has_report(out):
+        return
+    raise UserError(
+        f"The output folder {out} holds files that cidermill did not write ({_some_names(out)}).",
+        "Choose another folder with --out, or pass --force to add the results to it (nothing else in it is removed).",
+    )
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove the staging folders of runs into `out` that are no longer alive."""
+    for folder in out.parent.glob(f".{out.name}.cidermill-*"):
+        pid = folder.name.rpartition("-")[2]
+        if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_report(out: Path) -> bool:
+    try:
+        report = json.loads((out / "report.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and str(report.get("schema", "")).startswith("cidermill.report/")
+
+
+def _some_names(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _staging_name(out: Path, pid: int) -> Path:
+    return out.parent / f".{out.name}.cidermill-{pid}"
+
+
+def _create_parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The output folder {out} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"The folder {out.parent} cannot be written to.", "Choose a folder that you may write to with --out.")
+
+
+def _keep_earlier(out: Path, staging: Path) -> None:
+    """Carry over, as hard links, what the output folder holds and this run did not write again."""
+    if not out.is_dir():
+        return
+    for entry in out.iterdir():
+        if (staging / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, staging / entry.name, copy_function=_link, symlinks=True)
+        elif entry.is_symlink():
+            (staging / entry.name).symlink_to(os.readlink(entry))
+        else:
+            _link(entry, staging / entry.name)
+
+
+def _link(source: os.PathLike | str, target: os.PathLike | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+        return
+    if not _exchange(staging, out):  # no atomic exchange on this file system: two renames, the earlier output goes last
+        aside = staging.with_name(staging.name + "-old")
+        out.rename(aside)
+        staging.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step (renameat2 on Linux, renamex_np on macOS). -> False where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if platform.system() == "Darwin":
+        return library.renamex_np(*names, ctypes.c_uint(2)) == 0  # RENAME_SWAP
+    if hasattr(library, "renameat2"):
+        at_cwd = -100
+        return library.renameat2(at_cwd, names[0], at_cwd, names[1], ctypes.c_uint(2)) == 0  # RENAME_EXCHANGE
+    return False
+
+
+def _disk_error(error: Exception, out: Path) -> Exception:
+    """The error as it is, unless the disk was full: then one that says so."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return _full(out)
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(error, UserError) and shutil.disk_usage(out.parent).free < 1 << 16:
+        return _full(out)  # native writers report a full disk in words of their own
+    return error
+
+
+def _full(out: Path) -> UserError:
+    free = shutil.disk_usage(out.parent).free
+    return UserError(
+        f"The disk of {out.parent} is full ({free / 1e6:.1f} MB free); nothing was changed there.",
+        "Free some space, or choose a folder on another disk with --out.",
+    )

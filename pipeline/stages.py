@@ -1,0 +1,44 @@
+"""Measuring a run: each stage's wall time and peak memory, and what to show while it runs."""
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .report import StageRecord
+
+
+class Stages:
+    """The stages of one run so far. `show(name, total)` is a context manager that yields `step(label)` for progress inside a stage."""
+
+    def __init__(self, show: Callable[..., Any]):
+        self.show = show
+        self.records: list[StageRecord] = []
+
+    @contextmanager
+    def __call__(self, name: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+        started = time.perf_counter()
+        _reset_peak()
+        with self.show(name, total) as step:
+            yield step
+        self.records.append(StageRecord(name, round(time.perf_counter() - started, 3), peak_rss_bytes()))
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory since the last reset (Linux), else since the process began."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reset_peak() -> None:
+    """Linux counts the peak anew after "5" is written here (man proc, /proc/pid/clear_refs); elsewhere nothing is reset."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

@@ -1,0 +1,119 @@
+"""CompressedWeight: the one form in which a compressed weight travels from the kernels to every target.
+
+Three storages, which may be combined: integer codes with scales, indices into a lookup table, a mask of survivors.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Integer codes and scales: weight = scale * (codes - zero_point), each scale covering a block of the weight.
+
+    codes int8 [*shape] within [-2^(bits-1), 2^(bits-1)-1]; scale float32 (every value exact in float16) [*blocks], where
+    blocks has the rank of the weight and each blocks[i] divides shape[i]; zero_point like scale, in int8, or None.
+    Example: weight [64, 128], per channel -> scale [64, 1]; blocks of 32 along the input -> scale [64, 4].
+    """
+
+    bits: int
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Indices into lookup tables: weight[i] = table(i)[indices[i]].
+
+    indices uint8 [*shape] (vector palettes: shape divided by the vector length along `vector_axis`); lut float32 (every value exact
+    in float16) [*groups, 2^bits, vector], where groups has the rank of the weight and each groups[i] divides shape[i].
+    Example: weight [64, 128], one table of 16 -> lut [1, 1, 16, 1]; groups of 16 output channels -> lut [4, 1, 16, 1].
+    """
+
+    bits: int
+    indices: torch.Tensor
+    lut: torch.Tensor
+    vector_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class CompressedWeight:
+    """One weight after compression. `shape` is the source weight's; exactly what is stored decides `dense()`.
+
+    mask: bool [*shape], True where the weight survived pruning; None when not pruned.
+    values: Codes, Palette, or None: then the surviving weights are stored in float16 in `kept` (float32 [*shape], zero where pruned).
+    Where a mask is present, codes and indices of pruned positions carry no information and are not counted in `storage_bits`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    values: Codes | Palette | None
+    mask: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+    def dense(self) -> torch.Tensor:
+        """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would decompress it."""
+        if isinstance(self.values, Codes):
+            weight = _dequantize(self.values)
+        elif isinstance(self.values, Palette):
+            weight = _look_up(self.values, self.shape)
+        else:
+            weight = self.kept
+        weight = weight.half().float()
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def storage_bits(self) -> int:
+        """Exact bits of the stored form: codes, scales, zero points, tables (float16 each where float), mask and values."""
+        count = math.prod(self.shape)
+        kept = count if self.mask is None else int(self.mask.sum())
+        bits = 0 if self.mask is None else count
+        if isinstance(self.values, Codes):
+            bits += kept * self.values.bits + 16 * self.values.scale.numel()
+            if self.values.zero_point is not None:
+                bits += self.values.bits * self.values.zero_point.numel()
+        elif isinstance(self.values, Palette):
+            bits += kept // self.values.lut.shape[-1] * self.values.bits + 16 * self.values.lut.numel()
+        else:
+            bits += 16 * kept
+        return bits
+
+    def bits_per_weight(self) -> float:
+        return self.storage_bits() / math.prod(self.shape)
+
+
+def to_rows(weight: torch.Tensor, blocks: tuple[int, ...]) -> torch.Tensor:
+    """weight [64, 128], blocks (64, 4) -> [256, 32]: one row for each block, in the order of `blocks`; a view where memory order allows."""
+    sizes = [size for count, extent in zip(blocks, weight.shape) for size in (count, extent // count)]
+    return weight.reshape(sizes).permute(_blocks_first(len(blocks))).reshape(math.prod(blocks), -1)
+
+
+def from_rows(rows: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `to_rows`: rows [256, 32] -> [*shape]."""
+    order = _blocks_first(len(blocks))
+    split = rows.reshape([*blocks, *(extent // count for count, extent in zip(blocks, shape))])
+    return split.permute([order.index(axis) for axis in range(len(order))]).reshape(shape)
+
+
+def _blocks_first(rank: int) -> list[int]:
+    """rank 2 -> [0, 2, 1, 3]: axes (count, size, count, size) to (count, count, size, size)."""
+    return [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]
+
+
+def _dequantize(values: Codes) -> torch.Tensor:
+    shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
+    codes = to_rows(values.codes, blocks).float()
+    if values.zero_point is not None:
+        codes = codes - values.zero_point.reshape(-1, 1)
+    return from_rows(codes * values.scale.reshape(-1, 1), shape, blocks)
+
+
+def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
+    *groups, entries, vector = values.lut.shape
+    stored = tuple(values.indices.shape)
+    indices = to_rows(values.indices, tuple(groups)).int()  # index_select takes int32: half the memory of int64
+    indices += entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
+    rows = values.lut.reshape(-1, vector).index_select(0, indices.flatten())  # [indices, vector]
+    columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]
+    return columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(shape)

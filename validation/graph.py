@@ -1,0 +1,154 @@
+"""The one representation and the one interpreter of saved programs.
+
+A reader (mil_read, pte_read, mps_read) turns bytes into a `Graph`; an operator table (mil_ops, aten_ops, mps_ops) gives each
+operator a torch function; `interpret` runs the graph. Formats differ only in the reader and the table.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is another value of the graph, by name. Every other argument is a literal."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named result with its declared type. dtype: "float16", "float32", "int32", "bool", "string", ...; None dimensions are flexible."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. inputs: parameter name -> Ref, literal, or (nested) list of them.
+
+    scope: path of the torch module it came from ("encoder.layer.0.attention"), where the file says; location: "file.py:123".
+    blocks: nested graphs of control flow.
+    """
+
+    op: str
+    inputs: dict[str, Any]
+    outputs: tuple[Value, ...]
+    name: str = ""
+    scope: str = ""
+    location: str = ""
+    blocks: tuple["Graph", ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A program: named inputs, constants, operations in execution order, named outputs.
+
+    `constants` maps a name to a tensor or to a zero-argument function that decodes it (called once, then cached by the runner).
+    """
+
+    inputs: tuple[Value, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    constants: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)  # every named value's declared type, constants included
+
+
+class OperatorFailed(RuntimeError):
+    """An operator of a saved program could not be computed; `__cause__` keeps the original error."""
+
+
+Tap = Callable[[str, Any], None]
+
+
+def references(argument: Any) -> Iterator[str]:
+    """Names of all values that an argument refers to, in order."""
+    if isinstance(argument, Ref):
+        yield argument.name
+    elif isinstance(argument, (list, tuple)):
+        for item in argument:
+            yield from references(item)
+    elif isinstance(argument, dict):
+        for item in argument.values():
+            yield from references(item)
+
+
+def last_uses(graph: Graph) -> list[list[str]]:
+    """For each node, the names whose last use it is (outputs of the graph are never freed)."""
+    seen = set(graph.outputs)
+    frees: list[list[str]] = []
+    for node in reversed(graph.nodes):
+        names = needed_names(node) | {value.name for value in node.outputs}
+        frees.append(sorted(names - seen))
+        seen |= names
+    return frees[::-1]
+
+
+def needed_names(node: Node) -> set[str]:
+    """Names that a node reads: its arguments, and what its nested graphs read from the graphs around them."""
+    return set(references(node.inputs)).union(*(captured_names(block) for block in node.blocks))
+
+
+def captured_names(block: Graph) -> set[str]:
+    """Names that a nested graph reads from the graphs around it."""
+    own = {value.name for value in block.inputs} | set(block.constants)
+    used = set(block.outputs)
+    for node in block.nodes:
+        used |= needed_names(node)
+        own |= {value.name for value in node.outputs}
+    return used - own
+
+
+def resolve(argument: Any, environment: dict[str, Any]) -> Any:
+    """Replace every Ref in an argument by its value."""
+    if isinstance(argument, Ref):
+        return environment[argument.name]
+    if isinstance(argument, list):
+        return [resolve(item, environment) for item in argument]
+    if isinstance(argument, tuple):
+        return tuple(resolve(item, environment) for item in argument)
+    return argument
+
+
+def interpret(
+    graph: Graph,
+    call: Callable[[Node, dict[str, Any], dict[str, Any]], tuple],
+    inputs: dict[str, Any],
+    tap: Tap | None = None,
+    outer: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a graph. `call(node, arguments, environment) -> tuple of results` looks the operator up and rounds its results.
+
+    inputs: name -> tensor for every graph input. -> name -> tensor for every graph output. Values are freed after their
+    last use; `tap(name, value)` sees every intermediate. `outer` is the environment around a nested block.
+    """
+    environment = {**(outer or {}), **inputs}
+    frees = last_uses(graph)
+    with torch.no_grad():
+        for node, dead in zip(graph.nodes, frees):
+            for name in needed_names(node):
+                if name not in environment and name in graph.constants:
+                    constant = graph.constants[name]
+                    environment[name] = constant() if callable(constant) else constant
+            try:
+                arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+                results = call(node, arguments, environment)
+            except OperatorFailed:
+                raise
+            except Exception as error:
+                where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
+                raise OperatorFailed(f"operator {node.op} ({where or 'unnamed'}) failed: {error}") from error
+            for value, result in zip(node.outputs, results):
+                environment[value.name] = result
+                if tap is not None:
+                    tap(value.name, result)
+            for name in dead:
+                environment.pop(name, None)
+    for name in graph.outputs:
+        if name not in environment and name in graph.constants:
+            constant = graph.constants[name]
+            environment[name] = constant() if callable(constant) else constant
+    return {name: environment[name] for name in graph.outputs}

@@ -1,0 +1,82 @@
+"""MIL recurrent layers: x [steps, batch, inputs], weights with their gates stacked along the first axis."""
+import torch
+
+from .arguments import scalar
+
+ACTIVATIONS = {
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "linear": lambda x: x,
+    "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
+    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+}
+
+
+def _steps(x: torch.Tensor, direction: str) -> list[torch.Tensor]:
+    return list(x.flip(0) if direction == "reverse" else x)
+
+
+def _sequence(states: list[torch.Tensor], output_sequence: bool, direction: str) -> torch.Tensor:
+    """All states in the order of the input, or the last one computed."""
+    if not output_sequence:
+        return states[-1][None]
+    return torch.stack(states[::-1] if direction == "reverse" else states)
+
+
+def rnn(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, activation="tanh"):
+    h, states = initial_h, []
+    for step in _steps(x, direction):
+        total = step @ weight_ih.T + h @ weight_hh.T
+        h = ACTIVATIONS[activation](total if bias is None else total + bias)
+        states.append(h)
+    return _sequence(states, output_sequence, direction), h
+
+
+def gru(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, recurrent_activation="sigmoid",
+        activation="tanh", reset_after=False, input_bias=None):
+    """Gates are stacked as reset, output, update. reset_after: the reset gate multiplies the product with the state, not the state."""
+    outer, inner, size = ACTIVATIONS[recurrent_activation], ACTIVATIONS[activation], initial_h.shape[-1]
+    hidden_bias = torch.zeros(3 * size) if bias is None else bias
+    given = torch.zeros(3 * size) if input_bias is None else input_bias
+    h, states = initial_h, []
+    for step in _steps(x, direction):
+        x_r, x_o, x_z = (step @ weight_ih.T + given).chunk(3, -1)
+        w_r, w_o, w_z = weight_hh.chunk(3, 0)
+        b_r, b_o, b_z = hidden_bias.chunk(3)
+        r, z = outer(x_r + h @ w_r.T + b_r), outer(x_z + h @ w_z.T + b_z)
+        o = inner(x_o + (r * (h @ w_o.T + b_o) if reset_after else (r * h) @ w_o.T + b_o))
+        h = (1 - z) * o + z * h
+        states.append(h)
+    return _sequence(states, output_sequence, direction), h
+
+
+def _lstm_pass(x, h, c, weight_ih, weight_hh, bias, peephole, direction, activations, clip) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """One direction; gates are stacked as input, forget, output, cell. -> states, last cell"""
+    outer, cell, final = (ACTIVATIONS[name] for name in activations)
+    peep = (0.0, 0.0, 0.0) if peephole is None else peephole.chunk(3)
+    states = []
+    for step in _steps(x, direction):
+        total = step @ weight_ih.T + h @ weight_hh.T
+        i, f, o, z = (total if bias is None else total + bias).chunk(4, -1)
+        z = cell(z)
+        c = outer(f + peep[1] * c) * c + outer(i + peep[0] * c) * z
+        c = c if clip is None else c.clamp(-scalar(clip), scalar(clip))
+        h = outer(o + peep[2] * c) * final(c)
+        states.append(h)
+    return states, c
+
+
+def lstm(x, initial_h, initial_c, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, recurrent_activation="sigmoid",
+         cell_activation="tanh", activation="tanh", peephole=None, clip=None, weight_ih_back=None, weight_hh_back=None, bias_back=None,
+         peephole_back=None):
+    """-> states, last state, last cell. Bidirectional: both directions side by side in the last axis."""
+    names = (recurrent_activation, cell_activation, activation)
+    if direction != "bidirectional":
+        states, c = _lstm_pass(x, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, direction, names, clip)
+        return _sequence(states, output_sequence, direction), states[-1], c
+    (h_f, h_b), (c_f, c_b) = initial_h.chunk(2, -1), initial_c.chunk(2, -1)
+    ahead, c_f = _lstm_pass(x, h_f, c_f, weight_ih, weight_hh, bias, peephole, "forward", names, clip)
+    back, c_b = _lstm_pass(x, h_b, c_b, weight_ih_back, weight_hh_back, bias_back, peephole_back, "reverse", names, clip)
+    sequence = torch.cat([_sequence(ahead, output_sequence, "forward"), _sequence(back, output_sequence, "reverse")], -1)
+    return sequence, torch.cat([ahead[-1], back[-1]], -1), torch.cat([c_f, c_b], -1)
+
+
+RECURRENT = {function.__name__: function for function in (rnn, gru, lstm)}

@@ -1,0 +1,266 @@
+"""Where each operation will run: a Graph and a device come in, a Placement with a unit and a reason for every operation leaves.
+
+The rule is Core ML's own, as its planner was seen to follow it on an M4 (devices/planner.json): a shortest path over units, where an operation
+costs what `costs.py` says, changing the unit costs 0.125 ms, the first use of the Neural Engine costs 0.125 ms (once for a program: a
+program with two segments on it was seen to pay 0.5 ms in all), and a last result left there 0.125 ms.
+
+On a graph with branches the path runs over one order of the operations, and a change of unit between neighbours of that order is one crossing. It is
+the file order, except that operations that the Neural Engine can run and that are ready go before ones that it cannot (and the other way round), so that a
+side branch of integers is one excursion and not many. Every assignment of units over that order is a path, so the cheapest is exact.
+"""
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..models.errors import UserError
+from .costs import cost_ms
+from .devices import DEFAULT_DEVICE, Device, find_device, planner
+from .graph import Graph, Node, captured_names, references
+from .limits import engine_refusal, gpu_refusal
+from .operations import Operation, operations
+
+UNITS = ("ane", "gpu", "cpu")
+COMPUTE_UNITS = {"all": UNITS, "cpu_and_ne": ("ane", "cpu"), "cpu_and_gpu": ("gpu", "cpu"), "cpu_only": ("cpu",)}
+UNIT_NAMES = {"ane": "Neural Engine", "gpu": "GPU", "cpu": "CPU"}
+ENGINE_WEIGHT_LIMIT = 2.5e9  # bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
+MPS_DELEGATE = "delegate:MPSBackend"
+TIE_MS = 1e-9
+
+
+@dataclass(frozen=True)
+class PlacedOperation:
+    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the planner's estimate on its unit."""
+
+    name: str
+    type: str
+    module: str
+    unit: str
+    reason: str
+    cost_ms: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The estimated placement of a program. crossings: changes of unit; overhead_ms: what they and the launches cost."""
+
+    device: Device
+    compute_units: str
+    ops: tuple[PlacedOperation, ...]
+    crossings: int = 0
+    overhead_ms: float = 0.0
+    source: str = field(default="estimate", init=False)
+
+    def units(self) -> dict[str, dict]:
+        """Per unit: number of operations and share of the operations' time (of their number where all cost nothing)."""
+        total = sum(op.cost_ms for op in self.ops)
+        count = Counter(op.unit for op in self.ops)
+        spent = {unit: sum(op.cost_ms for op in self.ops if op.unit == unit) for unit in UNITS}
+        shares = {unit: spent[unit] / total if total else count[unit] / max(1, len(self.ops)) for unit in UNITS}
+        return {unit: {"ops": count[unit], "share": round(shares[unit], 4)} for unit in UNITS}
+
+    def as_json(self) -> dict:
+        """report.json's `placement` section."""
+        return {
+            "source": self.source, "device": self.device.name, "chip": self.device.chip, "compute_units": self.compute_units,
+            "crossings": self.crossings, "overhead_ms": round(self.overhead_ms, 6), "units": self.units(),
+            "ops": [{"name": op.name, "type": op.type, "module": op.module, "unit": op.unit, "reason": op.reason,
+                     "cost_ms": round(op.cost_ms, 7)} for op in self.ops],
+        }
+
+
+def place(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all") -> Placement:
+    """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or "cpu_only"."""
+    return place_operations(operations(graph), device, compute_units)
+
+
+def place_operations(steps: list[Operation], device: str | Device = DEFAULT_DEVICE, compute_units: str = "all") -> Placement:
+    """`place` for a program whose operations have been listed already."""
+    device = device if isinstance(device, Device) else find_device(device)
+    units = allowed_units(compute_units)
+    refusals = [_refusals(step, device) for step in steps]
+    if too_heavy := _weights_refusal(steps):
+        refusals = [{**refusal, "ane": refusal.get("ane") or too_heavy} for refusal in refusals]
+    costs = [_unit_costs(step, device, units, refusal) for step, refusal in zip(steps, refusals)]
+    order = schedule(steps, [not refusal.get(units[0]) for refusal in refusals])
+    chosen = cheapest_path([costs[index] for index in order])
+    unit_of = dict(zip(order, chosen))
+    reasons = _reasons(order, unit_of, costs, refusals, units)
+    placed = tuple(
+        PlacedOperation(step.node.name or _first_output(step.node), step.op, step.node.scope, unit_of[index], reasons.get(index, ""),
+                        costs[index][unit_of[index]])
+        for index, step in enumerate(steps)
+    )
+    crossings = sum(before != after for before, after in zip(chosen, chosen[1:]))
+    return Placement(device, compute_units, placed, crossings, path_cost([{unit: 0.0 for unit in UNITS}] * len(chosen), chosen))
+
+
+def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placement:
+    """Placement of an ExecuTorch program: the operations of its MPS delegates on the GPU, all other kernels on the CPU.
+
+    There is no planner to imitate: the file says it. Costs are rooflines over the bytes and the multiply-adds that shapes show.
+    """
+    device = device if isinstance(device, Device) else find_device(device)
+    ops, before, crossings = [], None, 0
+    for node in graph.nodes:
+        delegated = node.op.startswith("delegate:")
+        unit = "gpu" if node.op == MPS_DELEGATE else "cpu"
+        crossings += before is not None and before != unit
+        before = unit
+        inside = [inner for block in node.blocks for inner in block.nodes] if delegated and node.blocks else [node]
+        reason = "delegated to MPS, which is the GPU" if unit == "gpu" else f"kernel {node.op} is outside every MPS delegate"
+        values = {**graph.values, **{name: value for block in node.blocks for name, value in block.values.items()}}
+        ops += [PlacedOperation(inner.name or _first_output(inner), inner.op, inner.scope, unit, reason,
+                                kernel_ms(inner, values, unit, device)) for inner in inside]
+    switch = planner()["switch_ms"]
+    launches = planner()["launch_ms"]["gpu"] * any(op.unit == "gpu" for op in ops)
+    return Placement(device, "mps", tuple(ops), crossings, launches + switch * crossings)
+
+
+def kernel_ms(node: Node, values: dict, unit: str, device: Device) -> float:
+    """Roofline of a kernel or an MPS node: bytes of its tensors and multiply-adds of products of matrices, from the declared shapes."""
+    step = operations(Graph((), tuple(value.name for value in node.outputs), (node,), {}, values))
+    if not step:
+        return 0.0
+    return cost_ms(step[0], "gpu" if unit == "gpu" else "bnns", device)
+
+
+def allowed_units(compute_units: str) -> tuple[str, ...]:
+    if compute_units not in COMPUTE_UNITS:
+        raise UserError(f"unknown compute units {compute_units!r}: allowed are {', '.join(COMPUTE_UNITS)}", "Pass one of them.")
+    return COMPUTE_UNITS[compute_units]
+
+
+def schedule(steps: list[Operation], capable: list[bool]) -> list[int]:
+    """Indices of the operations in an order that respects data flow: as in the file, but as long as operations of one kind (capable or not) are
+    ready, they go first."""
+    producer = {value.name: index for index, step in enumerate(steps) for value in step.node.outputs}
+    waits: list[int] = []
+    readers: list[list[int]] = [[] for _ in steps]
+    for index, step in enumerate(steps):
+        names = set(references(step.node.inputs)) | {name for block in step.node.blocks for name in captured_names(block)}
+        sources = {producer[name] for name in names if producer.get(name, index) < index}
+        waits.append(len(sources))
+        for source in sources:
+            readers[source].append(index)
+    return _drain(waits, readers, capable)
+
+
+def _drain(waits: list[int], readers: list[list[int]], capable: list[bool]) -> list[int]:
+    ready: dict[bool, list[int]] = {True: [], False: []}
+    for index, count in enumerate(waits):
+        if not count:
+            heapq.heappush(ready[capable[index]], index)
+    kind, order = (capable[0] if capable else True), []
+    while ready[True] or ready[False]:
+        kind = kind if ready[kind] else not kind
+        index = heapq.heappop(ready[kind])
+        order.append(index)
+        for reader in readers[index]:
+            waits[reader] -= 1
+            if not waits[reader]:
+                heapq.heappush(ready[capable[reader]], reader)
+    return order
+
+
+def cheapest_path(costs: list[dict[str, float]]) -> list[str]:
+    """For each operation the unit of the cheapest assignment; costs [{"ane": 0.1, "cpu": 0.2}, ...], a unit that is absent cannot run it.
+
+    Dynamic programming over states (unit, units launched so far). Of equal paths one that ends on the Neural Engine wins, then one that
+    changes the unit early.
+    """
+    rules = planner()
+    best: dict[tuple[str, frozenset], float] = {}
+    trail: list[dict] = []
+    for cost in costs:
+        after: dict[tuple[str, frozenset], float] = {}
+        came: dict = {}
+        for unit in (unit for unit in UNITS if unit in cost):
+            for state, spent in sorted((best or {("", frozenset()): 0.0}).items(), key=lambda item: item[0][0] != unit):
+                total = spent + cost[unit] + _entry_ms(state, unit, rules)
+                reached = (unit, state[1] | {unit})
+                if total < after.get(reached, float("inf")) - TIE_MS:
+                    after[reached], came[reached] = total, state
+        best = after
+        trail.append(came)
+    return _walk_back({state: spent + rules["output_ms"][state[0]] for state, spent in best.items()}, trail)
+
+
+def _entry_ms(state: tuple[str, frozenset], unit: str, rules: dict) -> float:
+    before, launched = state
+    switch = rules["switch_ms"] if before and before != unit else 0.0
+    return switch + (0.0 if unit in launched else rules["launch_ms"][unit])
+
+
+def _walk_back(ends: dict, trail: list[dict]) -> list[str]:
+    if not ends:
+        return []
+    cheapest = min(ends.values())
+    state = next(state for state, spent in sorted(ends.items(), key=lambda end: UNITS.index(end[0][0])) if spent <= cheapest + TIE_MS)
+    units = []
+    for came in reversed(trail):
+        units.append(state[0])
+        state = came[state]
+    return units[::-1]
+
+
+def path_cost(costs: list[dict[str, float]], units: list[str]) -> float:
+    """What an assignment costs in all: operations, switches, first launches, output."""
+    rules, state, total = planner(), ("", frozenset()), 0.0
+    for cost, unit in zip(costs, units):
+        total += cost[unit] + _entry_ms(state, unit, rules)
+        state = (unit, state[1] | {unit})
+    return total + (rules["output_ms"][units[-1]] if units else 0.0)
+
+
+def _refusals(step: Operation, device: Device) -> dict[str, str]:
+    return {"ane": engine_refusal(step, device), "gpu": gpu_refusal(step)}
+
+
+def _weights_refusal(steps: list[Operation]) -> str:
+    stored = sum(operand.stored_bytes for step in steps for operand in step.operands if operand.constant)
+    return f"{stored / 1e9:.1f} GB of weights > {ENGINE_WEIGHT_LIMIT / 1e9:.1f} GB" if stored > ENGINE_WEIGHT_LIMIT else ""
+
+
+def _unit_costs(step: Operation, device: Device, units: tuple[str, ...], refusal: dict[str, str]) -> dict[str, float]:
+    backends = {"ane": "ane", "gpu": "gpu", "cpu": "bnns"}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
+    return {unit: cost_ms(step, backends[unit], device) for unit in units if not refusal.get(unit)}
+
+
+def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]) -> dict[int, str]:
+    """Reason for every operation that is not on the Neural Engine; operations that could be are judged by the stretch that they stand in."""
+    reasons, stretch = {}, []
+    for index in order:
+        if unit_of[index] == "ane":
+            pass
+        elif "ane" not in units:
+            reasons[index] = "Neural Engine excluded by the compute units"
+        elif refusals[index]["ane"]:
+            reasons[index] = refusals[index]["ane"]
+        else:
+            stretch.append(index)
+            continue
+        reasons.update(_stretch_reasons(stretch, unit_of, costs))
+        stretch = []
+    return {**reasons, **_stretch_reasons(stretch, unit_of, costs)}
+
+
+def _stretch_reasons(stretch: list[int], unit_of: dict[int, str], costs: list) -> dict[int, str]:
+    """A run of operations that the Neural Engine could take: what it would save there, and what going there would cost."""
+    if not stretch:
+        return {}
+    rules = planner()
+    saved = sum(costs[index][unit_of[index]] - costs[index]["ane"] for index in stretch)
+    elsewhere = UNIT_NAMES[unit_of[stretch[0]]]
+    if abs(saved) < TIE_MS:
+        text = f"costs the same on {elsewhere}"
+    elif saved < 0:
+        text = f"cheaper on {elsewhere}: saves {-saved:.2g} ms"
+    else:
+        overhead = rules["switch_ms"] + max(rules["launch_ms"]["ane"], rules["output_ms"]["ane"])
+        where = f"these {len(stretch)} operations" if len(stretch) > 1 else "it"
+        text = f"cheaper on {elsewhere}: the Neural Engine saves {saved:.2g} ms on {where}, going there and back costs {overhead:.2g} ms or more"
+    return dict.fromkeys(stretch, text)
+
+
+def _first_output(node: Node) -> str:
+    return node.outputs[0].name if node.outputs else ""
