@@ -1,4 +1,5 @@
 """A path -> which kind of model it is, judged by its content and never by its name; damaged and foreign files are refused here."""
+import codecs
 import json
 import struct
 import zipfile
@@ -16,7 +17,6 @@ _ONNX_HINT = "Convert from the PyTorch model that the file was exported from: to
 _ARTIFACT_HINT = "An artifact is a result, not a source: use `cidermill inspect FILE` or `cidermill validate FILE --against MODEL`."
 _FOREIGN = (  # (offset, bytes, what it is, hint)
     (4, b"ET1", "an ExecuTorch program (.pte)", _ARTIFACT_HINT),
-    (4, b"eh0", "ExecuTorch external data or an extended header", _ARTIFACT_HINT),
     (0, b"GGUF", "a GGUF file of llama.cpp", "Convert from the Hugging Face folder it was made from."),
     (4, b"TFL3", "a TensorFlow Lite model", "Convert from a PyTorch model."),
     (0, b"\x89HDF", "an HDF5 file (Keras)", "Convert from a PyTorch model."),
@@ -156,12 +156,8 @@ def _bad_safetensors(path: Path, why: str) -> UserError:
 
 
 def _is_text(head: bytes) -> bool:
-    return not any(byte < 9 or 13 < byte < 32 for byte in head) and b"\x00" not in head and _decodes(head)
-
-
-def _decodes(head: bytes) -> bool:
     try:
-        head[: len(head) - 3 if len(head) == 256 else None].decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start >= len(head) - 6  # a character cut by the reading window
-    return True
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the window may cut the last character
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\t\n\r\f" for character in text)

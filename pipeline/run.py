@@ -1,17 +1,33 @@
 """The main job: a Plan enters, artifacts and their report are on disk when it leaves."""
 import gc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..models.errors import UserError
+from .check import Check, check_artifact, estimate, judge, load_model
 from .output import staged
 from .plan import Plan
 from .stages import Stages
 
-STAGES = ("load", "capture", "compress", "convert", "validate", "place", "report")
 SYNTHETIC_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the stages after conversion need to know of the model, so that its weights can be freed before an artifact is run.
+
+    expected: what a perfect conversion answers on the samples; reference: what the source answers.
+    """
+
+    source: Any
+    inputs: tuple
+    outputs: tuple
+    samples: Any
+    reference: tuple
+    expected: tuple
+    decisions: tuple
+    parameters: int
 
 
 def run(plan: Plan, show: Callable[..., Any]) -> dict:
@@ -23,28 +39,11 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     devices = _devices(plan)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
-        with stages("load"):
-            source, samples = _load(plan)
-        with stages("capture"):
-            captured = _capture(source, samples)
-        with stages("compress") as step:
-            compressed, expected = _compress(captured, recipe, step)
-        artifacts = []
-        for target in plan.targets:
-            with stages("convert", None) as step:
-                artifacts.append(_convert(compressed, target, folder, plan, step))
-        facts = _facts(compressed)
-        del source, captured, compressed
+        artifacts, facts = _press(plan, recipe, folder, stages)
         gc.collect()
-        sections = []
-        for artifact in artifacts:
-            with stages("validate"):
-                sections.append(_validate(artifact, facts, expected))
-        for artifact, section in zip(artifacts, sections):
-            with stages("place"):
-                _place(artifact, section, devices)
+        sections = [_examine(plan, artifact, facts, devices, folder, stages) for artifact in artifacts]
         with stages("report"):
-            return _report(plan, folder, facts, artifacts, sections, stages)
+            return _report(folder, facts, sections, stages)
 
 
 def _recipe(plan: Plan) -> Any:
@@ -64,20 +63,21 @@ def _devices(plan: Plan) -> tuple[Any, ...]:
     return tuple(find_device(name) for name in plan.devices or (DEFAULT_DEVICE,))
 
 
-def _load(plan: Plan) -> tuple[Any, Any]:
-    from ..models.inputs import parse_inputs, read_samples, synthetic_samples
-    from ..models.load import load
-
-    source = load(plan.model, parse_inputs(plan.inputs), plan.model_class, plan.trust_pickle)
-    if plan.samples:
-        return source, read_samples(plan.samples, source.inputs)
-    return source, synthetic_samples(source, SYNTHETIC_SAMPLES)
-
-
-def _capture(source: Any, samples: Any) -> Any:
+def _press(plan: Plan, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
+    """Load, capture, compress and convert. When it returns, the model itself is no longer referred to."""
     from ..models.capture import capture
 
-    return capture(source, samples)
+    with stages("load"):
+        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle, SYNTHETIC_SAMPLES)
+    with stages("capture"):
+        captured = capture(source, samples)
+    with stages("compress") as step:
+        compressed, expected = _compress(captured, recipe, step)
+    artifacts = []
+    for target in plan.targets:
+        with stages("convert") as step:
+            artifacts.append(_convert(compressed, target, folder, plan, step))
+    return artifacts, _facts(compressed, expected)
 
 
 def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, tuple]:
@@ -85,7 +85,7 @@ def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[
     from ..models.capture import evaluate
     from ..quantization.compress import compress, decompressed
 
-    compressed = compress(captured, recipe, step)
+    compressed = compress(captured, recipe, lambda done, total, name: step(name))
     expected = evaluate(decompressed(compressed), captured) if compressed.weights else captured.reference
     return compressed, expected
 
@@ -100,35 +100,51 @@ def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Calla
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
 
 
-def _facts(compressed: Any) -> dict:
-    """What later stages need to know of the model, so that its weights can be freed before the artifact is run."""
+def _facts(compressed: Any, expected: tuple) -> Facts:
     captured = compressed.captured
-    return {
-        "source": replace(captured.source, module=None, program=None),
-        "inputs": captured.inputs,
-        "outputs": captured.outputs,
-        "samples": captured.samples,
-        "reference": captured.reference,
-        "decisions": compressed.decisions,
-        "parameters": captured.parameters,
-    }
+    module = captured.source.program if captured.source.program is not None else captured.source.module
+    parameters = sum({id(parameter): parameter.numel() for parameter in module.parameters()}.values())
+    return Facts(
+        replace(captured.source, module=None, program=None), captured.inputs, captured.outputs, captured.samples,
+        captured.reference, expected, compressed.decisions, parameters,
+    )  # fmt: skip
 
 
-def _validate(artifact: Any, facts: dict, expected: tuple) -> dict:
-    """Open the saved bytes, run them, and keep the two errors apart: conversion (a defect if large) and compression (the recipe's price)."""
+def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Path, stages: Stages) -> dict:
+    """Open the saved bytes, run and audit them, estimate placement and latency. -> the artifact's section of the report."""
     from ..validation.audit import audit
-    from ..validation.compare import TOLERANCE_DB, compare
     from ..validation.runners import open_runner
+    from .report import artifact_section
 
-    runner = open_runner(artifact.path)
-    names = [spec.name for spec in facts["inputs"]]
-    answers = [runner([batch[name] for name in names]) for batch in facts["samples"].batches]
-    answers = [dict(zip((spec.name for spec in facts["outputs"]), answer.values())) for answer in answers]
-    return {
-        "runner": runner.kind,
-        "conversion": compare(expected, answers),
-        "compression": compare(facts["reference"], expected),
-        "tolerance_db": TOLERANCE_DB[artifact.precision],
-        "audit": audit(artifact.path, facts["decisions"]),
-        "graph": runner.graph,
-    }
+    with stages("validate"):
+        runner = open_runner(artifact.path, host="reference")
+        check = check_artifact(runner, facts.inputs, facts.samples, facts.expected, facts.reference)
+        native = _native_check(artifact.path, facts)
+        weights = audit(artifact.path, facts.decisions)
+    with stages("place"):
+        estimates = estimate(runner.graph, artifact.target, devices)
+    verdict, warnings = judge(check, plan.min_psnr)
+    if isinstance(native, Check):
+        native_verdict, more = judge(native, plan.min_psnr)
+        verdict, warnings = "fail" if "fail" in (verdict, native_verdict) else "pass", warnings + more
+    validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
+    return artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
+
+
+def _native_check(path: Path, facts: Facts) -> Check | str:
+    """The same comparison in the platform's real runtime, where this host has it."""
+    from ..validation.runners import has_native_runtime, open_runner
+
+    if not has_native_runtime(path):
+        return "not run: needs macOS"
+    return check_artifact(open_runner(path, host="native"), facts.inputs, facts.samples, facts.expected, facts.reference)
+
+
+def _report(folder: Path, facts: Facts, sections: list[dict], stages: Stages) -> dict:
+    from .report import build_report, environment, source_section, write_html, write_json
+
+    source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
+    report = build_report(source, stages.records, sections, environment())
+    write_json(report, folder / "report.json")
+    write_html(report, folder / "report.html")
+    return report

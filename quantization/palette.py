@@ -1,8 +1,7 @@
 """Lookup tables: a weight enters, a Palette with sorted, float16-exact tables of least squared error leaves.
 
-One-dimensional k-means over a histogram: a float16 weight has at most 65,536 distinct values, however many elements it has. Small
-tables start from the optimum over bins (dynamic programming), large ones from the density that is optimal for many levels; both are
-then refined by Lloyd's iteration on the full histogram. Deterministic.
+One-dimensional k-means over a histogram: a float16 weight has at most 65,536 distinct values, however many elements it has. Tables
+start from the optimum over bins (dynamic programming) and are refined by Lloyd's iteration on the full histogram. Deterministic.
 """
 import torch
 
@@ -10,8 +9,7 @@ from .weight import Palette, from_rows, to_rows
 
 KEYS = 65536  # float16 bit patterns
 GROUPS_AT_ONCE = 16  # bounds the histograms held at once to 16 x 65,536 entries
-BINS_SINGLE, BINS_GROUPED = 1024, 128  # bins of the dynamic programme: for one table, for each of many
-LARGEST_PLANNED_TABLE = 16  # entries; above, the starting density is close to the optimum already
+WIDEST_RUN = 8  # of the dynamic programme: no entry takes more than 8 times its share of the bins, which are spaced for equal shares
 ITERATIONS = 300
 
 
@@ -69,11 +67,8 @@ def _fit(values: torch.Tensor, counts: torch.Tensor, entries: int) -> torch.Tens
     """values ascending, counts [n, width] -> tables [n, entries], float64, ascending."""
     sums = torch.stack([counts, counts * values, counts * values.square()]).cumsum(2)
     sums = torch.nn.functional.pad(sums, (1, 0))  # sums[:, :, i]: of the first i values
-    if entries <= LARGEST_PLANNED_TABLE:
-        bins = BINS_SINGLE if len(values) == 1 else BINS_GROUPED
-        edges = _plan(sums, _dense_edges(values, counts, bins), entries)
-    else:
-        edges = _dense_edges(values, counts, entries)
+    bins = max(1024, 8 * entries) if len(values) == 1 else max(128, 4 * entries)  # many tables: coarser, for time
+    edges = _plan(sums, _dense_edges(values, counts, bins), entries)
     tables = _refine(values, sums, _centres(sums, edges, values[:, :1].expand(-1, entries)))
     few = (counts > 0).sum(1, keepdim=True) <= entries
     columns = torch.arange(entries).clamp_max(values.shape[1] - 1)
@@ -93,24 +88,30 @@ def _dense_edges(values: torch.Tensor, counts: torch.Tensor, bins: int) -> torch
 
 
 def _plan(sums: torch.Tensor, edges: torch.Tensor, entries: int) -> torch.Tensor:
-    """The best of all partitions of the bins into `entries` runs, exactly, within-bin spread included.
+    """The best of all partitions of the bins into `entries` runs of at most `width` bins, exactly, within-bin spread included.
 
-    sums [3, n, width + 1] (count, sum, sum of squares), edges [n, bins + 1] -> [n, entries + 1]. Time n * entries * bins^2.
+    sums [3, n, values + 1] (count, sum, sum of squares), edges [n, bins + 1] -> [n, entries + 1]. Time n * entries * bins * width.
     """
-    count, total, square = (prefix.gather(1, edges) for prefix in sums)
-    cost = _spread(*(prefix.unsqueeze(2) - prefix.unsqueeze(1) for prefix in (count, total, square)))  # [n, end, start]
-    size = cost.shape[1]
-    cost.masked_fill_(torch.ones(size, size, dtype=torch.bool).triu(1), torch.inf)
-    best, choices = cost[:, :, 0], []
-    for _ in range(entries - 1):
-        best, choice = (cost + best.unsqueeze(1)).min(2)
+    bins = edges.shape[1] - 1
+    width = min(bins, WIDEST_RUN * bins // entries)
+    at = [prefix.gather(1, edges) for prefix in sums]
+    cost = _spread(*(prefix[:, 1:].unsqueeze(2) - _starts(prefix, width, 0.0) for prefix in at))  # [n, end - 1, start - end + width]
+    best = torch.full(edges.shape, torch.inf, dtype=torch.float64)
+    best[:, 0] = 0.0
+    choices = []
+    for _ in range(entries):
+        lowest, choice = (cost + _starts(best, width, torch.inf)).min(2)
+        best = torch.nn.functional.pad(lowest, (1, 0), value=torch.inf)
         choices.append(choice)
-    end = torch.full((len(edges), 1), size - 1)
-    cuts = [end]
+    cuts = [torch.full((len(edges), 1), bins)]
     for choice in reversed(choices):
-        cuts.append(choice.gather(1, cuts[-1]))
-    cuts.append(torch.zeros_like(end))
+        cuts.append(cuts[-1] - width + choice.gather(1, cuts[-1] - 1))
     return edges.gather(1, torch.cat(cuts[::-1], dim=1))
+
+
+def _starts(prefix: torch.Tensor, width: int, outside: float) -> torch.Tensor:
+    """prefix [n, bins + 1] -> view [n, bins, width]: for each end 1..bins, the entries at the `width` possible starts before it."""
+    return torch.nn.functional.pad(prefix[:, :-1], (width - 1, 0), value=outside).unfold(1, width, 1)
 
 
 def _spread(count: torch.Tensor, total: torch.Tensor, square: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def find_roles(tensors: list[Tensor]) -> dict[str, Role | str]:
     """name -> its Role, or why it is left alone. Names that share one storage get one answer, from all their uses together."""
     uses: dict[tuple, list[Role | str]] = {}
     for tensor in tensors:
-        uses.setdefault(storage_of(tensor), []).extend(_uses(tensor.node, tuple(range(tensor.data.ndim))))
+        uses.setdefault(storage_of(tensor), []).extend(_uses(tensor.node, tuple(range(tensor.data.ndim)), tensor.data.ndim))
     return {tensor.name: _judge(tensor.data, uses[storage_of(tensor)]) for tensor in tensors}
 
 
@@ -75,8 +75,8 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
     return min(uses, key=lambda role: order.index(role.kind))  # any axis is valid for every use: a weight is decompressed whole
 
 
-def _uses(node: Any, axes: Axes) -> Iterator[Role | str]:
-    """Every use of the value `node`, whose axes come from `axes` of the tensor: a Role, or the name of an operator that has none."""
+def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
+    """Every use of the value `node`, whose axes come from `axes` of the tensor of `rank`: a Role, or the name of an operator without one."""
     for user in node.users:
         if user.op == "output":
             yield "the output"
@@ -88,21 +88,22 @@ def _uses(node: Any, axes: Axes) -> Iterator[Role | str]:
             if seen is None:
                 yield f"{name} (mixes its axes)"
             else:
-                yield from _uses(user, seen)
+                yield from _uses(user, seen, rank)
         elif name not in _IGNORED:
-            yield from (_role(name, user, place, axes) or name for place, value in enumerate(user.args) if value is node)
+            yield from (_role(name, user, place, axes, rank) or name for place, value in enumerate(user.args) if value is node)
             if node in user.kwargs.values() or not any(value is node for value in user.args):
                 yield name  # inside a list, as cat takes it
 
 
-def _role(name: str, user: Any, place: int, axes: Axes) -> Role | None:
-    """The role of argument number `place` of an operator, or None."""
-    kind, channel, inputs = _ROLES.get((name, place), (None, None, None))
+def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | None:
+    """The role of argument number `place` of an operator, or None. An input axis that a view inserted (depthwise: length 1) is any other axis."""
+    kind, channel, inputs = _ROLES.get((name, place), (None, 0, 0))
     if name == "convolution" and place == 1:
         kind, channel, inputs = ("convolution", 1, 0) if user.args[6] else ("convolution", 0, 1)
-    if kind is None or len(axes) < 2 or axes[channel] is None or axes[inputs] is None:
+    if kind is None or rank < 2 or len(axes) < 2 or axes[channel] is None:
         return None
-    return Role(kind, axes[channel], axes[inputs])
+    other = next(axis for axis in range(rank) if axis != axes[channel])
+    return Role(kind, axes[channel], other if axes[inputs] is None else axes[inputs])
 
 
 # (operator, argument) -> kind, axis of the output channels, axis that is summed over. `convolution` is in `_role`.

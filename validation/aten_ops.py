@@ -25,15 +25,16 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALAR_TYPES.val
 
 @dataclass(frozen=True)
 class Kernel:
-    """How to call one operator. `parameters` are in the order of the instruction's arguments; those in `written` are results.
+    """How to call one operator. `parameters` are in the order of the instruction's arguments.
 
-    `run(outputs, **arguments)` gets the declared results and every argument except those named "out" in the schema, and returns
-    one result for each written parameter, or, where nothing is written, for the instruction's trailing result.
+    `run(outputs, **arguments)` gets the declared results and every argument but those in `outs`, and returns the results: one for
+    each of `outs` (a list's tensors one by one); or, where there is none, one for each of `mutated`, then one for the operator's own result.
     """
 
     parameters: tuple[str, ...]
-    written: tuple[str, ...]
     run: Callable[..., tuple]
+    outs: tuple[str, ...] = ()
+    mutated: tuple[str, ...] = ()
 
 
 def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any]) -> tuple:
@@ -57,61 +58,62 @@ def _aten_kernel(name: str) -> Kernel | None:
     packet_name, _, overload_name = rest.partition(".")
     packet = getattr(torch.ops.aten, packet_name, None) if namespace == "aten" and packet_name != "from_file" else None
     overload = getattr(packet, overload_name or "default", None)
-    if overload is None:
+    if not isinstance(overload, torch._ops.OpOverload):
         return None
     arguments = overload._schema.arguments
-    written = tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
-    outs = frozenset(a.name for a in arguments if a.is_out)
-    if not written:
-        return None
-    run = _run_out(overload, written) if outs else _run_in_place(overload, written)
-    return Kernel(tuple(a.name for a in arguments), written, run)
+    parameters = tuple(argument.name for argument in arguments)
+    outs = tuple(argument.name for argument in arguments if argument.is_out)
+    mutated = tuple(argument.name for argument in arguments if argument.is_write and not argument.is_out)
+    if outs:
+        listed = isinstance(next(argument.type for argument in arguments if argument.is_out), torch.ListType)
+        return Kernel(parameters, (_run_out_list if listed else _run_out)(overload, outs), outs)
+    return Kernel(parameters, _run_in_place(overload, mutated[0]), mutated=mutated) if len(mutated) == 1 else None
 
 
 def _run_out(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
-    """An out variant with one tensor for each `out` parameter, or one list of tensors for a single one."""
-    listed = "[]" in str(next(a.type for a in overload._schema.arguments if a.is_out)) or "List" in str(
-        next(a.type for a in overload._schema.arguments if a.is_out)
-    )
-
     def run(outputs: tuple[Value, ...], **arguments) -> tuple:
-        if listed:
-            tensors = [torch.empty(value.shape, dtype=DTYPES[value.dtype]) for value in outputs]
-            overload(**arguments, **{outs[0]: tensors})
-        else:
-            tensors = [torch.empty(0, dtype=DTYPES[value.dtype]) for value in outputs]
-            overload(**arguments, **dict(zip(outs, tensors, strict=True)))
+        tensors = [torch.empty(0, dtype=DTYPES[value.dtype]) for value in outputs]  # resized by the operator
+        overload(**arguments, **dict(zip(outs, tensors, strict=True)))
         return tuple(tensors)
 
     return run
 
 
-def _run_in_place(overload: Any, written: tuple[str, ...]) -> Callable[..., tuple]:
-    """A mutating operator ("aten::copy_"): runs on a copy, which becomes the new value of the written argument and the result."""
+def _run_out_list(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
+    def run(outputs: tuple[Value, ...], **arguments) -> tuple:
+        tensors = [torch.empty(value.shape, dtype=DTYPES[value.dtype]) for value in outputs]
+        overload(**arguments, **{outs[0]: tensors})
+        return tuple(tensors)
+
+    return run
+
+
+def _run_in_place(overload: Any, mutated: str) -> Callable[..., tuple]:
+    """A mutating operator ("aten::copy_") runs on a copy, which is the new value of its argument and its result."""
 
     def run(outputs: tuple[Value, ...], **arguments) -> tuple:
-        arguments[written[0]] = arguments[written[0]].clone()
+        arguments[mutated] = arguments[mutated].clone()
         overload(**arguments)
-        return (arguments[written[0]],) * len(outputs)
+        return (arguments[mutated],) * len(outputs)
 
     return run
 
 
 def _plain(function: Callable[..., Any], *parameters: str) -> Kernel:
-    """An operator that returns one result and writes to no parameter (ExecuTorch's prim operators on numbers)."""
-    return Kernel(parameters, (), lambda outputs, **arguments: (function(**arguments),))
+    """An operator with one result and no `out` parameter (ExecuTorch's prim operators)."""
+    return Kernel(parameters, lambda outputs, **arguments: (function(**arguments),))
 
 
 def _out(function: Callable[..., Any], *parameters: str) -> Kernel:
-    """An operator with one `out` parameter at the end, computed by a functional equivalent."""
-    return Kernel((*parameters, "out"), ("out",), lambda outputs, **arguments: (function(**arguments),))
+    """An operator whose last parameter is `out`, computed by a functional equivalent."""
+    return Kernel((*parameters, "out"), lambda outputs, **arguments: (function(**arguments),), ("out",))
 
 
 def _number(function: Callable[[Any, Any], Any]) -> Kernel:
     return _plain(lambda a, b: function(a, b), "a", "b")
 
 
-def _copy(self, dim_order=None, **_) -> Tensor:
+def _copy(self, non_blocking=False, dim_order=None) -> Tensor:
     """A copy in another memory layout or dtype; the dtype is the declared one, and layout does not show in values."""
     return self.clone()
 

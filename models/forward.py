@@ -1,0 +1,133 @@
+"""How a module is called: its inputs bound to the names that the user gave, and a proposal where shapes are missing."""
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .inputs import InputSpec, listing
+from .quiet import quiet
+from .samples import synthetic
+from .source import TensorSpec
+
+_SPATIAL = {1: "1000", 2: "224x224", 3: "16x112x112"}
+_TOKENS = 16
+
+
+class NamedModule(torch.nn.Module):
+    """`model` called through `call(inputs)`, where the model's own signature does not take the inputs by their names.
+
+    Shares the model's registries instead of holding it as a child, so that parameters keep the names the model gives them.
+    """
+
+    def __init__(self, model: torch.nn.Module, call: Callable[[dict[str, torch.Tensor]], Any]):
+        super().__init__()
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        self._call = call
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self._call(inputs)
+
+
+def prepare(model: torch.nn.Module) -> torch.nn.Module:
+    """Eval mode and float32, in place."""
+    wrong = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point() and tensor.dtype != torch.float32]
+    return (model.float() if wrong else model).eval()
+
+
+def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
+    """-> (module that takes `given` by keyword, its inputs). A torch.nn class names its parameter `input`; there any name will do."""
+    if not given:
+        raise UserError(f"{title} does not say which shapes it takes.", f"Its first layer suggests: {propose(model)}")
+    dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
+    specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
+    required, optional, free = _parameters(model)
+    unknown = [spec.name for spec in specs if spec.name not in required + optional]
+    if not unknown:
+        missing = [name for name in required if name not in [spec.name for spec in specs]]
+        if missing:
+            raise UserError(f"{title} also needs the input {', '.join(missing)}.", f"Add --input {missing[0]}:SHAPE for each.")
+        return model, specs
+    if not (free or type(model).__module__.startswith("torch.nn.")) or len(unknown) < len(specs) or not free and len(specs) > len(required + optional):
+        known = ", ".join(required + [f"{name} (optional)" for name in optional])
+        raise UserError(f"{title} has no input {', '.join(unknown)}. Its inputs are: {known}.", "Correct the name in --input.")
+    return NamedModule(model, lambda inputs: model(*inputs.values())), specs
+
+
+def try_once(module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dict, title: str, hint: str) -> None:
+    """Run the module on one synthetic input, so that a wrong rank or dtype is reported here and in the user's terms."""
+    batch = synthetic(specs, 1, 0, limits).batches[0]
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    try:
+        with torch.no_grad(), quiet():
+            module(**{name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()})
+    except Exception as error:  # whatever the user's own forward raises
+        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__).strip()
+        raise UserError(f"{title} does not run on {listing(specs)}: {type(error).__name__}: {reason}", hint) from error
+
+
+def propose(model: torch.nn.Module) -> str:
+    """A sentence with an `--input` that fits the first layer: "the first layer Conv2d takes 3 channels: try --input x:1x3x224x224"."""
+    required, optional, _ = _parameters(model)
+    name = (required + optional + ["x"])[0]
+    layer = _first_layer(model)
+    if layer is None:
+        return f"try --input {name}:SHAPE, as you call the model in Python."
+    kind, (takes, shape) = _kind(layer), _takes(layer)
+    return f"the first layer {kind} takes {takes}: try --input {name}:{shape}"
+
+
+def vocabulary(model: torch.nn.Module, specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
+    """Integer inputs within the smallest embedding table: valid whichever table they index."""
+    rows = [module.num_embeddings for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    return {spec.name: (0, min(rows)) for spec in specs if spec.dtype == "int32" and "mask" not in spec.name} if rows else {}
+
+
+def _parameters(model: torch.nn.Module) -> tuple[list[str], list[str], bool]:
+    """-> (required names, optional names, whether it takes any number) of the model's forward."""
+    if isinstance(model, torch.jit.ScriptModule):
+        arguments = model.forward.schema.arguments[1:]
+        return [a.name for a in arguments if not a.has_default_value()], [a.name for a in arguments if a.has_default_value()], False
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    free = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in parameters)
+    return [p.name for p in named if p.default is p.empty], [p.name for p in named if p.default is not p.empty], free
+
+
+def _kind(layer: torch.nn.Module) -> str:
+    return getattr(layer, "original_name", None) or type(layer).__name__
+
+
+def _is_embedding(layer: torch.nn.Module | None) -> bool:
+    return layer is not None and _kind(layer) in ("Embedding", "EmbeddingBag")
+
+
+def _first_layer(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The first module, in registration order, that says what it takes."""
+    return next((module for module in model.modules() if _takes(module) is not None), None)
+
+
+def _takes(layer: torch.nn.Module) -> tuple[str, str] | None:
+    """-> (what the layer takes in words, a shape as --input writes it). Reads weights, so that TorchScript layers answer too."""
+    kind, weight = _kind(layer), getattr(layer, "weight", None)
+    if kind in ("Conv1d", "Conv2d", "Conv3d") and weight is not None:
+        channels = weight.shape[1] * getattr(layer, "groups", 1)
+        return f"{channels} channels", f"1x{channels}x{_SPATIAL[weight.ndim - 2]}"
+    if kind == "Linear" and weight is not None:
+        return f"{weight.shape[1]} features", f"1x{weight.shape[1]}"
+    if kind in ("Embedding", "EmbeddingBag") and weight is not None:
+        return f"integers below {weight.shape[0]}", f"1x{_TOKENS}:int32"
+    if kind in ("LSTM", "GRU", "RNN"):
+        size, first = layer.input_size, layer.batch_first
+        return f"sequences of {size} features", f"1x{_TOKENS}x{size}" if first else f"{_TOKENS}x1x{size}"
+    if kind == "MultiheadAttention":
+        return f"sequences of {layer.embed_dim} features", f"1x{_TOKENS}x{layer.embed_dim}"
+    if kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
+        channels, rank = layer.running_mean.shape[0], int(kind[-2])
+        return f"{channels} channels", f"1x{channels}x{_SPATIAL[rank]}"
+    if kind == "LayerNorm" and weight is not None:
+        return f"features of shape {tuple(weight.shape)}", "x".join(["1", *map(str, weight.shape)])
+    return None

@@ -1,0 +1,141 @@
+"""Inputs for validation and calibration: synthetic ones from the model's input specs, or the user's own, checked against them."""
+import re
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .by_name import current_folder_importable, import_by_name
+from .errors import UserError
+from .inputs import listing, shape_text
+from .source import Samples, TensorSpec
+
+MOST_SAMPLES = 1024
+_HINT = "Give an .npz with one array per input (leading dimension: samples), or package.module:function that returns an iterable of dicts."
+
+
+def synthetic(specs: tuple[TensorSpec, ...], count: int = 1, seed: int = 0, limits: dict[str, tuple[int, int]] | None = None) -> Samples:
+    """`count` random batches: floats ~ N(0, 1), integers within `limits` (name -> (low, high + 1), see Source.limits), masks all ones."""
+    generator = np.random.default_rng(seed)
+    limits = limits or {}
+    batches = tuple({spec.name: _draw(generator, spec, limits.get(spec.name)) for spec in specs} for _ in range(count))
+    return Samples("synthetic", batches, seed)
+
+
+def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMPLES) -> Samples:
+    """`--samples`: FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`."""
+    path = Path(text)
+    if path.exists() or not re.fullmatch(r"[\w.]+:[\w.]+", text):
+        items = _read_npz(path, specs, most)
+    else:
+        items = _call(text, specs, most)
+    if not items:
+        raise UserError(f"--samples {text} holds no samples.", _HINT)
+    return Samples("real", tuple(items))
+
+
+def _draw(generator: np.random.Generator, spec: TensorSpec, limit: tuple[int, int] | None) -> np.ndarray:
+    """Integers that nothing is known about are 0 or 1: valid as a mask, a segment and an index. Positions count up."""
+    if limit is not None:
+        return generator.integers(*limit, size=spec.shape).astype(spec.dtype)
+    if spec.dtype == "bool" or "mask" in spec.name:
+        return np.ones(spec.shape, spec.dtype)
+    if spec.dtype == "int32" and "position" in spec.name:
+        return np.broadcast_to(np.arange(spec.shape[-1] if spec.shape else 1, dtype=np.int32), spec.shape).copy()
+    if spec.dtype == "int32":
+        return generator.integers(0, 2, size=spec.shape).astype(np.int32)
+    return generator.standard_normal(spec.shape, dtype=np.float32).astype(spec.dtype)
+
+
+def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int) -> list[dict[str, np.ndarray]]:
+    where = f"--samples {path}"
+    if not path.is_file():
+        raise UserError(f"{where} is not a file.", _HINT)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # ValueError, BadZipFile, EOFError, OSError and, for a lone .npy, AttributeError
+        raise UserError(f"{where} cannot be read as an .npz of plain arrays ({error}).", _HINT) from error
+    _check_names(arrays, specs, where)
+    stacks = {spec.name: _stack(arrays[spec.name], spec, where) for spec in specs}
+    counts = {name: len(stack) for name, stack in stacks.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"{where} has different numbers of samples: {counts}.", "Store one sample of every input per row.")
+    total = min(next(iter(counts.values())), most)
+    return [{spec.name: _checked(stacks[spec.name][row], spec, f"{where}, sample {row}") for spec in specs} for row in range(total)]
+
+
+def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """-> [samples, *spec.shape] from one sample, a stack of samples, or a batch of them where the model's own batch is 1."""
+    if array.shape == spec.shape:
+        return array[None]
+    if array.shape[1:] == spec.shape:
+        return array
+    if spec.shape[:1] == (1,) and array.ndim == len(spec.shape) and array.shape[1:] == spec.shape[1:]:
+        return array[:, None]
+    raise _wrong_shape(array, spec, where)
+
+
+def _call(text: str, specs: tuple[TensorSpec, ...], most: int) -> list[dict[str, np.ndarray]]:
+    where = f"--samples {text}"
+    function = import_by_name(text, "--samples")
+    try:
+        with current_folder_importable():
+            items = function() if callable(function) else function
+            items = list(islice(items, most)) if isinstance(items, Iterable) else items
+    except Exception as error:  # whatever the user's own function raises
+        raise UserError(f"{where} failed with {type(error).__name__}: {error}", _HINT) from error
+    if not isinstance(items, list):
+        raise UserError(f"{where} returned {type(items).__name__}, which is not iterable.", _HINT)
+    return [_item(item, specs, f"{where}, sample {index}") for index, item in enumerate(items)]
+
+
+def _item(item: Any, specs: tuple[TensorSpec, ...], where: str) -> dict[str, np.ndarray]:
+    if not hasattr(item, "keys"):
+        values = item if isinstance(item, (tuple, list)) else (item,)
+        if len(values) != len(specs):
+            raise UserError(f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", _HINT)
+        item = {spec.name: value for spec, value in zip(specs, values)}
+    _check_names(item, specs, where)
+    return {spec.name: _one(_as_array(item[spec.name]), spec, where) for spec in specs}
+
+
+def _one(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    stack = _stack(array, spec, where) if array.shape != spec.shape[1:] or not spec.shape else array[None, None]
+    if len(stack) != 1 or stack.shape[1:] != spec.shape:
+        raise _wrong_shape(array, spec, where)
+    return _checked(stack[0], spec, where)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """numpy array of an array, a list or a torch tensor (known by its methods, so that torch stays unimported)."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:
+    names, own = set(given.keys()), [spec.name for spec in specs]
+    missing, unknown = [name for name in own if name not in names], sorted(map(str, names - set(own)))
+    if missing or unknown:
+        complaint = " and ".join(filter(None, [missing and f"lacks {', '.join(missing)}", unknown and f"has unknown {', '.join(unknown)}"]))
+        raise UserError(f"{where} {complaint}. The model's inputs are: {listing(specs)}.", _HINT)
+
+
+def _checked(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
+    """One sample in the dtype of its spec. Kinds must agree (no floats for integers), values must fit and be finite."""
+    if array.dtype == object or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise UserError(f"{where}: input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}.", "Convert the array first.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{where}: input {spec.name!r} has {int((~np.isfinite(array)).sum())} NaN or infinite values.", "Clean the samples.")
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(array).astype(spec.dtype).reshape(spec.shape)
+    fits = np.isfinite(result).all() if result.dtype.kind == "f" else (result == array).all()
+    if not fits:
+        raise UserError(f"{where}: input {spec.name!r} has values that {spec.dtype} cannot hold: {array.min()} to {array.max()}.", "Scale them.")
+    return result
+
+
+def _wrong_shape(array: np.ndarray, spec: TensorSpec, where: str) -> UserError:
+    own = shape_text(spec.shape)
+    return UserError(f"{where}: input {spec.name!r} has shape {shape_text(array.shape)}, the model takes {own}.", f"Give {own}, or Nx{own} for N samples.")

@@ -1,0 +1,160 @@
+"""Judging artifacts: a file and the model it should equal enter, errors, verdicts, placement and latency leave."""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..models.errors import UserError
+from ..models.source import Samples, TensorSpec
+from ..validation.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
+
+Batches = Sequence[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What running an artifact showed. `compression` is empty where only one model was compared (`cidermill validate`)."""
+
+    runner: str
+    conversion: tuple[OutputError, ...]
+    compression: tuple[OutputError, ...]
+    tolerance_db: float
+
+    def as_json(self) -> dict:
+        from .report import validation_section
+
+        return validation_section(self.runner, self.conversion, self.compression, self.tolerance_db)
+
+
+def check_artifact(runner: Any, inputs: Sequence[TensorSpec], samples: Samples, expected: Batches, reference: Batches) -> Check:
+    """Run an open artifact on the samples and keep the two errors apart.
+
+    expected: what the source's graph answers with the decompressed weights (conversion error: a defect if large);
+    reference: what the source itself answers (compression error: the recipe's price).
+    """
+    answers = [ask(runner, inputs, batch, expected[0]) for batch in samples.batches]
+    return Check(runner.kind, compare(expected, answers), compare(reference, expected), TOLERANCE_DB[runner.precision])
+
+
+def ask(runner: Any, inputs: Sequence[TensorSpec], batch: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One answer of the artifact under the model's output names: by name where the file has them, else by position."""
+    names = {value.name for value in runner.inputs}
+    by_name = names == {spec.name for spec in inputs}
+    answer = runner(batch if by_name else [batch[spec.name] for spec in inputs])
+    if set(wanted) <= set(answer):
+        return {name: answer[name] for name in wanted}
+    if len(answer) != len(wanted):
+        raise UserError(
+            f"The artifact returns {len(answer)} outputs ({', '.join(answer)}), the model {len(wanted)} ({', '.join(wanted)}).",
+            "Compare it with the model that it was made from.",
+        )
+    return dict(zip(wanted, answer.values()))
+
+
+def judge(check: Check, min_psnr: float | None) -> tuple[str, list[str]]:
+    """-> (verdict, warnings that say what to do)"""
+    passed, warnings = verdict(check.conversion, check.tolerance_db) == "pass", []
+    for error in check.conversion:
+        if not meets(error, check.tolerance_db):
+            warnings.append(_conversion_advice(error, check.tolerance_db))
+    if min_psnr is not None:
+        for error in check.compression:
+            if not meets(error, min_psnr):
+                passed = False
+                warnings.append(
+                    f"Output {error.output} is {error.psnr_db:.1f} dB from the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
+                    "Choose a finer recipe (int8 instead of int4, smaller blocks), or lower the budget."
+                )
+    return "pass" if passed else "fail", warnings
+
+
+def _conversion_advice(error: OutputError, tolerance_db: float) -> str:
+    if error.vacuous or error.problem:
+        return (
+            f"Output {error.output} proves nothing: {error.problem or 'the reference is constant'}.\n"
+            "Give inputs that make the model answer something (--samples)."
+        )
+    if error.nonfinite:
+        return (
+            f"Output {error.output} has {error.nonfinite} values that are NaN or infinite where the source's are finite.\n"
+            "Half precision overflows in this model: convert with --quant float32, or scale its activations down."
+        )
+    return (
+        f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch; {tolerance_db:g} dB are needed.\n"
+        "This is the conversion, not the compression: try --quant float32 to see whether half precision is the cause."
+    )
+
+
+def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all") -> dict:
+    """-> the report's `placement` (on the first device) and `latency` (on each) sections."""
+    from ..validation.latency import estimate_latency
+    from ..validation.placement import place, place_program
+
+    placement = place(graph, devices[0], compute_units) if target == "coreml" else place_program(graph, devices[0])
+    latencies = [estimate_latency(graph, device, compute_units) for device in devices]
+    return {
+        "placement": placement.as_json(),
+        "latency": {"source": "estimate", "devices": [latency.as_json() for latency in latencies]},
+    }
+
+
+def load_model(model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool, count: int) -> tuple[Any, Samples]:
+    """A source and the inputs to run it on: the user's samples, else `count` synthetic ones from a fixed seed."""
+    from ..models.inputs import parse_inputs
+    from ..models.load import load
+    from ..models.samples import load_samples, synthetic
+
+    source = load(model, parse_inputs(inputs), model_class, trust_pickle)
+    if samples:
+        return source, load_samples(samples, source.inputs)
+    return source, synthetic(source.inputs, count, limits=source.limits)
+
+
+def validate_artifact(
+    artifact: Path, against: Path, show: Callable[..., Any], samples: str | None = None, tolerance: float | None = None, **options: Any
+) -> dict:
+    """Compare any artifact with its source model. -> {"artifact", "verdict", "validation", "warnings"}"""
+    from ..models.capture import capture
+    from ..validation.runners import open_runner
+    from .run import SYNTHETIC_SAMPLES
+    from .report import plain
+
+    with show("open"):
+        runner = open_runner(artifact)
+    with show("load"):
+        source, chosen = load_model(against, samples=samples, count=SYNTHETIC_SAMPLES, **options)
+    with show("capture"):
+        captured = capture(source, chosen)
+    with show("validate"):
+        check = check_artifact(runner, captured.inputs, chosen, captured.reference, captured.reference)
+    check = Check(check.runner, check.conversion, (), tolerance or check.tolerance_db)
+    decided, warnings = judge(check, None)
+    return plain({"artifact": str(artifact), "against": str(against), "verdict": decided, "validation": check.as_json(), "warnings": warnings})
+
+
+def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str) -> dict:
+    """Placement, latency and sizes of any artifact, in the sections of report.json."""
+    from ..converters.artifact import measure
+    from ..validation.audit import audit
+    from ..validation.devices import DEFAULT_DEVICE, find_device
+    from ..validation.runners import open_runner
+    from .report import plain
+
+    found = [find_device(name) for name in devices or (DEFAULT_DEVICE,)]
+    runner = open_runner(artifact, host="reference")
+    target = "coreml" if artifact.is_dir() else "executorch-mps"
+    size, digest = measure(artifact)
+    return plain(
+        {
+            "target": target,
+            "path": str(artifact),
+            "size_bytes": size,
+            "sha256": digest,
+            "inputs": [vars(value) for value in runner.inputs],
+            "outputs": [vars(value) for value in runner.outputs],
+            "compression": audit(artifact, ()),
+            **estimate(runner.graph, target, found, compute_units),
+        }
+    )
