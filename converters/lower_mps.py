@@ -35,10 +35,10 @@ def lower(program: Any, half: bool, dense: Dense = lambda name: None) -> tuple[D
     widen_root_mean_squares(work)
     replace_operators(work)
     index_by_gather(work)
-    fold_constants(work)
-    warnings += set_constants(work, half, lambda name: None)
     count_from_zero(work)
     agree_types(work)
+    fold_constants(work)
+    limit_constants(work)
     drop_no_ops(work)
     lay_out_views(work)
     work.graph.eliminate_dead_code()
@@ -71,25 +71,33 @@ def _fits_int32(tensor: torch.Tensor) -> bool:
 
 
 def set_constants(work: Draft, half: bool, dense: Dense) -> list[str]:
-    """Compressed weights take their decompressed values; floating-point constants become finite, and float16 if `half`. -> warnings"""
+    """Compressed weights take their decompressed values, floating-point constants the compute type, in finite values. -> warnings"""
     warnings = []
-    for node in [node for node in work.graph.nodes if node.op == "placeholder"]:
-        tensor = work.tensor_of(node)
-        if tensor is None or not tensor.is_floating_point():
-            continue
-        name = work.constants[node.name][0]
+    for node, name, tensor in _floating_constants(work):
         value = dense(name)
-        value = tensor.detach() if value is None else value
-        limit = HALF_MAX if half else torch.finfo(torch.float32).max
-        beyond = value.abs() > limit
-        if bool(beyond.any()):
-            if bool((beyond & (value > -1e30)).any()):
-                warnings.append(f"{name} holds values beyond {'float16' if half else 'float32'}; they were limited to {-MASKED:g}")
-            value = torch.where(beyond, value.sign() * -MASKED, value)
-        value = value.half() if half else value.float()
-        if value is not tensor:
-            _set(work, node, value)
+        value, limited = _finite(tensor.detach() if value is None else value, torch.float16 if half else torch.float32)
+        warnings += [f"{name} holds values beyond {'float16' if half else 'float32'}: limited to {-MASKED:g}"] if limited else []
+        _set(work, node, value)
     return warnings
+
+
+def limit_constants(work: Draft) -> None:
+    """Finite values in the constants that the rules brought."""
+    for node, _, tensor in _floating_constants(work):
+        _set(work, node, _finite(tensor, tensor.dtype)[0])
+
+
+def _floating_constants(work: Draft) -> list[tuple[torch.fx.Node, str, torch.Tensor]]:
+    nodes = [(node, work.tensor_of(node)) for node in work.graph.nodes if node.op == "placeholder"]
+    return [(node, work.constants[node.name][0], tensor) for node, tensor in nodes if tensor is not None and tensor.is_floating_point()]
+
+
+def _finite(value: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
+    """In `dtype`, values beyond its range as +-3e4. The flag tells whether any of them was more than a mask (finite, or positive)."""
+    beyond = value.abs() > torch.finfo(dtype).max
+    if not bool(beyond.any()):
+        return value.to(dtype), False
+    return torch.where(beyond, value.sign() * -MASKED, value).to(dtype), bool((beyond & (value > -1e30)).any())
 
 
 def _set(work: Draft, node: torch.fx.Node, tensor: torch.Tensor) -> None:
@@ -256,16 +264,16 @@ def lay_out_views(work: Draft) -> None:
         node.meta["val"] = node.target(*args, **kwargs)
 
 
-COMPARISONS = {getattr(getattr(aten, name), kind) for name in ("eq", "ne", "ge", "gt", "le", "lt") for kind in ("Tensor", "Scalar")}
-BINARY = COMPARISONS | {
-    aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar,
-    aten.pow.Tensor_Tensor, aten.fmod.Tensor, aten.remainder.Tensor, aten.remainder.Scalar, aten.minimum.default, aten.bitwise_and.Tensor,
-    aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.div.Tensor_mode, aten.floor_divide.default,
-}  # fmt: skip
+COMPARISON_NAMES = ("eq", "ne", "ge", "gt", "le", "lt")
+ARITHMETIC_NAMES = ("add", "sub", "mul", "div", "fmod", "remainder", "bitwise_and", "bitwise_or", "bitwise_xor")
+COMPARISONS = {getattr(getattr(aten, name), kind) for name in COMPARISON_NAMES for kind in ("Tensor", "Scalar")}
+WITH_TENSOR = {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in COMPARISON_NAMES + ARITHMETIC_NAMES}
+WITH_TENSOR[aten.pow.Tensor_Scalar] = aten.pow.Tensor_Tensor
+BINARY = {*WITH_TENSOR, *WITH_TENSOR.values(), aten.minimum.default, aten.div.Tensor_mode, aten.floor_divide.default}
 
 
 def agree_types(work: Draft) -> None:
-    """Operands of one type: the runtime aborts where it would have to promote integers, and writes a scalar in its partner's type."""
+    """Operands of one type, scalars as constants: the runtime aborts where it would have to promote integers."""
     for node in list(work.graph.nodes):
         if node.op != "call_function" or (node.target not in BINARY and node.target not in (aten.where.self, aten.cat.default)):
             continue
@@ -273,7 +281,19 @@ def agree_types(work: Draft) -> None:
         common = node.meta["val"].dtype
         if node.target in COMPARISONS:
             common = torch.result_type(*[argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in operands])
-        for argument in set(operands):
+        for argument in dict.fromkeys(operands):
             if isinstance(argument, torch.fx.Node) and argument.meta["val"].dtype != common:
                 with work.graph.inserting_before(node):
                     node.replace_input_with(argument, _cast(work, argument, common))
+        if node.target in BINARY and not isinstance(node.args[1], torch.fx.Node):
+            node.target = WITH_TENSOR.get(node.target, node.target)
+            node.update_arg(1, _scalar(work, node.args[1], common))
+
+
+def _scalar(work: Draft, value: float, dtype: torch.dtype) -> torch.fx.Node:
+    """A constant of one element, shared by all who use it."""
+    name = f"scalar {value!r} {str(dtype).removeprefix('torch.')}"
+    known = next((placeholder for placeholder, (qualified, _) in work.constants.items() if qualified == name), None)
+    if known is not None:
+        return next(node for node in work.graph.nodes if node.name == known)
+    return work.add_constant(name, torch.tensor(value, dtype=dtype))

@@ -184,10 +184,21 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
     with torch.no_grad():
         for batch in samples.batches:
             tensors = {name: _as_model_wants(array) for name, array in batch.items()}
-            returned = module(*tensors.values()) if source.program is not None else module(**tensors)
-            leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
+            args, kwargs = ((), tensors) if source.program is None else _program_arguments(source, tensors)
+            leaves = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
             results.append({name: _to_numpy(leaf) for name, leaf in zip(names, leaves)})
     return tuple(results)
+
+
+def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple, dict]:
+    """The tensors in the nesting that the exported program was made with; flags and None as they were then."""
+    from torch.export.graph_signature import InputKind, TensorArgument
+    from torch.utils import _pytree as pytree
+
+    specs = [spec.arg for spec in source.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    given = iter([tensors[spec.name] for spec in source.inputs])
+    leaves = [next(given) if isinstance(argument, TensorArgument) else argument.value for argument in specs]
+    return pytree.tree_unflatten(leaves, source.program.call_spec.in_spec)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

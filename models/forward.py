@@ -45,16 +45,18 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> tu
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
     specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
     required, optional, free = _parameters(model)
-    unknown = [spec.name for spec in specs if spec.name not in required + optional]
-    if not unknown:
-        missing = [name for name in required if name not in [spec.name for spec in specs]]
+    known, names = required + optional, [spec.name for spec in specs]
+    if set(names) <= set(known):
+        missing = [name for name in required if name not in names]
         if missing:
             raise UserError(f"{title} also needs the input {', '.join(missing)}.", f"Add --input {missing[0]}:SHAPE for each.")
         return model, specs
-    if not (free or type(model).__module__.startswith("torch.nn.")) or len(unknown) < len(specs) or not free and len(specs) > len(required + optional):
-        known = ", ".join(required + [f"{name} (optional)" for name in optional])
-        raise UserError(f"{title} has no input {', '.join(unknown)}. Its inputs are: {known}.", "Correct the name in --input.")
-    return NamedModule(model, lambda inputs: model(*inputs.values())), specs
+    nameless = free or required[:1] == ["input"] or type(model).__module__.startswith("torch.nn.")
+    if nameless and not set(names) & set(known) and len(required) <= len(specs) and (free or len(specs) <= len(known)):
+        return NamedModule(model, lambda inputs: model(*inputs.values())), specs
+    unknown = ", ".join(name for name in names if name not in known)
+    inputs = ", ".join(required + [f"{name} (optional)" for name in optional])
+    raise UserError(f"{title} has no input {unknown}. Its inputs are: {inputs}.", "Correct the name in --input.")
 
 
 def try_once(module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dict, title: str, hint: str) -> None:

@@ -100,12 +100,7 @@ def finish(work: Draft) -> ExportedProgram:
     inputs = tuple(node for node in placeholders if work.is_input(node))
     in_spec = pytree.tree_flatten((tuple(0 for _ in inputs), {}))[1]
     out_spec = pytree.tree_flatten(tuple(0 for _ in outputs))[1]
-    call = ModuleCallSignature(
-        inputs=[TensorArgument(name=node.name) for node in inputs],
-        outputs=[TensorArgument(name=node.name) for node in outputs],
-        in_spec=in_spec,
-        out_spec=out_spec,
-    )
+    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)  # no names, as torch.export leaves them
     work.module.recompile()
     return ExportedProgram(
         root=work.module,
@@ -134,7 +129,8 @@ def _name_constants(work: Draft) -> None:
     renamed = {}
     for node in [node for node in work.graph.nodes if node.name in work.constants]:
         constant = work.constants[node.name]
-        base = name = re.sub(r"\W", "_", constant[0])
+        base = re.sub(r"\W", "_", constant[0])
+        base = name = f"module_{base}" if base[0].isdigit() else base
         count = 1
         while name in taken:
             name, count = f"{base}_{count}", count + 1

@@ -37,7 +37,12 @@ def load_object(path: Path, legacy: bool, trust: bool) -> Any:
             f"{path} is a pickle that would import code: {', '.join(foreign)}. None of it was run.",
             "If you trust where the file comes from, add --trust-pickle; or save the weights with torch.save(model.state_dict(), ...) and give --model-class.",
         )
-    return _load_trusted(path) if foreign else _load_weights_only(path, classes)
+    if legacy and classes and not trust:
+        raise UserError(
+            f"{path} is a whole module in the format from before torch 1.6, which torch cannot load without running code of the file.",
+            "If you trust where the file comes from, add --trust-pickle; or load it in Python and torch.save it again.",
+        )
+    return _load_trusted(path) if foreign or (legacy and classes) else _load_weights_only(path, classes)
 
 
 def imported_names(path: Path, legacy: bool) -> tuple[str, ...]:
@@ -130,5 +135,10 @@ def _read(path: Path, load: Callable[[], Any]) -> Any:
         hint = "Run from the folder that holds the model's source, or save the model with torch.export.save, which needs no classes."
         raise UserError(f"{path} needs a class that cannot be imported here: {error}", hint) from error
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, KeyError and more on damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {reason}", "Save or copy the model again.") from error
+        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {_reason(error)}", "Save or copy the model again.") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something; torch puts the unpickler's own words below a page of advice."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")

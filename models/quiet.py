@@ -20,13 +20,19 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
+def transformers_offline() -> Iterator[None]:
     """No network, no telemetry and no progress bars from transformers and huggingface_hub."""
-    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)  # read once, when the libraries are first imported
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
+        if shown:
+            bars.enable_progress_bar()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

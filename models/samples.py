@@ -103,10 +103,12 @@ def _item(item: Any, specs: tuple[TensorSpec, ...], where: str) -> dict[str, np.
 
 
 def _one(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
-    stack = _stack(array, spec, where) if array.shape != spec.shape[1:] or not spec.shape else array[None, None]
-    if len(stack) != 1 or stack.shape[1:] != spec.shape:
+    """One sample of exactly the input's shape; a batch dimension of 1 may be left out."""
+    if spec.shape[:1] == (1,) and array.shape == spec.shape[1:]:
+        array = array[None]
+    if array.shape != spec.shape:
         raise _wrong_shape(array, spec, where)
-    return _checked(stack[0], spec, where)
+    return _checked(array, spec, where)
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ import psutil
 
 from ..models.errors import UserError
 
+_ASIDE = "-earlier"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -61,9 +62,12 @@ def check_ours(out: Path, force: bool) -> None:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove the staging folders of runs into `out` that are no longer alive."""
+    """Remove the staging folders of runs into `out` that are no longer alive; restore an output that was set aside when its run died."""
+    for aside in out.parent.glob(f".{out.name}.cidermill-*{_ASIDE}"):
+        if not out.exists():
+            aside.rename(out)
     for folder in out.parent.glob(f".{out.name}.cidermill-*"):
-        pid = folder.name.rpartition("-")[2]
+        pid = folder.name.removesuffix(_ASIDE).rpartition("-")[2]
         if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,7 +125,7 @@ def _put_in_place(staging: Path, out: Path) -> None:
         staging.rename(out)
         return
     if not _exchange(staging, out):  # no atomic exchange on this file system: two renames, the earlier output goes last
-        aside = staging.with_name(staging.name + "-old")
+        aside = staging.with_name(staging.name + _ASIDE)
         out.rename(aside)
         staging.rename(out)
         shutil.rmtree(aside, ignore_errors=True)

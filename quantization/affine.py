@@ -37,6 +37,8 @@ def _best_scale(rows: torch.Tensor, bits: int) -> torch.Tensor:
     widest = torch.maximum(high / (limit - 1), low / -limit)
     best = _storable(widest, bits, up=True)
     error = _error(rows, best, bits)
+    symmetric = torch.maximum(high, -low) / (limit - 1)  # keeps a weight that was already on such a grid
+    _, error = _improve(rows, best, _storable(symmetric, bits), error, bits)
     for factor in _factors(bits):
         candidate = _storable(widest * factor, bits)
         better, error = _improve(rows, best, candidate, error, bits)

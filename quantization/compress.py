@@ -100,7 +100,7 @@ def _compress_tensor(tensor: Tensor, role: Role | str, recipe: Recipe) -> tuple[
     if isinstance(role, str):
         return None, _left(tensor, recipe, role)
     data = tensor.data.detach().float().contiguous()
-    if data.abs().amax() > LARGEST_FLOAT16:
+    if _largest(data) > LARGEST_FLOAT16:
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
     weight, realised, reason = compress_weight(tensor.name, data, role, recipe)
     return weight, Decision(tensor.name, tuple(data.shape), recipe.name, realised.name, weight.bits_per_weight(), reason)
@@ -142,11 +142,12 @@ def _tied(name: str, first: str, decisions: list[Decision]) -> Decision:
 
 def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> None:
     """NaN anywhere, and infinities in parameters and weights, are refused. Other buffers may hold them: masks are made of -inf."""
-    found = []
+    found, seen = [], set()
     for tensor in tensors:
         data = tensor.data.detach()
-        if not data.is_floating_point() or not data.numel() or math.isfinite(float(data.float().abs().amax())):
+        if storage_of(tensor) in seen or not data.is_floating_point() or not data.numel() or _largest(data) < math.inf:
             continue
+        seen.add(storage_of(tensor))
         nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
         if nan or tensor.is_parameter or isinstance(roles[tensor.name], Role):
             counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (inf, "infinite")) if count]
@@ -156,3 +157,9 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
         count = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
         raise UserError(f"the model holds values that are not finite numbers in {count}: {', '.join(found[:NAMED_IN_ERRORS])}{more}",
                         "Such a model computes nothing useful: repair or retrain it, or start from an earlier checkpoint.")
+
+
+def _largest(data: torch.Tensor) -> float:
+    """The largest magnitude, without a copy of the tensor; NaN where there is one, which compares as less than nothing."""
+    low, high = data.aminmax()
+    return max(-float(low), float(high))

@@ -10,7 +10,7 @@ from .weight import Palette, from_rows, to_rows
 KEYS = 65536  # float16 bit patterns
 GROUPS_AT_ONCE = 16  # bounds the histograms held at once to 16 x 65,536 entries
 WIDEST_RUN = 8  # of the dynamic programme: no entry takes more than 8 times its share of the bins, which are spaced for equal shares
-ITERATIONS = 300
+ITERATIONS = 100
 
 
 def palettize(weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None = None) -> Palette:
@@ -67,7 +67,7 @@ def _fit(values: torch.Tensor, counts: torch.Tensor, entries: int) -> torch.Tens
     """values ascending, counts [n, width] -> tables [n, entries], float64, ascending."""
     sums = torch.stack([counts, counts * values, counts * values.square()]).cumsum(2)
     sums = torch.nn.functional.pad(sums, (1, 0))  # sums[:, :, i]: of the first i values
-    bins = max(1024, 8 * entries) if len(values) == 1 else max(128, 4 * entries)  # many tables: coarser, for time
+    bins = max(1024, 8 * entries) if len(values) == 1 else max(128, 2 * entries)  # many tables: coarser, for time
     edges = _plan(sums, _dense_edges(values, counts, bins), entries)
     tables = _refine(values, sums, _centres(sums, edges, values[:, :1].expand(-1, entries)))
     few = (counts > 0).sum(1, keepdim=True) <= entries
@@ -95,12 +95,12 @@ def _plan(sums: torch.Tensor, edges: torch.Tensor, entries: int) -> torch.Tensor
     bins = edges.shape[1] - 1
     width = min(bins, WIDEST_RUN * bins // entries)
     at = [prefix.gather(1, edges) for prefix in sums]
-    cost = _spread(*(prefix[:, 1:].unsqueeze(2) - _starts(prefix, width, 0.0) for prefix in at))  # [n, end - 1, start - end + width]
+    cost = _spread(*(prefix[:, None, 1:] - _starts(prefix, width, 0.0) for prefix in at))  # [n, start - end + width, end - 1]
     best = torch.full(edges.shape, torch.inf, dtype=torch.float64)
     best[:, 0] = 0.0
     choices = []
     for _ in range(entries):
-        lowest, choice = (cost + _starts(best, width, torch.inf)).min(2)
+        lowest, choice = (cost + _starts(best, width, torch.inf)).min(1)
         best = torch.nn.functional.pad(lowest, (1, 0), value=torch.inf)
         choices.append(choice)
     cuts = [torch.full((len(edges), 1), bins)]
@@ -110,8 +110,9 @@ def _plan(sums: torch.Tensor, edges: torch.Tensor, entries: int) -> torch.Tensor
 
 
 def _starts(prefix: torch.Tensor, width: int, outside: float) -> torch.Tensor:
-    """prefix [n, bins + 1] -> view [n, bins, width]: for each end 1..bins, the entries at the `width` possible starts before it."""
-    return torch.nn.functional.pad(prefix[:, :-1], (width - 1, 0), value=outside).unfold(1, width, 1)
+    """prefix [n, bins + 1] -> view [n, width, bins]: the entries at the `width` possible starts before each of the ends 1..bins."""
+    bins = prefix.shape[1] - 1
+    return torch.nn.functional.pad(prefix[:, :-1], (width - 1, 0), value=outside).unfold(1, bins, 1)
 
 
 def _spread(count: torch.Tensor, total: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
@@ -144,7 +145,7 @@ def _midpoints(tables: torch.Tensor) -> torch.Tensor:
 def _nearest(keys: torch.Tensor, rows: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """keys and rows [n, elements], tables [n, entries] -> uint8 [n, elements], the index of the nearest entry (the lower of two)."""
     if rows.shape[1] < KEYS:
-        return torch.searchsorted(_midpoints(tables), rows.half().float(), out_int32=True).to(torch.uint8)
+        return torch.searchsorted(_midpoints(tables), rows.half().float().contiguous(), out_int32=True).to(torch.uint8)
     values = _values_of_keys().float().expand(len(tables), -1).contiguous()
     by_key = torch.searchsorted(_midpoints(tables), values, out_int32=True).to(torch.uint8)
     return by_key.flatten().index_select(0, keys.flatten()).reshape(keys.shape)

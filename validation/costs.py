@@ -16,6 +16,7 @@ LARGE_LINEAR = 49152  # results; fast rates were seen at 65536, slow ones up to 
 GELU_FLOP = 78  # per element, modes EXACT and TANH_APPROXIMATION
 NORMS = ("layer_norm", "batch_norm")
 RECURRENT = ("lstm", "gru", "rnn")
+GATHERS = ("gather", "gather_nd", "gather_along_axis")
 POOLS = ("max_pool", "avg_pool", "l2_pool")
 
 
@@ -23,6 +24,15 @@ def cost_ms(operation: Operation, backend: str, device: Device) -> float:
     """Milliseconds that the planner would charge for an operation on "ane", "bnns", "classic_cpu" or "gpu" of a device."""
     rates = scaled_rates(device, backend)
     return 1e3 * FORMULAS.get(operation.op, _roofline)(operation, rates)
+
+
+def likely_ms(operation: Operation, backend: str, device: Device) -> float:
+    """`cost_ms`, but a gather is charged for the rows that it reads and writes, not for its whole table as the planner does."""
+    if operation.op not in GATHERS:
+        return cost_ms(operation, backend, device)
+    indices = sum(operand.dense_bytes for operand in operation.tensors.get("indices", ()))
+    rows = sum(result.dense_bytes for result in operation.results)
+    return 1e3 * (indices + 2 * rows) / scaled_rates(device, backend)["bytes"]
 
 
 @functools.cache

@@ -77,10 +77,10 @@ class Table:
     def has(self, field: int) -> bool:
         return self._field(field) != 0
 
-    def number(self, field: int, code: str, default=0):
-        """A scalar by its struct code: "i" int32, "q" int64, "f" float32, "d" float64, "?" bool, ..."""
+    def number(self, field: int, code: str) -> int | float | bool:
+        """A scalar by its struct code: "i" int32, "q" int64, "f" float32, "d" float64, "?" bool, ...; zero where left out."""
         slot = self._field(field)
-        return self.buffer.number(slot, code) if slot else default
+        return self.buffer.number(slot, code) if slot else struct.unpack("<" + code, bytes(SIZES[code]))[0]
 
     def table(self, field: int) -> "Table | None":
         target = self._target(field)

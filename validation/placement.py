@@ -1,35 +1,30 @@
 """Where each operation will run: a Graph and a device come in, a Placement with a unit and a reason for every operation leaves.
 
-The rule is Core ML's own, as its planner was seen to follow it on an M4 (devices/planner.json): a shortest path over units, where an operation
-costs what `costs.py` says, changing the unit costs 0.125 ms, the first use of the Neural Engine costs 0.125 ms (once for a program: a
-program with two segments on it was seen to pay 0.5 ms in all), and a last result left there 0.125 ms.
-
-On a graph with branches the path runs over one order of the operations, and a change of unit between neighbours of that order is one crossing. It is
-the file order, except that operations that the Neural Engine can run and that are ready go before ones that it cannot (and the other way round), so that a
-side branch of integers is one excursion and not many. Every assignment of units over that order is a path, so the cheapest is exact.
+The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and limits (`limits.py`).
 """
-import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 
 from ..models.errors import UserError
-from .costs import cost_ms
+from .costs import cost_ms, likely_ms
 from .devices import DEFAULT_DEVICE, Device, find_device, planner
-from .graph import Graph, Node, captured_names, references
+from .graph import Graph, Node
+from .kernel_costs import BOOKKEEPING, kernel_ms
 from .limits import engine_refusal, gpu_refusal
 from .operations import Operation, operations
+from .path import TIE_MS, UNITS, cheapest_path, path_cost, schedule
 
-UNITS = ("ane", "gpu", "cpu")
 COMPUTE_UNITS = {"all": UNITS, "cpu_and_ne": ("ane", "cpu"), "cpu_and_gpu": ("gpu", "cpu"), "cpu_only": ("cpu",)}
+BACKENDS = {"ane": "ane", "gpu": "gpu", "cpu": "bnns"}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
 UNIT_NAMES = {"ane": "Neural Engine", "gpu": "GPU", "cpu": "CPU"}
 ENGINE_WEIGHT_LIMIT = 2.5e9  # bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
 MPS_DELEGATE = "delegate:MPSBackend"
-TIE_MS = 1e-9
 
 
 @dataclass(frozen=True)
 class PlacedOperation:
-    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the planner's estimate on its unit."""
+    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the planner's estimate on its
+    unit, except that a gather is charged for the rows that it reads (the planner charges its whole table)."""
 
     name: str
     type: str
@@ -87,7 +82,7 @@ def place_operations(steps: list[Operation], device: str | Device = DEFAULT_DEVI
     reasons = _reasons(order, unit_of, costs, refusals, units)
     placed = tuple(
         PlacedOperation(step.node.name or _first_output(step.node), step.op, step.node.scope, unit_of[index], reasons.get(index, ""),
-                        costs[index][unit_of[index]])
+                        likely_ms(step, BACKENDS[unit_of[index]], device))
         for index, step in enumerate(steps)
     )
     crossings = sum(before != after for before, after in zip(chosen, chosen[1:]))
@@ -97,16 +92,15 @@ def place_operations(steps: list[Operation], device: str | Device = DEFAULT_DEVI
 def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placement:
     """Placement of an ExecuTorch program: the operations of its MPS delegates on the GPU, all other kernels on the CPU.
 
-    There is no planner to imitate: the file says it. Costs are rooflines over the bytes and the multiply-adds that shapes show.
+    There is no planner to imitate: the file says it. Costs are those of `kernel_costs.py`.
     """
     device = device if isinstance(device, Device) else find_device(device)
     ops, before, crossings = [], None, 0
-    for node in graph.nodes:
-        delegated = node.op.startswith("delegate:")
+    for node in (node for node in graph.nodes if node.op not in BOOKKEEPING):
         unit = "gpu" if node.op == MPS_DELEGATE else "cpu"
         crossings += before is not None and before != unit
         before = unit
-        inside = [inner for block in node.blocks for inner in block.nodes] if delegated and node.blocks else [node]
+        inside = [inner for block in node.blocks for inner in block.nodes] or [node]
         reason = "delegated to MPS, which is the GPU" if unit == "gpu" else f"kernel {node.op} is outside every MPS delegate"
         values = {**graph.values, **{name: value for block in node.blocks for name, value in block.values.items()}}
         ops += [PlacedOperation(inner.name or _first_output(inner), inner.op, inner.scope, unit, reason,
@@ -116,100 +110,10 @@ def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placem
     return Placement(device, "mps", tuple(ops), crossings, launches + switch * crossings)
 
 
-def kernel_ms(node: Node, values: dict, unit: str, device: Device) -> float:
-    """Roofline of a kernel or an MPS node: bytes of its tensors and multiply-adds of products of matrices, from the declared shapes."""
-    step = operations(Graph((), tuple(value.name for value in node.outputs), (node,), {}, values))
-    if not step:
-        return 0.0
-    return cost_ms(step[0], "gpu" if unit == "gpu" else "bnns", device)
-
-
 def allowed_units(compute_units: str) -> tuple[str, ...]:
     if compute_units not in COMPUTE_UNITS:
         raise UserError(f"unknown compute units {compute_units!r}: allowed are {', '.join(COMPUTE_UNITS)}", "Pass one of them.")
     return COMPUTE_UNITS[compute_units]
-
-
-def schedule(steps: list[Operation], capable: list[bool]) -> list[int]:
-    """Indices of the operations in an order that respects data flow: as in the file, but as long as operations of one kind (capable or not) are
-    ready, they go first."""
-    producer = {value.name: index for index, step in enumerate(steps) for value in step.node.outputs}
-    waits: list[int] = []
-    readers: list[list[int]] = [[] for _ in steps]
-    for index, step in enumerate(steps):
-        names = set(references(step.node.inputs)) | {name for block in step.node.blocks for name in captured_names(block)}
-        sources = {producer[name] for name in names if producer.get(name, index) < index}
-        waits.append(len(sources))
-        for source in sources:
-            readers[source].append(index)
-    return _drain(waits, readers, capable)
-
-
-def _drain(waits: list[int], readers: list[list[int]], capable: list[bool]) -> list[int]:
-    ready: dict[bool, list[int]] = {True: [], False: []}
-    for index, count in enumerate(waits):
-        if not count:
-            heapq.heappush(ready[capable[index]], index)
-    kind, order = (capable[0] if capable else True), []
-    while ready[True] or ready[False]:
-        kind = kind if ready[kind] else not kind
-        index = heapq.heappop(ready[kind])
-        order.append(index)
-        for reader in readers[index]:
-            waits[reader] -= 1
-            if not waits[reader]:
-                heapq.heappush(ready[capable[reader]], reader)
-    return order
-
-
-def cheapest_path(costs: list[dict[str, float]]) -> list[str]:
-    """For each operation the unit of the cheapest assignment; costs [{"ane": 0.1, "cpu": 0.2}, ...], a unit that is absent cannot run it.
-
-    Dynamic programming over states (unit, units launched so far). Of equal paths one that ends on the Neural Engine wins, then one that
-    changes the unit early.
-    """
-    rules = planner()
-    best: dict[tuple[str, frozenset], float] = {}
-    trail: list[dict] = []
-    for cost in costs:
-        after: dict[tuple[str, frozenset], float] = {}
-        came: dict = {}
-        for unit in (unit for unit in UNITS if unit in cost):
-            for state, spent in sorted((best or {("", frozenset()): 0.0}).items(), key=lambda item: item[0][0] != unit):
-                total = spent + cost[unit] + _entry_ms(state, unit, rules)
-                reached = (unit, state[1] | {unit})
-                if total < after.get(reached, float("inf")) - TIE_MS:
-                    after[reached], came[reached] = total, state
-        best = after
-        trail.append(came)
-    return _walk_back({state: spent + rules["output_ms"][state[0]] for state, spent in best.items()}, trail)
-
-
-def _entry_ms(state: tuple[str, frozenset], unit: str, rules: dict) -> float:
-    before, launched = state
-    switch = rules["switch_ms"] if before and before != unit else 0.0
-    return switch + (0.0 if unit in launched else rules["launch_ms"][unit])
-
-
-def _walk_back(ends: dict, trail: list[dict]) -> list[str]:
-    if not ends:
-        return []
-    cheapest = min(ends.values())
-    state = next(state for state, spent in sorted(ends.items(), key=lambda end: UNITS.index(end[0][0])) if spent <= cheapest + TIE_MS)
-    units = []
-    for came in reversed(trail):
-        units.append(state[0])
-        state = came[state]
-    return units[::-1]
-
-
-def path_cost(costs: list[dict[str, float]], units: list[str]) -> float:
-    """What an assignment costs in all: operations, switches, first launches, output."""
-    rules, state, total = planner(), ("", frozenset()), 0.0
-    for cost, unit in zip(costs, units):
-        total += cost[unit] + _entry_ms(state, unit, rules)
-        state = (unit, state[1] | {unit})
-    return total + (rules["output_ms"][units[-1]] if units else 0.0)
 
 
 def _refusals(step: Operation, device: Device) -> dict[str, str]:
@@ -217,13 +121,13 @@ def _refusals(step: Operation, device: Device) -> dict[str, str]:
 
 
 def _weights_refusal(steps: list[Operation]) -> str:
-    stored = sum(operand.stored_bytes for step in steps for operand in step.operands if operand.constant)
+    constants = {id(operand): operand for step in steps for operand in step.operands if operand.constant}  # a tied weight counts once
+    stored = sum(operand.stored_bytes for operand in constants.values())
     return f"{stored / 1e9:.1f} GB of weights > {ENGINE_WEIGHT_LIMIT / 1e9:.1f} GB" if stored > ENGINE_WEIGHT_LIMIT else ""
 
 
 def _unit_costs(step: Operation, device: Device, units: tuple[str, ...], refusal: dict[str, str]) -> dict[str, float]:
-    backends = {"ane": "ane", "gpu": "gpu", "cpu": "bnns"}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
-    return {unit: cost_ms(step, backends[unit], device) for unit in units if not refusal.get(unit)}
+    return {unit: cost_ms(step, BACKENDS[unit], device) for unit in units if not refusal.get(unit)}
 
 
 def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]) -> dict[int, str]:
@@ -237,6 +141,9 @@ def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: l
         elif refusals[index]["ane"]:
             reasons[index] = refusals[index]["ane"]
         else:
+            if stretch and unit_of[stretch[-1]] != unit_of[index]:
+                reasons.update(_stretch_reasons(stretch, unit_of, costs))
+                stretch = []
             stretch.append(index)
             continue
         reasons.update(_stretch_reasons(stretch, unit_of, costs))

@@ -190,7 +190,7 @@ def _stored_bytes(plan: Plan, tensor: Table) -> memoryview | None:
         weight = extra.string(1)
         raise UnreadableArtifact(f"{plan.buffer.label} keeps the weight {weight!r} in another file.", "Export it with its weights inside.")
     if index == 0:
-        return None
+        return memoryview(b"") if 0 in tensor.numbers(2, "i") and not tensor.has(6) else None  # an omitted argument is an empty tensor
     mutable = tensor.has(6)  # has a place in the activation memory as well: an initial state
     if not mutable and not root.has(5):
         return root.tables(2)[index].raw(0)

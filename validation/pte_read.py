@@ -92,8 +92,8 @@ def _nodes(plan: Plan, known: set[str]) -> tuple[Node, ...]:
 
     def add_views(needed: Iterable[str]) -> None:
         for name in needed:
-            place = place_of(plan, names[name])
-            if name not in known and place in latest:
+            place = None if name in known else place_of(plan, names[name])
+            if place is not None and place in latest:
                 nodes.append(Node("view", {"source": Ref(latest[place])}, (declared(plan, names[name]),), name=f"view_{name}"))
                 known.add(name)
 

@@ -2,31 +2,25 @@
 
 The reference runner computes every operation in float32 and rounds its result to the type that the program declares for it.
 """
-import logging
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
-from .graph import Graph, Node, Tap, Value, interpret, references
-from .mil_ops import CONTROL, EXACT, OPS, RANDOM
+from ..converters.quiet import quiet
+from ..models.errors import UnreadableArtifact, UserError
+from .borders import STORED_AS, as_array, check_inputs
+from .graph import Graph, Tap, Value, interpret
 from .mil_read import Package, read_package
+from .mil_run import call_operator, compute_precision, fold_constants, remember_constants, require_operators, widened, with_tensors
 
 HOSTS = ("auto", "native", "reference")
 PRECISIONS = ("declared", "float32")
-MATRIX_OPERATORS = {"conv", "conv_transpose", "linear", "matmul", "einsum", "scaled_dot_product_attention"}
-STORED_AS = {
-    "float16": torch.float32, "float32": torch.float32, "float64": torch.float64, "bool": torch.bool, "int8": torch.int8,
-    "uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32, "int32": torch.int32, "uint32": torch.int64, "int64": torch.int64,
-    "int4": torch.int8, "uint1": torch.uint8, "uint2": torch.uint8, "uint3": torch.uint8, "uint4": torch.uint8, "uint6": torch.uint8,
-}
-WIDER = {("float64", "float32"), ("float64", "float16"), ("float32", "float16"), ("int64", "int32")}  # given, wanted
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Runner:
         `tap(name, value)` sees every intermediate that depends on the inputs (reference runner only). Without `state`, a stateful program
         starts from zeros. Raises UserError where inputs do not fit.
         """
-        tensors = check_inputs(self, inputs)
+        tensors = check_inputs(inputs, self.inputs, self.images, self.path.name)
         if self.states and state is None:
             state = self.make_state()
         return self.run(tensors, tap, state)
@@ -88,6 +82,8 @@ def open_runner(path: str | Path, host: str = "auto", function: str = "main", pr
         head = stream.read(8)
     if head[4:8] not in (b"ET12", b"ET13"):
         raise UnreadableArtifact(f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)")
+    if precision != "declared":
+        raise UserError(f"precision={precision!r} is for ML Programs; {path.name} is an ExecuTorch program", "use precision='declared'")
     from .pte_read import open_program
 
     program = open_program(path)
@@ -106,9 +102,6 @@ def has_native_runtime(path: Path) -> bool:
     except (ImportError, AttributeError):
         return False
     return True
-
-
-# -- reference ---------------------------------------------------------------------------------------------------------------------------
 
 
 def function_graph(package: Package, function: str) -> Graph:
@@ -132,7 +125,8 @@ def reference_coreml(package: Package, function: str, precision: str) -> Runner:
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: dict[str, torch.Tensor] | None) -> dict[str, Any]:
         program = kept[-1] if kept else lazy
         kept[:] = kept or [remember_constants(lazy)]
-        results = interpret(program, call, {**tensors, **(state or {})}, tap)
+        given = {name: widened(tensor) for name, tensor in tensors.items()}
+        results = interpret(program, call, {**given, **(state or {})}, tap)
         return {value.name: as_array(results[value.name], value, precision) for value in outputs}
 
     return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), run, states, package.images)
@@ -146,129 +140,10 @@ def reference_executorch(path: Path, program: Any) -> Runner:
     return Runner(path, "reference", program.inputs, program.outputs, program.graph, program.precision, run)
 
 
-def require_operators(graph: Graph) -> None:
-    """Raise once for all operators that have no function."""
-    missing = {}
-    for node in all_nodes(graph):
-        if node.op not in OPS and node.op not in CONTROL:
-            where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
-            missing.setdefault(node.op, f"{node.op} ({where})")
-    if missing:
-        raise UnsupportedOperators("the reference runner", list(missing.values()), "run it on macOS, or report the operator")
-
-
-def all_nodes(graph: Graph) -> list[Node]:
-    """The nodes of a graph and of the graphs nested in it."""
-    return [inner for node in graph.nodes for inner in (node, *(n for block in node.blocks for n in all_nodes(block)))]
-
-
-def compute_precision(graph: Graph) -> str:
-    """"float16" where any product (or, without products, any result) is float16."""
-    nodes = [node for node in all_nodes(graph) if not node.op.startswith("constexpr")]
-    products = [node for node in nodes if node.op in MATRIX_OPERATORS] or nodes
-    return "float16" if any(value.dtype == "float16" for node in products for value in node.outputs) else "float32"
-
-
-def call_operator(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rounding: bool = True) -> tuple:
-    """Compute one node: its operator, its nested graphs, then the declared types of its results."""
-    if node.op in CONTROL:
-        call = partial(call_operator, rounding=rounding)
-        results = CONTROL[node.op](node.blocks, partial(run_block, environment=environment, call=call), **arguments)
-    else:
-        results = OPS[node.op](**arguments)
-    results = results if isinstance(results, tuple) else (results,)
-    rounding = rounding and node.op not in EXACT
-    return tuple(as_declared(result, value, rounding) for result, value in zip(results, node.outputs))
-
-
-def run_block(block: Graph, inputs: Sequence[Any], environment: dict[str, Any], call: Callable) -> list[Any]:
-    named = {value.name: item for value, item in zip(block.inputs, inputs)}
-    results = interpret(block, call, named, outer=environment)
-    return [results[name] for name in block.outputs]
-
-
-def as_declared(result: Any, declared: Value, rounding: bool) -> Any:
-    """Give a result its declared type (float16: rounded, kept in float32) and check its shape. Lists, strings and classes pass."""
-    if not isinstance(result, torch.Tensor) or declared.dtype not in STORED_AS:
-        return result
-    if len(declared.shape) != result.ndim or any(want not in (None, have) for want, have in zip(declared.shape, result.shape)):
-        raise ValueError(f"the result {declared.name} has shape {list(result.shape)}, the program declares {list(declared.shape)}")
-    if declared.dtype == "float16" and rounding:
-        return result.half().float()
-    if declared.dtype == "uint16":
-        result = result.int() & 0xFFFF
-    return result.to(STORED_AS[declared.dtype])
-
-
-def widened(value: Any) -> Any:
-    """Stored numbers as the operators take them: half precision and smaller floats as float32."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.float()
-    return value
-
-
-def with_tensors(graph: Graph) -> Graph:
-    """Literal arrays become tensors once, and stored constants are widened when they are decoded."""
-    nodes = tuple(
-        replace(node, inputs={key: _literal(item) for key, item in node.inputs.items()}, blocks=tuple(map(with_tensors, node.blocks)))
-        for node in graph.nodes)
-    return replace(graph, nodes=nodes, constants={name: partial(_decoded, constant) for name, constant in graph.constants.items()})
-
-
-def _literal(item: Any) -> Any:
-    if isinstance(item, np.ndarray) and item.dtype != object:
-        return widened(torch.as_tensor(item.astype(np.int64) if item.dtype.kind == "u" and item.itemsize > 1 else item.copy()))
-    return [_literal(part) for part in item] if isinstance(item, list) else item
-
-
-def _decoded(constant: Any) -> Any:
-    return widened(constant() if callable(constant) else constant)
-
-
-def fold_constants(graph: Graph, call: Callable) -> Graph:
-    """Nodes that depend on constants only (compressed weights above all) become constants, computed when they are first needed."""
-    makers: dict[str, Node] = {}
-    dynamic = []
-    for node in graph.nodes:
-        known = all(name in graph.constants or name in makers for name in references(node.inputs))
-        if known and node.outputs and not node.blocks and node.op not in RANDOM and node.op != "make_list":
-            makers |= {value.name: node for value in node.outputs}
-        else:
-            dynamic.append(node)
-
-    def compute(name: str) -> Any:
-        needed = ancestors(name, makers)
-        part = Graph((), (name,), tuple(node for node in graph.nodes if any(node is other for other in needed)), graph.constants)
-        return interpret(part, call, {})[name]
-
-    return replace(graph, nodes=tuple(dynamic), constants={**graph.constants, **{name: partial(compute, name) for name in makers}})
-
-
-def ancestors(name: str, makers: dict[str, Node]) -> list[Node]:
-    """The nodes that a folded value is computed from."""
-    found: list[Node] = []
-    waiting = [name]
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is not None and not any(node is other for other in found):
-            found.append(node)
-            waiting += references(node.inputs)
-    return found
-
-
-def remember_constants(graph: Graph) -> Graph:
-    """Every constant is decoded at most once."""
-    return replace(graph, constants={name: cache(constant) for name, constant in graph.constants.items()})
-
-
-# -- native ------------------------------------------------------------------------------------------------------------------------------
-
-
 def import_coremltools() -> Any:
-    """Import coremltools without the lines that it logs about untested versions and missing libraries."""
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    import coremltools
-
+    """Import coremltools without the lines that it prints about untested versions and missing libraries."""
+    with quiet():
+        import coremltools
     return coremltools
 
 
@@ -301,65 +176,3 @@ def native_executorch(path: Path, program: Any) -> Runner:
         return {value.name: result.numpy() for value, result in zip(program.outputs, results)}
 
     return Runner(path, "native", program.inputs, program.outputs, program.graph, program.precision, run)
-
-
-# -- borders -----------------------------------------------------------------------------------------------------------------------------
-
-
-def check_inputs(runner: Runner, given: dict[str, Any] | Sequence[Any]) -> dict[str, torch.Tensor]:
-    """Name, convert and check inputs; everything that does not fit is raised at once."""
-    wanted = {value.name: value for value in runner.inputs}
-    if not isinstance(given, dict):
-        if len(given) != len(wanted):
-            raise UserError(f"{runner.path.name} takes {len(wanted)} inputs, {len(given)} were given", f"it takes {describe(runner.inputs)}")
-        given = dict(zip(wanted, given))
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is not an input" for name in given if name not in wanted]
-    arrays = {name: to_array(given[name], runner.images.get(name, "")) for name in wanted if name in given}
-    problems += [problem for name, array in arrays.items() if (problem := misfit(array, wanted[name]))]
-    if problems:
-        raise UserError(f"inputs do not fit {runner.path.name}: {'; '.join(problems)}", f"it takes {describe(runner.inputs)}")
-    return {name: to_tensor(array, wanted[name].dtype) for name, array in arrays.items()}
-
-
-def describe(values: tuple[Value, ...]) -> str:
-    """"ids: int32 [1, 16], image: float32 [1, 3, ?, ?]" """
-    return ", ".join(f"{v.name}: {v.dtype} [{', '.join('?' if size is None else str(size) for size in v.shape)}]" for v in values)
-
-
-def to_array(item: Any, channels: str) -> np.ndarray:
-    """Array, tensor, nested list, or PIL image (-> float32 [1, C, H, W], 0 to 255, in the model's order of channels)."""
-    if isinstance(item, torch.Tensor):
-        return item.detach().cpu().numpy()
-    if channels and hasattr(item, "convert"):
-        pixels = np.atleast_3d(np.asarray(item.convert("L" if channels == "L" else "RGB"), np.float32))
-        return pixels[..., ::-1 if channels == "BGR" else 1].transpose(2, 0, 1)[None]
-    return np.asarray(item)
-
-
-def misfit(array: np.ndarray, wanted: Value) -> str:
-    """What is wrong with an input, or nothing."""
-    given = str(array.dtype)
-    allowed = given == wanted.dtype or (given, wanted.dtype) in WIDER or (
-        wanted.dtype in STORED_AS and array.dtype.kind in "biu" and np.can_cast(array.dtype, wanted.dtype, "safe"))
-    if array.ndim != len(wanted.shape) or any(want not in (None, have) for want, have in zip(wanted.shape, array.shape)) or not allowed:
-        return f"{wanted.name} is {given} {list(array.shape)}"
-    if (given, wanted.dtype) == ("int64", "int32") and array.size and np.abs(array).max() > np.iinfo(np.int32).max:
-        return f"{wanted.name} holds numbers beyond int32"
-    return ""
-
-
-def to_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """An input as the operators take it: rounded to its declared type; float16 is kept in float32."""
-    array = np.ascontiguousarray(array, dtype)
-    if dtype == "float16":
-        array = array.astype(np.float32)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def as_array(result: Any, declared: Value, precision: str) -> Any:
-    """A result as numpy in its declared type; what was computed without rounding stays float32. Classes and dictionaries pass."""
-    if not isinstance(result, torch.Tensor):
-        return result
-    wanted = "float32" if precision == "float32" and declared.dtype == "float16" else declared.dtype
-    return result.contiguous().numpy().astype(wanted)

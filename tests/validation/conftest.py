@@ -8,6 +8,13 @@ import pytest
 
 MIL_TYPES = {"float16": "fp16", "float32": "fp32", "int32": "int32", "bool": "bool"}
 
+NAMED = {  # the builder names inputs after the parameters of a function
+    1: lambda f: lambda x0: f(x0),
+    2: lambda f: lambda x0, x1: f(x0, x1),
+    3: lambda f: lambda x0, x1, x2: f(x0, x1, x2),
+    4: lambda f: lambda x0, x1, x2, x3: f(x0, x1, x2, x3),
+}
+
 
 @pytest.fixture(scope="session")
 def ct():
@@ -31,19 +38,16 @@ def write_package(ct, build, inputs, folder, opset="iOS18", states=()):
     from coremltools.converters.mil.backend.mil.load import load
     from coremltools.converters.mil.mil import types
 
-    def program(**variables):
-        results = build(mb, *variables.values())
+    def program(*variables):
+        results = build(mb, *variables)
         results = results if isinstance(results, (tuple, list)) else (results,)
         kept = {types.fp16, types.fp32, types.int32}
         return tuple(out if out.dtype in kept else mb.cast(x=out, dtype="int32") for out in results)
 
     target = getattr(ct.target, opset)
-    names = [f"x{i}" for i in range(len(inputs) + len(states))]
-    program.__signature__ = None
     specs = [mb.TensorSpec(shape=array.shape, dtype=getattr(types, MIL_TYPES[str(array.dtype)])) for array in inputs]
     specs += [mb.StateTensorSpec(shape=shape, dtype=types.fp16) for shape in states]
-    function = eval(f"lambda {', '.join(names)}: program({', '.join(f'{n}={n}' for n in names)})", {"program": program})
-    built = mb.program(input_specs=specs, opset_version=target)(function)
+    built = mb.program(input_specs=specs, opset_version=target)(NAMED[len(specs)](program))
     weights = folder / "Data" / "com.apple.CoreML" / "weights"
     weights.mkdir(parents=True)
     model = load(built, weights_dir=str(weights), specification_version=target.value)
@@ -67,8 +71,8 @@ def run_mil(mil_package):
     """run_mil(build, *arrays) -> the outputs, in order, of the saved program run by the reference runner."""
     from cidermill.validation import open_runner
 
-    def run(build, *inputs, opset="iOS18"):
+    def run(build, *inputs, opset="iOS18", name="model"):
         arrays = [np.asarray(array) for array in inputs]
-        return list(open_runner(mil_package(build, *arrays, opset=opset), host="reference")(arrays).values())
+        return list(open_runner(mil_package(build, *arrays, opset=opset, name=name), host="reference")(arrays).values())
 
     return run

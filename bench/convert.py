@@ -1,0 +1,77 @@
+"""ViT-Base from a Hugging Face folder to a validated int8 Core ML package, against the bare coremltools script. Ratios, in one run.
+
+    python bench/convert.py [--rounds 3]
+
+Ours:  `convert FOLDER --target coreml --quant int8`, whole process: load, capture, compress, convert, open, run, compare, place, report.
+Peer:  load, torch.export, ct.convert, ct.optimize.coreml.linear_quantize_weights, save. No check of any kind.
+The two alternate; the median of each side counts. Peak memory is the process's own (ru_maxrss of the child).
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PEER = """
+import sys, torch, transformers, coremltools as ct
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values).logits
+
+model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
+program = torch.export.export(Logits(model).eval(), (torch.randn(1, 3, 224, 224),)).run_decompositions({})
+mlmodel = ct.convert(program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+settings = ct.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", granularity="per_channel")
+mlmodel = ct.optimize.coreml.linear_quantize_weights(mlmodel, ct.optimize.coreml.OptimizationConfig(settings))
+mlmodel.save(sys.argv[2])
+"""
+
+
+def measure(command: list[str]) -> tuple[float, int]:
+    """-> (wall seconds, peak resident bytes) of one child process; its output is shown if it fails"""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+        if os.waitstatus_to_exitcode(status):
+            log.seek(0)
+            sys.exit(f"{' '.join(command[:2])} failed:\n{log.read().decode()[-3000:]}")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def make_model(folder: Path) -> None:
+    script = "import sys, torch, transformers as T; torch.manual_seed(0); T.ViTForImageClassification(T.ViTConfig()).save_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "vit")
+        (folder / "peer.py").write_text(PEER)
+        ours, peer = [], []
+        for turn in range(rounds):
+            convert = [str(Path(sys.executable).parent / "convert"), str(folder / "vit"), "--target", "coreml", "--quant", "int8"]
+            ours.append(measure([*convert, "--out", str(folder / f"ours{turn}"), "--quiet"]))
+            peer.append(measure([sys.executable, str(folder / "peer.py"), str(folder / "vit"), str(folder / f"peer{turn}.mlpackage")]))
+            print(f"round {turn + 1}: ours {ours[-1][0]:.1f} s, {ours[-1][1] / 1e6:.0f} MB; peer {peer[-1][0]:.1f} s, {peer[-1][1] / 1e6:.0f} MB", flush=True)
+        seconds, memory = ([statistics.median(run[index] for run in side) for side in (ours, peer)] for index in (0, 1))
+    print(f"time ratio   {seconds[0] / seconds[1]:.2f}  (ours {seconds[0]:.1f} s, validated; bare script {seconds[1]:.1f} s)  wanted: at most 1.0")
+    print(f"memory ratio {memory[0] / memory[1]:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script {memory[1] / 1e6:.0f} MB)  wanted: at most 1.0")
+    return 0 if seconds[0] <= seconds[1] and memory[0] <= memory[1] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Compressed -> .pte: the graph inside one MPS delegate where its runtime can compute everything, weights as codes, identical bytes every time."""
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.errors import UnsupportedOperators
+from ..models.graphs import describe, finish
+from . import mps_delegate
+from .artifact import Artifact, measure
+from .lower_mps import lower
+from .mps_weights import place_weights
+from .quiet import quiet
+
+HINT = "Replace these operators in the model, or convert it with --target coreml."
+
+
+def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | None = None) -> Artifact:
+    """Write a `Compressed` model as an ExecuTorch program for the MPS backend at `path`.
+
+    Operators without an MPS form run as portable CPU kernels between delegates, and `Artifact.warnings` names them.
+    Raises UnsupportedOperators with every operator that has neither. `progress` is told each step's name.
+    """
+    tell = progress or (lambda step: None)
+    half = compressed.recipe.compute != "float32"
+    with quiet():
+        tell("lower")
+        work, warnings = lower(compressed.captured.program, half, functools.partial(_dense, compressed.weights))
+        realised = place_weights(work, compressed.weights, half)
+        tell("delegate")
+        edge, left_over = to_edge_program(finish(work), half, io_names(compressed))
+        tell("write")
+        with path.open("wb") as file:
+            edge.to_executorch().write_to_file(file)
+    size, digest = measure(path)
+    if left_over:
+        warnings.append(f"{len(left_over)} operators run outside the GPU, as portable CPU kernels: {'; '.join(left_over)}")
+    return Artifact("executorch-mps", compressed.recipe.name, path, size, digest, "float16" if half else "float32", tuple(warnings), realised)
+
+
+def _dense(weights: dict, name: str) -> torch.Tensor | None:
+    return weights[name].dense() if name in weights else None
+
+
+def io_names(compressed: Any) -> dict[str, list[str]]:
+    """Constant methods that tell what the format has no place for: a .pte file knows inputs and outputs by position only."""
+    captured = compressed.captured
+    return {
+        "cidermill_inputs": [spec.name for spec in captured.inputs],
+        "cidermill_outputs": [spec.name for spec in captured.outputs],
+        "cidermill_recipe": [compressed.recipe.name],
+    }
+
+
+def to_edge_program(program: Any, half: bool, constant_methods: dict[str, list[str]]) -> tuple[Any, list[str]]:
+    """A lowered program -> (EdgeProgramManager with its delegates, descriptions of the operators left outside them)."""
+    from executorch.exir import EdgeCompileConfig, to_edge
+    from executorch.exir.backend.backend_details import CompileSpec
+
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+    edge = to_edge(program, constant_methods=constant_methods, compile_config=config)
+    outside = [node for node in edge.exported_program().graph.nodes if node.op == "call_function" and not mps_delegate.can_delegate(node)]
+    left_over = [node for node in outside if getattr(node.target, "__name__", "") != "getitem"]
+    missing = [describe(node) for node in left_over if not _has_portable_kernel(node)]
+    if missing:
+        raise UnsupportedOperators("ExecuTorch's MPS target", missing, HINT)
+    edge = edge.to_backend(mps_delegate.partitioner([CompileSpec("use_fp16", bytes([half]))]))
+    mps_delegate.adopt(edge.exported_program().graph_module)
+    return edge, [describe(node) for node in left_over]
+
+
+def _has_portable_kernel(node: torch.fx.Node) -> bool:
+    name, _, overload = node.target.__name__.removeprefix("aten.").rpartition(".")
+    stem = name.removesuffix("_copy")
+    endings = {"default": ("out",)}.get(overload, (f"{overload}_out", "out"))
+    return any(f"{base}.{ending}" in portable_kernels() for base in (name, stem, f"{stem}_copy") for ending in endings)
+
+
+@functools.cache
+def portable_kernels() -> frozenset[str]:
+    """Names like "add.out" of all CPU kernels that every ExecuTorch runtime can link, from the list in its package."""
+    import importlib.resources
+
+    text = importlib.resources.files("executorch").joinpath("kernels/portable/functions.yaml").read_text()
+    return frozenset(line.removeprefix("- op:").strip() for line in text.splitlines() if line.startswith("- op:"))

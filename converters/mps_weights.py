@@ -1,0 +1,131 @@
+"""Compressed weights as the MPS delegate can store them: constants of codes and scales, decompressed by operators inside the delegate."""
+import math
+
+import torch
+
+from ..models.graphs import Draft, retrace
+from ..quantization.weight import Codes, CompressedWeight, from_rows
+
+Realised = tuple[str, float, str]  # storage scheme as written, bits per weight, reason where that is not what was asked for
+
+DENSE = "the MPS delegate has no {what}; the recipe saves no bytes on this target"
+
+
+def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool) -> dict[str, Realised]:
+    """Replace every weight that was compressed to codes by its codes and scales, under its own name. -> name -> how it is stored"""
+    realised = {}
+    holders = {name: placeholder for placeholder, (name, _) in work.constants.items()}
+    nodes = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
+    for name, weight in weights.items():
+        node = nodes.get(holders.get(name, ""))
+        if node is None:
+            realised[name] = _dense(weight, half, "the target's graph holds this weight only folded into another constant")
+        elif not isinstance(weight.values, Codes):
+            what = "lookup tables" if weight.values is not None else "sparse weights"
+            realised[name] = _dense(weight, half, DENSE.format(what=what))
+        else:
+            realised[name] = _place_codes(work, node, name, weight, half)
+    return realised
+
+
+def _dense(weight: CompressedWeight, half: bool, reason: str) -> Realised:
+    return ("float16 (dense)", 16.0, reason) if half else ("float32 (dense)", 32.0, reason)
+
+
+def _place_codes(work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool) -> Realised:
+    values, reason = weight.values, why_not_int4(weight, half)
+    codes = values.codes if weight.mask is None else torch.where(weight.mask, values.codes, _zero_codes(values))
+    if values.bits == 4 and not reason:
+        return _place_int4(work, node, name, codes, values)
+    node = _stand_in(work, node)
+    scale = values.scale.half() if half else values.scale
+    inputs = [work.add_constant(name, codes, like=node), work.add_constant(f"{name}_scale", scale, like=node)]
+    if values.zero_point is not None:
+        inputs.append(work.add_constant(f"{name}_zero_point", values.zero_point.to(scale.dtype), like=node))
+    retrace(work, node, dequantize, *inputs)
+    extra = sum(tensor.meta["val"].numel() * tensor.meta["val"].element_size() * 8 for tensor in inputs[1:])
+    bits = 8 + extra / math.prod(weight.shape)
+    if values.bits == 8:
+        return "int8", bits, "the MPS delegate has no sparse weights: pruned weights are stored as zeros" if weight.mask is not None else ""
+    return "int8-storage", bits, reason
+
+
+def _stand_in(work: Draft, weight: torch.fx.Node) -> torch.fx.Node:
+    """An operator node in the place of a weight's placeholder, whose name is free from now on."""
+    anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
+    with work.graph.inserting_before(anchor):
+        node = work.graph.call_function(torch.ops.aten.alias.default, (weight,))
+    node.meta = dict(weight.meta)
+    weight.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    node.args = ()
+    work.graph.erase_node(weight)
+    del work.constants[weight.name]
+    return node
+
+
+def _zero_codes(values: Codes) -> torch.Tensor:
+    """The code that decompresses to zero, for pruned positions."""
+    if values.zero_point is None:
+        return torch.zeros((), dtype=torch.int8)
+    shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
+    size = values.codes.numel() // values.zero_point.numel()
+    return from_rows(values.zero_point.reshape(-1, 1).expand(-1, size), shape, blocks)
+
+
+def dequantize(codes, scale, zero_point=None):
+    """codes [64, 128] int8, scale [64, 4] -> [64, 128]: each axis with blocks is split in (blocks, block) so that scales broadcast."""
+    split = [part for size, blocks in zip(codes.shape, scale.shape) for part in (blocks, size // blocks)]
+    spread = [part for blocks in scale.shape for part in (blocks, 1)]
+    blocked = any(blocks not in (1, size) for size, blocks in zip(codes.shape, scale.shape))
+    weight = codes.to(scale.dtype)
+    weight = weight.reshape(split) if blocked else weight
+    if zero_point is not None:
+        weight = weight - (zero_point.reshape(spread) if blocked else zero_point)
+    weight = weight * (scale.reshape(spread) if blocked else scale)
+    return weight.reshape(codes.shape) if blocked else weight
+
+
+def why_not_int4(weight: CompressedWeight, half: bool) -> str:
+    """"" where the delegate's own int4 node can hold the codes: rows of an even length, scales along one axis, no zero points."""
+    values = weight.values
+    if values.bits != 4:
+        return f"the MPS delegate stores {values.bits}-bit codes in 8 bits"
+    if not half:
+        return "the MPS delegate's int4 node gives float16 only"
+    if values.zero_point is not None:
+        return "the MPS delegate's int4 node takes no zero points"
+    if _rows_of(values) is None:
+        return "the MPS delegate's int4 node needs scales per row, or in blocks along one axis"
+    rows, columns, groups, _ = _rows_of(values)
+    if columns % 2 or (columns // groups) % 2:
+        return f"the MPS delegate's int4 node needs rows and blocks of an even length, not {columns} in blocks of {columns // groups}"
+    return ""
+
+
+def _rows_of(values: Codes) -> tuple[int, int, int, bool] | None:
+    """-> (rows, columns, groups per row, transposed) of the codes as a matrix whose rows have scales of their own, or None."""
+    shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
+    if len(shape) == 2 and blocks[0] != shape[0] and blocks[1] == shape[1]:
+        return shape[1], shape[0], blocks[0], True
+    if blocks[0] != shape[0] or len(shape) < 2 or any(size != 1 for size in blocks[2:]):
+        return None
+    return shape[0], math.prod(shape[1:]), blocks[1], False
+
+
+def _place_int4(work: Draft, node: torch.fx.Node, name: str, codes: torch.Tensor, values: Codes) -> Realised:
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 (registers the operator)
+
+    rows, columns, groups, transposed = _rows_of(values)
+    shape = list(codes.shape)
+    matrix = codes.t().contiguous() if transposed else codes.reshape(rows, columns)
+    scale = (values.scale.t().contiguous() if transposed else values.scale.reshape(rows, groups)).half()
+    node = _stand_in(work, node)
+
+    def unpack(codes, scale):
+        weight = torch.ops.quantized_decomposed.dequantize_per_channel_group.default(
+            codes, scale, None, -8, 7, torch.int8, columns // groups, torch.float16
+        )
+        return weight.permute(1, 0) if transposed else weight.reshape(shape)
+
+    retrace(work, node, unpack, work.add_constant(name, matrix, like=node), work.add_constant(f"{name}_scale", scale, like=node))
+    return "int4", 4 + 16 * scale.numel() / codes.numel(), ""

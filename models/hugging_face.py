@@ -1,0 +1,260 @@
+"""A Hugging Face folder (config.json + weights) -> a module by input and output names, with default inputs from its configuration.
+
+The class comes from `architectures` and must be one of the installed transformers: no code of the folder runs, nothing is downloaded.
+"""
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .formats import check_safetensors
+from .inputs import DTYPES, InputSpec, override
+from .pickles import imported_names, torch_only
+from .quiet import quiet, transformers_offline
+from .source import TensorSpec
+
+TOKENS = 128  # default text length, where the model's position table is not shorter
+RECURRENT_TOKENS = 16  # for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
+AUDIO_SAMPLES = 16000  # one second at 16 kHz, the rate that speech models are trained at
+IMAGE_SIZE = 224  # where neither config.json nor preprocessor_config.json has one
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TEXT_COMPANIONS = ("attention_mask",)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold the weights, the index included; safetensors are preferred, as transformers does."""
+    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{folder} holds an adapter (LoRA), not a whole model.", "Merge it: model.merge_and_unload().save_pretrained(FOLDER)")
+        raise UserError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}.", "Copy the weight files beside config.json.")
+    if not found.name.endswith(".index.json"):
+        return (found,)
+    try:
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = tuple(folder / shard for shard in shards)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{found} is not a weight index ({error}).", "Copy the model again.") from error
+    missing = [file.name for file in files if not file.is_file() or file.parent != folder]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing)}.", "Copy the missing files.")
+    return (found, *files)
+
+
+def load_folder(folder: Path, given: tuple[InputSpec, ...]) -> tuple[Any, tuple[TensorSpec, ...], dict, tuple[str, ...]]:
+    """-> (module called by input names and returning {output name: tensor}, inputs, integer limits, warnings)."""
+    settings, files = _settings(folder), weight_files(folder)
+    for file in files:
+        _check_weights(file)
+    with quiet(), transformers_offline():
+        model_class = _model_class(folder, settings)
+        config = _configuration(folder, model_class)
+        defaults = _inputs(folder, model_class, config, given)
+        inputs = override(model_class.__name__, defaults, given)
+        model, warnings = _load(folder, model_class, config, files[-1].suffix == ".safetensors")
+    return _by_names(model), inputs, _limits(config, inputs), warnings
+
+
+def _settings(folder: Path) -> dict:
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}", "Copy the model's config.json again.") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("architectures"), list) or not settings["architectures"]:
+        raise UserError(f"{path} names no architectures.", 'Add the class it was saved from, for example "architectures": ["BertModel"].')
+    if settings.get("quantization_config"):
+        method = settings["quantization_config"]
+        method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
+        raise UserError(f"{folder} is already quantized ({method}).", "Convert the unquantized original and choose --quant here.")
+    return settings
+
+
+def _check_weights(file: Path) -> None:
+    if file.suffix == ".safetensors":
+        check_safetensors(file)
+    if file.suffix == ".bin":
+        names = imported_names(file, legacy=file.open("rb").read(2) != b"PK")
+        if not torch_only(names):
+            raise UserError(f"{file} holds more than tensors: it would import {', '.join(names)}. None of it was run.", "Use the model's safetensors.")
+
+
+def _model_class(folder: Path, settings: dict) -> Any:
+    import transformers
+
+    name = str(settings["architectures"][0])
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if settings.get("auto_map"):
+        raise UserError(
+            f"{folder} brings its own code for {name} (auto_map), which cidermill does not run.",
+            "Load it in Python, torch.export.save it and convert that file.",
+        )
+    raise UserError(
+        f"{folder}: the architecture {name!r} is not a model class of transformers {transformers.__version__}.",
+        "Correct `architectures` in config.json, or load the model in Python, torch.export.save it and convert that file.",
+    )
+
+
+def _configuration(folder: Path, model_class: Any) -> Any:
+    try:
+        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers validates fields with several exception types
+        raise UserError(f"{folder / 'config.json'} is not a configuration of {model_class.__name__}: {_first_line(error)}", "Correct it.") from error
+    for part in {id(part): part for part in (config, config.get_text_config(), config.get_text_config(decoder=True))}.values():
+        part.use_cache = False
+    config.return_dict = True
+    return config
+
+
+def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tuple[Any, tuple[str, ...]]:
+    """float32, in eval mode, attention as scaled_dot_product_attention where the class has it (eager masks hold finfo.min: -inf in float16)."""
+    import torch
+
+    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    try:
+        model, report = model_class.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=safetensors, dtype=torch.float32,
+            attn_implementation=attention, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise UserError(f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", "Check that config.json belongs to the weights.") from error
+    missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: the weights of {len(missing)} parameters of {model_class.__name__} are not in the files: {_some(missing)}.",
+            "Correct `architectures` in config.json: it must name the class that the weights were saved from.",
+        )
+    warnings = (f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out: {_some(unused)}",) if unused else ()
+    return model.eval(), warnings
+
+
+def _by_names(model: Any) -> Any:
+    import torch
+
+    from .forward import NamedModule
+
+    def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        returned = {name: value for name, value in model.forward(**inputs).items() if isinstance(value, torch.Tensor)}
+        if not returned:
+            raise UserError(f"{type(model).__name__} returns no tensor by name.", "Wrap it in a module that does and torch.export.save that.")
+        return returned
+
+    return NamedModule(model, call)
+
+
+def _inputs(folder: Path, model_class: Any, config: Any, given: tuple[InputSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The main input, what belongs to it, and any further forward parameter that the user names."""
+    parameters = [name for name in inspect.signature(model_class.forward).parameters if name not in ("self", "kwargs", "args")]
+    names = _default_names(model_class.main_input_name, parameters, config)
+    chosen = {spec.name: spec for spec in given}
+    shapes = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
+    specs = []
+    for name in sorted({*names, *(set(chosen) & set(parameters))}, key=parameters.index):
+        if name not in shapes and name not in chosen:
+            raise UserError(f"{model_class.__name__} takes {name}, whose shape config.json does not tell.", f"Give --input {name}:SHAPE.")
+        own = _dtype(name)
+        dtype = own or chosen[name].dtype or DTYPES[0]
+        specs.append(TensorSpec(name, shapes.get(name) or chosen[name].shape, dtype))
+    return tuple(specs)
+
+
+def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
+    names = [main]
+    if main == "input_ids":
+        names += [name for name in _TEXT_COMPANIONS if name in parameters]
+        if "pixel_values" in parameters and not getattr(config, "is_encoder_decoder", False) and _is_two_towers(config):
+            names.append("pixel_values")
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
+        names.append("decoder_input_ids")
+    return names
+
+
+def _is_two_towers(config: Any) -> bool:
+    """CLIP and its kin need text and image at once; language models that may look at an image do not."""
+    return hasattr(config, "vision_config") and hasattr(config, "text_config") and hasattr(config, "projection_dim")
+
+
+def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or TOKENS
+    return (1, min(RECURRENT_TOKENS if hasattr(text, "state_size") else TOKENS, most))
+
+
+def _decoder_shape(folder: Path, config: Any) -> tuple[int, ...]:
+    most = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None) or TOKENS
+    return (1, min(TOKENS, most))
+
+
+def _image_shape(folder: Path, config: Any) -> tuple[int, ...]:
+    vision = getattr(config, "vision_config", config)
+    frames = getattr(vision, "num_frames", None)
+    size = _height_width(getattr(vision, "image_size", None)) or _preprocessed_size(folder) or (IMAGE_SIZE, IMAGE_SIZE)
+    return (1, *((frames,) if isinstance(frames, int) else ()), getattr(vision, "num_channels", 3), *size)
+
+
+def _height_width(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, dict):
+        size = (size.get("height"), size.get("width")) if "height" in size else size.get("shortest_edge")
+    if isinstance(size, int):
+        return size, size
+    return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size) else None
+
+
+def _preprocessed_size(folder: Path) -> tuple[int, int] | None:
+    """What the folder's image processor hands to the model; absent or odd files leave it to the default."""
+    path = folder / "preprocessor_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}", "Copy it again or remove it.") from error
+    return _height_width(settings.get("crop_size")) or _height_width(settings.get("size"))
+
+
+def _wave_shape(folder: Path, config: Any) -> tuple[int, ...]:
+    """A waveform; the audio spectrogram transformer's `input_values` are [frames, mel bins]."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length") and config.model_type == "audio-spectrogram-transformer":
+        return (1, config.max_length, config.num_mel_bins)
+    return (1, AUDIO_SAMPLES)
+
+
+def _feature_shape(folder: Path, config: Any) -> tuple[int, ...] | None:
+    """Whisper's encoder halves the frames with its second convolution, hence twice its positions."""
+    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
+        return (1, config.num_mel_bins, 2 * config.max_source_positions)
+    return None
+
+
+_SHAPES: dict[str, Callable[[Path, Any], tuple[int, ...] | None]] = {
+    "input_ids": _text_shape,
+    "attention_mask": _text_shape,
+    "decoder_input_ids": _decoder_shape,
+    "pixel_values": _image_shape,
+    "input_values": _wave_shape,
+    "input_features": _feature_shape,
+}
+
+
+def _dtype(name: str) -> str | None:
+    """The dtype that transformers documents for parameters of that name; None where it does not say."""
+    if name in ("pixel_values", "input_values", "input_features", "inputs_embeds", "decoder_inputs_embeds"):
+        return "float32"
+    return "bool" if name == "bool_masked_pos" else "int32" if name.endswith(("_ids", "_mask", "_positions")) else None
+
+
+def _limits(config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
+    text = config.get_text_config()
+    sizes = {"input_ids": "vocab_size", "decoder_input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+    found = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
+    return {name: (0, size) for name, size in found.items() if size}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

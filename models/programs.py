@@ -1,0 +1,245 @@
+"""A torch.export archive -> its program, its inputs and a module that runs it by input names.
+
+An archive may carry pickles, native libraries and expressions that torch would evaluate. None is needed for a plain program, so an
+archive that carries them is refused unless the user trusts it.
+"""
+import importlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .formats import read_member, zip_members
+from .inputs import InputSpec, check, listing
+from .pickles import globals_of, torch_only
+from .quiet import quiet
+from .source import TensorSpec
+
+_BORDER = {"torch.float32": "float32", "torch.float16": "float16", "torch.int64": "int32", "torch.int32": "int32", "torch.bool": "bool"}
+_OPERATOR = r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\._?sym_\w+|torch\.Sym\w+|_operator\.\w+|math\.\w+|#.*"
+_SHAPE_FUNCTIONS = {  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
+    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "floor", "ceiling", "Piecewise", "And", "Or", "Not",
+    "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "FloorDiv",
+    "CeilDiv", "CleanDiv", "ModularIndexing", "PythonMod", "Where", "Identity", "IntTrueDiv", "FloatTrueDiv", "PowByNatural", "FloatPow", "FloorToInt",
+    "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat", "IsNonOverlappingAndDenseIndicator",
+}  # fmt: skip
+_INDEX_KEEPING = ("to", "_to_copy", "view", "reshape", "unsqueeze", "squeeze", "expand", "clone", "alias", "detach", "slice", "contiguous")
+
+
+def load_program(path: Path, given: tuple[InputSpec, ...], trust: bool) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+    """-> (program or None, module, inputs, integer limits). None where shapes are dynamic or inputs are not all tensors:
+    the module then is to be exported again at the shapes of `inputs`."""
+    if not trust:
+        refuse_code(path)
+    _register_output_types(path)
+    program = _read(path)
+    return describe(program, given, str(path))
+
+
+def describe(program: Any, given: tuple[InputSpec, ...], title: str) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+    """The same for a program already in memory."""
+    program._guards_code = []  # Python text that program.module() would execute; capture fixes the shapes that it would guard
+    placeholders = _tensor_inputs(program)
+    known = tuple(_spec(node, _example(program, index), title) for index, node in placeholders)
+    chosen = {spec.name: spec for spec in given}
+    unknown = [spec.name for spec in given if spec.name not in {own.name for own in known}]
+    if unknown:
+        raise UserError(f"{title} has no input {', '.join(unknown)}. Its inputs are: {listing(known)}.", "Correct the name in --input.")
+    inputs = tuple(_settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, known))
+    module = _by_names(program, [index for index, _ in placeholders])
+    fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(_is_static(node) for _, node in placeholders)
+    return program if fixed else None, module, inputs, _limits(program, placeholders, inputs)
+
+
+def refuse_code(path: Path) -> None:
+    """UserError if loading the archive would run more than its graph: pickled classes, native code, evaluated text."""
+    found = list(_code_in(path))
+    if found:
+        hint = "Save it again with torch.export.save, or add --trust-pickle if you trust where the file comes from."
+        raise UserError(f"{path} is an exported program that carries code: {'; '.join(found[:5])}. None of it was run.", hint)
+
+
+def _code_in(path: Path) -> Iterator[str]:
+    for name in zip_members(path):
+        if name.startswith("data/aotinductor/"):
+            yield f"the native library {name}"
+        elif name.startswith(("data/constants/custom_obj", "data/constants/opaque_obj")):
+            yield f"the pickled object {name}"
+        elif name.startswith(("data/sample_inputs/", "data/constants/", "data/weights/")) and not name.endswith(".json"):
+            yield from _pickle_in(path, name)
+        elif name.startswith("models/") and name.endswith(".json"):
+            yield from _text_in(_json(path, name))
+
+
+def _pickle_in(path: Path, name: str) -> Iterator[str]:
+    """A member that is itself a torch.save file may hold tensors only. Raw weights are no pickles and are not looked into."""
+    with zipfile.ZipFile(path) as archive:
+        member = next(full for full in archive.namelist() if full.partition("/")[2] == name)
+        with archive.open(member) as stream:
+            magic = stream.read(2)
+        if magic == b"PK":
+            with archive.open(member) as stream, zipfile.ZipFile(io.BytesIO(stream.read())) as inner:
+                data = next((inner.read(entry) for entry in inner.namelist() if entry.endswith("data.pkl")), b"")
+        elif magic[:1] == b"\x80" and name.startswith("data/sample_inputs/"):
+            data = archive.read(member)
+        else:
+            return
+    names = globals_of(data, f"{path}: {name}") if data else ()
+    if not torch_only(names):
+        yield f"{name} would import {', '.join(names)}"
+
+
+def _json(path: Path, name: str) -> Any:
+    try:
+        return json.loads(read_member(path, name))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {name} is not valid JSON ({error}).", "Save or copy the program again.") from error
+
+
+def _text_in(node: Any) -> Iterator[str]:
+    """Operators outside torch.ops and arithmetic, shape expressions that call functions, and structures that import modules."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _text_in(item)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == "target" and "inputs" in node and isinstance(value, str) and not re.fullmatch(_OPERATOR, value):
+            yield f"the operator {value}"
+        elif key == "expr_str" and not _is_arithmetic(str(value)):
+            yield f"the shape expression {str(value)[:60]!r}"
+        elif key in ("in_spec", "out_spec") and re.search(r"__enum__|default_factory", str(value)):
+            yield f"a structure that imports Python objects ({key})"
+        else:
+            yield from _text_in(value)
+
+
+def _is_arithmetic(text: str) -> bool:
+    """sympy evaluates the text as Python with the builtins in reach: only names, numbers, signs and sympy's own functions may occur."""
+    plain = re.sub(r"\bSymbol\('\w+'", "Symbol(0", text)
+    called = set(re.findall(r"(\w+)\s*\(", plain)) - {""}
+    return re.fullmatch(r"[\w\s+\-*/(),.<>=!&|~]*", plain) is not None and called <= _SHAPE_FUNCTIONS and not re.search(r"__|\.\s*[A-Za-z_]|\)\s*\(", plain)
+
+
+def _register_output_types(path: Path) -> None:
+    """Programs that return a transformers ModelOutput need its class registered with pytree, which importing its module does."""
+    for name in zip_members(path):
+        if name.startswith("models/") and name.endswith(".json"):
+            text = read_member(path, name).decode("utf-8", "replace")
+            for module in sorted(set(re.findall(r'"(transformers(?:\.\w+)+)\.\w+\\"', text))):
+                with quiet():
+                    importlib.import_module(module)
+
+
+def _read(path: Path) -> Any:
+    from torch.export.pt2_archive._package import load_pt2
+
+    try:
+        with quiet(), path.open("rb") as stream:  # a stream, because torch warns about file names that do not end in .pt2
+            programs = load_pt2(stream).exported_programs
+    except Exception as error:  # schema, zip and operator errors of several types
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{path} cannot be loaded as an exported program: {reason}", "Save it again with this version of torch.") from error
+    if len(programs) != 1:
+        raise UserError(f"{path} holds {len(programs)} programs: {', '.join(programs) or 'none'}.", "Save one program per file.")
+    return next(iter(programs.values()))
+
+
+def _tensor_inputs(program: Any) -> list[tuple[int, Any]]:
+    """[(position among the flat user inputs, placeholder)] of those that are tensors."""
+    import torch
+
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    user = [nodes.get(name) if isinstance(name, str) else None for name in program.graph_signature.user_inputs]
+    return [(index, node) for index, node in enumerate(user) if node is not None and isinstance(node.meta.get("val"), torch.Tensor)]
+
+
+def _example(program: Any, index: int) -> Any:
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
+    return leaves[index] if index < len(leaves) else None
+
+
+def _spec(node: Any, example: Any, title: str) -> TensorSpec:
+    value = node.meta["val"]
+    if str(value.dtype) not in _BORDER:
+        raise UserError(f"{title}: input {node.name} is {value.dtype}; artifacts take {', '.join(sorted(set(_BORDER.values())))}.", "Export it with one of these.")
+    fallback = tuple(example.shape) if example is not None else tuple(1 for _ in value.shape)
+    return TensorSpec(node.name, tuple(dim if isinstance(dim, int) else fallback[axis] for axis, dim in enumerate(value.shape)), _BORDER[str(value.dtype)])
+
+
+def _is_static(node: Any) -> bool:
+    return all(isinstance(dim, int) for dim in node.meta["val"].shape)
+
+
+def _settle(node: Any, own: TensorSpec, given: InputSpec | None, title: str) -> TensorSpec:
+    """The user's shape where the program leaves it open; the program's own elsewhere."""
+    if given is None:
+        return own
+    check(title, given, own)
+    fixed = [axis for axis, dim in enumerate(node.meta["val"].shape) if isinstance(dim, int) and dim != given.shape[axis]]
+    if fixed:
+        raise UserError(
+            f"{title} was exported with {listing((own,))}; dimension {fixed[0]} cannot become {given.shape[fixed[0]]}.",
+            "Export it again with that shape, or with torch.export.Dim there.",
+        )
+    return TensorSpec(own.name, given.shape, own.dtype)
+
+
+def _by_names(program: Any, positions: list[int]) -> Any:
+    """A module over the tensor inputs only; other inputs keep the values they were exported with."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from .forward import NamedModule
+
+    model, in_spec = program.module(), program.call_spec.in_spec
+    leaves = [None if isinstance(value, str) else value for value in program.graph_signature.user_inputs]
+    dtypes = [node.meta["val"].dtype for _, node in _tensor_inputs(program)]
+
+    def call(inputs: dict[str, torch.Tensor]) -> Any:
+        filled = list(leaves)
+        for position, dtype, tensor in zip(positions, dtypes, inputs.values()):
+            filled[position] = tensor.to(dtype)
+        args, kwargs = pytree.tree_unflatten(filled, in_spec)
+        return model(*args, **kwargs)
+
+    return NamedModule(model, call)
+
+
+def _limits(program: Any, placeholders: list[tuple[int, Any]], inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
+    """Integer inputs: rows of the embedding they index, else the range of the example that the program was exported with."""
+    limits = {}
+    for (index, node), spec in zip(placeholders, inputs):
+        example = _example(program, index)
+        rows = _rows_indexed(program, node)
+        if spec.dtype != "int32":
+            continue
+        if rows is not None:
+            limits[spec.name] = (0, rows)
+        elif example is not None and example.numel():
+            limits[spec.name] = (int(example.min()), int(example.max()) + 1)
+    return limits
+
+
+def _rows_indexed(program: Any, start: Any) -> int | None:
+    """Follow an input through casts and reshapes to an embedding -> rows of its table."""
+    todo, seen = [start], set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for user in node.users:
+            kind = str(user.target).partition("::")[2] or str(user.target).removeprefix("aten.")
+            kind = kind.partition(".")[0]
+            if kind == "embedding" and user.args[1] is node:
+                return int(user.args[0].meta["val"].shape[0])
+            if kind in _INDEX_KEEPING:
+                todo.append(user)
+    return None

@@ -1,0 +1,41 @@
+"""Shared by all tests: no network, one thread per worker, and the zoo's tiny architectures built once per session."""
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def zoo():
+    """The module ../shared/zoo/zoo.py: build(name) -> (model, inputs), save(name, folder)."""
+    path = REPOSITORY.parent / "shared" / "zoo" / "zoo.py"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    spec = importlib.util.spec_from_file_location("cidermill_zoo", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def zoo_path(zoo, tmp_path_factory):
+    """name -> the architecture as a user keeps it: its Hugging Face folder, or its .pt2 where it has none."""
+    folder = tmp_path_factory.mktemp("zoo")
+
+    def path(name: str) -> Path:
+        if not (folder / f"{name}.pt2").exists():
+            zoo.save(name, folder)
+        return folder / name if (folder / name).is_dir() else folder / f"{name}.pt2"
+
+    return path

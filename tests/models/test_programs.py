@@ -1,0 +1,192 @@
+"""Exported programs: any name, any input structure, dynamic shapes; no code of the file runs."""
+import io
+import json
+import os
+import zipfile
+
+import pytest
+import torch
+
+from cidermill.models.errors import UserError
+from cidermill.models.inputs import InputSpec
+from cidermill.models.load import load
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(7, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, ids, mask=None, *, scales=(), flag=True):
+        hidden = self.head(self.table(ids.view(-1)))
+        return {"logits": hidden * scales[0], "rest": (hidden.sum(), None)}
+
+
+class Affine(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def refusal(path, *args, **options) -> str:
+    with pytest.raises(UserError) as error:
+        load(path, *args, **options)
+    assert error.value.hint
+    return str(error.value)
+
+
+def save(program, path):
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.fixture
+def static(tmp_path):
+    torch.manual_seed(0)
+    model = Affine().eval()
+    return save(torch.export.export(model, (torch.ones(3, 4),)), tmp_path / "model.pt"), model
+
+
+def test_static(static, capfd):
+    path, model = static
+    source = load(path)
+    x = torch.randn(3, 4)
+    assert source.format == "exported-program" and source.program is not None
+    assert [(spec.name, spec.shape, spec.dtype) for spec in source.inputs] == [("x", (3, 4), "float32")]
+    with torch.no_grad():
+        assert torch.equal(source.module(x=x), model(x)) and torch.equal(source.program.module()(x), model(x))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_static_shapes_are_fixed(static):
+    message = refusal(static[0], (InputSpec("x", (5, 4)),))
+    assert "was exported with x (3x4 float32); dimension 0 cannot become 5." in message and "torch.export.Dim" in message
+    assert "has no input image. Its inputs are: x (3x4 float32)." in refusal(static[0], (InputSpec("image", (3, 4)),))
+    assert "has 2 dimensions, but --input gives 1: 3." in refusal(static[0], (InputSpec("x", (3,)),))
+    assert "is float32, but --input says int32." in refusal(static[0], (InputSpec("x", (3, 4), "int32"),))
+
+
+def test_dynamic_shapes_are_settled(tmp_path):
+    model = Affine().eval()
+    program = torch.export.export(model, (torch.ones(3, 4),), dynamic_shapes={"x": {0: torch.export.Dim("n", max=64)}})
+    path = save(program, tmp_path / "m")
+    source = load(path)
+    assert source.program is None and source.inputs[0].shape == (3, 4)
+    source = load(path, (InputSpec("x", (5, 4)),))
+    with torch.no_grad():
+        exported = torch.export.export(source.module, (), {"x": torch.ones(5, 4)}, strict=False)
+        assert torch.allclose(exported.module()(x=torch.ones(5, 4)), model(torch.ones(5, 4)))
+    assert "layer.weight" in exported.state_dict
+    assert "dimension 1 cannot become 9" in refusal(path, (InputSpec("x", (5, 9)),))
+
+
+def test_nested_and_constant_inputs(tmp_path):
+    torch.manual_seed(0)
+    model, ids, scale = Net().eval(), torch.tensor([[1, 2, 6]]), torch.tensor([2.0])
+    source = load(save(torch.export.export(model, (ids,), {"scales": [scale], "flag": True}), tmp_path / "m"))
+    assert source.program is None, "flag is an input that is no tensor"
+    assert [(spec.name, spec.shape, spec.dtype) for spec in source.inputs] == [("ids", (1, 3), "int32"), ("scales_0", (1,), "float32")]
+    assert source.limits == {"ids": (0, 7)}
+    with torch.no_grad():
+        assert torch.equal(source.module(ids=ids, scales_0=scale)["logits"], model(ids, scales=[scale])["logits"])
+        exported = torch.export.export(source.module, (), {"ids": ids, "scales_0": scale}, strict=False)
+        assert torch.equal(exported.module()(ids=ids, scales_0=scale)["rest"][0], model(ids, scales=[scale])["rest"][0])
+
+
+def test_a_mask_keeps_the_range_of_its_example(tmp_path):
+    class Masked(torch.nn.Module):
+        def forward(self, a, b):
+            return a * b
+
+    program = torch.export.export(Masked(), (torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 9, 3, 1]])))
+    assert load(save(program, tmp_path / "m")).limits == {"a": (1, 2), "b": (0, 10)}
+
+
+def test_float64_is_refused(tmp_path):
+    program = torch.export.export(Affine().double(), (torch.ones(3, 4).double(),))
+    assert "input x is torch.float64; artifacts take bool, float16, float32, int32." in refusal(save(program, tmp_path / "m"))
+
+
+def test_transformers_outputs_are_registered_by_loading(tmp_path):
+    import transformers
+
+    config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    program = torch.export.export(transformers.BertModel(config).eval(), (torch.ones(1, 4, dtype=torch.long),), strict=False)
+    source = load(save(program, tmp_path / "m"))
+    assert set(source.module(**{source.inputs[0].name: torch.ones(1, 4, dtype=torch.long)})) == {"last_hidden_state", "pooler_output"}
+
+
+class Payload:
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def rewrite(path, change):
+    """change(member name without the top folder, bytes) -> bytes"""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, change(name.partition("/")[2], data))
+
+
+def edit_json(path, edit):
+    def change(name, data):
+        if name != "models/model.json":
+            return data
+        model = json.loads(data)
+        edit(model)
+        return json.dumps(model).encode()
+
+    rewrite(path, change)
+
+
+def test_payload_among_the_example_inputs_does_not_run(static, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(Payload(tmp_path / "ran"), buffer)
+    rewrite(static[0], lambda name, data: buffer.getvalue() if name.startswith("data/sample_inputs/") else data)
+    message = refusal(static[0])
+    assert "carries code: data/sample_inputs/model.pt would import posix.system. None of it was run." in message
+    assert not (tmp_path / "ran").exists()
+    refusal(static[0], trust_pickle=True)
+    assert (tmp_path / "ran").exists(), "the payload must be one that can run"
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda m: m["graph_module"]["graph"]["nodes"][0].update(target="torch.hub.load"), "the operator torch.hub.load"),
+        (lambda m: m["graph_module"]["graph"].setdefault("sym_int_values", {}).update(s={"as_expr": {"expr_str": "exec(chr(97))"}}), "the shape expression"),
+        (lambda m: m["graph_module"]["module_call_graph"][0]["signature"].update(in_spec='[1, {"__enum__": true}]'), "a structure that imports Python objects"),
+    ],
+    ids=["operator", "expression", "structure"],
+)
+def test_code_in_the_graph_is_refused(static, edit, message):
+    edit_json(static[0], edit)
+    assert message in refusal(static[0])
+
+
+def test_guards_are_not_executed(static, tmp_path):
+    edit_json(static[0], lambda m: m.update(guards_code=[f"__import__('os').system('touch {tmp_path / 'ran'}')"]))
+    source = load(static[0])
+    source.module(x=torch.ones(3, 4))
+    source.program.module()(torch.ones(3, 4))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_broken_graph(static):
+    rewrite(static[0], lambda name, data: b"{oops" if name == "models/model.json" else data)
+    assert "models/model.json is not valid JSON" in refusal(static[0])
+
+
+def test_missing_parts(static):
+    edit_json(static[0], lambda m: m.pop("graph_module"))
+    assert "cannot be loaded as an exported program" in refusal(static[0])

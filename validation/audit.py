@@ -1,0 +1,127 @@
+"""A saved artifact and the decisions of its compression in; what the file really holds, weight by weight and byte by byte, out.
+
+The figures come from the file: the decisions only lend names, requests and reasons.
+"""
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..converters.artifact import files_of
+from .mil_read import Package, read_package
+from .pte_read import open_program
+from .stored import StoredWeight, stored_weights
+
+NOT_STORED = "not stored by name"
+SUFFIX = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified|_transposed?|_\d+)$")
+EXPLAINED = 1.02  # the file may hold this much more than was decided before it counts as a difference (paddings, shared scales)
+
+
+def audit(path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None) -> dict:
+    """The "compression" section of report.json for a saved .mlpackage or .pte.
+
+    decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised: converters.Artifact.realised, of which only
+    the reasons are used. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the artifact's size.
+    Raises UnreadableArtifact.
+    """
+    path = Path(path)
+    package = read_package(path) if path.is_dir() else None
+    graphs = list(package.functions.values()) if package else [open_program(path).graph]
+    weights = _unique(weight for graph in graphs for weight in stored_weights(graph))
+    matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
+    reasons = {name: entry[2] for name, entry in (realised or {}).items()}
+    entries = [_entry(decision, matched, reasons.get(decision.name, "")) for decision in decisions]
+    taken = {weight.name for weight in matched.values()}
+    entries += [_unclaimed(weight, bool(decisions)) for weight in weights if weight.name not in taken]
+    return {"weights": entries, "bytes": _bytes(path, package, weights)}
+
+
+def _unique(weights: Iterable[StoredWeight]) -> list[StoredWeight]:
+    """Functions of one package share weights under one name."""
+    return list({(weight.name, weight.shape, weight.scheme): weight for weight in weights}.values())
+
+
+def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
+    """Decision name -> its weight: "layer.0.weight" is stored as "layer_0_weight", with suffixes that tell what a converter did to it."""
+    by_name: dict[str, StoredWeight] = {}
+    for weight in weights:
+        for name in _shortened(re.sub(r"\W", "_", weight.name).casefold()):
+            by_name.setdefault(name, weight)
+    found = {}
+    for decision in decisions:
+        plain = re.sub(r"\W", "_", decision.name).casefold()
+        weight = next((by_name[name] for name in (plain, f"p_{plain}", f"b_{plain}", f"c_{plain}") if name in by_name), None)
+        if weight is not None and weight.size == math.prod(decision.shape):
+            found[decision.name] = weight
+    return _with_tied(decisions, found)
+
+
+def _shortened(name: str) -> list[str]:
+    """ "fc_weight_0_to_fp16" -> itself, "fc_weight_0", "fc_weight"."""
+    names = [name]
+    while SUFFIX.search(names[-1]):
+        names.append(SUFFIX.sub("", names[-1]))
+    return names
+
+
+def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
+    """For formats without names of weights (.pte): one stored weight of the same size each, of the expected bits and shape where there is one."""
+    left: dict[int, list[StoredWeight]] = {}
+    for weight in weights:
+        left.setdefault(weight.size, []).append(weight)
+    found = {}
+    for decision in decisions:
+        same = left.get(math.prod(decision.shape), [])
+        if same and not decision.reason.startswith("tied to "):
+            near = min(same, key=lambda weight: (abs(weight.bits_per_weight - decision.bits_per_weight), weight.shape != decision.shape))
+            found[decision.name] = near
+            same.remove(near)
+    return _with_tied(decisions, found)
+
+
+def _with_tied(decisions: Sequence[Any], found: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
+    """A tied weight is where the weight is that it is tied to."""
+    for decision in decisions:
+        tied = re.match(r"tied to ([^;]+)", decision.reason)
+        if decision.name not in found and tied and tied[1] in found:
+            found[decision.name] = found[tied[1]]
+    return found
+
+
+def _entry(decision: Any, matched: Mapping[str, StoredWeight], target_reason: str) -> dict:
+    weight = matched.get(decision.name)
+    reasons = [decision.reason, target_reason]
+    if weight is None:
+        reasons.append("written into the graph, or folded into another constant")
+    elif not target_reason and weight.bits_per_weight > EXPLAINED * decision.bits_per_weight + 0.01:
+        reasons.append(f"{decision.bits_per_weight:.3g} bits per weight were decided, the file holds more")
+    return {
+        "name": decision.name,
+        "requested": decision.requested,
+        "realised": weight.scheme if weight else NOT_STORED,
+        "bits_per_weight": weight.bits_per_weight if weight else None,
+        "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
+    }
+
+
+def _unclaimed(weight: StoredWeight, decided: bool) -> dict:
+    reason = "a constant of the graph that is no weight of the source by name" if decided else ""
+    return {"name": weight.name, "requested": "", "realised": weight.scheme, "bits_per_weight": weight.bits_per_weight, "reason": reason}
+
+
+def _bytes(path: Path, package: Package | None, weights: Sequence[StoredWeight]) -> dict[str, int]:
+    """Bytes by kind, which add up to the artifact's size. Tensors are counted once, in whole bytes each."""
+    sizes = {file: file.stat().st_size for file in files_of(path)}
+    parts = {part.name: part for weight in weights for part in weight.parts if part.name}
+    kinds = Counter({"weights": 0})
+    for part in parts.values():
+        kinds[part.kind] += -(-part.bits // 8)
+    if package is None:
+        return dict(kinds) | {"graph": sum(sizes.values()) - kinds.total()}
+    blobs = {file.resolve() for file in package.weights}
+    in_blobs = sum(size for file, size in sizes.items() if file.resolve() in blobs)
+    graph = sum(size for file, size in sizes.items() if file.suffix == ".mlmodel")
+    padding = in_blobs - kinds.total()
+    return dict(kinds) | {"padding": padding, "graph": graph, "metadata": sum(sizes.values()) - in_blobs - graph}
