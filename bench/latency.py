@@ -3,8 +3,8 @@
     python bench/latency.py [LATENCY.csv]                 # other rows of the same networks may be given
     python bench/latency.py --features PACKAGES           # rewrites validation/devices/latency_features.csv
 
-PACKAGES is the folder that `shared/devices/models.py` fills (MODEL-SHAPE.mlpackage). The plain table of work per network is kept in the package,
-so that the fit and this bench need neither timm nor a conversion. Only rows with compute units `all` are judged; the CPU and GPU rows are printed.
+PACKAGES is the folder that `shared/devices/models.py` fills (MODEL-SHAPE.mlpackage). The plain table of work per network is kept in
+the package, so that the fit and this bench need neither timm nor a conversion. Only rows with compute units `all` are judged.
 """
 import argparse
 import csv
@@ -31,7 +31,8 @@ def main() -> None:
     rows = measurements(options.table)
     errors = leave_one_out(rows)
     for row, error in zip(rows, errors):
-        print(f"  {row.model:28} {row.device.chip:8} {row.compression:10} measured {row.latency_ms:6.3f} ms, estimate {math.exp(error) - 1:+.0%}")
+        which = f"{row.model:28} {row.device.chip:8} {row.compression:10}"
+        print(f"  {which} measured {row.latency_ms:6.3f} ms, estimate {math.exp(error) - 1:+.0%}")
     judge(rows, errors)
 
 

@@ -51,13 +51,12 @@ def _place_codes(work: Draft, node: torch.fx.Node, name: str, weight: Compressed
 
 
 def _stand_in(work: Draft, weight: torch.fx.Node) -> torch.fx.Node:
-    """An operator node in the place of a weight's placeholder, whose name is free from now on."""
+    """An operator node (to be retraced) in the place of a weight's placeholder, whose name is free from now on."""
     anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
     with work.graph.inserting_before(anchor):
-        node = work.graph.call_function(torch.ops.aten.alias.default, (weight,))
+        node = work.graph.call_function(torch.ops.aten.alias.default)
     node.meta = dict(weight.meta)
-    weight.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-    node.args = ()
+    weight.replace_all_uses_with(node)
     work.graph.erase_node(weight)
     del work.constants[weight.name]
     return node

@@ -70,7 +70,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see `Captured`)."""
     import torch
 
-    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, spell_out_strides
+    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, products_to_linear, spell_out_strides
     from .graphs import draft, finish
 
     table = torch.export.default_decompositions()
@@ -87,6 +87,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     drop_no_ops(work)
     fold_constants(work)
     fold_batch_norms(work)
+    products_to_linear(work)
     return finish(work)
 
 

@@ -32,16 +32,20 @@ class NamedModule(torch.nn.Module):
         return self._call(inputs)
 
 
-def prepare(model: torch.nn.Module) -> torch.nn.Module:
-    """Eval mode and float32, in place."""
-    wrong = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point() and tensor.dtype != torch.float32]
-    return (model.float() if wrong else model).eval()
+def prepare(model: torch.nn.Module, title: str) -> torch.nn.Module:
+    """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its parts."""
+    try:
+        tensors = [*model.parameters(), *model.buffers()]
+        wrong = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
+        return (model.float() if wrong else model).eval()
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{title} holds an incomplete {type(model).__name__}: {error}", "Save or copy the model again.") from error
 
 
 def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
     """-> (module that takes `given` by keyword, its inputs). A torch.nn class names its parameter `input`; there any name will do."""
     if not given:
-        raise UserError(f"{title} does not say which shapes it takes.", f"Its first layer suggests: {propose(model)}")
+        raise UserError(f"{title} does not say which shapes it takes.", f"Note: {propose(model)}")
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
     specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
     required, optional, free = _parameters(model)
@@ -72,7 +76,7 @@ def try_once(module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dic
 
 
 def propose(model: torch.nn.Module) -> str:
-    """A sentence with an `--input` that fits the first layer: "the first layer Conv2d takes 3 channels: try --input x:1x3x224x224"."""
+    """Words with an `--input` that fits the first layer: "the first layer Conv2d takes 3 channels: try --input x:1x3x224x224"."""
     required, optional, _ = _parameters(model)
     name = (required + optional + ["x"])[0]
     layer = _first_layer(model)

@@ -130,7 +130,8 @@ def _name_constants(work: Draft) -> None:
     for node in [node for node in work.graph.nodes if node.name in work.constants]:
         constant = work.constants[node.name]
         base = re.sub(r"\W", "_", constant[0])
-        base = name = f"module_{base}" if base[0].isdigit() else base
+        plain = base[0].isdigit() or base == constant[0]  # coremltools forgets a weight whose argument is called as the weight itself
+        base = name = f"module_{base}" if plain else base
         count = 1
         while name in taken:
             name, count = f"{base}_{count}", count + 1

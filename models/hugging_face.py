@@ -28,7 +28,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         if (folder / "adapter_config.json").is_file():
-            raise UserError(f"{folder} holds an adapter (LoRA), not a whole model.", "Merge it: model.merge_and_unload().save_pretrained(FOLDER)")
+            hint = "Merge it: model.merge_and_unload().save_pretrained(FOLDER)"
+            raise UserError(f"{folder} holds an adapter (LoRA), not a whole model.", hint)
         raise UserError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}.", "Copy the weight files beside config.json.")
     if not found.name.endswith(".index.json"):
         return (found,)
@@ -78,7 +79,8 @@ def _check_weights(file: Path) -> None:
     if file.suffix == ".bin":
         names = imported_names(file, legacy=file.open("rb").read(2) != b"PK")
         if not torch_only(names):
-            raise UserError(f"{file} holds more than tensors: it would import {', '.join(names)}. None of it was run.", "Use the model's safetensors.")
+            held = f"it would import {', '.join(names)}. None of it was run."
+            raise UserError(f"{file} holds more than tensors: {held}", "Use the model's safetensors.")
 
 
 def _model_class(folder: Path, settings: dict) -> Any:
@@ -103,7 +105,8 @@ def _configuration(folder: Path, model_class: Any) -> Any:
     try:
         config = model_class.config_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers validates fields with several exception types
-        raise UserError(f"{folder / 'config.json'} is not a configuration of {model_class.__name__}: {_first_line(error)}", "Correct it.") from error
+        where = f"{folder / 'config.json'} is not a configuration of {model_class.__name__}"
+        raise UserError(f"{where}: {_first_line(error)}", "Copy the model's config.json again.") from error
     for part in {id(part): part for part in (config, config.get_text_config(), config.get_text_config(decoder=True))}.values():
         part.use_cache = False
     config.return_dict = True
@@ -111,7 +114,7 @@ def _configuration(folder: Path, model_class: Any) -> Any:
 
 
 def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tuple[Any, tuple[str, ...]]:
-    """float32, in eval mode, attention as scaled_dot_product_attention where the class has it (eager masks hold finfo.min: -inf in float16)."""
+    """float32, in eval mode. Attention is scaled_dot_product_attention where the class has it (eager masks overflow in float16)."""
     import torch
 
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
@@ -121,15 +124,16 @@ def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tup
             attn_implementation=attention, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers, safetensors and torch each raise their own
-        raise UserError(f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", "Check that config.json belongs to the weights.") from error
+        hint = "Check that config.json belongs to the weights."
+        raise UserError(f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", hint) from error
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
         raise UserError(
             f"{folder}: the weights of {len(missing)} parameters of {model_class.__name__} are not in the files: {_some(missing)}.",
             "Correct `architectures` in config.json: it must name the class that the weights were saved from.",
         )
-    warnings = (f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out: {_some(unused)}",) if unused else ()
-    return model.eval(), warnings
+    note = f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out: {_some(unused)}"
+    return model.eval(), (note,) if unused else ()
 
 
 def _by_names(model: Any) -> Any:
@@ -140,7 +144,8 @@ def _by_names(model: Any) -> Any:
     def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         returned = {name: value for name, value in model.forward(**inputs).items() if isinstance(value, torch.Tensor)}
         if not returned:
-            raise UserError(f"{type(model).__name__} returns no tensor by name.", "Wrap it in a module that does and torch.export.save that.")
+            hint = "Wrap it in a module that does and torch.export.save that."
+            raise UserError(f"{type(model).__name__} returns no tensor by name.", hint)
         return returned
 
     return NamedModule(model, call)

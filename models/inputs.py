@@ -58,13 +58,15 @@ def override(model: str, defaults: tuple[TensorSpec, ...], given: tuple[InputSpe
 
 def check(model: str, spec: InputSpec, own: TensorSpec) -> None:
     """Refuse a rank or a dtype that is not the model's own."""
+    example = f"For example --input {spec_text(own)}"
     if len(spec.shape) != len(own.shape):
         raise UserError(
-            f"Input {spec.name!r} of {model} has {len(own.shape)} dimensions, but --input gives {len(spec.shape)}: {shape_text(spec.shape)}.",
-            f"For example --input {spec_text(own)}",
+            f"Input {spec.name!r} of {model} has {len(own.shape)} dimensions, "
+            f"but --input gives {len(spec.shape)}: {shape_text(spec.shape)}.",
+            example,
         )
     if spec.dtype not in (None, own.dtype):
-        raise UserError(f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", f"For example --input {spec_text(own)}")
+        raise UserError(f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", example)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

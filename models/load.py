@@ -1,5 +1,6 @@
 """A path -> Source: the format is recognised by content, the model loaded without running code that came with the file."""
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,13 @@ def digest(files: tuple[Path, ...]) -> str:
 def _from_folder(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
     from .hugging_face import load_folder, weight_files
 
-    module, specs, limits, warnings = load_folder(path, inputs)
+    with ThreadPoolExecutor(1) as beside:  # hashing is as long as loading, and releases the interpreter lock
+        files = sorted((path / "config.json", *weight_files(path)), key=lambda file: file.name)
+        sha256 = beside.submit(digest, tuple(files))
+        module, specs, limits, warnings = load_folder(path, inputs)
     if inputs:
         _try(module, specs, limits, str(path), "Correct --input, or leave it out to take the model's default.")
-    files = sorted((path / "config.json", *weight_files(path)), key=lambda file: file.name)
-    return Source(path, "hugging-face", digest(tuple(files)), module, specs, limits=limits, warnings=warnings)
+    return Source(path, "hugging-face", sha256.result(), module, specs, limits=limits, warnings=warnings)
 
 
 def _from_weights(path: Path, kind: str, inputs: tuple[InputSpec, ...], model_class: str | None, trust: bool) -> Source:
@@ -64,7 +67,7 @@ def _from_weights(path: Path, kind: str, inputs: tuple[InputSpec, ...], model_cl
     from .forward import bind, prepare, propose, vocabulary
 
     model, format_name = _module(path, kind, model_class, trust)
-    model = prepare(model)
+    model = prepare(model, str(path))
     module, specs = bind(model, inputs, str(path))
     limits = vocabulary(model, specs)
     _try(module, specs, limits, str(path), f"About the shapes: {propose(model)}")

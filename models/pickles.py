@@ -19,11 +19,10 @@ _COMPUTED = "a name computed while loading"
 _LEGACY_PICKLES = 4  # magic number, protocol, system, object; torch/serialization.py _legacy_save
 _STRINGS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
 _ACTIVATIONS = (  # torch.nn.Transformer*Layer keep their activation as a function
-    "torch.nn.functional.relu", "torch.nn.functional.gelu", "torch.nn.functional.silu", "torch.nn.functional.mish", "torch.nn.functional.elu",
-    "torch.nn.functional.selu", "torch.nn.functional.celu", "torch.nn.functional.leaky_relu", "torch.nn.functional.relu6",
-    "torch.nn.functional.hardswish", "torch.nn.functional.hardsigmoid", "torch.nn.functional.hardtanh", "torch.nn.functional.softplus",
-    "torch.nn.functional.logsigmoid", "torch.nn.functional.tanh", "torch.nn.functional.sigmoid", "torch.nn.functional.softsign",
-    "torch._C._nn.gelu", "torch._C._nn.softplus", "torch._C._nn.log_sigmoid", "torch._C._nn.mish",
+    *(f"torch.nn.functional.{name}" for name in (
+        "relu", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "softplus",
+        "logsigmoid", "tanh", "sigmoid", "softsign")),
+    *(f"torch._C._nn.{name}" for name in ("gelu", "softplus", "log_sigmoid", "mish")),
 )  # fmt: skip
 
 
@@ -35,7 +34,8 @@ def load_object(path: Path, legacy: bool, trust: bool) -> Any:
     if foreign and not trust:
         raise UserError(
             f"{path} is a pickle that would import code: {', '.join(foreign)}. None of it was run.",
-            "If you trust where the file comes from, add --trust-pickle; or save the weights with torch.save(model.state_dict(), ...) and give --model-class.",
+            "If you trust where the file comes from, add --trust-pickle; or save only the weights, "
+            "torch.save(model.state_dict(), FILE), and give --model-class.",
         )
     if legacy and classes and not trust:
         raise UserError(

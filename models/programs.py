@@ -22,17 +22,20 @@ from .source import TensorSpec
 _BORDER = {"torch.float32": "float32", "torch.float16": "float16", "torch.int64": "int32", "torch.int32": "int32", "torch.bool": "bool"}
 _OPERATOR = r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\._?sym_\w+|torch\.Sym\w+|_operator\.\w+|math\.\w+|#.*"
 _SHAPE_FUNCTIONS = {  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
-    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "floor", "ceiling", "Piecewise", "And", "Or", "Not",
-    "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "FloorDiv",
-    "CeilDiv", "CleanDiv", "ModularIndexing", "PythonMod", "Where", "Identity", "IntTrueDiv", "FloatTrueDiv", "PowByNatural", "FloatPow", "FloorToInt",
-    "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat", "IsNonOverlappingAndDenseIndicator",
+    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "floor", "ceiling", "Piecewise",
+    "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "Eq", "Ne",
+    "Lt", "Le", "Gt", "Ge", "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "PythonMod", "Where", "Identity", "IntTrueDiv",
+    "FloatTrueDiv", "PowByNatural", "FloatPow", "FloorToInt", "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat",
+    "IsNonOverlappingAndDenseIndicator",
 }  # fmt: skip
 _INDEX_KEEPING = ("to", "_to_copy", "view", "reshape", "unsqueeze", "squeeze", "expand", "clone", "alias", "detach", "slice", "contiguous")
 
 
 def load_program(path: Path, given: tuple[InputSpec, ...], trust: bool) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
-    """-> (program or None, module, inputs, integer limits). None where shapes are dynamic or inputs are not all tensors:
-    the module then is to be exported again at the shapes of `inputs`."""
+    """-> (program or None, module, inputs, integer limits).
+
+    None where shapes are dynamic or inputs are not all tensors: the module then is to be exported again at the shapes of `inputs`.
+    """
     if not trust:
         refuse_code(path)
     _register_output_types(path)
@@ -121,8 +124,9 @@ def _text_in(node: Any) -> Iterator[str]:
 def _is_arithmetic(text: str) -> bool:
     """sympy evaluates the text as Python with the builtins in reach: only names, numbers, signs and sympy's own functions may occur."""
     plain = re.sub(r"\bSymbol\('\w+'", "Symbol(0", text)
-    called = set(re.findall(r"(\w+)\s*\(", plain)) - {""}
-    return re.fullmatch(r"[\w\s+\-*/(),.<>=!&|~]*", plain) is not None and called <= _SHAPE_FUNCTIONS and not re.search(r"__|\.\s*[A-Za-z_]|\)\s*\(", plain)
+    called = set(re.findall(r"(\w+)\s*\(", plain))
+    reaching = re.search(r"__|\.\s*[A-Za-z_]|\)\s*\(", plain)  # attributes, and calls of what a call returned
+    return re.fullmatch(r"[\w\s+\-*/(),.<>=!&|~]*", plain) is not None and called <= _SHAPE_FUNCTIONS and not reaching
 
 
 def _register_output_types(path: Path) -> None:
@@ -168,9 +172,11 @@ def _example(program: Any, index: int) -> Any:
 def _spec(node: Any, example: Any, title: str) -> TensorSpec:
     value = node.meta["val"]
     if str(value.dtype) not in _BORDER:
-        raise UserError(f"{title}: input {node.name} is {value.dtype}; artifacts take {', '.join(sorted(set(_BORDER.values())))}.", "Export it with one of these.")
-    fallback = tuple(example.shape) if example is not None else tuple(1 for _ in value.shape)
-    return TensorSpec(node.name, tuple(dim if isinstance(dim, int) else fallback[axis] for axis, dim in enumerate(value.shape)), _BORDER[str(value.dtype)])
+        allowed = ", ".join(sorted(set(_BORDER.values())))
+        raise UserError(f"{title}: input {node.name} is {value.dtype}; artifacts take {allowed}.", "Export it with one of these.")
+    fallback = tuple(example.shape) if example is not None else (1,) * value.ndim
+    shape = tuple(dim if isinstance(dim, int) else fallback[axis] for axis, dim in enumerate(value.shape))
+    return TensorSpec(node.name, shape, _BORDER[str(value.dtype)])
 
 
 def _is_static(node: Any) -> bool:

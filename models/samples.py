@@ -120,7 +120,8 @@ def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:
     names, own = set(given.keys()), [spec.name for spec in specs]
     missing, unknown = [name for name in own if name not in names], sorted(map(str, names - set(own)))
     if missing or unknown:
-        complaint = " and ".join(filter(None, [missing and f"lacks {', '.join(missing)}", unknown and f"has unknown {', '.join(unknown)}"]))
+        parts = ("lacks", missing), ("has unknown", unknown)
+        complaint = " and ".join(f"{verb} {', '.join(found)}" for verb, found in parts if found)
         raise UserError(f"{where} {complaint}. The model's inputs are: {listing(specs)}.", _HINT)
 
 
@@ -129,15 +130,18 @@ def _checked(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     if array.dtype == object or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise UserError(f"{where}: input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}.", "Convert the array first.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UserError(f"{where}: input {spec.name!r} has {int((~np.isfinite(array)).sum())} NaN or infinite values.", "Clean the samples.")
+        count = int((~np.isfinite(array)).sum())
+        raise UserError(f"{where}: input {spec.name!r} has {count} NaN or infinite values.", "Clean the samples.")
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(array).astype(spec.dtype).reshape(spec.shape)
     fits = np.isfinite(result).all() if result.dtype.kind == "f" else (result == array).all()
     if not fits:
-        raise UserError(f"{where}: input {spec.name!r} has values that {spec.dtype} cannot hold: {array.min()} to {array.max()}.", "Scale them.")
+        values = f"{array.min()} to {array.max()}"
+        raise UserError(f"{where}: input {spec.name!r} has values that {spec.dtype} cannot hold: {values}.", "Scale them.")
     return result
 
 
 def _wrong_shape(array: np.ndarray, spec: TensorSpec, where: str) -> UserError:
     own = shape_text(spec.shape)
-    return UserError(f"{where}: input {spec.name!r} has shape {shape_text(array.shape)}, the model takes {own}.", f"Give {own}, or Nx{own} for N samples.")
+    message = f"{where}: input {spec.name!r} has shape {shape_text(array.shape)}, the model takes {own}."
+    return UserError(message, f"Give {own}, or Nx{own} in an .npz of N samples.")

@@ -186,3 +186,34 @@ def _call(work: Draft, origin: Any, target: Any, *args: Any, **kwargs: Any) -> A
     node.meta = {key: origin.meta[key] for key in ("nn_module_stack", "stack_trace") if key in origin.meta}
     node.meta["val"] = target(*values[0], **values[1])
     return node
+
+
+def products_to_linear(work: Draft) -> None:
+    """mm and addmm with a constant matrix become linear, whose weight is [out, in]: the form in which every target keeps it compressed.
+
+    mm(x, W [in, out]) stores W transposed under its old name; mm(x, permute(W [out, in])) takes W as it is.
+    """
+    for node in list(work.graph.nodes):
+        if is_op(node, aten.mm.default):
+            _to_linear(work, node, node.args[0], node.args[1], None)
+        elif is_op(node, aten.addmm.default) and not node.kwargs:
+            bias = work.tensor_of(node.args[0])
+            if bias is not None and bias.ndim == 1:
+                _to_linear(work, node, node.args[1], node.args[2], node.args[0])
+
+
+def _to_linear(work: Draft, node: Any, features: Any, matrix: Any, bias: Any) -> None:
+    turned = is_op(matrix, aten.t.default, aten.permute.default, aten.transpose.int)
+    weight = matrix.args[0] if turned else matrix
+    tensor = work.tensor_of(weight)
+    if tensor is None or tensor.ndim != 2 or not isinstance(tensor, torch.nn.Parameter) or (not turned and len(weight.users) > 1):
+        return
+    if not turned:
+        name, _ = work.constants[weight.name]
+        work.constants[weight.name] = (name, torch.nn.Parameter(tensor.detach().t().contiguous(), requires_grad=False))
+        weight.meta["val"] = weight.meta["val"].t().contiguous()
+    with work.graph.inserting_before(node):
+        linear = work.graph.call_function(aten.linear.default, (features, weight) + ((bias,) if bias is not None else ()))
+    linear.meta = dict(node.meta)
+    node.replace_all_uses_with(linear)
+    work.graph.erase_node(node)

@@ -50,7 +50,8 @@ def build_model(path: Path, weights: Mapping, model_class: str | None) -> Any:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise UserError(f"{path} does not fit {model_class}: {lines[0]}", "Check the arguments that the factory builds the model with.") from error
+        hint = "Check the arguments that the factory builds the model with."
+        raise UserError(f"{path} does not fit {model_class}: {lines[0]}", hint) from error
     return model
 
 
@@ -59,14 +60,17 @@ def _call_factory(model_class: str) -> Any:
 
     factory = import_by_name(model_class, "--model-class")
     if not callable(factory):
-        raise UserError(f"--model-class {model_class} is a {type(factory).__name__}, which cannot be called.", "Name a class or a function.")
+        kind = type(factory).__name__
+        raise UserError(f"--model-class {model_class} is a {kind}, which cannot be called.", "Name a class or a function.")
     try:
         with current_folder_importable():
             model = factory()
     except Exception as error:  # whatever the user's own factory raises
-        raise UserError(f"--model-class {model_class} failed with {type(error).__name__}: {error}", "It is called without arguments.") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--model-class {model_class} failed with {reason}", "It is called without arguments.") from error
     if not isinstance(model, torch.nn.Module):
-        raise UserError(f"--model-class {model_class} returned a {type(model).__name__}, not a torch.nn.Module.", "Name a function that returns the model.")
+        hint = "Name a function that returns the model."
+        raise UserError(f"--model-class {model_class} returned a {type(model).__name__}, not a torch.nn.Module.", hint)
     return model
 
 
@@ -75,8 +79,12 @@ def _check_keys(path: Path, model: Any, weights: Mapping, model_class: str) -> N
     missing, unexpected = [name for name in own if name not in weights], [name for name in weights if name not in own]
     if not missing and not unexpected:
         return
-    parts = [f"{label} {len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-             for label, names in (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
-    wrapped = unexpected and all(name.startswith("module.") for name in unexpected)
-    hint = "The names begin with `module.`: save model.module.state_dict()." if wrapped else "Check that the factory builds the model that was saved."
+    parts = [f"{label} {len(names)} ({_some(names)})" for label, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    hint = "Check that the factory builds the model that was saved."
+    if unexpected and all(name.startswith("module.") for name in unexpected):
+        hint = "The names begin with `module.`: save model.module.state_dict()."
     raise UserError(f"{path} does not fit {model_class}: weights {' and '.join(parts)}.", hint)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

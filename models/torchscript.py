@@ -10,7 +10,7 @@ from .quiet import quiet
 from .samples import synthetic
 from .source import TensorSpec
 
-_HINT = "TorchScript is frozen text of the model: convert from the Python module instead (torch.export.save), or remove what torch names above."
+_HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
 
 
 def load_torchscript(path: Path, given: tuple[InputSpec, ...]) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
@@ -22,7 +22,8 @@ def load_torchscript(path: Path, given: tuple[InputSpec, ...]) -> tuple[Any, Any
     converted = _convert(path, model, specs, limits)
     program, converted_module, own, found = describe(converted, (), str(path))
     if len(own) != len(specs):
-        raise UserError(f"{path}: the conversion of the TorchScript kept {len(own)} of {len(specs)} inputs.", "Leave out inputs that are not used.")
+        kept = f"{len(own)} of {len(specs)} inputs"
+        raise UserError(f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used.")
     limits = {spec.name: found[old.name] for spec, old in zip(specs, own) if old.name in found}
     return program, converted_module, specs, limits
 

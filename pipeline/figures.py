@@ -2,6 +2,7 @@
 
 Pure and free of heavy imports: the terminal and report.html show the same figures because both take them from here.
 """
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def dense_bytes(report: dict) -> int | None:
 
 
 def times_smaller(report: dict, artifact: dict) -> str:
-    """"3.9x smaller" than the float32 source, or "1.2x larger"."""
+    """ "3.9x smaller" than the float32 source, or "1.2x larger"."""
     dense, size = dense_bytes(report), artifact.get("size_bytes")
     if not dense or not size:
         return ""
@@ -188,12 +189,12 @@ class WeightGroup:
 
 
 def weight_groups(weights: Sequence[dict]) -> list[WeightGroup]:
-    """Largest group first."""
+    """The most compressed first; what is not stored by name last."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for weight in weights:
         groups.setdefault((weight["requested"], weight["realised"]), []).append(weight)
     rows = [_weight_group(*key, members) for key, members in groups.items()]
-    return sorted(rows, key=lambda row: (-row.count, row.requested, row.realised))
+    return sorted(rows, key=lambda row: (row.least_bits is None, row.least_bits, -row.count, row.realised))
 
 
 def _weight_group(requested: str, realised: str, members: list[dict]) -> WeightGroup:

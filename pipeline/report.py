@@ -2,6 +2,7 @@
 
 The sections are plain dicts, so that a report read back from disk renders like a fresh one.
 """
+
 import json
 import math
 import os
@@ -133,7 +134,7 @@ def html_text(report: dict) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
     env.globals["fig"] = figures
     report = plain(report)
     name = PurePath(report["source"]["path"]).name or report["source"]["path"]

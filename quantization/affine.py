@@ -6,7 +6,7 @@ import torch
 
 from .weight import Codes, from_rows, to_rows
 
-CHUNK_ELEMENTS = 1 << 18  # 1 MB of float32: the search passes stay in the processor's cache
+CHUNK_ELEMENTS = 1 << 18  # 1 MB of float32: the passes of the search stay in the processor's cache
 STEPS = {4: (1.08, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6), 8: (0.96, 0.92)}  # scales tried, relative to the one that clips nothing
 NARROWING = 0.9  # beyond the steps, for blocks whose outliers make an ever smaller scale better
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal
@@ -71,9 +71,12 @@ def _codes(rows: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _error(rows: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
     """The root of the summed squared error of each row, [n, 1]; squared in units of a code, where tiny weights cannot underflow."""
-    exact = rows / scale
-    codes = exact.round().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return torch.linalg.vector_norm(codes.sub_(exact), dim=1, keepdim=True) * scale
+    parts = []
+    for columns in rows.split(CHUNK_ELEMENTS, dim=1):
+        exact = columns / scale
+        codes = exact.round().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        parts.append(torch.linalg.vector_norm(codes.sub_(exact), dim=1))
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0).unsqueeze(1) * scale
 
 
 def _least_squares(rows: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

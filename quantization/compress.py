@@ -50,7 +50,10 @@ class Compressed:
 
 
 def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None) -> Compressed:
-    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. Raises UserError on NaN or infinite weights."""
+    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each.
+
+    Raises UserError on NaN or infinite weights, which it names.
+    """
     tensors = tensors_of(captured.program)
     roles = find_roles(tensors)
     _refuse_nonfinite(tensors, roles)
@@ -160,6 +163,6 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
 
 
 def _largest(data: torch.Tensor) -> float:
-    """The largest magnitude, without a copy of the tensor; NaN where there is one, which compares as less than nothing."""
+    """The largest magnitude, without a copy of the tensor; NaN where it holds one."""
     low, high = data.aminmax()
     return max(-float(low), float(high))

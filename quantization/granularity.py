@@ -26,7 +26,7 @@ class PerBlock:
 
     def __post_init__(self):
         if self.size < SMALLEST_BLOCK:
-            raise UserError(f"block size {self.size} is too small: a scale for fewer than {SMALLEST_BLOCK} weights costs more than it saves",
+            raise UserError(f"block size {self.size} is too small: a scale for fewer than {SMALLEST_BLOCK} weights costs too much",
                             f"Use a block of {SMALLEST_BLOCK} or more; int4:block32 is the default.")
 
 
@@ -47,7 +47,8 @@ Granularity = PerTensor | PerChannel | PerBlock | PerGroup
 def blocks_of(granularity: Granularity, shape: tuple[int, ...], channel_axis: int, input_axis: int) -> tuple[int, ...]:
     """-> how many blocks each axis is cut into; every one must divide (see `fit`).
 
-    shape (64, 128), channel axis 0, input axis 1: PerTensor -> (1, 1), PerChannel -> (64, 1), PerBlock(32) -> (64, 4), PerGroup(16) -> (4, 1).
+    Example: shape (64, 128), channel axis 0, input axis 1:
+    PerTensor -> (1, 1), PerChannel -> (64, 1), PerBlock(32) -> (64, 4), PerGroup(16) -> (4, 1).
     """
     blocks = [1] * len(shape)
     if isinstance(granularity, PerChannel | PerBlock):

@@ -80,7 +80,9 @@ def _dense_edges(values: torch.Tensor, counts: torch.Tensor, bins: int) -> torch
 
     density^(1/3) * spacing = counts^(1/3) * spacing^(2/3).
     """
-    spacing = torch.nn.functional.pad(values[:, 2:] - values[:, :-2], (1, 1), mode="replicate") if values.shape[1] > 2 else torch.ones_like(values)
+    spacing = torch.ones_like(values)
+    if values.shape[1] > 2:
+        spacing = torch.nn.functional.pad(values[:, 2:] - values[:, :-2], (1, 1), mode="replicate")
     mass = (counts.pow(1 / 3) * spacing.pow(2 / 3)).cumsum(1)
     wanted = torch.arange(1, bins) * (mass[:, -1:] / bins)
     inner = torch.searchsorted(mass, wanted)

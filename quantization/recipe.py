@@ -15,6 +15,7 @@ LINEAR_BITS = (4, 8)
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)
 SUPPORTED = "float32, float16, int8, int4, palettizeN (N one of 1, 2, 3, 4, 6, 8), pruneF (F percent, 0 to 100)"
 OPTIONS = "per-tensor, per-channel or blockN (as int4:block32)", "per-tensor or groupN (as palettize4:group16)"
+FLOAT32_STANDS_ALONE = "float32 keeps every weight as it is, compressed weights compute in float16"
 HINT = "Join words with +, for example prune50+int8; options follow a colon, for example int4:block32."
 _WORDS = ("float32", "float16", "int8", "int4", *(f"palettize{bits}" for bits in PALETTE_BITS), "prune50")
 _LATER = re.compile(r"w8a8|prune:\d+of\d+|palettize\d+:vector\d*")
@@ -92,22 +93,22 @@ def parse_recipe(text: str) -> Recipe:
         recipe = _combine(recipe, part)
     if "float32" in parts:
         if len(parts) > 1:
-            raise _conflict(text, "float32 keeps every weight as it is, compressed weights compute in float16")
+            raise _conflict(text, FLOAT32_STANDS_ALONE)
         recipe = replace(recipe, compute="float32")
     return recipe
 
 
 def add(recipe: Recipe, palettize_bits: int | None = None, prune_fraction: float | None = None) -> Recipe:
-    """The recipe with what `--palettize BITS` and `--prune FRACTION` ask for added to it. Raises UserError where they do not go together."""
+    """The recipe with what `--palettize BITS` and `--prune FRACTION` ask for added. Raises UserError where they do not go together."""
     parts: list[Palettize | Prune] = []
     if prune_fraction is not None:
         if not 0 <= prune_fraction <= 1:
-            raise UserError(f"sparsity {prune_fraction:g} is outside 0..1", "--prune takes a fraction: --prune 0.5 zeroes half of the weights.")
+            raise UserError(f"sparsity {prune_fraction:g} is outside 0..1", "--prune 0.5 zeroes half of the weights.")
         parts.append(Prune(float(Fraction(repr(float(prune_fraction))) * 100)))
     if palettize_bits is not None:
         parts.append(Palettize(_palette_bits(palettize_bits, f"--palettize {palettize_bits}")))
     if parts and recipe.compute == "float32":
-        raise _conflict(f"float32+{'+'.join(map(str, parts))}", "float32 keeps every weight as it is, compressed weights compute in float16")
+        raise _conflict(f"float32+{'+'.join(map(str, parts))}", FLOAT32_STANDS_ALONE)
     for part in parts:
         recipe = _combine(recipe, part)
     return recipe
@@ -157,7 +158,8 @@ def _parse_word(word: str, text: str) -> str | Linear | Palettize | Prune:
         return head
     if linear := re.fullmatch(r"int([48])", head):
         bits = int(linear[1])
-        return Linear(bits, _parse_option(word, option, OPTIONS[0], ("per-tensor", "per-channel", "block")) if colon else default_granularity(bits))
+        kinds = ("per-tensor", "per-channel", "block")
+        return Linear(bits, _parse_option(word, option, OPTIONS[0], kinds) if colon else default_granularity(bits))
     if table := re.fullmatch(r"palettize(\d+)", head):
         bits = _palette_bits(int(table[1]), f"recipe {text!r}")
         return Palettize(bits, _parse_option(word, option, OPTIONS[1], ("per-tensor", "group")) if colon else PerTensor())
@@ -211,4 +213,5 @@ def _unknown(word: str, text: str) -> UserError:
 
 
 def _conflict(text: str, why: str) -> UserError:
-    return UserError(f"recipe {text!r}: these do not go together: {why}", f"Allowed are {SUPPORTED}, at most one of them for values and one prune.")
+    hint = f"Allowed are {SUPPORTED}, at most one of them for values and one prune."
+    return UserError(f"recipe {text!r}: these do not go together: {why}", hint)

@@ -14,7 +14,7 @@ Axes = tuple[int | None, ...]  # for each axis of a value, the axis of the tenso
 
 @dataclass(frozen=True)
 class Role:
-    """What a weight does. `channel_axis` runs over output channels (or table rows), `input_axis` over what is summed (or a row's entries)."""
+    """What a weight does: `channel_axis` runs over output channels (table rows), `input_axis` over what is summed (a row's entries)."""
 
     kind: str  # "linear" | "convolution" | "matmul" | "embedding"
     channel_axis: int
@@ -76,7 +76,7 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
 
 
 def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
-    """Every use of the value `node`, whose axes come from `axes` of the tensor of `rank`: a Role, or the name of an operator without one."""
+    """Every use of the value `node`, whose axes are the `axes` of a tensor of `rank`: a Role, or the name of an operator without one."""
     for user in node.users:
         if user.op == "output":
             yield "the output"
@@ -96,7 +96,7 @@ def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
 
 
 def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | None:
-    """The role of argument number `place` of an operator, or None. An input axis that a view inserted (depthwise: length 1) is any other axis."""
+    """The role of argument number `place` of an operator, or None. An input axis that a view inserted (length 1) is any other axis."""
     kind, channel, inputs = _ROLES.get((name, place), (None, 0, 0))
     if name == "convolution" and place == 1:
         kind, channel, inputs = ("convolution", 1, 0) if user.args[6] else ("convolution", 0, 1)

@@ -28,7 +28,7 @@ class Kernel:
     """How to call one operator. `parameters` are in the order of the instruction's arguments.
 
     `run(outputs, **arguments)` gets the declared results and every argument but those in `outs`, and returns the results: one for
-    each of `outs` (a list's tensors one by one); or, where there is none, one for each of `mutated`, then one for the operator's own result.
+    each of `outs` (a list's tensors one by one); or, where there is none, one for each of `mutated`, then the operator's own result.
     """
 
     parameters: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 The figures come from the file: the decisions only lend names, requests and reasons.
 """
+
 import math
 import re
 from collections import Counter
@@ -67,7 +68,7 @@ def _shortened(name: str) -> list[str]:
 
 
 def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
-    """For formats without names of weights (.pte): one stored weight of the same size each, of the expected bits and shape where there is one."""
+    """For formats without names of weights (.pte): each decision takes one stored weight of its size, by preference of its shape and bits."""
     left: dict[int, list[StoredWeight]] = {}
     for weight in weights:
         left.setdefault(weight.size, []).append(weight)
@@ -75,7 +76,7 @@ def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> d
     for decision in decisions:
         same = left.get(math.prod(decision.shape), [])
         if same and not decision.reason.startswith("tied to "):
-            near = min(same, key=lambda weight: (abs(weight.bits_per_weight - decision.bits_per_weight), weight.shape != decision.shape))
+            near = min(same, key=lambda weight: (weight.shape != decision.shape, abs(weight.bits_per_weight - decision.bits_per_weight)))
             found[decision.name] = near
             same.remove(near)
     return _with_tied(decisions, found)

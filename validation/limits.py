@@ -1,7 +1,8 @@
 """Why an operation cannot run on a unit: an Operation and a Device come in, a reason or "" leaves.
 
-Limits are those of an M4 where a source measured them, and of earlier Neural Engines where one is published (shared/devices/planner_notes.md
-section 5 and placement.csv: 751K/Apple-Neural-Engine-Microarchitecture-Study-M6, ane-silicon-reference arXiv 2606.22283, apple/coremltools issues).
+Limits are those of an M4 where a source measured them, and of earlier Neural Engines where one is published
+(shared/devices/planner_notes.md section 5 and placement.csv: 751K/Apple-Neural-Engine-Microarchitecture-Study-M6,
+ane-silicon-reference arXiv 2606.22283, apple/coremltools issues).
 """
 from .devices import Device
 from .operations import BITS, Operand, Operation
@@ -69,7 +70,7 @@ def _refuse_operator(operation: Operation, device: Device) -> str:
 
 
 def _refuse_types(operation: Operation, device: Device) -> str:
-    """Conversions from and to float32 run on the Neural Engine of an M4 and not on an M1's; A16 is assumed to be the first that has them."""
+    """Casts from and to float32 run on the Neural Engine of an M4 and not on an M1's; A16 is assumed to be the first with them."""
     allowed = ENGINE_TYPES + (("float32",) if operation.op == "cast" and device.generation >= 16 else ())
     for kind, operands in (("result", operation.results), ("input", _activations(operation))):
         for operand in operands:
@@ -114,7 +115,7 @@ def _refuse_kernel(operation: Operation, device: Device) -> str:
 
 
 def _refuse_conv(kernel: tuple[int, ...], device: Device) -> str:
-    """M4: KxK up to 16, 1xK up to 15, Kx1 up to 31. Before A16 the widest kernel is 13; how tall it may be is not published (13 assumed)."""
+    """M4: KxK up to 16, 1xK (and 1D) up to 15, Kx1 up to 31. Before A16 the widest is 13; the tallest is not published, 13 assumed."""
     if device.generation < 16:
         limit = 13
     elif len(kernel) == 1 or (kernel[-1] > 1 and max(kernel[:-1]) == 1):

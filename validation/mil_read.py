@@ -78,10 +78,18 @@ def _read_package(path: Path) -> Package:
     graph, description = functions[name], interface(model.description, name)
     states = {value.name for value in reader.states}
     return Package(
-        path, model.specificationVersion, functions, {key: function.opset for key, function in program.functions.items()}, name,
-        tuple(value for value in graph.inputs if value.name not in states), tuple(graph.values[name] for name in graph.outputs),
-        tuple(value for value in graph.inputs if value.name in states), image_inputs(description), dict(model.description.metadata.userDefined),
-        tuple(blob.path for blob in reader.blobs.values()))
+        path=path,
+        specification_version=model.specificationVersion,
+        functions=functions,
+        opsets={key: function.opset for key, function in program.functions.items()},
+        default_function=name,
+        inputs=tuple(value for value in graph.inputs if value.name not in states),
+        outputs=tuple(graph.values[output] for output in graph.outputs),
+        states=tuple(value for value in graph.inputs if value.name in states),
+        images=image_inputs(description),
+        metadata=dict(model.description.metadata.userDefined),
+        weights=tuple(blob.path for blob in reader.blobs.values()),
+    )
 
 
 def locate_model(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from ..models.errors import UnsupportedOperators
 from .borders import STORED_AS
-from .graph import Graph, Node, interpret, references
+from .graph import Graph, Node, Value, interpret, references
 from .mil_ops import CONTROL, EXACT, OPS, RANDOM
 
 MATRIX_OPERATORS = {"conv", "conv_transpose", "linear", "matmul", "einsum", "scaled_dot_product_attention"}

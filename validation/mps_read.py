@@ -36,7 +36,8 @@ POOLING = (
     " output1:out output2:out"
 )
 CONVOLUTION = TERNARY + (
-    " stride_x:int stride_y:int dilation_x:int dilation_y:int groups:int padding_left:int padding_right:int padding_top:int padding_bottom:int"
+    " stride_x:int stride_y:int dilation_x:int dilation_y:int groups:int"
+    " padding_left:int padding_right:int padding_top:int padding_bottom:int"
 )
 NODE_FIELDS = {
     "MPSHardTanh": "input1:in output:out min_value:float max_value:float",

@@ -26,16 +26,16 @@ class Operand:
     stored_bytes: int
     per_block: bool = False
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Flexible dimensions count as 1, so a flexible program's figures are those of its smallest shape."""
         return tuple(1 if size is None else size for size in self.value.shape)
 
-    @property
+    @functools.cached_property
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def dense_bytes(self) -> int:
         return self.elements * BITS.get(self.value.dtype, 32) // 8
 
@@ -98,7 +98,8 @@ def is_weight(node: Node, constants: dict) -> bool:
 def _operation(node: Node, graph: Graph, constants: dict[str, Operand], used: set[str]) -> Operation:
     tensors = {key: tuple(_operands(value, graph, constants)) for key, value in node.inputs.items()}
     numbers = [number for value in node.inputs.values() for number in _numbers(value)]
-    results = tuple(Operand(value, False, 0) for value in node.outputs if value.name in used) or tuple(Operand(v, False, 0) for v in node.outputs)
+    read = [value for value in node.outputs if value.name in used] or node.outputs
+    results = tuple(Operand(value, False, 0) for value in read)
     return Operation(node, {key: operands for key, operands in tensors.items() if operands}, results,
                      sum(size for size, _ in numbers), sum(count for _, count in numbers))
 

@@ -131,7 +131,7 @@ def _unit_costs(step: Operation, device: Device, units: tuple[str, ...], refusal
 
 
 def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]) -> dict[int, str]:
-    """Reason for every operation that is not on the Neural Engine; operations that could be are judged by the stretch that they stand in."""
+    """Reason for every operation off the Neural Engine; those that it could run are judged by the stretch that they stand in."""
     reasons, stretch = {}, []
     for index in order:
         if unit_of[index] == "ane":
@@ -165,7 +165,8 @@ def _stretch_reasons(stretch: list[int], unit_of: dict[int, str], costs: list) -
     else:
         overhead = rules["switch_ms"] + max(rules["launch_ms"]["ane"], rules["output_ms"]["ane"])
         where = f"these {len(stretch)} operations" if len(stretch) > 1 else "it"
-        text = f"cheaper on {elsewhere}: the Neural Engine saves {saved:.2g} ms on {where}, going there and back costs {overhead:.2g} ms or more"
+        costs_more = f"going there and back costs {overhead:.2g} ms or more"
+        text = f"cheaper on {elsewhere}: the Neural Engine saves {saved:.2g} ms on {where}, {costs_more}"
     return dict.fromkeys(stretch, text)
 
 

@@ -22,7 +22,7 @@ EXTERNAL = 1  # ExtraTensorInfo.location of weights in another file
 
 @dataclass(frozen=True)
 class Plan:
-    """One ExecutionPlan. `instructions` are (kind, arguments); `names` are those of inputs; `written` are values that instructions compute."""
+    """One ExecutionPlan. `instructions`: (kind, arguments); `names`: those of the inputs; `written`: values that instructions compute."""
 
     root: Table
     values: tuple[Table, ...]
@@ -63,8 +63,8 @@ def read_plan(root: Table, method: str) -> Plan:
         segments=_segments(root),
         inputs=inputs,
         outputs=outputs,
-        output_names=_stored_names(methods.get("output_names"), "output", len(outputs)),
-        names=dict(zip(inputs, _stored_names(methods.get("input_names"), "input", len(inputs)))),
+        output_names=_stored_names(methods.get("cidermill_outputs"), "output", len(outputs)),
+        names=dict(zip(inputs, _stored_names(methods.get("cidermill_inputs"), "input", len(inputs)))),
     )
     return replace(plan, written=frozenset(inputs) | _written_values(plan))
 
@@ -86,9 +86,8 @@ def _segments(root: Table) -> tuple[memoryview, ...]:
     entries, buffer = root.tables(4), root.buffer
     if not entries:
         return ()
-    if bytes(buffer.span(8, 4)) != b"eh00":
-        raise buffer.corrupt("it has data segments but no extended header")
-    base = buffer.number(24, "Q")
+    has_header = bytes(buffer.span(8, 4)) == b"eh00"
+    base = buffer.number(24, "Q") if has_header else len(buffer.data)  # without a header, segments can only be empty
     return tuple(buffer.span(base + entry.number(0, "Q"), entry.number(1, "Q")) for entry in entries)
 
 

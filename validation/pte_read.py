@@ -1,7 +1,8 @@
 """A .pte file -> Program: its instruction list as a Graph, with the MPS delegates read in, ready to run.
 
 One instruction is one Node: a kernel call has the operator's name ("aten::add.out") and its schema's parameter names, a delegate
-call is "delegate:" + backend with the delegate's graph as its block, "move", "jump_false" and "free" are ExecuTorch's own, "view" a reshape in place.
+call is "delegate:" + backend with the delegate's graph as its block, "move", "jump_false" and "free" are ExecuTorch's own. A "view"
+is a reshape that needs no instruction, because its result lies in the same place.
 """
 import math
 import mmap
@@ -16,7 +17,7 @@ import torch
 from ..models.errors import UnreadableArtifact, UnsupportedOperators
 from . import aten_ops, mps_ops
 from .flatbuffer import Buffer, Table
-from .graph import Graph, Node, OperatorFailed, Ref, Tap, Value, interpret, references
+from .graph import Graph, Node, OperatorFailed, Ref, Tap, Value, interpret, references, resolve
 from .mps_read import read_delegate
 from .pte_plan import (
     DELEGATE, FREE, JUMP_FALSE, KERNEL, MOVE, Plan, argument, constants_of, declared, declared_results, place_of, read_plan, value_name,
@@ -29,7 +30,8 @@ MAX_STEPS = 1_000_000  # blocks that one run may execute: a corrupt jump must no
 class Program:
     """One method of a .pte file. `graph` holds all instructions; `precision` is "float16" where anything computes in half.
 
-    Inputs and outputs are named by the constant methods "input_names" and "output_names" of the file, else "input_0", "output_0", ...
+    Inputs and outputs are named by the constant methods "cidermill_inputs" and "cidermill_outputs" of the file, where it has them, else
+    "input_0", "output_0", ...
     """
 
     inputs: tuple[Value, ...]
@@ -211,7 +213,7 @@ def run_instructions(graph: Graph, inputs: dict[str, Any], tap: Tap | None = Non
         block, jump = blocks[position]
         environment.update(interpret(block, call, environment, tap))
         position += len(block.nodes) + (jump is not None)
-        if jump is not None and not bool(environment[jump.inputs["condition"].name]):
+        if jump is not None and not bool(resolve(jump.inputs["condition"], environment)):
             position = jump.inputs["destination"]
     raise OperatorFailed(f"the program did not end after {MAX_STEPS} jumps")
 

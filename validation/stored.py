@@ -3,6 +3,7 @@
 Core ML keeps a compressed weight as a chain of constexpr_* operations over constants, an MPS delegate as integer constants that are
 cast and multiplied by scales (or fed to its int4 node). Whatever else is constant is stored as it is.
 """
+
 import math
 import re
 from collections.abc import Iterator
@@ -178,10 +179,5 @@ def _mps_scales(graph: Graph) -> dict[str, tuple[str, ...]]:
 def _plain(graph: Graph, value: Value, scales: tuple[str, ...]) -> StoredWeight:
     parts = [Part(value.name, "weights", value.dtype, value.shape)]
     parts += [Part(name, "scales", graph.values[name].dtype, graph.values[name].shape) for name in dict.fromkeys(scales)]
-    scheme = value.dtype
-    if scales:
-        counts = math.prod(graph.values[scales[-1]].shape)
-        size = math.prod(value.shape) // counts
-        row = math.prod(value.shape[1:])
-        scheme += " per tensor" if counts == 1 else " per channel" if size == row else f" block {size}"
+    scheme = f"{value.dtype} {_granularity(graph.values[scales[-1]].shape, value.shape)}" if scales else value.dtype
     return StoredWeight(value.name, value.shape, scheme, tuple(parts))

@@ -5,8 +5,8 @@ import torch
 
 def small_convnet() -> torch.nn.Sequential:
     torch.manual_seed(0)
-    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
-    return torch.nn.Sequential(*layers).eval()
+    features = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+    return torch.nn.Sequential(*features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
 
 
 @pytest.fixture

@@ -86,6 +86,45 @@ def test_batch_norm_is_folded_into_the_convolution(conv):
     np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_with_a_weight_becomes_linear_with_the_weight_turned(bias):
+    class Conv1D(torch.nn.Module):
+        """GPT-2's: weight [in, out]."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = torch.nn.Parameter(torch.randn(6, 10)), torch.nn.Parameter(torch.randn(10))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x, self.weight) if bias else x @ self.weight
+
+    result = captured(Conv1D(), x=normal(3, 6))
+    assert operators(result.program) == [aten.linear.default]
+    assert result.program.state_dict["weight"].shape == (10, 6)
+    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+
+
+def test_a_decomposed_linear_becomes_linear_again():
+    program = torch.export.export(torch.nn.Linear(6, 10).eval(), (torch.ones(3, 6),)).run_decompositions()
+    source = Source(Path("m.pt2"), "exported-program", "0", None, (TensorSpec("input", (3, 6), "float32"),), program)
+    result = capture(source, Samples("synthetic", ({"input": normal(3, 6)},), 0))
+    assert operators(result.program) == [aten.linear.default]
+    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+
+
+def test_a_matrix_with_two_readers_is_not_turned():
+    class Shared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x):
+            return (x @ self.weight) @ self.weight.t()
+
+    result = captured(Shared(), x=normal(3, 6))
+    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-4)
+
+
 def test_batch_norm_stays_where_the_convolution_has_another_reader():
     class Twice(torch.nn.Module):
         def __init__(self):

@@ -72,5 +72,6 @@ def test_a_spec_prints_as_it_is_given():
 
 
 def test_the_parser_imports_neither_torch_nor_numpy():
-    code = "import sys, cidermill.models.inputs, cidermill.models.load, cidermill.models.errors; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    imports = "import sys, cidermill.models.inputs, cidermill.models.load, cidermill.models.errors"
+    code = f"{imports}; print([name for name in ('torch', 'numpy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -35,9 +35,9 @@ def npz(tmp_path, **arrays):
     return str(tmp_path / "s.npz")
 
 
-@pytest.mark.parametrize("array, count", [(np.ones((1, 3)), 1), (np.ones((5, 1, 3)), 5), (np.ones((5, 3), np.float32), 5), (np.ones((5, 3), np.uint8), 5)])
-def test_npz(tmp_path, array, count):
-    samples = load_samples(npz(tmp_path, x=array), (X,))
+@pytest.mark.parametrize("shape, dtype, count", [((1, 3), "f8", 1), ((5, 1, 3), "f8", 5), ((5, 3), "f4", 5), ((5, 3), "u1", 5)])
+def test_npz(tmp_path, shape, dtype, count):
+    samples = load_samples(npz(tmp_path, x=np.ones(shape, dtype)), (X,))
     assert samples.kind == "real" and len(samples.batches) == count
     assert samples.batches[-1]["x"].shape == (1, 3) and samples.batches[-1]["x"].dtype == np.float32
 

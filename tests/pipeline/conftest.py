@@ -1,10 +1,24 @@
 """A realistic report: a vision transformer pressed for two targets, one of which fails."""
+
 import math
 import random
 
 import pytest
 
-LAYER = ["linear", "reshape", "transpose", "linear", "reshape", "transpose", "linear", "matmul", "softmax", "matmul", "transpose", "reshape"]
+LAYER = [
+    "linear",
+    "reshape",
+    "transpose",
+    "linear",
+    "reshape",
+    "transpose",
+    "linear",
+    "matmul",
+    "softmax",
+    "matmul",
+    "transpose",
+    "reshape",
+]
 LAYER += ["linear", "add", "layer_norm", "linear", "gelu", "linear", "add", "layer_norm", "mul", "cast", "split", "slice_by_index"]
 
 
@@ -59,7 +73,12 @@ def _error(output: str, shape: list[int], psnr_db: float, nonfinite: int = 0) ->
 
 
 def _devices(scale: float) -> list[dict]:
-    rows = [("iPhone 15 Pro", "A17 Pro", "all", 4.12), ("iPhone 12", "A14", "all", 9.7), ("iPhone 12", "A14", "cpu_only", 61.5), ("MacBook Air", "M2", "all", 3.6)]
+    rows = [
+        ("iPhone 15 Pro", "A17 Pro", "all", 4.12),
+        ("iPhone 12", "A14", "all", 9.7),
+        ("iPhone 12", "A14", "cpu_only", 61.5),
+        ("MacBook Air", "M2", "all", 3.6),
+    ]
     return [
         {"device": device, "chip": chip, "compute_units": units, "ms": ms * scale, "low_ms": ms * scale * 0.7, "high_ms": ms * scale * 1.45}
         for device, chip, units, ms in rows
@@ -79,6 +98,7 @@ def _coreml(rng: random.Random) -> dict:
             "conversion": [_error("logits", [1, 1000], 71.23), _error("last_hidden_state", [1, 197, 768], 66.8)],
             "compression": [_error("logits", [1, 1000], 38.4), _error("last_hidden_state", [1, 197, 768], 36.1)],
             "tolerance_db": 40.0,
+            "native": "not run: needs macOS",
         },
         "compression": {
             "weights": _weights("int8 per channel", 8.02),
@@ -86,7 +106,9 @@ def _coreml(rng: random.Random) -> dict:
         },
         "placement": _placement(rng, gpu_only=False),
         "latency": {"source": "estimate", "devices": _devices(1.0)},
-        "warnings": ["The validation inputs are synthetic: the compression error may differ on real data.\nGive real ones with --samples inputs.npz."],
+        "warnings": [
+            "The validation inputs are synthetic: the compression error may differ on real data.\nGive real ones with --samples inputs.npz."
+        ],
     }
 
 
@@ -104,7 +126,10 @@ def _mps(rng: random.Random) -> dict:
             "compression": [_error("logits", [1, 1000], 18.2, nonfinite=2), _error("last_hidden_state", [1, 197, 768], 19.9)],
             "tolerance_db": 40.0,
         },
-        "compression": {"weights": _weights("int4 block 32", 4.5), "bytes": {"weights": 43_250_000, "scales": 5_400_000, "graph": 1_250_112}},
+        "compression": {
+            "weights": _weights("int4 block 32", 4.5),
+            "bytes": {"weights": 43_250_000, "scales": 5_400_000, "graph": 1_250_112},
+        },
         "placement": _placement(rng, gpu_only=True),
         "latency": {"source": "estimate", "devices": _devices(1.7)[:2]},
         "warnings": ["logits overflows float16 in 2 places.\nConvert with --quant float32, or scale the input of vit.classifier."],
@@ -125,10 +150,20 @@ def sample_report() -> dict:
             "format": "hugging-face",
             "parameters": 86_567_656,
             "inputs": [{"name": "pixel_values", "shape": [1, 3, 224, 224], "dtype": "float32"}],
-            "outputs": [{"name": "logits", "shape": [1, 1000], "dtype": "float32"}, {"name": "last_hidden_state", "shape": [1, 197, 768], "dtype": "float32"}],
+            "outputs": [
+                {"name": "logits", "shape": [1, 1000], "dtype": "float32"},
+                {"name": "last_hidden_state", "shape": [1, 197, 768], "dtype": "float32"},
+            ],
             "samples": {"kind": "synthetic", "count": 3, "seed": 0},
         },
-        "environment": {"python": "3.11.9", "arch": "x86_64", "os": "Linux-6.1", "torch": "2.13.0", "coremltools": "9.0", "executorch": "1.4.1"},
+        "environment": {
+            "python": "3.11.9",
+            "arch": "x86_64",
+            "os": "Linux-6.1",
+            "torch": "2.13.0",
+            "coremltools": "9.0",
+            "executorch": "1.4.1",
+        },
         "stages": [
             {"name": name, "seconds": seconds, "peak_rss_bytes": int(8e8 * math.log(3 + index)), "cached": name == "compress"}
             for index, (name, seconds) in enumerate(stages)

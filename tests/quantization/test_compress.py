@@ -9,8 +9,9 @@ from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.weight import Codes, Palette
 
-RECIPES = ["int8", "int8:per-tensor", "int8:block32", "int4", "int4:per-channel", "int4:block16", "palettize1", "palettize2", "palettize3", "palettize4",
-           "palettize6", "palettize8", "palettize4:group16", "prune50", "prune37.5+int8", "prune50+int4", "prune75+palettize4", "prune50+palettize4:group16"]  # fmt: skip
+RECIPES = ["int8", "int8:per-tensor", "int8:block32", "int4", "int4:per-channel", "int4:block16"]
+RECIPES += ["palettize1", "palettize2", "palettize3", "palettize4", "palettize6", "palettize8", "palettize4:group16"]
+RECIPES += ["prune50", "prune37.5+int8", "prune50+int4", "prune75+palettize4", "prune50+palettize4:group16"]
 
 
 class Net(nn.Module):
@@ -66,8 +67,10 @@ def test_every_recipe(net, text):
     assert decisions["shift"].reason.startswith("used by add")
 
 
-@pytest.mark.parametrize("text, bits", [("int8", 8 + 16 / 64), ("int8:per-tensor", 8 + 16 / 3072), ("int4", 4.5), ("palettize4", 4 + 256 / 3072),
-                                        ("prune50", 9), ("prune50+int4", 1 + 2 + 0.5)])  # fmt: skip
+@pytest.mark.parametrize("text, bits", [
+    ("int8", 8 + 16 / 64), ("int8:per-tensor", 8 + 16 / 3072), ("int4", 4.5), ("palettize4", 4 + 256 / 3072),
+    ("prune50", 9), ("prune50+int4", 1 + 2 + 0.5),
+])  # fmt: skip
 def test_bits_per_weight_by_hand(net, text, bits):
     assert {decision.name: decision.bits_per_weight for decision in compress(net, parse_recipe(text)).decisions}["last.weight"] == bits
 

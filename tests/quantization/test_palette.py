@@ -70,10 +70,12 @@ def test_at_most_the_error_of_scikit_learn(bits, tail):
     from sklearn.cluster import KMeans
 
     random = np.random.default_rng(0)
-    weight = torch.from_numpy((random.standard_normal((64, 64)) if tail == "normal" else random.standard_t(3, (64, 64))).astype(np.float32) * 0.02)
+    values = random.standard_normal((64, 64)) if tail == "normal" else random.standard_t(3, (64, 64))
+    weight = torch.from_numpy(values.astype(np.float32) * 0.02)
     for groups in ((1, 1), (2, 1)):
         ours = squared_error(dense_of(weight, bits, groups)[1], weight)
-        theirs = sum(KMeans(2**bits, n_init=3, random_state=0).fit(part.reshape(-1, 1).numpy()).inertia_ for part in weight.chunk(groups[0]))
+        parts = [part.reshape(-1, 1).numpy() for part in weight.chunk(groups[0])]
+        theirs = sum(KMeans(2**bits, n_init=3, random_state=0).fit(part).inertia_ for part in parts)
         assert ours <= theirs * 1.003
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,9 @@ ROLES = {
     "matmul right": (Lambda((64, 48), lambda w, x: x @ w), (2, 64), Role("matmul", 1, 0)),
     "matmul left": (Lambda((48, 64), lambda w, x: w @ x), (64, 2), Role("matmul", 0, 1)),
     "matmul of a transpose": (Lambda((48, 64), lambda w, x: torch.mm(x, w.t())), (2, 64), Role("matmul", 0, 1)),
-    "matmul of a permutation": (Lambda((48, 1, 64), lambda w, x: torch.mm(x, w.permute(2, 1, 0).reshape(64, 48))), (2, 64), Role("matmul", 0, 2)),
+    "matmul of a permutation": (
+        Lambda((48, 1, 64), lambda w, x: torch.mm(x, w.permute(2, 1, 0).reshape(64, 48))), (2, 64), Role("matmul", 0, 2)
+    ),
     "addmm": (Lambda((64, 48), lambda w, x: torch.addmm(torch.ones(48), x, w)), (2, 64), Role("matmul", 1, 0)),
     "addmm left": (Lambda((48, 64), lambda w, x: torch.addmm(torch.ones(2), w, x)), (64, 2), Role("matmul", 0, 1)),
     "batches": (Lambda((3, 32, 48), lambda w, x: torch.bmm(x, w)), (3, 2, 32), Role("matmul", 2, 1)),
@@ -71,9 +75,7 @@ LEFT = {
 
 @pytest.mark.parametrize("module, shape, reason", LEFT.values(), ids=LEFT.keys())
 def test_left_alone(captured, module, shape, reason):
-    import re
-
-    answers = [answer for answer in roles_of(captured(module, torch.randn(shape))).values()]
+    answers = list(roles_of(captured(module, torch.randn(shape))).values())
     assert not any(isinstance(answer, Role) for answer in answers)
     assert any(re.match(reason, answer) for answer in answers), answers
 
@@ -111,5 +113,6 @@ def test_a_tied_table_has_one_role(captured, tied):
 
 
 def test_storage_tells_ties_from_equal_values(captured):
-    tensors = {tensor.name: tensor for tensor in tensors_of(captured(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.ones(1, 8)).program)}
+    program = captured(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.ones(1, 8)).program
+    tensors = {tensor.name: tensor for tensor in tensors_of(program)}
     assert storage_of(tensors["0.weight"]) == storage_of(tensors["0.weight"]) != storage_of(tensors["1.weight"])

@@ -52,8 +52,11 @@ def write_package(ct, build, inputs, folder, opset="iOS18", states=()):
     weights.mkdir(parents=True)
     model = load(built, weights_dir=str(weights), specification_version=target.value)
     (weights.parent / "model.mlmodel").write_bytes(model.SerializeToString())
-    entry = {"path": "com.apple.CoreML/model.mlmodel", "name": "model.mlmodel", "author": "com.apple.CoreML"}
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": {"model": entry}, "rootModelIdentifier": "model"}
+    entries = {
+        key: {"path": f"com.apple.CoreML/{name}", "name": name, "author": "com.apple.CoreML", "description": "a test"}
+        for key, name in (("model", "model.mlmodel"), ("weights", "weights"))
+    }
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": "model"}
     (folder / "Manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -24,7 +24,9 @@ def test_known_values():
 
 
 def test_psnr_is_over_all_samples_together():
-    (error,) = compare([{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 4.0])}], [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 5.0])}])
+    (error,) = compare(
+        [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 4.0])}], [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 5.0])}]
+    )
     assert error.psnr_db == pytest.approx(20 * math.log10(8 / 0.5))
 
 
@@ -37,7 +39,9 @@ def test_bit_exact_is_a_finite_number_that_passes():
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e-30, 1e30, 1e38])
 def test_psnr_does_not_depend_on_scale(scale):
     want = np.array([1.0, -3.0, 5.0, 2.0]) * scale
-    assert error_of(want, want * 1.001).psnr_db == pytest.approx(error_of([1.0, -3.0, 5.0, 2.0], [1.001, -3.003, 5.005, 2.002]).psnr_db, abs=1e-6)
+    assert error_of(want, want * 1.001).psnr_db == pytest.approx(
+        error_of([1.0, -3.0, 5.0, 2.0], [1.001, -3.003, 5.005, 2.002]).psnr_db, abs=1e-6
+    )
 
 
 def test_float32_sums_do_not_lose_small_errors():

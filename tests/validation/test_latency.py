@@ -93,7 +93,8 @@ def test_executorch_program_counts_launches():
     values = {name: Value(name, "float16", (8, 8)) for name in "abc"}
     inner = Node("MPSMatMul", {"input1": Ref("a"), "input2": Ref("b")}, (values["c"],), "d0.node0")
     block = Graph((values["a"],), ("c",), (inner,) * 10, {"b": None}, values)
-    graph = Graph((values["a"],), ("c",), (Node("delegate:MPSBackend", {"inputs": [Ref("a")]}, (values["c"],), blocks=(block,)),), {}, values)
+    call = Node("delegate:MPSBackend", {"inputs": [Ref("a")]}, (values["c"],), blocks=(block,))
+    graph = Graph((values["a"],), ("c",), (call,), {}, values)
     latency = estimate_program_latency(graph, "M1")
     assert latency.ms > 10 * latency_fit()["host"]["gpu_launch_ms"] and latency.compute_units == "mps"
 

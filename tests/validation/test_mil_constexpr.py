@@ -133,7 +133,8 @@ def linear_model(ct):
     torch.manual_seed(0)
     layer = torch.nn.Linear(64, 32).eval()
     traced = torch.jit.trace(layer, torch.zeros(2, 64))
-    return ct.convert(traced, inputs=[ct.TensorType(name="x", shape=(2, 64))], minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+    inputs = [ct.TensorType(name="x", shape=(2, 64))]
+    return ct.convert(traced, inputs=inputs, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
 
 
 def compressors(ct):
@@ -160,6 +161,7 @@ def test_same_numbers_as_decompressing_with_coremltools(ct, linear_model, tmp_pa
     assert any(node.op.startswith("constexpr") for node in read_package(tmp_path / "small.mlpackage").functions["main"].nodes)
     assert not any(node.op.startswith("constexpr") for node in read_package(tmp_path / "dense.mlpackage").functions["main"].nodes)
     x = RNG.standard_normal((2, 64)).astype(np.float32)
-    small, dense = (list(open_runner(tmp_path / f"{name}.mlpackage", host="reference")({"x": x}).values())[0] for name in ("small", "dense"))
+    runners = [open_runner(tmp_path / f"{name}.mlpackage", host="reference") for name in ("small", "dense")]
+    small, dense = (next(iter(runner({"x": x}).values())) for runner in runners)
     np.testing.assert_array_equal(small, dense)
     assert np.abs(small).max() > 0.1

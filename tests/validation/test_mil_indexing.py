@@ -72,7 +72,8 @@ def test_non_maximum_suppression(run_mil):
     boxes = np.array([[[0, 0, 2, 1], [0.1, 0, 2, 1], [5, 5, 1, 1]]], np.float32)
     scores = np.array([[[0.9, 0.1], [0.2, 0.8], [0.7, 0.0]]], np.float32)
     options = dict(iou_threshold=0.5, max_boxes=3)
-    out = run_mil(lambda mb, b, s: mb.non_maximum_suppression(boxes=b, scores=s, score_threshold=0.1, **options), boxes, scores, opset="iOS16")
+    out = run_mil(lambda mb, b, s: mb.non_maximum_suppression(boxes=b, scores=s, score_threshold=0.1, **options), boxes, scores,
+                  opset="iOS16")
     np.testing.assert_array_equal(out[2], [[0, 2, -1]])
     np.testing.assert_array_equal(out[3], [2])
     np.testing.assert_array_equal(out[0][0], np.stack([boxes[0, 0], boxes[0, 2], np.zeros(4)]))
@@ -122,7 +123,8 @@ def test_crop_resize(run_mil):
     np.testing.assert_allclose(out[0, 0], [[11, 13, 15], [31, 33, 35]], atol=1e-5)
     np.testing.assert_allclose(out[1, 0], [[4, 6, -1], [24, 26, -1]], atol=1e-5)
     old = np.array([[0, 1 / 6, 1 / 4, 5 / 6, 3 / 4]], np.float32).reshape(1, 1, 5, 1, 1)  # index, x1, y1, x2, y2, normalised
-    out, = run_mil(lambda mb, x, r: mb.crop_resize(x=x, roi=r, normalized_coordinates=True, box_coordinate_mode="CORNERS_WIDTH_FIRST", **options),
+    options |= dict(normalized_coordinates=True, box_coordinate_mode="CORNERS_WIDTH_FIRST")
+    out, = run_mil(lambda mb, x, r: mb.crop_resize(x=x, roi=r, **options),
                    image, old, opset="iOS16", name="roi")
     np.testing.assert_allclose(out[0, 0, 0], [[11, 13, 15], [31, 33, 35]], atol=1e-5)
 

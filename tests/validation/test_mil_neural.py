@@ -24,7 +24,8 @@ def test_conv_custom_pads_strides_dilations_groups(run_mil, rank):
     x, w, b = numbers(1, 4, *[9, 8, 7][:rank]), numbers(6, 2, *[3] * rank, seed=1), numbers(6, seed=2)
     pad, torch_pad = [1, 2, 0, 1, 2, 2][: 2 * rank], [[1, 2], [0, 1], [2, 2]][:rank]
     strides, dilations = [2, 1, 2][:rank], [1, 2, 1][:rank]
-    out, = run_mil(lambda mb, v: mb.conv(x=v, weight=w, bias=b, strides=strides, dilations=dilations, groups=2, pad_type="custom", pad=pad), x)
+    options = dict(strides=strides, dilations=dilations, groups=2, pad_type="custom", pad=pad)
+    out, = run_mil(lambda mb, v: mb.conv(x=v, weight=w, bias=b, **options), x)
     padded = F.pad(t(x), [amount for pair in torch_pad[::-1] for amount in pair])
     close(out, [F.conv1d, F.conv2d, F.conv3d][rank - 1](padded, t(w), t(b), strides, 0, dilations, 2), 1e-4)
 
@@ -157,7 +158,8 @@ def test_lstm_bidirectional_against_torch(run_mil):
         return torch.cat([i, f, o, g]).numpy()
 
     ahead = [order(layer.weight_ih_l0), order(layer.weight_hh_l0), order(layer.bias_ih_l0 + layer.bias_hh_l0)]
-    back = [order(layer.weight_ih_l0_reverse), order(layer.weight_hh_l0_reverse), order(layer.bias_ih_l0_reverse + layer.bias_hh_l0_reverse)]
+    back = [order(layer.weight_ih_l0_reverse), order(layer.weight_hh_l0_reverse)]
+    back.append(order(layer.bias_ih_l0_reverse + layer.bias_hh_l0_reverse))
     out, last, cell = run_mil(
         lambda mb, v, s, m: mb.lstm(x=v, initial_h=s, initial_c=m, weight_ih=ahead[0], weight_hh=ahead[1], bias=ahead[2],
                                     weight_ih_back=back[0], weight_hh_back=back[1], bias_back=back[2], direction="bidirectional",

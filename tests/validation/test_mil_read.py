@@ -9,7 +9,7 @@ import pytest
 
 from cidermill.models.errors import UnreadableArtifact
 from cidermill.validation import open_runner
-from cidermill.validation.graph import Ref
+from cidermill.validation.graph import Ref, Value
 from cidermill.validation.mil_read import coreml_protos, read_package
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -49,7 +49,7 @@ def test_graph_names_types_and_literals(package):
     assert softmax.inputs["axis"] == -1
     assert graph.values[dense.inputs["weight"].name].shape == (4, 3)
     np.testing.assert_array_equal(graph.constants[dense.inputs["weight"].name](), WEIGHT)
-    assert [(v.name, v.dtype, v.shape) for v in read.inputs + read.outputs] == [("x0", "float32", (2, 3)), ("probabilities", "float32", (2, 4))]
+    assert read.inputs == (Value("x0", "float32", (2, 3)),) and read.outputs == (Value("probabilities", "float32", (2, 4)),)
     assert read.specification_version == 9 and read.opsets == {"main": "CoreML8"} and read.states == ()
 
 

@@ -74,7 +74,8 @@ def test_joins_and_splits(run_mil):
 
     out = run_mil(build, X, X + 100)
     pairs = np.stack([X, X + 100], -1).reshape(2, 3, 8)
-    for got, want in zip(out, [np.concatenate([X, X + 100], 1), pairs, np.stack([X, X + 100], 1), X[..., :1], X[..., 1:3], X[..., 3:], X[1:]]):
+    joined = [np.concatenate([X, X + 100], 1), pairs, np.stack([X, X + 100], 1)]
+    for got, want in zip(out, [*joined, X[..., :1], X[..., 1:3], X[..., 3:], X[1:]], strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -84,7 +85,8 @@ def test_shapes_computed_at_run_time(run_mil):
         flat = mb.reduce_prod(x=size, axes=[0])
         return (mb.reshape(x=x, shape=mb.concat(values=[mb.expand_dims(x=flat, axes=[0]), np.array([1], np.int32)], axis=0)),
                 mb.fill(shape=size, value=2.5), mb.fill_like(ref_tensor=x, value=np.int32(3)),
-                mb.range_1d(start=0, end=flat, step=5), mb.reshape_like(x=x, ref_tensors=[x, x], begins=[0, 2], ends=[2, 0], end_masks=[False, True]))
+                mb.range_1d(start=0, end=flat, step=5),
+                mb.reshape_like(x=x, ref_tensors=[x, x], begins=[0, 2], ends=[2, 0], end_masks=[False, True]))
 
     out = run_mil(build, X)
     for got, want in zip(out, [X.reshape(24, 1), np.full((2, 3, 4), 2.5), np.full((2, 3, 4), 3), np.arange(0, 24, 5), X]):
@@ -93,9 +95,10 @@ def test_shapes_computed_at_run_time(run_mil):
 
 def test_slice_update(run_mil):
     update = np.full((1, 3, 2), -1, np.float32)
+    row = np.full((3, 4), 9, np.float32)
     out, one = run_mil(lambda mb, x, u: (
         mb.slice_update(x=x, update=u, begin=[1, 0, 0], end=[2, 3, 4], stride=[1, 1, 2]),
-        mb.slice_update(x=x, update=np.full((3, 4), 9, np.float32), begin=[1, 0, 0], end=[0, 3, 4], squeeze_mask=[True, False, False])), X, update)
+        mb.slice_update(x=x, update=row, begin=[1, 0, 0], end=[0, 3, 4], squeeze_mask=[True, False, False])), X, update)
     want = X.copy()
     want[1:2, :, ::2] = -1
     np.testing.assert_array_equal(out, want)

@@ -101,6 +101,7 @@ BITS, MASK, IDS = torch.tensor([[5, -3, 7]]), A > 0, torch.tensor([2, 0, 2])
 IMAGE, IMAGES = rand(1, 4, 7, 6), rand(2, 8, 3, 3)
 WINDOW = dict(kernel_height=3, kernel_width=2, stride_height=2, stride_width=1)
 NO_PAD = dict(padding_left=0, padding_right=0, padding_top=0, padding_bottom=0, dilation_height=1, dilation_width=1, ceil_mode=False)
+PADDED = NO_PAD | dict(padding_left=1, padding_right=1, padding_top=1, padding_bottom=1)
 SAME = dict(stride_x=1, stride_y=1, dilation_x=1, dilation_y=1, padding_left=1, padding_right=1, padding_top=1, padding_bottom=1)
 
 CASES = [
@@ -173,7 +174,8 @@ CASES = [
     ("MPSEmbedding", [rand(3, 4), IDS[None].int()], {}, lambda w, i: w[i.long()]),
     ("MPSIndexTensor", [rand(2, 3, 4), [None, IDS[None]]], {}, lambda a, i: a[:, i]),
     ("MPSIndexPut", [rand(4, 3), [IDS[:2]], rand(2, 3, seed=2)], {}, lambda a, i, v: a.index_put([i], v)),
-    ("MPSIndexPut", [rand(4, 2, 3), [IDS[:2]], rand(2, 3, seed=2)], dict(values_shape=[2, 2, 3]), lambda a, i, v: a.index_put([i], v.expand(2, 2, 3))),
+    ("MPSIndexPut", [rand(4, 2, 3), [IDS[:2]], rand(2, 3, seed=2)], dict(values_shape=[2, 2, 3]),
+     lambda a, i, v: a.index_put([i], v.expand(2, 2, 3))),
     ("MPSScatter", [rand(2, 4), torch.tensor([[1, 3], [0, 2]]), rand(2, 2, seed=2)], dict(dim=1), lambda a, i, s: a.scatter(1, i, s)),
     ("MPSMean", [A], dict(num_dims=2, dims=[-1, 0], keep_dims=True), lambda a: a.mean((-1, 0), keepdim=True)),
     ("MPSMean", [A], dict(num_dims=1, dims=[1]), lambda a: a.mean(1)),
@@ -196,7 +198,8 @@ CASES = [
      lambda x, w, b: F.conv1d(x, w, b, stride=2, padding=1, dilation=2)),
     ("MPSConv2D", [IMAGE, rand(2, 4, 3, 3), None], dict(groups=1, **SAME | dict(stride_y=2, padding_left=0, dilation_x=2)),
      lambda x, w: F.conv2d(F.pad(x, (0, 1, 1, 1)), w, stride=(2, 1), dilation=(1, 2))),
-    ("MPSDepthwiseConv2D", [IMAGE, rand(8, 1, 3, 3), rand(8)], dict(groups=4, **SAME), lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=4)),
+    ("MPSDepthwiseConv2D", [IMAGE, rand(8, 1, 3, 3), rand(8)], dict(groups=4, **SAME),
+     lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=4)),
     ("MPSEq", [BITS, BITS.flip(1)], {}, torch.eq),
     ("MPSNe", [BITS, BITS.flip(1)], {}, torch.ne),
     ("MPSGe", [A, B], {}, torch.ge),
@@ -207,14 +210,14 @@ CASES = [
      lambda x, m, v, w, b: F.batch_norm(x, m, v, w, b, eps=1e-3)),
     ("MPSLayerNorm", [A, rand(4, seed=3), rand(4, seed=4)], dict(normalized_shape=[4], eps=1e-3, results=3),
      lambda x, w, b: torch.native_layer_norm(x, [4], w, b, 1e-3)[:1]),
-    ("MPSMaxPool2DWithIndices", [IMAGE], WINDOW | NO_PAD | dict(padding_left=1, padding_right=1, padding_top=1, padding_bottom=1, results=2),
+    ("MPSMaxPool2DWithIndices", [IMAGE], WINDOW | PADDED | dict(results=2),
      lambda x: F.max_pool2d(x, (3, 2), (2, 1), (1, 1), return_indices=True)),
     ("MPSMaxPool2DWithIndices", [rand(1, 2, 6, 6)], WINDOW | NO_PAD | dict(ceil_mode=True, results=2),
      lambda x: F.max_pool2d(x, (3, 2), (2, 1), ceil_mode=True, return_indices=True)),
     ("MPSAvgPool2D", [IMAGE], WINDOW | NO_PAD, lambda x: F.avg_pool2d(x, (3, 2), (2, 1))),
-    ("MPSAvgPool2D", [IMAGE], WINDOW | NO_PAD | dict(padding_left=1, padding_right=1, padding_top=1, padding_bottom=1, count_include_pad=False),
+    ("MPSAvgPool2D", [IMAGE], WINDOW | PADDED | dict(count_include_pad=False),
      lambda x: F.avg_pool2d(x, (3, 2), (2, 1), 1, count_include_pad=False)),
-    ("MPSAvgPool2D", [IMAGE], WINDOW | NO_PAD | dict(padding_left=1, padding_right=1, padding_top=1, padding_bottom=1),
+    ("MPSAvgPool2D", [IMAGE], WINDOW | PADDED,
      lambda x: F.avg_pool2d(x, (3, 2), (2, 1), 1)),
     ("MPSConstantPadND", [A], dict(pad=[1, 2, 0, 1], value=-1.5), lambda a: F.pad(a, [1, 2, 0, 1], value=-1.5)),
     ("MPSArange", [], dict(start=1.0, end=4.0, step=0.5, dtype=2), lambda: torch.arange(1.0, 4.0, 0.5)),

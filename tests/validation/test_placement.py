@@ -19,14 +19,13 @@ M4 = find_device("M4")
 
 
 def chain(*nodes, inputs=(("x", "float16", MAP),), weights=(), outputs=None):
-    """Graph of (op, literals and tensor names, dtype, shape); the first tensor of node i is the result of node i-1 unless it names its own."""
+    """Graph of (op, further arguments, dtype, shape): x of each node is the result of the one before."""
     given = tuple(Value(*item) for item in inputs)
     values = {value.name: value for value in given} | {name: Value(name, dtype, shape) for name, dtype, shape in weights}
     made, last = [], given[0].name
     for index, (op, arguments, dtype, shape) in enumerate(nodes):
         value = Value(f"v{index}", dtype, shape)
-        full = {"x": Ref(last)} | arguments if "data" not in arguments else {key: item for key, item in arguments.items() if key != "data"}
-        made.append(Node(op, full, (value,), value.name, scope=f"layer.{index}"))
+        made.append(Node(op, {"x": Ref(last)} | arguments, (value,), value.name, scope=f"layer.{index}"))
         values[value.name], last = value, value.name
     return Graph(given, outputs or (last,), tuple(made), {name: None for name, *_ in weights}, values)
 
@@ -51,7 +50,8 @@ KNOWN = [  # planner_costs.csv: operation, ane_ms, bnns_ms, classic_cpu_ms
     (one("softmax", {"axis": 1}), 0.0035903580925043892, 0.0043084299043623939, 0.0043084299043623939),
     (one("transpose", {"perm": np.array([0, 1, 3, 2], np.int32)}), 0.0038063330764528066, 0.0029965827630522943, 0.0034467250157882868),
     (one("avg_pool", {"kernel_sizes": np.array([14, 14], np.int32)}), 0.0036010409102720372, 0.017023616013605084, 0.01958087804878049),
-    (one("linear", {"weight": Ref("w")}, shape=(1, 128, 512), inputs=[("x", "float16", (1, 128, 256))], weights=[("w", "float16", (512, 256))]),
+    (one("linear", {"weight": Ref("w")}, shape=(1, 128, 512), inputs=[("x", "float16", (1, 128, 256))],
+         weights=[("w", "float16", (512, 256))]),
      0.0031711198941040031, 0.10001131343048995, 0.11503486027244202),
     (one("matmul", {"y": Ref("b")}, shape=(1, 128, 128), inputs=[("x", "float16", (1, 128, 256)), ("b", "float16", (1, 256, 128))]),
      0.0022439395680147059, 0.011117463519089035, 0.012787512195121952),
@@ -68,7 +68,8 @@ def test_costs_are_the_planners(step, ane, bnns, classic):
 
 def test_multiply_adds_are_the_true_ones():
     assert multiply_adds(conv((3, 3))) == 64 * 64 * 9 * 32 * 32
-    assert multiply_adds(one("conv_transpose", {"weight": Ref("w")}, shape=(1, 32, 64, 64), weights=[("w", "float16", (64, 32, 2, 2))])) == 64 * 32 * 4 * 1024
+    up = one("conv_transpose", {"weight": Ref("w")}, shape=(1, 32, 64, 64), weights=[("w", "float16", (64, 32, 2, 2))])
+    assert multiply_adds(up) == 64 * 32 * 4 * 32 * 32
     assert multiply_adds(one("relu")) == 0
 
 
@@ -88,7 +89,8 @@ REASONS = [
     (one("reshape", shape=(1, 2, 32, 8, 4, 32)), "rank 6 > 5"),
     (one("abs", shape=(1, 1, 1, 131072), inputs=WIDE), "dimension 131072 > 65536"),
     (one("relu", shape=(1, None, 32, 32)), "flexible shape"),
-    (one("gather", {"indices": Ref("i")}, inputs=[("x", "float16", MAP), ("i", "int16", (4,))]), "indices of gather known only at run time"),
+    (one("gather", {"indices": Ref("i")}, inputs=[("x", "float16", MAP), ("i", "int16", (4,))]),
+     "indices of gather known only at run time"),
     (one("gather", {"indices": np.array([1, 2], np.int32)}), ""),
     (one("matmul", {"y": Ref("x")}, shape=(16, 16), inputs=[("x", "float16", (16, 40000))]), "matmul depth 40000 > 32768"),
 ]
@@ -108,13 +110,13 @@ def test_older_engines_refuse_more():
 
 
 def quantized(scale_shape):
-    weights = [("codes", "int8", (64, 128)), ("scale", "float16", scale_shape)]
-    graph = chain(("constexpr_blockwise_shift_scale", {"x": "", "data": Ref("codes"), "scale": Ref("scale")}, "float16", (64, 128)),
-                  inputs=[("x", "float16", (1, 16, 128))], weights=weights)
-    node = Node("constexpr_blockwise_shift_scale", {"data": Ref("codes"), "scale": Ref("scale")}, (Value("w", "float16", (64, 128)),))
-    use = Node("linear", {"x": Ref("x"), "weight": Ref("w")}, (Value("y", "float16", (1, 16, 64)),), "y")
-    values = graph.values | {"w": node.outputs[0], "y": use.outputs[0]}
-    return operations(Graph(graph.inputs, ("y",), (node, use), graph.constants, values))
+    """A linear layer over a weight of int8 codes [64, 128] and scales."""
+    shapes = {"x": ("float16", (1, 16, 128)), "codes": ("int8", (64, 128)), "scale": ("float16", scale_shape), "w": ("float16", (64, 128)),
+              "y": ("float16", (1, 16, 64))}
+    values = {name: Value(name, *declared) for name, declared in shapes.items()}
+    decompress = Node("constexpr_blockwise_shift_scale", {"data": Ref("codes"), "scale": Ref("scale")}, (values["w"],))
+    use = Node("linear", {"x": Ref("x"), "weight": Ref("w")}, (values["y"],), "y")
+    return operations(Graph((values["x"],), ("y",), (decompress, use), {"codes": None, "scale": None}, values))
 
 
 def test_compressed_weights_are_no_operations_and_keep_their_stored_bytes():

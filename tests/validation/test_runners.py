@@ -31,7 +31,8 @@ def runner(package):
 
 def test_by_name_by_position_and_from_wider_types(runner):
     want = X[IDS] @ WEIGHT.T
-    for inputs in ({"x0": IDS, "x1": X}, [IDS, X], (torch.tensor(IDS).long(), torch.tensor(X).double()), [IDS.tolist(), X.astype(np.float64)]):
+    tensors = (torch.tensor(IDS).long(), torch.tensor(X).double())
+    for inputs in ({"x0": IDS, "x1": X}, [IDS, X], tensors, [IDS.tolist(), X.astype(np.float64)]):
         outputs = runner(inputs)
         assert list(outputs) == ["out"] and outputs["out"].dtype == np.float32
         np.testing.assert_allclose(outputs["out"], want, rtol=1e-5)
@@ -122,7 +123,7 @@ def test_a_result_of_another_shape_than_declared_is_a_failure(package):
     block = model.mlProgram.functions["main"].block_specializations["CoreML8"]
     block.operations[-1].outputs[0].type.tensorType.dimensions[2].constant.size = 5
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(OperatorFailed, match=r"linear \(out\) failed: the result out has shape \[1, 2, 4\], the program declares \[1, 2, 5\]"):
+    with pytest.raises(OperatorFailed, match=r"linear \(out\) failed: the result out has shape \[1, 2, 4\], the program declares \[1, 2, 5"):
         open_runner(package, host="reference")([IDS, X])
 
 
@@ -137,13 +138,21 @@ def test_options_are_checked(package, options, message):
     assert message in str(caught.value)
 
 
+def test_precision_is_for_ml_programs(tmp_path):
+    (tmp_path / "model.pte").write_bytes(b"\0\0\0\0ET12")
+    with pytest.raises(UserError, match="precision='float32' is for ML Programs; model.pte is an ExecuTorch program"):
+        open_runner(tmp_path / "model.pte", host="reference", precision="float32")
+
+
 @pytest.mark.skipif(platform.system() == "Darwin", reason="the native runtime is here")
 def test_native_needs_macos(package):
     with pytest.raises(UserError, match="not run: model.mlpackage on its native runtime needs macOS; this is Linux"):
         open_runner(package, host="native")
 
 
-@pytest.mark.parametrize("content, message", [(None, "does not exist"), (b"", "is neither an .mlpackage folder nor"), (b"PK\3\4 a zip file", "is neither")])
+@pytest.mark.parametrize("content, message", [
+    (None, "does not exist"), (b"", "is neither an .mlpackage folder nor"), (b"PK\3\4 a zip file", "is neither"),
+])
 def test_other_files_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "model.pte").write_bytes(content)
@@ -162,3 +171,52 @@ def test_native_calls_fit_the_installed_libraries(ct):
     inspect.signature(Runtime.load_program).bind(None, "path")
     inspect.signature(Program.load_method).bind(None, "forward")
     inspect.signature(Method.execute).bind(None, [])
+
+
+class Block(torch.nn.Module):
+    """Convolution, normalisation and attention: one of each kind of arithmetic."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 4, stride=4)
+        self.norm = torch.nn.LayerNorm(16)
+        self.attention = torch.nn.Linear(16, 48)
+        self.head = torch.nn.Linear(16, 5)
+
+    def forward(self, image):
+        tokens = self.norm(self.stem(image).flatten(2).transpose(1, 2))
+        query, key, value = self.attention(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.head(torch.nn.functional.gelu(tokens + mixed))
+
+
+def psnr(got, want):
+    return 20 * np.log10(np.abs(want).max() / np.sqrt(np.mean((got.astype(np.float64) - want) ** 2)))
+
+
+@pytest.mark.parametrize("precision, least_db", [("FLOAT16", 50), ("FLOAT32", 110)])
+def test_a_converted_network_computes_what_torch_does(ct, tmp_path, precision, least_db):
+    torch.manual_seed(0)
+    model, image = Block().eval(), torch.randn(1, 3, 16, 16)
+    converted = ct.convert(torch.jit.trace(model, image), inputs=[ct.TensorType(name="image", shape=image.shape)], skip_model_load=True,
+                           minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision[precision])
+    converted.save(str(tmp_path / "block.mlpackage"))
+    runner = open_runner(tmp_path / "block.mlpackage", host="reference")
+    out, = runner([image]).values()
+    assert runner.precision == precision.lower()
+    assert psnr(out, model(image).detach().numpy()) > least_db
+
+
+def test_functions_of_one_package(ct, mil_package, tmp_path):
+    for name, factor in (("double", 2.0), ("triple", 3.0)):
+        mil_package(lambda mb, x: mb.mul(x=x, y=np.float32(factor), name="y"), X, name=name)
+    description = ct.utils.MultiFunctionDescriptor()
+    for name in ("double", "triple"):
+        description.add_function(str(tmp_path / f"{name}.mlpackage"), "main", name)
+    description.default_function_name = "double"
+    ct.utils.save_multifunction(description, str(tmp_path / "both.mlpackage"))
+    for function, factor in (("main", 2), ("double", 2), ("triple", 3)):
+        out = open_runner(tmp_path / "both.mlpackage", host="reference", function=function)([X])["y"]
+        np.testing.assert_array_equal(out, X * factor)
+    with pytest.raises(UserError, match="use one of double, triple"):
+        open_runner(tmp_path / "both.mlpackage", host="reference", function="quadruple")

@@ -51,8 +51,6 @@ def _scatter_rows(data: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor,
         return data.index_add(0, rows, updates)
     if mode == "sub":
         return data.index_add(0, rows, -updates)
-    if mode in ("max", "min"):
-        return data.index_reduce(0, rows, updates, f"a{mode}")
     return _one_by_one(data, rows, updates, mode)
 
 

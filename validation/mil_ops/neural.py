@@ -13,8 +13,10 @@ AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def spatial_pads(pad_type: str, pad: Any, sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int]) -> list[tuple[int, int]]:
-    """(before, after) per spatial axis. "same" gives ceil(size / stride) outputs, the odd element at the end ("same_lower": at the start)."""
+def spatial_pads(
+    pad_type: str, pad: Any, sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int]
+) -> list[tuple[int, int]]:
+    """(before, after) per spatial axis. "same" gives ceil(size / stride) outputs, an odd element at the end ("same_lower": at the start)."""
     if pad_type == "valid":
         return [(0, 0)] * len(sizes)
     if pad_type == "custom":
@@ -104,7 +106,7 @@ def _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode) -> tuple[li
 
 
 def avg_pool(x, kernel_sizes, strides=None, pad_type="valid", pad=None, exclude_padding_from_average=False, ceil_mode=False):
-    """Sums over windows divided by the elements counted: those of x, and of the padding unless it is excluded; never what ceil_mode adds."""
+    """Sums over windows by the number of elements counted: those of x, of the padding unless excluded, never those ceil_mode adds."""
     kernel, strides, pads, extra = _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     pool, beyond = AVERAGE_POOLS[len(kernel)], [(0, amount) for amount in extra]
     counted = padded(torch.ones_like(x[:1, :1]), pads, 0.0 if exclude_padding_from_average else 1.0)

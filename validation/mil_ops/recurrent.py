@@ -64,9 +64,9 @@ def _lstm_pass(x, h, c, weight_ih, weight_hh, bias, peephole, direction, activat
     return states, c
 
 
-def lstm(x, initial_h, initial_c, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, recurrent_activation="sigmoid",
-         cell_activation="tanh", activation="tanh", peephole=None, clip=None, weight_ih_back=None, weight_hh_back=None, bias_back=None,
-         peephole_back=None):
+def lstm(x, initial_h, initial_c, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False,
+         recurrent_activation="sigmoid", cell_activation="tanh", activation="tanh", peephole=None, clip=None, weight_ih_back=None,
+         weight_hh_back=None, bias_back=None, peephole_back=None):
     """-> states, last state, last cell. Bidirectional: both directions side by side in the last axis."""
     names = (recurrent_activation, cell_activation, activation)
     if direction != "bidirectional":
