@@ -1,17 +1,50 @@
-"""What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out."""
+"""What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out.
+
+The passes run in the order of `lower`. Most operators are replaced by a table (coreml_rules, indexing_rules, resize_rules) whose
+functions compute the same from operators that coremltools translates rightly; complex numbers become pairs of real ones.
+"""
+import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from ..models.graphs import Draft, draft, finish, is_op
+from ..models.graphs import Draft, draft, finish, is_op, retrace
+from ..models.simplify import drop_no_ops, fold_constants
+from .complex_rules import split_complex_numbers
+from .coreml_rules import ELEMENTWISE, REDUCTIONS, is_boolean
+from .half_range import fit_half, scale_roots_of_squares
+from .indexing_rules import INDEXING, INDEXING_TUPLES
+from .resize_rules import RESIZE, RESIZE_TUPLES
 
 aten = torch.ops.aten
 
+RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **RESIZE}
+TUPLES = {**INDEXING_TUPLES, **RESIZE_TUPLES}  # operators of several results: the rule returns them all
 
-def lower(program: Any) -> Any:
-    """A copy of the captured program that holds only what coremltools translates rightly."""
+
+def lower(program: Any, compute: str = "float32") -> Any:
+    """A copy of the captured program that holds only what coremltools translates rightly.
+
+    compute: "float16" also keeps literals, masks and the squares inside norms in the range of half precision.
+    """
     work = draft(program)
     drop_clones(work)
+    compute_in_float32(work)
+    split_complex_numbers(work)
+    while replace_operators(work):
+        pass
+    repeat_attention_heads(work)
+    fill_in_pooling_strides(work)
+    if compute == "float16":
+        scale_roots_of_squares(work)
+        fit_half(work)
+    drop_no_ops(work)
+    fold_constants(work)
+    drop_clones(work)
+    name_outputs_apart(work)
     return finish(work)
 
 
@@ -21,3 +54,108 @@ def drop_clones(work: Draft) -> None:
         if is_op(node, aten.clone.default):
             node.replace_all_uses_with(node.args[0])
             work.graph.erase_node(node)
+
+
+def compute_in_float32(work: Draft) -> None:
+    """bfloat16 and float64, which ML Programs cannot hold, become float32."""
+    foreign = (torch.bfloat16, torch.float64)
+    for node in work.graph.nodes:
+        tensor = work.tensor_of(node)
+        if tensor is not None and tensor.dtype in foreign:
+            work.constants[node.name] = (work.constants[node.name][0], tensor.float())
+        if node.kwargs.get("dtype") in foreign:
+            node.kwargs = {**node.kwargs, "dtype": torch.float32}
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype in foreign:
+            node.meta["val"] = value.float()
+
+
+def replace_operators(work: Draft) -> bool:
+    """Every operator with a rule becomes what the rule computes. -> whether there was one."""
+    changed = False
+    for node in list(work.graph.nodes):
+        rule, call, pick = _rule_for(work, node)
+        if rule is not None:
+            spell_out(work, node, rule, call, pick)
+            changed = True
+    work.graph.eliminate_dead_code()
+    return changed
+
+
+def _rule_for(work: Draft, node: torch.fx.Node) -> tuple[Callable | None, Any, int | None]:
+    """-> (rule or None, the call it stands for, which of the call's results `node` is)"""
+    if node.op != "call_function":
+        return None, None, None
+    if node.target is operator.getitem and getattr(node.args[0], "target", None) in TUPLES:
+        rule, applies = TUPLES[node.args[0].target]
+        return (rule if applies(node.args[0], node.args[1]) else None), node.args[0], node.args[1]
+    name = node.target if node.target in RULES else str(node.target)  # operators of other libraries go by name: they may not be loaded
+    if name not in RULES:
+        return None, None, None
+    rule, applies = RULES[name]
+    return (rule if applies(node) else None), node, None
+
+
+def spell_out(work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, pick: int | None) -> None:
+    """Replace `node` by what `rule`, called as `call` is, computes (by its result number `pick`)."""
+    leaves, spec = pytree.tree_flatten((list(call.args), dict(call.kwargs)))
+
+    def function(*leaves):
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        result = rule(*args, **kwargs)
+        return (result if pick is None else result[pick]).to(node.meta["val"].dtype)
+
+    retrace(work, node, function, *leaves)
+
+
+def repeat_attention_heads(work: Draft) -> None:
+    """Grouped-query attention: keys and values repeated to the number of query heads, as Core ML's operator wants them."""
+    for node in list(work.graph.nodes):
+        if not is_op(node, aten.scaled_dot_product_attention.default) or not node.kwargs.get("enable_gqa"):
+            continue
+        heads = node.args[0].meta["val"].shape[-3]
+        for position in (1, 2):
+            source = node.args[position]
+            if source.meta["val"].shape[-3] != heads:
+                node.update_arg(position, insert(work, node, _repeat_heads, source, heads))
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "enable_gqa"}
+
+
+def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """tensor [..., few, length, size] -> [..., heads, length, size], each head repeated in place."""
+    return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
+
+
+def insert(work: Draft, before: torch.fx.Node, function: Callable, *args: Any) -> torch.fx.Node:
+    """What `function(*args)` computes as new nodes before `before`, whose module and source line they take."""
+    with work.graph.inserting_before(before):
+        place = work.graph.call_function(aten.clone.default)
+    place.meta = {key: before.meta[key] for key in ("nn_module_stack", "stack_trace") if key in before.meta}
+    return retrace(work, place, function, *args)
+
+
+def fill_in_pooling_strides(work: Draft) -> None:
+    """The stride of a pooling window is its size where it is left out; coremltools wants it said."""
+    for node in work.graph.nodes:
+        if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (node.args[2:] and node.args[2]):
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])
+
+
+def name_outputs_apart(work: Draft) -> None:
+    """An output that is an input, a constant or another output becomes an operation of its own: Core ML names each border value once."""
+    output = next(node for node in work.graph.nodes if node.op == "output")
+    seen: set[torch.fx.Node] = set()
+    results = []
+    for node in output.args[0]:
+        if node in seen or node.op == "placeholder":
+            node = insert(work, output, _copy, node)
+        seen.add(node)
+        results.append(node)
+    output.args = (tuple(results),)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that no pass of coremltools takes for a no-op."""
+    if tensor.dtype == torch.bool:
+        return torch.logical_not(torch.logical_not(tensor))
+    return tensor.reshape(-1).reshape(tensor.shape) if math.prod(tensor.shape) > 1 or tensor.ndim > 1 else tensor * 1

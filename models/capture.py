@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
+from .quiet import quiet
 from .source import Samples, Source, TensorSpec
 
 
@@ -33,10 +34,11 @@ def capture(source: Source, samples: Samples) -> Captured:
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
-    exported = source.program if source.program is not None else _export(source, samples)
-    names = _output_names(exported, source)
-    program = normalise(exported, [spec.name for spec in source.inputs])
-    reference = _run_source(source, samples, [name for _, name in names])
+    with quiet():
+        exported = source.program if source.program is not None else _export(source, samples)
+        names = _output_names(exported, source)
+        program = normalise(exported, [spec.name for spec in source.inputs])
+        reference = _run_source(source, samples, [name for _, name in names])
     outputs = tuple(TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names)
     return Captured(source, program, source.inputs, outputs, samples, reference)
 
@@ -45,7 +47,8 @@ def evaluate(program: Any, captured: Captured) -> tuple[dict[str, np.ndarray], .
     """Run a program with the captured signature on the captured samples, in float32 torch."""
     import torch
 
-    module = program.module()
+    with quiet():
+        module = program.module()
     results = []
     with torch.no_grad():
         for batch in captured.samples.batches:

@@ -54,50 +54,52 @@ def ask(runner: Any, inputs: Sequence[TensorSpec], batch: dict[str, np.ndarray],
 
 
 def judge(check: Check, min_psnr: float | None) -> tuple[str, list[str]]:
-    """-> (verdict, warnings that say what to do)"""
-    passed, warnings = verdict(check.conversion, check.tolerance_db) == "pass", []
-    for error in check.conversion:
-        if not meets(error, check.tolerance_db):
-            warnings.append(_conversion_advice(error, check.tolerance_db))
-    if min_psnr is not None:
-        for error in check.compression:
-            if not meets(error, min_psnr):
-                passed = False
-                warnings.append(
-                    f"Output {error.output} is {error.psnr_db:.1f} dB from the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
-                    "Choose a finer recipe (int8 instead of int4, smaller blocks), or lower the budget."
-                )
-    return "pass" if passed else "fail", warnings
+    """-> (verdict, warnings: first line what is the matter, second what to do)"""
+    conversion = [_conversion_advice(error, check.tolerance_db) for error in check.conversion if not meets(error, check.tolerance_db)]
+    budget = [_budget_advice(error, min_psnr) for error in check.compression if min_psnr is not None and not meets(error, min_psnr)]
+    passed = verdict(check.conversion, check.tolerance_db) == "pass" and not budget
+    return "pass" if passed else "fail", conversion + budget
 
 
 def _conversion_advice(error: OutputError, tolerance_db: float) -> str:
-    if error.vacuous or error.problem:
-        return (
-            f"Output {error.output} proves nothing: {error.problem or 'the reference is constant'}.\n"
-            "Give inputs that make the model answer something (--samples)."
-        )
     if error.nonfinite:
         return (
             f"Output {error.output} has {error.nonfinite} values that are NaN or infinite where the source's are finite.\n"
             "Half precision overflows in this model: convert with --quant float32, or scale its activations down."
         )
+    if error.vacuous:
+        return (
+            f"Output {error.output} proves nothing: {error.problem or 'the reference is constant'}.\n"
+            "Give inputs that make the model answer something (--samples)."
+        )
+    if error.problem or error.psnr_db is None:
+        return f"Output {error.output} cannot be compared: {error.problem or 'no comparable values'}.\nCheck that the artifact belongs to this model."
     return (
         f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch; {tolerance_db:g} dB are needed.\n"
         "This is the conversion, not the compression: try --quant float32 to see whether half precision is the cause."
     )
 
 
+def _budget_advice(error: OutputError, min_psnr: float) -> str:
+    distance = "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
+    return (
+        f"Output {error.output} {distance} the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
+        "Choose a finer recipe (int8 instead of int4, smaller blocks), or lower the budget."
+    )
+
+
 def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all") -> dict:
     """-> the report's `placement` (on the first device) and `latency` (on each) sections."""
-    from ..validation.latency import estimate_latency
+    from ..validation.latency import estimate_latency, estimate_program_latency, latency_section
     from ..validation.placement import place, place_program
 
-    placement = place(graph, devices[0], compute_units) if target == "coreml" else place_program(graph, devices[0])
-    latencies = [estimate_latency(graph, device, compute_units) for device in devices]
-    return {
-        "placement": placement.as_json(),
-        "latency": {"source": "estimate", "devices": [latency.as_json() for latency in latencies]},
-    }
+    if target == "coreml":
+        placement = place(graph, devices[0], compute_units)
+        latencies = [estimate_latency(graph, device, compute_units) for device in devices]
+    else:
+        placement = place_program(graph, devices[0])
+        latencies = [estimate_program_latency(graph, device) for device in devices]
+    return {"placement": placement.as_json(), "latency": latency_section(latencies)}
 
 
 def load_model(model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool, count: int) -> tuple[Any, Samples]:

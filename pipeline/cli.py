@@ -86,6 +86,7 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
 
     Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is written).
     """
+    from .report import json_text
     from .run import run
     from .terminal import progress, show_report
 
@@ -93,7 +94,7 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        click.echo(json_text(report), nl=False)
     elif not quiet:
         show_report(report, plan.folder)
     return 0 if report["verdict"] == "pass" else 1
@@ -125,12 +126,13 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
     Exit code: 0 it agrees, 1 it does not, 2 bad usage or bad input.
     """
     from .check import validate_artifact
+    from .report import json_text
     from .terminal import progress, show_validation
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, against, show=show, **options)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        click.echo(json_text(result), nl=False)
     elif not quiet:
         show_validation(result)
     return 0 if result["verdict"] == "pass" else 1
@@ -145,11 +147,12 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 def inspect(artifact: Path, devices: tuple[str, ...], compute_units: str, as_json: bool) -> int:
     """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model."""
     from .check import inspect_artifact
+    from .report import json_text
     from .terminal import show_inspection
 
     result = inspect_artifact(artifact, devices, compute_units)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        click.echo(json_text(result), nl=False)
     else:
         show_inspection(result)
     return 0

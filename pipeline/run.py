@@ -120,7 +120,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Pa
         runner = open_runner(artifact.path, host="reference")
         check = check_artifact(runner, facts.inputs, facts.samples, facts.expected, facts.reference)
         native = _native_check(artifact.path, facts)
-        weights = audit(artifact.path, facts.decisions)
+        weights = audit(artifact.path, facts.decisions, artifact.realised)
     with stages("place"):
         estimates = estimate(runner.graph, artifact.target, devices)
     verdict, warnings = judge(check, plan.min_psnr)

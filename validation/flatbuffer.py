@@ -33,7 +33,7 @@ class Buffer:
 
     def span(self, position: int, size: int) -> memoryview:
         """The `size` bytes at `position`."""
-        if False:
+        if position < 0 or size < 0 or position + size > len(self.data):
             raise self.corrupt(f"{size} bytes at offset {position} lie outside its {len(self.data)} bytes")
         return self.data[position : position + size]
 

@@ -233,6 +233,15 @@ def test_files_that_are_no_programs(tmp_path):
         open_program(tmp_path)
 
 
+def test_weights_laid_out_channels_last(tmp_path):
+    weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    module = Function(lambda x: x.sum() + weight)
+    module.weight = torch.nn.Parameter(weight)
+    module.function = lambda x: x.sum() + module.weight
+    path = lower(module, IMAGE, tmp_path / "model.pte")
+    assert_all_close(run(path, IMAGE), module(*IMAGE))
+
+
 def test_weights_in_another_file_are_refused(tmp_path):
     from executorch.exir import ExecutorchBackendConfig
 

@@ -1,0 +1,190 @@
+"""Elementwise operators and reductions that coremltools lacks or gets wrong, computed from others.
+
+A rule has the parameters of its ATen operator and returns what the operator returns. `ELEMENTWISE` and `REDUCTIONS` map an operator
+to (rule, predicate): a node is replaced where the predicate holds for it.
+"""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+Predicate = Callable[..., bool]
+
+
+def always(*_: Any) -> bool:
+    return True
+
+
+def is_boolean(node: torch.fx.Node) -> bool:
+    return node.meta["val"].dtype == torch.bool
+
+
+def no_axis(node: torch.fx.Node) -> bool:
+    return len(node.args) < 2 or node.args[1] is None
+
+
+def trunc(self):
+    return torch.sign(self) * torch.floor(torch.abs(self))
+
+
+def fmod(self, other):
+    """The remainder with the sign of the dividend."""
+    magnitude = torch.abs(other) if isinstance(other, torch.Tensor) else abs(other)
+    return torch.sign(self) * torch.remainder(torch.abs(self), magnitude)
+
+
+def hypot(self, other):
+    """Scaled by the larger side, so that no square overflows."""
+    large, small = torch.maximum(self.abs(), other.abs()), torch.minimum(self.abs(), other.abs())
+    return large * torch.sqrt(1.0 + torch.square(small / large.clamp(min=1e-6)))
+
+
+def erfc(self):
+    return 1.0 - torch.erf(self)
+
+
+def copysign(self, other):
+    return torch.abs(self) * torch.where(other < 0, -1.0, 1.0)
+
+
+def isinf(self):
+    return torch.abs(self) == float("inf")
+
+
+def bitwise_or(self, other):
+    return torch.logical_or(self, other)
+
+
+def bitwise_xor(self, other):
+    return torch.logical_xor(self, other)
+
+
+def shift_left(self, other):
+    return self * 2**other
+
+
+def shift_right(self, other):
+    return torch.floor_divide(self, 2**other)
+
+
+def log_softmax(self, dim, half_to_float=False):
+    """Without the logarithm of a softmax, which is -inf wherever half precision rounds a probability to zero."""
+    shifted = self - self.amax(dim, keepdim=True)
+    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+
+
+def product(self, dim, keepdim=False, dtype=None):
+    """A tree of products: halves times halves until one is left."""
+    values = self if dtype is None else self.to(dtype)
+    dim = dim % values.ndim
+    while values.shape[dim] > 1:
+        half = values.shape[dim] // 2
+        pairs = values.narrow(dim, 0, half) * values.narrow(dim, half, half)
+        odd = values.narrow(dim, 2 * half, values.shape[dim] % 2)
+        values = torch.cat([pairs, odd], dim) if odd.shape[dim] else pairs
+    return values if keepdim else values.squeeze(dim)
+
+
+def argmax(self, dim=None, keepdim=False):
+    flat = torch.argmax(self.reshape(-1), 0)
+    return flat.reshape([1] * self.ndim) if keepdim else flat
+
+
+def argmin(self, dim=None, keepdim=False):
+    flat = torch.argmin(self.reshape(-1), 0)
+    return flat.reshape([1] * self.ndim) if keepdim else flat
+
+
+def bucketize(self, boundaries, out_int32=False, right=False):
+    below = boundaries <= self.unsqueeze(-1) if right else boundaries < self.unsqueeze(-1)
+    return below.to(torch.int32).sum(-1)
+
+
+def searchsorted(sorted_sequence, self, out_int32=False, right=False, side=None, sorter=None):
+    right = right or side == "right"
+    edges, values = sorted_sequence.unsqueeze(-2), self.unsqueeze(-1)
+    return (edges <= values if right else edges < values).to(torch.int32).sum(-1)
+
+
+def plain_searchsorted(node: torch.fx.Node) -> bool:
+    return node.kwargs.get("sorter") is None
+
+
+def histogram(self, bins=100, min=0, max=0):
+    """Counts between edges; the last bin takes its upper edge. Edges of whole numbers are exact in half precision up to 2048."""
+    edges = min + torch.arange(bins + 1) * ((max - min) / bins)
+    values = self.reshape(1, -1)
+    from_edge = (values >= edges[:-1, None]).to(self.dtype).sum(1)
+    past_edge = torch.cat([(values >= edges[1:-1, None]).to(self.dtype).sum(1), (values > edges[-1]).to(self.dtype).sum(1, keepdim=False).reshape(1)])
+    return from_edge - past_edge
+
+
+def has_range(node: torch.fx.Node) -> bool:
+    """Without a range, histc takes it from the data, edges and all."""
+    return len(node.args) == 4 and node.args[2] != node.args[3]
+
+
+def distance(x1, x2, p, compute_mode=None):
+    """x1 [..., n, size], x2 [..., m, size] -> [..., n, m]"""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+
+
+def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """nn.Bilinear: the sum over `sumdim` of the three factors, each given its missing axes."""
+    factors = []
+    for factor, axes in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        for axis in axes:
+            factor = factor.unsqueeze(axis)
+        factors.append(factor)
+    return (factors[0] * factors[1] * factors[2]).sum(sumdim)
+
+
+def addmv(self, mat, vec, beta=1, alpha=1):
+    return beta * self + alpha * torch.mv(mat, vec)
+
+
+def experts_product(input, mat2, offs):
+    """Rows sorted by expert times the matrix of their expert. input [rows, in], mat2 [experts, in, out], offs [experts]: ends of the rows.
+
+    Every expert sees every row and a mask picks: which rows an expert has is only known when the model runs.
+    """
+    rows = torch.arange(input.shape[0])[None]
+    ends = offs.to(torch.int32)[:, None]
+    starts = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
+    mine = (rows >= starts) & (rows < ends)
+    products = torch.matmul(input[None].expand(mat2.shape[0], -1, -1), mat2)
+    return (products * mine[:, :, None].to(input.dtype)).sum(0)
+
+
+ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
+    aten.trunc.default: (trunc, always),
+    aten.fmod.Tensor: (fmod, always),
+    aten.fmod.Scalar: (fmod, always),
+    aten.hypot.default: (hypot, always),
+    aten.erfc.default: (erfc, always),
+    aten.copysign.Tensor: (copysign, always),
+    aten.isinf.default: (isinf, always),
+    aten.bitwise_or.Tensor: (bitwise_or, is_boolean),
+    aten.bitwise_xor.Tensor: (bitwise_xor, is_boolean),
+    aten.__lshift__.Scalar: (shift_left, always),
+    aten.bitwise_left_shift.Tensor_Scalar: (shift_left, always),
+    aten.__rshift__.Scalar: (shift_right, always),
+    aten.bitwise_right_shift.Tensor_Scalar: (shift_right, always),
+}
+
+REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
+    aten._log_softmax.default: (log_softmax, always),
+    aten.prod.dim_int: (product, always),
+    aten.argmax.default: (argmax, no_axis),
+    aten.argmin.default: (argmin, no_axis),
+    aten.bucketize.Tensor: (bucketize, always),
+    aten.searchsorted.Tensor: (searchsorted, plain_searchsorted),
+    aten.histc.default: (histogram, has_range),
+    aten._cdist_forward.default: (distance, always),
+    aten._trilinear.default: (trilinear, always),
+    aten.addmv.default: (addmv, always),
+    "transformers.grouped_mm_fallback.default": (experts_product, always),
+    aten._grouped_mm.default: (lambda self, mat2, offs=None, bias=None, out_dtype=None: experts_product(self, mat2, offs), always),
+}
