@@ -30,7 +30,7 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     captured = compressed.captured
-    program = lower(captured.program)
+    program = lower(captured.program, compressed.recipe.compute)
     with quiet():
         import coremltools as ct
 

@@ -48,8 +48,8 @@ def io_names(compressed: Any) -> dict[str, list[str]]:
     """Constant methods that tell what the format has no place for: a .pte file knows inputs and outputs by position only."""
     captured = compressed.captured
     return {
-        "input_names": [spec.name for spec in captured.inputs],
-        "output_names": [spec.name for spec in captured.outputs],
+        "cidermill_inputs": [spec.name for spec in captured.inputs],
+        "cidermill_outputs": [spec.name for spec in captured.outputs],
     }
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..models.graphs import Draft, draft, finish, is_op, retrace
 from ..models.simplify import drop_no_ops, fold_constants
 from .complex_rules import split_complex_numbers
-from .coreml_rules import ELEMENTWISE, REDUCTIONS, is_boolean
+from .coreml_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
 from .resize_rules import RESIZE, RESIZE_TUPLES
@@ -35,7 +35,7 @@ def lower(program: Any, compute: str = "float32") -> Any:
     compute_in_float32(work)
     split_complex_numbers(work)
     while replace_operators(work):
-        pass
+        fold_constants(work)  # rules compute constants with operators that have rules
     repeat_attention_heads(work)
     fill_in_pooling_strides(work)
     if compute == "float16":

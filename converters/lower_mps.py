@@ -147,17 +147,22 @@ def _fit(value: Any) -> Any:
 
 
 def refresh(work: Draft, half: bool) -> None:
-    """Recompute every fake value after types have changed; in float16, whatever torch promotes to float32 is cast back."""
+    """Recompute every fake value after types have changed; whatever torch promotes to int64 (or float32, in float16) is cast back."""
+    output = next(node for node in work.graph.nodes if node.op == "output")
     for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
         node.meta["val"] = value = node.target(*args, **kwargs)
-        leaves = next(iter(node.users)).op == "output" if node.users else False
-        if half and not leaves and isinstance(value, torch.Tensor) and value.dtype == torch.float32:
-            with work.graph.inserting_after(node):
-                cast = _cast(work, node, torch.float16)
-            node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+        narrower = {torch.int64: torch.int32} | ({torch.float32: torch.float16} if half and output not in node.users else {})
+        if not isinstance(value, torch.Tensor) or value.dtype not in narrower:
+            continue
+        if node.target in RULES and value.dtype == torch.int64:  # rules count in int32
+            node.meta["val"] = value.to(torch.int32)
+            continue
+        with work.graph.inserting_after(node):
+            cast = _cast(work, node, narrower[value.dtype])
+        node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
 
 
 def widen_root_mean_squares(work: Draft) -> None:

@@ -48,7 +48,11 @@ def not_training(node: torch.fx.Node, result: int) -> bool:
     return not (len(node.args) > 4 and node.args[4])
 
 
-RESIZE: dict[Any, tuple[Callable, Predicate]] = {}
+RESIZE: dict[Any, tuple[Callable, Predicate]] = {
+    aten._upsample_bilinear2d_aa.default: (bilinear_antialias, always),
+    aten._upsample_bicubic2d_aa.default: (bicubic_antialias, always),
+    aten.grid_sampler_2d.default: (grid_sample, always),
+}
 
 RESIZE_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.var_mean.correction: (variance_and_mean, always),

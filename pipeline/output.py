@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import psutil
 from ..models.errors import UserError
 
 _ASIDE = "-earlier"
+_NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)  # coremltools' C++ speaks so
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -144,20 +146,20 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _disk_error(error: Exception, out: Path) -> Exception:
-    """The error as it is, unless the disk was full: then one that says so."""
+    """The error as it is, unless a file could not be written: then one that says so."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            return _full(out)
+            return _unwritable(out, "the disk is full")
+        if isinstance(cause, RuntimeError) and _NATIVE_WRITERS.search(str(cause)):
+            return _unwritable(out, f"the disk is full or failing: {str(cause).strip()[:120]}")
         cause = cause.__cause__ or cause.__context__
-    if not isinstance(error, UserError) and shutil.disk_usage(out.parent).free < 1 << 16:
-        return _full(out)  # native writers report a full disk in words of their own
     return error
 
 
-def _full(out: Path) -> UserError:
+def _unwritable(out: Path, reason: str) -> UserError:
     free = shutil.disk_usage(out.parent).free
     return UserError(
-        f"The disk of {out.parent} is full ({free / 1e6:.1f} MB free); nothing was changed there.",
+        f"The results could not be written to {out} ({reason}; {free / 1e6:.1f} MB are free now). Nothing was changed there.",
         "Free some space, or choose a folder on another disk with --out.",
     )

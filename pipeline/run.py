@@ -124,6 +124,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Pa
     with stages("place"):
         estimates = estimate(runner.graph, artifact.target, devices)
     verdict, warnings = judge(check, plan.min_psnr)
+    warnings = [*facts.source.warnings, *warnings]
     if isinstance(native, Check):
         native_verdict, more = judge(native, plan.min_psnr)
         verdict, warnings = "fail" if "fail" in (verdict, native_verdict) else "pass", warnings + more

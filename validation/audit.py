@@ -53,7 +53,7 @@ def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> di
     found = {}
     for decision in decisions:
         plain = re.sub(r"\W", "_", decision.name).casefold()
-        weight = next((by_name[name] for name in (plain, f"p_{plain}", f"b_{plain}", f"c_{plain}") if name in by_name), None)
+        weight = next((by_name[name] for name in (plain, f"module_{plain}", f"p_{plain}", f"b_{plain}", f"c_{plain}") if name in by_name), None)
         if weight is not None and weight.size == math.prod(decision.shape):
             found[decision.name] = weight
     return _with_tied(decisions, found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cidermill.models.errors import UserError
-from cidermill.models.hugging_face import _image_shape
+from cidermill.models.hugging_face import _configuration, _image_shape
 from cidermill.models.inputs import InputSpec
 from cidermill.models.load import load
 from cidermill.models.samples import synthetic
@@ -43,6 +43,13 @@ def test_text(bert_folder, as_tensors, capfd):
         assert torch.allclose(exported.module()(**inputs)["logits"], outputs["logits"], atol=1e-6)
     assert list(outputs) == ["logits"] and "bert.embeddings.word_embeddings.weight" in exported.state_dict
     assert any("scaled_dot_product_attention" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_caches_are_switched_off(bert_folder):
+    import transformers
+
+    assert json.loads((bert_folder / "config.json").read_text())["use_cache"]
+    assert not _configuration(bert_folder, transformers.BertForSequenceClassification).use_cache
 
 
 def test_shapes_and_further_inputs_by_name(bert_folder):

@@ -153,7 +153,11 @@ def test_digest_depends_on_bytes_names_and_order(tmp_path):
     one, two = tmp_path / "a", tmp_path / "b"
     one.write_bytes(b"12")
     two.write_bytes(b"3")
-    assert len({digest((one,)), digest((two,)), digest((one, two)), digest((two, one))}) == 4
+    before = digest((one, two))
+    assert len({digest((one,)), digest((two,)), before, digest((two, one))}) == 4
+    one.write_bytes(b"1")
+    two.write_bytes(b"23")
+    assert digest((one, two)) != before, "the same bytes, divided differently"
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3, 8, 8))], ids=["script", "trace"])

@@ -73,7 +73,7 @@ def test_torch_functions_are_not_layers(tmp_path):
 def test_a_module_without_its_parts(tmp_path, convnet):
     torch.save(convnet, tmp_path / "m.pt")
     repack(tmp_path / "m.pt", b"\x80\x02ctorch.nn.modules.container\nSequential\n)\x81.")
-    assert "holds an incomplete Sequential: 'Sequential' object has no attribute '_modules'" in refusal(tmp_path / "m.pt", inputs=IMAGE)
+    assert "holds an incomplete Sequential: 'Sequential' object has no attribute" in refusal(tmp_path / "m.pt", inputs=IMAGE)
 
 
 def repack(path, pickled):

@@ -103,7 +103,7 @@ def test_a_report_that_is_not_ours_does_not_make_a_folder_ours(tmp_path):
 def test_a_full_disk_is_said_in_words(tmp_path, number):
     out = tmp_path / "out"
     write_output(out, "one")
-    with pytest.raises(UserError, match="is full"), staged(out, False):
+    with pytest.raises(UserError, match="the disk is full"), staged(out, False):
         try:
             raise OSError(number, os.strerror(number))
         except OSError as error:
@@ -127,7 +127,7 @@ except UserError as error:
     print(error.message)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "is full" in done.stdout
+    assert "the disk is full" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

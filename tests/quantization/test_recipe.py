@@ -114,8 +114,8 @@ def test_fraction_is_exact():
 
 @pytest.mark.parametrize("text, target", [
     ("float32", "iOS15"), ("float16", "iOS15"), ("int8", "iOS16"), ("int8:per-tensor", "iOS16"), ("prune50", "iOS16"),
-    ("palettize4", "iOS16"), ("palettize1", "iOS16"), ("palettize8", "iOS16"), ("palettize3", "iOS18"), ("palettize4:group16", "iOS18"), ("int8:block32", "iOS18"),
-    ("int4", "iOS18"), ("int4:per-channel", "iOS18"), ("prune50+int8", "iOS18"), ("prune50+palettize4", "iOS18"),
+    ("palettize4", "iOS16"), ("palettize1", "iOS16"), ("palettize8", "iOS16"), ("palettize3", "iOS18"), ("palettize4:group16", "iOS18"),
+    ("int8:block32", "iOS18"), ("int4", "iOS18"), ("int4:per-channel", "iOS18"), ("prune50+int8", "iOS18"), ("prune50+palettize4", "iOS18"),
 ])  # fmt: skip
 def test_required_target(text, target):
     found, reason = required_target(parse_recipe(text))

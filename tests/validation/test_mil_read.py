@@ -70,12 +70,14 @@ def test_cond_and_while_loop_read_constants_of_the_graph_around_them(run_mil):
     table = np.arange(12, dtype=np.float32)
 
     def build(mb, x):
+        shared = mb.const(val=table)
+
         def body(i, total):
-            return mb.add(x=i, y=1), mb.add(x=total, y=table)
+            return mb.add(x=i, y=1), mb.add(x=total, y=shared)
 
         _, total = mb.while_loop(_cond=lambda i, total: mb.less(x=i, y=3), _body=body, loop_vars=(0, x))
         large = mb.greater(x=mb.reduce_max(x=x, axes=[0]), y=5.0)
-        return total, mb.cond(pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=table))
+        return total, mb.cond(pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=shared))
 
     total, chosen = run_mil(build, np.ones(12, np.float32))
     np.testing.assert_array_equal(total, 1 + 3 * table)
@@ -98,8 +100,9 @@ def test_lists(run_mil):
 
 def test_states_persist_between_calls(mil_package):
     def build(mb, x, state):
-        total = mb.add(x=mb.read_state(input=state), y=x)
-        return mb.coreml_update_state(state=state, value=total)
+        before = mb.read_state(input=state)
+        after = mb.coreml_update_state(state=state, value=mb.add(x=before, y=x))
+        return after, mb.sub(x=after, y=before)  # what was read stays what it was
 
     x = np.ones((2, 3), np.float16)
     runner = open_runner(mil_package(build, x, states=[(2, 3)]), host="reference")
@@ -107,6 +110,7 @@ def test_states_persist_between_calls(mil_package):
     assert [value.shape for value in runner.states] == [(2, 3)] and [value.name for value in runner.inputs] == ["x0"]
     outputs = [next(iter(runner([x], state=state).values()))[0, 0] for _ in range(3)]
     assert outputs == [1, 2, 3]
+    assert list(runner([x], state=state).values())[1][0, 0] == 1
     assert next(iter(runner([x]).values()))[0, 0] == 1  # without a state, every call starts from zero
 
 

@@ -234,10 +234,9 @@ def test_files_that_are_no_programs(tmp_path):
 
 
 def test_weights_laid_out_channels_last(tmp_path):
-    weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last)
-    module = Function(lambda x: x.sum() + weight)
-    module.weight = torch.nn.Parameter(weight)
-    module.function = lambda x: x.sum() + module.weight
+    module = torch.nn.Bilinear(3, 3, 4)  # any module with a weight; only its layout matters here
+    module.weight = torch.nn.Parameter(torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    module.forward = lambda x: x.sum() + module.weight
     path = lower(module, IMAGE, tmp_path / "model.pte")
     assert_all_close(run(path, IMAGE), module(*IMAGE))
 
