@@ -36,6 +36,7 @@ def lower(program: Any, compute: str = "float32") -> Any:
     split_complex_numbers(work)
     while replace_operators(work):
         fold_constants(work)  # rules compute constants with operators that have rules
+    rename_operators(work)
     repeat_attention_heads(work)
     fill_in_pooling_strides(work)
     if compute == "float16":
@@ -119,6 +120,13 @@ def repeat_attention_heads(work: Draft) -> None:
             if source.meta["val"].shape[-3] != heads:
                 node.update_arg(position, insert(work, node, _repeat_heads, source, heads))
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "enable_gqa"}
+
+
+def rename_operators(work: Draft) -> None:
+    """coremltools knows some operators by their general name only."""
+    for node in work.graph.nodes:
+        if is_op(node, aten.grid_sampler_2d.default):
+            node.target = aten.grid_sampler.default
 
 
 def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -18,21 +18,15 @@ def bicubic_antialias(input, output_size, align_corners, scales_h=None, scales_w
 
 
 def _resize(operator, input, output_size, align_corners, scales_h, scales_w):
-    """Resizing is linear and separable: the operator applied to unit vectors gives one matrix for rows, one for columns.
+    """Resizing is linear and separable: the operator applied to an identity matrix gives the matrix of each axis.
 
-    input [n, c, h, w] -> rows [out_h, h] @ input @ columns [w, out_w]
+    (Applied to unit vectors as images of width 1, torch 2.13 gives wrong rows.) input [n, c, h, w] -> [n, c, *output_size]
     """
     height, width = input.shape[-2:]
-    unit_rows = torch.eye(height).reshape(height, 1, height, 1)
-    unit_columns = torch.eye(width).reshape(width, 1, 1, width)
-    rows = operator(unit_rows, [output_size[0], 1], align_corners, scales_h, None).reshape(height, -1).t()
-    columns = operator(unit_columns, [1, output_size[1]], align_corners, None, scales_w).reshape(width, -1)
-    return torch.matmul(rows, torch.matmul(input, columns))
-
-
-def grid_sample(input, grid, interpolation_mode, padding_mode, align_corners):
-    """coremltools knows the operator by its general name only."""
-    return aten.grid_sampler.default(input, grid, interpolation_mode, padding_mode, align_corners)
+    rows = operator(torch.eye(height)[None, None], [output_size[0], height], align_corners, scales_h, None)[0, 0]
+    columns = operator(torch.eye(width)[None, None], [width, output_size[1]], align_corners, None, scales_w)[0, 0]
+    narrow = torch.matmul(input, columns)
+    return torch.matmul(narrow.transpose(-1, -2), rows.t()).transpose(-1, -2)
 
 
 def variance_and_mean(self, dim=None, correction=1, keepdim=False):
@@ -51,7 +45,6 @@ def not_training(node: torch.fx.Node, result: int) -> bool:
 RESIZE: dict[Any, tuple[Callable, Predicate]] = {
     aten._upsample_bilinear2d_aa.default: (bilinear_antialias, always),
     aten._upsample_bicubic2d_aa.default: (bicubic_antialias, always),
-    aten.grid_sampler_2d.default: (grid_sample, always),
 }
 
 RESIZE_TUPLES: dict[Any, tuple[Callable, Predicate]] = {

@@ -21,7 +21,7 @@ CONVERT = str(Path(sys.executable).parent / "convert")
 
 def network():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 64)).eval()
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 96, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96 * 36, 64)).eval()
 
 
 @pytest.fixture(scope="module")
