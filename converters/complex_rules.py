@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from ..models.graphs import Draft, retrace
+from ..models.graphs import Draft, insert, retrace
 
 aten = torch.ops.aten
 
@@ -71,10 +71,7 @@ def _split(work: Draft, node: torch.fx.Node, parts: dict[torch.fx.Node, Pair]) -
         return
     halves = []
     for part in (0, 1):
-        with work.graph.inserting_before(node):
-            place = work.graph.call_function(aten.clone.default)
-        place.meta = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
-        halves.append(retrace(work, place, lambda *leaves, part=part: compute(*leaves)[part].clone(), *leaves))
+        halves.append(insert(work, node, lambda *leaves, part=part: compute(*leaves)[part].clone(), *leaves))
     parts[node] = Pair(*halves)
 
 

@@ -5,23 +5,23 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import __version__
 from ..models.errors import UnsupportedOperators, UserError
-from ..models.graphs import describe
-from ..quantization.weight import Codes, CompressedWeight, Palette
+from ..models.graphs import describe, module_path, source_line
 from .artifact import Artifact, measure
+from .coreml_weights import mark_compressed, weights_from_codes
 from .lower_coreml import lower
 from .quiet import quiet
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
 DEFAULT_TARGET = "iOS18"
+OTHER_OPERATORS = "Replace these operators in the model, or convert a part of the model without them."
 
 
 def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET) -> Artifact:
@@ -30,14 +30,14 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     captured = compressed.captured
-    program = lower(captured.program, compressed.recipe.compute)
     with quiet():
         import coremltools as ct
 
+        program = _lower(compressed)
         _check_operators(program)
-        names = _mark_compressed(program, compressed.weights)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as folder, _weights_from_codes(compressed.weights, names):
-            model = ct.convert(
+        names = mark_compressed(program, compressed.weights)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as folder, weights_from_codes(compressed.weights, names):
+            model = _convert(
                 program,
                 outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs],
                 minimum_deployment_target=getattr(ct.target, deployment_target),
@@ -45,10 +45,49 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
                 package_dir=str(Path(folder) / "model.mlpackage"),
                 skip_model_load=True,
             )
-            _make_reproducible(Path(folder) / "model.mlpackage", model.get_spec(), compressed)
+            metadata = {"cidermill.version": __version__, "cidermill.recipe": compressed.recipe.name, "cidermill.modules": _module_map(program)}
+            _make_reproducible(Path(folder) / "model.mlpackage", model.get_spec(), metadata)
             shutil.move(Path(folder) / "model.mlpackage", path)
     size, digest = measure(path)
     return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute)
+
+
+def _lower(compressed: Any) -> Any:
+    """The captured program in Core ML's operators. A compressed weight that a rewrite computes with goes in decompressed."""
+    program, weights = compressed.captured.program, compressed.weights
+    lowered = lower(program, compressed.recipe.compute)
+    consumed = [name for name in weights if name not in lowered.state_dict]
+    if not consumed:
+        return lowered
+    state = {**program.state_dict, **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed}}
+    dense = program._update(program.graph_module, program.graph_signature, state_dict=state, constants=program.constants)
+    return lower(dense, compressed.recipe.compute)
+
+
+def _convert(program: Any, **options: Any) -> Any:
+    """ct.convert, whose complaints about an operator become UnsupportedOperators with its module and source line."""
+    import coremltools as ct
+
+    try:
+        return ct.convert(program, **options)
+    except Exception as error:
+        node = _failing_node(error, program)
+        if node is None:
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UnsupportedOperators("Core ML", [f"{describe(node)}: {reason}"], OTHER_OPERATORS) from error
+
+
+def _failing_node(error: Exception, program: Any) -> Any:
+    """The node whose translation raised: named by a frame of coremltools' frontend, or by its passes' messages ('Layer "view_7_cast_fp16"')."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "convert_single_node":
+            return nodes.get(trace.tb_frame.f_locals["node"].name)
+        trace = trace.tb_next
+    layer = re.search(r'Layer "(\w+)"', str(error))
+    return max((node for name, node in nodes.items() if layer and layer[1].startswith(name)), key=lambda node: len(node.name), default=None)
 
 
 def _check_operators(program: Any) -> None:
@@ -64,102 +103,25 @@ def _check_operators(program: Any) -> None:
         if _TORCH_OPS_REGISTRY.get_func(sanitize_op_kind(kind)) is None:
             missing.append(describe(node))
     if missing:
-        raise UnsupportedOperators("Core ML", missing, "Replace these operators in the model, or convert a part of the model without them.")
+        raise UnsupportedOperators("Core ML", missing, OTHER_OPERATORS)
 
 
-def _mark_compressed(program: Any, weights: dict[str, CompressedWeight]) -> dict[str, str]:
-    """Announce the compressed weights through coremltools' state-dict protocol. -> placeholder name -> qualified weight name.
-
-    Only `compression_type` is announced: the codes themselves go in through `_weights_from_codes`. coremltools would
-    recover them from a dense copy by division (or, for tables, by a search that needs weight x table memory).
-    """
-    import torch
-
-    kinds = {"prune": 1, "palettize": 2, "quantize": 3}
-    for name, weight in weights.items():
-        kind = "quantize" if isinstance(weight.values, Codes) else "palettize" if isinstance(weight.values, Palette) else "prune"
-        module, _, leaf = name.rpartition(".")
-        key = f"_COREML_/{leaf}/compression_type"
-        program.state_dict[f"{module}.{key}" if module else key] = torch.tensor([kinds[kind]])
-    return {argument: name for argument, name in program.graph_signature.inputs_to_parameters.items() if name in weights}
+def _module_map(program: Any) -> str:
+    """JSON {"encoder.layer.0 (modeling.py:12)": [operations that came from there]}: coremltools keeps the names of operations and no more."""
+    places: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (path := module_path(node)):
+            places.setdefault(f"{path} ({source_line(node)})", []).append(node.name)
+    return json.dumps(places, separators=(",", ":"))
 
 
-@contextmanager
-def _weights_from_codes(weights: dict[str, CompressedWeight], names: dict[str, str]) -> Iterator[None]:
-    """Let coremltools' frontend build each announced weight from its `CompressedWeight`."""
-    from coremltools.converters.mil.frontend.torch.converter import TorchConverter
-
-    original = TorchConverter._construct_compression_op
-
-    def construct(self: Any, value: np.ndarray, name: str) -> Any:
-        return emit(weights[names[name]], name)
-
-    TorchConverter._construct_compression_op = construct
-    try:
-        yield
-    finally:
-        TorchConverter._construct_compression_op = original
-
-
-def emit(weight: CompressedWeight, name: str) -> Any:
-    """A CompressedWeight as the `constexpr_*` operations of the opset being written. -> their Var."""
-    from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op, _construct_constexpr_lut_op
-    from coremltools.converters.mil.mil import Builder as mb
-
-    if weight.mask is not None:
-        return _emit_sparse(weight, name)
-    values = weight.values
-    if isinstance(values, Codes):
-        zero_point = None if values.zero_point is None else values.zero_point.numpy()
-        if values.bits != 4:
-            return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy(), name=name)
-        return mb.constexpr_blockwise_shift_scale(data=_as_bits(values.codes.numpy(), "int", 4), scale=values.scale.numpy(), name=name)
-    return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy(), values.vector_axis, name)
-
-
-def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
-    """Tag an int8/uint8 array with coremltools' sub-byte type, which makes the writer pack it."""
-    from coremltools.converters.mil.mil import types
-
-    return codes.astype(types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}")))
-
-
-def _emit_sparse(weight: CompressedWeight, name: str) -> Any:
-    from coremltools.converters.mil.mil import Builder as mb
-    from coremltools.converters.mil._deployment_compatibility import AvailableTarget
-    from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
-
-    mask = weight.mask.numpy()
-    if not is_current_opset_version_compatible_with(AvailableTarget.iOS18):
-        dense = weight.kept.numpy()
-        bits = np.packbits(mask.reshape(-1), bitorder="little")
-        return mb.constexpr_sparse_to_dense(nonzero_data=dense[mask], mask=bits, shape=np.uint32(dense.shape), name=name)
-    bit_mask = _as_bits(mask.astype(np.uint8), "uint", 1)
-    values = weight.values
-    if isinstance(values, Codes):
-        codes = values.codes.numpy()[mask]
-        if values.bits == 4:
-            codes = _as_bits(codes, "int", 4)
-        new_mask, data = mb.constexpr_sparse_blockwise_shift_scale(
-            data_mask=bit_mask, nonzero_data=codes, scale=values.scale.numpy(), offset=None, name=f"{name}_quantized"
-        )
-        return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=new_mask, name=name)
-    if isinstance(values, Palette):
-        new_mask, data = mb.constexpr_lut_to_sparse(
-            indices_mask=bit_mask, indices_nonzero_data=_as_bits(values.indices.numpy()[mask], "uint", values.bits),
-            lut=values.lut.numpy(), vector_axis=values.vector_axis, name=f"{name}_palettized",
-        )  # fmt: skip
-        return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=new_mask, name=name)
-    return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask], mask=bit_mask, name=name)
-
-
-def _make_reproducible(package: Path, spec: Any, compressed: Any) -> None:
+def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> None:
     """Rewrite what coremltools fills with dates and random identifiers: the metadata, the protobuf's map order, the manifest."""
-    metadata = spec.description.metadata.userDefined
-    for key in [key for key in metadata if "date" in key.lower()]:
-        del metadata[key]
-    metadata["cidermill.version"] = __version__
-    metadata["cidermill.recipe"] = compressed.recipe.name
+    user_defined = spec.description.metadata.userDefined
+    for key in [key for key in user_defined if "date" in key.lower()]:
+        del user_defined[key]
+    for key, value in metadata.items():
+        user_defined[key] = value
     model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = json.loads((package / "Manifest.json").read_text())

@@ -41,6 +41,14 @@ def hypot(self, other):
     return large * torch.sqrt(1.0 + torch.square(small / large.clamp(min=1e-6)))
 
 
+def asinh(self):
+    return torch.sign(self) * torch.log(torch.abs(self) + hypot(self, torch.ones_like(self)))
+
+
+def acosh(self):
+    return torch.log(self + torch.sqrt(self - 1.0) * torch.sqrt(self + 1.0))
+
+
 def erfc(self):
     return 1.0 - torch.erf(self)
 
@@ -59,6 +67,16 @@ def bitwise_or(self, other):
 
 def bitwise_xor(self, other):
     return torch.logical_xor(self, other)
+
+
+def bitwise_and(self, other):
+    """The low bits of an integer."""
+    return torch.remainder(self, other + 1)
+
+
+def takes_low_bits(node: torch.fx.Node) -> bool:
+    mask = node.args[1]
+    return isinstance(mask, int) and mask > 0 and mask & (mask + 1) == 0 and not is_boolean(node)
 
 
 def shift_left(self, other):
@@ -163,11 +181,14 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.fmod.Tensor: (fmod, always),
     aten.fmod.Scalar: (fmod, always),
     aten.hypot.default: (hypot, always),
+    aten.asinh.default: (asinh, always),
+    aten.acosh.default: (acosh, always),
     aten.erfc.default: (erfc, always),
     aten.copysign.Tensor: (copysign, always),
     aten.isinf.default: (isinf, always),
     aten.bitwise_or.Tensor: (bitwise_or, is_boolean),
     aten.bitwise_xor.Tensor: (bitwise_xor, is_boolean),
+    aten.bitwise_and.Scalar: (bitwise_and, takes_low_bits),
     aten.__lshift__.Scalar: (shift_left, always),
     aten.bitwise_left_shift.Tensor_Scalar: (shift_left, always),
     aten.__rshift__.Scalar: (shift_right, always),

@@ -1,4 +1,4 @@
-"""Compressed -> .pte: the graph inside one MPS delegate where its runtime can compute everything, weights as codes, identical bytes every time."""
+"""Compressed -> .pte: one MPS delegate where its runtime computes every operator, weights as codes, identical bytes every time."""
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +36,9 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
             edge.to_executorch().write_to_file(file)
     size, digest = measure(path)
     if left_over:
-        warnings.append(f"{len(left_over)} operators run outside the GPU, as portable CPU kernels: {'; '.join(left_over)}")
-    return Artifact("executorch-mps", compressed.recipe.name, path, size, digest, "float16" if half else "float32", tuple(warnings), realised)
+        warnings.append(f"outside the MPS delegate, as portable CPU kernels: {'; '.join(left_over)}")
+    precision = "float16" if half else "float32"
+    return Artifact("executorch-mps", compressed.recipe.name, path, size, digest, precision, tuple(warnings), realised)
 
 
 def _dense(weights: dict, name: str) -> torch.Tensor | None:
@@ -62,19 +63,26 @@ def to_edge_program(program: Any, half: bool, constant_methods: dict[str, list[s
     edge = to_edge(program, constant_methods=constant_methods, compile_config=config)
     outside = [node for node in edge.exported_program().graph.nodes if node.op == "call_function" and not mps_delegate.can_delegate(node)]
     left_over = [node for node in outside if getattr(node.target, "__name__", "") != "getitem"]
-    missing = [describe(node) for node in left_over if not _has_portable_kernel(node)]
+    missing = [_describe(node) for node in left_over if not _has_portable_kernel(node)]
     if missing:
         raise UnsupportedOperators("ExecuTorch's MPS target", missing, HINT)
     edge = edge.to_backend(mps_delegate.partitioner([CompileSpec("use_fp16", bytes([half]))]))
     mps_delegate.adopt(edge.exported_program().graph_module)
-    return edge, [describe(node) for node in left_over]
+    return edge, [_describe(node) for node in left_over]
+
+
+def _describe(node: torch.fx.Node) -> str:
+    return describe(node).replace(str(node.target), node.target.__name__)
 
 
 def _has_portable_kernel(node: torch.fx.Node) -> bool:
-    name, _, overload = node.target.__name__.removeprefix("aten.").rpartition(".")
-    stem = name.removesuffix("_copy")
-    endings = {"default": ("out",)}.get(overload, (f"{overload}_out", "out"))
-    return any(f"{base}.{ending}" in portable_kernels() for base in (name, stem, f"{stem}_copy") for ending in endings)
+    from executorch.exir.operator.convert import to_out_variant
+
+    try:
+        out, _ = to_out_variant(node.target._op)
+    except RuntimeError:  # the operator has no form that writes into given memory, so nothing can call it
+        return False
+    return out.name().removeprefix("aten::") in portable_kernels()
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def scatter_reduce(self, dim, index, src, reduce, include_self=True):
     """Extremes by comparing every index with every place: index [.., n] against places [.., size] along `dim`."""
     dim = dim % self.ndim
     places = torch.arange(self.shape[dim]).reshape(-1, *[1] * (self.ndim - dim))
-    src = src[tuple(slice(0, size) for size in index.shape)]
+    src = _leading(src, index.shape, None)
     hits = index.unsqueeze(dim) == places
     lowest = float("-inf") if reduce == "amax" else float("inf")
     values = torch.where(hits, src.unsqueeze(dim), torch.tensor(lowest, dtype=src.dtype))
@@ -153,6 +153,49 @@ def takes_extremes(node: torch.fx.Node) -> bool:
     target, index = node.args[0].meta["val"], node.args[2].meta["val"]
     others = [a == b for axis, (a, b) in enumerate(zip(target.shape, index.shape)) if axis != node.args[1] % max(target.ndim, 1)]
     return node.args[4] in ("amax", "amin") and target.is_floating_point() and all(others) and 0 < target.ndim < LARGEST_RANK
+
+
+def _leading(tensor, shape, but):
+    """The leading part of a tensor, of `shape`; the axis `but` stays whole."""
+    return tensor[tuple(slice(None) if axis == but else slice(0, size) for axis, size in enumerate(shape))]
+
+
+def gather(self, dim, index, sparse_grad=False):
+    return torch.gather(_leading(self, index.shape, dim % self.ndim), dim, index)
+
+
+def takes_part(node: torch.fx.Node) -> bool:
+    """The index is shorter than the tensor along another axis than the gathered one; coremltools wants them equal."""
+    return _differ(node.args[0], node.args[2], node.args[1])
+
+
+def _differ(tensor: torch.fx.Node, index: torch.fx.Node, but: int | None) -> bool:
+    shape, wanted = tensor.meta["val"].shape, index.meta["val"].shape
+    return any(a != b for axis, (a, b) in enumerate(zip(shape, wanted)) if but is None or axis != but % len(shape))
+
+
+def scatter(self, dim, index, src):
+    return _scatter(torch.scatter, self, dim, index, src)
+
+
+def scatter_add(self, dim, index, src):
+    return _scatter(torch.scatter_add, self, dim, index, src)
+
+
+def _scatter(operator, self, dim, index, src):
+    src, dim = _leading(src, index.shape, None), dim % self.ndim
+    if all(a == b for axis, (a, b) in enumerate(zip(self.shape, index.shape)) if axis != dim):
+        return operator(self, dim, index, src)
+    part = operator(_leading(self, index.shape, dim), dim, index, src)
+    for axis in range(self.ndim):  # what lies beyond the index stays
+        if axis != dim:
+            kept = _leading(self, part.shape[:axis] + self.shape[axis : axis + 1] + part.shape[axis + 1 :], None)
+            part = torch.cat([part, kept.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis)
+    return part
+
+
+def scatters_part(node: torch.fx.Node) -> bool:
+    return _differ(node.args[0], node.args[2], node.args[1]) or _differ(node.args[3], node.args[2], None)
 
 
 def running_maximum(self, dim):
@@ -214,6 +257,9 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.diagonal_copy.default: (diagonal, always),
     aten.diagonal_scatter.default: (diagonal_scatter, always),
     aten.constant_pad_nd.default: (pad, cuts),
+    aten.gather.default: (gather, takes_part),
+    aten.scatter.src: (scatter, scatters_part),
+    aten.scatter_add.default: (scatter_add, scatters_part),
     aten.index.Tensor: (index, exceeds_rank),
     aten.index_put.default: (index_put, puts_plainly),
     aten.masked_scatter.default: (masked_scatter, always),

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..models.graphs import Draft, draft, finish, is_op, retrace
+from ..models.graphs import Draft, draft, finish, insert, is_op, retrace
 from ..models.simplify import drop_no_ops, fold_constants
 from .complex_rules import split_complex_numbers
 from .coreml_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
+from .rank_rules import drop_unit_axes
 from .resize_rules import RESIZE, RESIZE_TUPLES
 
 aten = torch.ops.aten
@@ -38,10 +39,12 @@ def lower(program: Any, compute: str = "float32") -> Any:
         fold_constants(work)  # rules compute constants with operators that have rules
     rename_operators(work)
     repeat_attention_heads(work)
+    silence_masked_rows(work)
     fill_in_pooling_strides(work)
     if compute == "float16":
         scale_roots_of_squares(work)
         fit_half(work)
+    drop_unit_axes(work)
     drop_no_ops(work)
     fold_constants(work)
     drop_clones(work)
@@ -79,6 +82,9 @@ def replace_operators(work: Draft) -> bool:
         if rule is not None:
             spell_out(work, node, rule, call, pick)
             changed = True
+    for node in list(work.graph.nodes):
+        if node.op == "call_function" and node.target in TUPLES and not node.users:
+            work.graph.erase_node(node)  # fx keeps random operators alive
     work.graph.eliminate_dead_code()
     return changed
 
@@ -134,12 +140,29 @@ def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
 
 
-def insert(work: Draft, before: torch.fx.Node, function: Callable, *args: Any) -> torch.fx.Node:
-    """What `function(*args)` computes as new nodes before `before`, whose module and source line they take."""
-    with work.graph.inserting_before(before):
-        place = work.graph.call_function(aten.clone.default)
-    place.meta = {key: before.meta[key] for key in ("nn_module_stack", "stack_trace") if key in before.meta}
-    return retrace(work, place, function, *args)
+def silence_masked_rows(work: Draft) -> None:
+    """A query that a boolean mask lets see nothing gets zeros, as in torch; a softmax of nothing would be NaN or any mixture.
+
+    Padding on the left makes such rows. A mask that is the same for all queries is left alone.
+    """
+    seen: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in list(work.graph.nodes):
+        mask = node.args[3] if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3 else None
+        if mask is None or not _may_hide_everything(work, mask):
+            continue
+        if mask not in seen:
+            seen[mask] = insert(work, node, lambda mask: mask.any(-1, keepdim=True).float(), mask)
+        with work.graph.inserting_after(node):
+            heard = work.graph.call_function(aten.mul.Tensor, (node, seen[mask]))
+        heard.meta = dict(node.meta)
+        node.replace_all_uses_with(heard, delete_user_cb=lambda user, heard=heard: user is not heard)
+
+
+def _may_hide_everything(work: Draft, mask: torch.fx.Node) -> bool:
+    value, constant = mask.meta["val"], work.tensor_of(mask)
+    if value.dtype != torch.bool or value.shape[-2] == 1 or value.stride(-2) == 0:
+        return False
+    return constant is None or not bool(constant.any(-1).all())
 
 
 def fill_in_pooling_strides(work: Draft) -> None:

@@ -117,7 +117,8 @@ def cast_borders(work: Draft) -> None:
         node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
     output = next(node for node in work.graph.nodes if node.op == "output")
     with work.graph.inserting_before(output):
-        output.args = (tuple(_cast(work, node, torch.float32) if node.meta["val"].is_floating_point() else node for node in output.args[0]),)
+        results = [(node, node.meta["val"].is_floating_point()) for node in output.args[0]]
+        output.args = (tuple(_cast(work, node, torch.float32) if floating else node for node, floating in results),)
 
 
 def _cast(work: Draft, node: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node:
@@ -128,12 +129,15 @@ def _cast(work: Draft, node: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node
 
 def fit_scalars(work: Draft) -> None:
     """Literals in the range of float16: masks stay finite, epsilons stay above zero, limits beyond the range limit nothing."""
-    for node in work.graph.nodes:
+    for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue
         if is_op(node, aten.clamp.default):
             limits = [None if limit is not None and abs(limit) > HALF_MAX else limit for limit in [*node.args[1:], None, None][:2]]
             node.args = (node.args[0], *[_fit(limit) for limit in limits])
+            if limits == [None, None]:
+                node.replace_all_uses_with(node.args[0])
+                work.graph.erase_node(node)
         elif node.target in BINARY and node.args and not isinstance(node.args[-1], torch.fx.Node):
             node.args = (*node.args[:-1], _fit(node.args[-1]))
 
@@ -285,7 +289,7 @@ def agree_types(work: Draft) -> None:
         operands = node.args[0] if node.target is aten.cat.default else node.args[1:3] if node.target is aten.where.self else node.args[:2]
         common = node.meta["val"].dtype
         if node.target in COMPARISONS:
-            common = torch.result_type(*[argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in operands])
+            common = torch.result_type(*torch.fx.node.map_arg(tuple(operands), lambda source: source.meta["val"]))
         for argument in dict.fromkeys(operands):
             if isinstance(argument, torch.fx.Node) and argument.meta["val"].dtype != common:
                 with work.graph.inserting_before(node):

@@ -42,7 +42,8 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 
 def _repeat_heads(tensor, heads):
     *lead, have, length, width = tensor.shape
-    return tensor.reshape(*lead, have, 1, length, width).expand(*lead, have, heads // have, length, width).reshape(*lead, heads, length, width)
+    groups = tensor.reshape(*lead, have, 1, length, width).expand(*lead, have, heads // have, length, width)
+    return groups.reshape(*lead, heads, length, width)
 
 
 def linear(input, weight, bias=None):
@@ -292,8 +293,9 @@ def pad(self, pad, value=0):
 def _pad_far_axes(tensor, pad, value):
     for axis in range(len(pad) // 2):
         dim = tensor.ndim - 4 - axis
-        blocks = [torch.full([*tensor.shape[:dim], amount, *tensor.shape[dim + 1 :]], value, dtype=tensor.dtype) for amount in pad[2 * axis : 2 * axis + 2]]
-        tensor = torch.cat([blocks[0], tensor, blocks[1]], dim)
+        shapes = [[*tensor.shape[:dim], amount, *tensor.shape[dim + 1 :]] for amount in pad[2 * axis : 2 * axis + 2]]
+        before, after = (torch.full(shape, value, dtype=tensor.dtype) for shape in shapes)
+        tensor = torch.cat([before, tensor, after], dim)
     return tensor
 
 

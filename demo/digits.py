@@ -58,7 +58,8 @@ def main(folder: Path) -> int:
     train(model, train_images, train_labels)
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "model.pt"
-    torch.export.save(torch.export.export(model, (test_images[:1],)), source)
+    with source.open("wb") as stream:
+        torch.export.save(torch.export.export(model, (test_images[:1],)), stream)
     np.savez(folder / "samples.npz", input=test_images[:8].numpy()[:, None])
     command = ["convert", str(source), "--target", "coreml", "--target", "executorch-mps", "--quant", "int8"]
     command += ["--samples", str(folder / "samples.npz"), "--out", str(folder / "artifacts")]

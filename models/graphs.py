@@ -192,6 +192,14 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
     return result
 
 
+def insert(work: Draft, before: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
+    """What `function(*args)` computes as new nodes before `before`, whose module and source line they take. As `retrace` otherwise."""
+    with work.graph.inserting_before(before):
+        place = work.graph.call_function(aten.clone.default)
+    place.meta = {key: before.meta[key] for key in ("nn_module_stack", "stack_trace") if key in before.meta}
+    return retrace(work, place, function, *args)
+
+
 def module_path(node: torch.fx.Node) -> str:
     """"encoder.layer.0.attention" from the module stack that torch.export keeps, "" where there is none."""
     stack = node.meta.get("nn_module_stack") or {}

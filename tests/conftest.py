@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -5,6 +5,7 @@ Only the bytes are read: coremltools' generated protobuf classes decode messages
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from ..models.errors import UnreadableArtifact
 from .graph import Graph, Node, Ref, Value, captured_names
 from .mil_blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
 
+MODULE_MAP = "cidermill.modules"
+CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has_output_shape|_\d+)$")
 PROTO_PACKAGE = "cidermill_coreml_proto"
 IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "L"}  # ImageFeatureType.ColorSpace -> order of the channels
 
@@ -73,7 +76,8 @@ def _read_package(path: Path) -> Package:
     if not program.functions:
         raise UnreadableArtifact(f"{model_path} is truncated or corrupt: it holds no program", "convert the model again")
     reader = _Reader(model_path.parent)
-    functions = {name: reader.function(function) for name, function in sorted(program.functions.items())}
+    places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
+    functions = {name: with_places(reader.function(function), places) for name, function in sorted(program.functions.items())}
     name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
     graph, description = functions[name], interface(model.description, name)
     states = {value.name for value in reader.states}
@@ -90,6 +94,29 @@ def _read_package(path: Path) -> Package:
         metadata=dict(model.description.metadata.userDefined),
         weights=tuple(blob.path for blob in reader.blobs.values()),
     )
+
+
+def operation_places(text: str) -> dict[str, tuple[str, str]]:
+    """The module map that cidermill writes into a package's metadata -> operation name -> (module path, "file.py:12")."""
+    try:
+        listed = json.loads(text) if text else {}
+        return {name: tuple(place.removesuffix(")").rsplit(" (", 1)) for place, names in listed.items() for name in names}
+    except (ValueError, AttributeError, TypeError):
+        return {}  # somebody else's text under our key: the map only helps people to read a report
+
+
+def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
+    """Give operations that carry no module themselves the one that their name, without the converter's suffixes, has in the map."""
+    if not places:
+        return graph
+    nodes = []
+    for node in graph.nodes:
+        name = node.outputs[0].name if node.outputs else ""
+        while name not in places and CONVERTER_SUFFIX.search(name):
+            name = CONVERTER_SUFFIX.sub("", name)
+        found = places.get(name)
+        nodes.append(node if node.scope or found is None or len(found) != 2 else replace(node, scope=found[0], location=found[1]))
+    return replace(graph, nodes=tuple(nodes))
 
 
 def locate_model(path: Path) -> Path:

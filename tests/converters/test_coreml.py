@@ -100,6 +100,30 @@ def test_names_and_types_are_the_models_own(captured, tmp_path):
     assert [(value.name, value.dtype) for value in runner.outputs] == [("picture", "float32"), ("text", "float32")]
 
 
+def test_a_buffer_that_serves_as_a_weight_is_compressed_too(tmp_path):
+    class Frozen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("matrix", torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.matrix)
+
+    array = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    source = Source(Path("m.pt"), "module", "0", Frozen(), (TensorSpec("x", (1, 64), "float32"),))
+    found = capture(source, Samples("synthetic", ({"x": array},), 0))
+    artifact, _, errors = errors_of(found, "int4", tmp_path / "m.mlpackage")
+    assert verdict(errors, 40) == "pass"
+    assert "constexpr_blockwise_shift_scale" in {node.op for node in read_package(artifact.path).functions["main"].nodes}
+
+
+def test_operations_are_traced_back_to_module_and_line(captured, tmp_path):
+    artifact, _, _ = errors_of(captured, "int8", tmp_path / "net.mlpackage")
+    nodes = read_package(artifact.path).functions["main"].nodes
+    scopes = {node.op: (node.scope, node.location.split(":")[0]) for node in nodes}
+    assert scopes["conv"] == ("conv", "conv.py") and scopes["conv_transpose"] == ("up", "conv.py") and scopes["gather"] == ("embed", "sparse.py")
+
+
 BUILD = """
 import sys
 sys.path.insert(0, {tests!r})

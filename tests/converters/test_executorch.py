@@ -1,4 +1,4 @@
-"""converters/executorch.py: the saved .pte holds one MPS delegate and the recipe's codes, computes what they say, and is the same every time."""
+"""converters/executorch.py: the saved .pte is one MPS delegate with the recipe's codes, computes what they say, and is always the same."""
 import logging
 import os
 import subprocess
@@ -19,9 +19,11 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 
 QUICK = ["bert", "llama", "segformer", "wav2vec2"]
-REST = ["distilbert", "albert", "t5-encoder", "gpt2", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext", "vit", "beit",
-        "swin", "yolos", "clip-vision", "whisper-encoder"]  # fmt: skip
-ILL_CONDITIONED = {"mobilenet-v2": 20, "mobilevit": 35}  # rounding every activation to float16 costs these random networks that much by itself
+REST = [
+    "distilbert", "albert", "t5-encoder", "gpt2", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext", "vit",
+    "beit", "swin", "yolos", "clip-vision", "whisper-encoder",
+]  # fmt: skip
+ILL_CONDITIONED = {"mobilenet-v2": 20, "mobilevit": 35}  # dB: what rounding every activation to float16 leaves of these random networks
 
 
 class Net(torch.nn.Module):
@@ -111,15 +113,15 @@ def test_float32_is_exact(net, tmp_path):
     ("recipe", "schemes"),
     [
         ("int8", {"int8"}), ("int8:per-tensor", {"int8"}), ("int8:block16", {"int8"}), ("int4", {"int4"}), ("int4:per-channel", {"int4"}),
-        ("palettize4", {"float16 (dense)"}), ("prune50", {"float16 (dense)"}), ("prune50+int8", {"int8"}), ("prune50+palettize4", {"float16 (dense)"}),
+        ("palettize4", {"float16 (dense)"}), ("prune50", {"float16 (dense)"}), ("prune50+int8", {"int8"}),
+        ("prune50+palettize4", {"float16 (dense)"}),
     ],
 )  # fmt: skip
 def test_recipes_are_stored_as_realised_says(net, recipe, schemes, tmp_path):
     artifact, compressed, _, psnr = written(net, recipe, tmp_path / "m.pte")
     assert psnr >= 40
     assert {scheme for scheme, _, _ in artifact.realised.values()} == schemes
-    sizes = {name: weight.values.codes.numel() if hasattr(weight.values, "codes") else np.prod(weight.shape) for name, weight in compressed.weights.items()}
-    distinct = {name: size for name, size in sizes.items() if name != "head.weight"}  # tied to the embedding: stored once
+    distinct = {name: int(np.prod(weight.shape)) for name, weight in compressed.weights.items()}
     stored = sum(artifact.realised[name][1] * size / 8 for name, size in distinct.items())
     plain = write_pte(compress(net, parse_recipe("float16")), tmp_path / "plain.pte")
     others = plain.size_bytes - sum(2 * size for size in distinct.values())
@@ -134,9 +136,9 @@ def test_dense_weights_say_why(net, tmp_path):
 
 
 def test_int4_that_the_node_cannot_hold_is_stored_in_bytes(tmp_path):
-    captured = captured_of(Function(torch.nn.Conv2d(3, 64, 3)), x=image(1, 3, 8, 8))  # rows of 27
+    captured = captured_of(Function(torch.nn.Conv2d(3, 100, 3)), x=image(1, 3, 8, 8))  # rows of 27
     artifact, _, _, psnr = written(captured, "int4:per-channel", tmp_path / "m.pte")
-    (scheme, bits, reason), = artifact.realised.values()
+    ((scheme, bits, reason),) = artifact.realised.values()
     assert scheme == "int8-storage" and 8 < bits < 9 and psnr >= 40
     assert reason == "the MPS delegate's int4 node needs rows and blocks of an even length, not 27 in blocks of 27"
 
@@ -151,7 +153,7 @@ def test_operators_without_an_mps_form_run_as_portable_kernels(tmp_path):
     artifact, _, operators, psnr = written(captured, "float16", tmp_path / "m.pte")
     assert any("topk" in operator for operator in operators) and operators.count("delegate:MPSBackend") == 2 and psnr > 40
     assert len(artifact.warnings) == 1
-    assert artifact.warnings[0].startswith("1 operators run outside the GPU, as portable CPU kernels: aten.topk.default (")
+    assert artifact.warnings[0].startswith("outside the MPS delegate, as portable CPU kernels: aten.topk.default (")
     assert "test_executorch.py:" in artifact.warnings[0] and "float16[2, 8]" in artifact.warnings[0]
 
 
