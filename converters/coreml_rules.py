@@ -25,6 +25,19 @@ def no_axis(node: torch.fx.Node) -> bool:
     return len(node.args) < 2 or node.args[1] is None
 
 
+def hardtanh(self, min_val=-1.0, max_val=1.0):
+    return torch.clamp(self, float(min_val), float(max_val))
+
+
+def elu(self, alpha=1.0, scale=1.0, input_scale=1.0):
+    """selu and celu; coremltools ignores the scales."""
+    return scale * torch.where(self > 0, self, alpha * (torch.exp(self.clamp(max=0.0) * input_scale) - 1.0))
+
+
+def is_scaled(node: torch.fx.Node) -> bool:
+    return any(value != 1 for value in node.args[2:])
+
+
 def trunc(self):
     return torch.sign(self) * torch.floor(torch.abs(self))
 
@@ -177,6 +190,8 @@ def experts_product(input, mat2, offs):
 
 
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
+    aten.hardtanh.default: (hardtanh, always),
+    aten.elu.default: (elu, is_scaled),
     aten.trunc.default: (trunc, always),
     aten.fmod.Tensor: (fmod, always),
     aten.fmod.Scalar: (fmod, always),

@@ -1,10 +1,12 @@
 """Keeping a program in the range of float16 (largest 65504, smallest 6e-8): a draft in, the same function in safer operators out."""
 import math
+import operator
 from typing import Any
 
 import torch
 
 from ..models.graphs import Draft, is_op, retrace
+from .coreml_rules import log_softmax
 
 aten = torch.ops.aten
 
@@ -33,6 +35,49 @@ def scale_roots_of_squares(work: Draft) -> None:
             dims = inner.args[1] if len(inner.args) > 1 else None
             correction = inner.kwargs.get("correction", 1)
             retrace(work, node, _root_variance, inner.args[0], dims, correction, inner.kwargs.get("keepdim", False), epsilon, inverse)
+
+
+def scale_group_norms(work: Draft) -> None:
+    """Group and instance norms by the same division; coremltools spells them out with plain squares."""
+    for node in list(work.graph.nodes):
+        call = node.args[0] if is_op(node, operator.getitem) and node.args[1] == 0 else None
+        if is_op(call, aten.native_group_norm.default):
+            x, weight, bias, _, _, _, groups, epsilon = call.args
+            retrace(work, node, _group_norm, x, weight, bias, groups, epsilon)
+        elif is_op(call, aten._native_batch_norm_legit.no_stats) and call.args[3]:
+            retrace(work, node, _batch_norm, call.args[0], call.args[1], call.args[2], call.args[5])
+
+
+def _group_norm(x, weight, bias, groups, epsilon):
+    rows = x.reshape(x.shape[0], groups, -1)
+    normal = _unit(rows, [2], epsilon).reshape(x.shape)
+    return _affine(normal, weight, bias)
+
+
+def _batch_norm(x, weight, bias, epsilon):
+    """By the statistics of the batch itself: what torch makes of an instance norm."""
+    return _affine(_unit(x, [axis for axis in range(x.ndim) if axis != 1], epsilon), weight, bias)
+
+
+def _unit(x, dims, epsilon):
+    """x less its mean, over its standard deviation."""
+    centred = x - x.mean(dims, keepdim=True)
+    scale = centred.abs().amax(dims, keepdim=True).clamp(min=LEAST_SCALE)
+    small = centred / scale
+    return small * torch.rsqrt(torch.square(small).mean(dims, keepdim=True) + torch.square(math.sqrt(epsilon) / scale))
+
+
+def _affine(x, weight, bias):
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def keep_logarithms_finite(work: Draft) -> None:
+    """log(softmax(x)) is -inf wherever half precision rounds a probability to zero; from x itself it is not."""
+    for node in list(work.graph.nodes):
+        if is_op(node, aten.log.default) and is_op(node.args[0], aten._softmax.default):
+            retrace(work, node, log_softmax, node.args[0].args[0], node.args[0].args[1])
 
 
 def _without_epsilon(node: Any) -> tuple[Any, float]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from .coreml_rules import Predicate, always
+from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
 
-LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
 def unfold(self, dimension, size, step):
@@ -217,6 +217,26 @@ def _running(values, dim, choose, least):
     return values
 
 
+def maximum_of_high_rank(self, dim, keepdim=False):
+    return (self.amax(dim, keepdim),)
+
+
+def minimum_of_high_rank(self, dim, keepdim=False):
+    return (self.amin(dim, keepdim),)
+
+
+def has_high_rank(node: torch.fx.Node, result: int) -> bool:
+    return result == 0 and node.args[0].meta["val"].ndim > LARGEST_RANK
+
+
+def cumulative_sum(self, dim, dtype=None):
+    return torch.cumsum(self if dtype is None else self.to(dtype), dim % self.ndim)
+
+
+def counts_from_the_end(node: torch.fx.Node) -> bool:
+    return node.args[1] < 0 and node.args[0].meta["val"].ndim > 0
+
+
 def kth_value(self, k, dim=-1, keepdim=False):
     values, order = torch.sort(self, dim)
     found = values.select(dim, k - 1), order.select(dim, k - 1)
@@ -252,6 +272,7 @@ def values_only(node: torch.fx.Node, result: int) -> bool:
 
 
 INDEXING: dict[Any, tuple[Callable, Predicate]] = {
+    aten.cumsum.default: (cumulative_sum, counts_from_the_end),
     aten.unfold.default: (unfold, has_axes),
     aten.diagonal.default: (diagonal, always),
     aten.diagonal_copy.default: (diagonal, always),
@@ -269,6 +290,8 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
 INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.cummax.default: (running_maximum, values_only),
     aten.cummin.default: (running_minimum, values_only),
+    aten.max.dim: (maximum_of_high_rank, has_high_rank),
+    aten.min.dim: (minimum_of_high_rank, has_high_rank),
     aten.kthvalue.default: (kth_value, always),
     aten.median.dim: (median, always),
     aten._embedding_bag.default: (embedding_bag, bags_add_up),

@@ -15,7 +15,7 @@ from ..models.graphs import Draft, draft, finish, insert, is_op, retrace
 from ..models.simplify import drop_no_ops, fold_constants
 from .complex_rules import split_complex_numbers
 from .coreml_rules import ELEMENTWISE, REDUCTIONS
-from .half_range import fit_half, scale_roots_of_squares
+from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
 from .rank_rules import drop_unit_axes
 from .resize_rules import RESIZE, RESIZE_TUPLES
@@ -43,6 +43,8 @@ def lower(program: Any, compute: str = "float32") -> Any:
     fill_in_pooling_strides(work)
     if compute == "float16":
         scale_roots_of_squares(work)
+        scale_group_norms(work)
+        keep_logarithms_finite(work)
         fit_half(work)
     drop_unit_axes(work)
     drop_no_ops(work)

@@ -2,7 +2,7 @@
 
 Einsum, attention heads and sampling grids write many such axes. A chain of view, permute, view of high rank is left to coremltools.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,16 @@ from ..models.graphs import Draft, insert
 
 aten = torch.ops.aten
 
-LARGEST_RANK = 5
+LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
 def drop_unit_axes(work: Draft) -> None:
     """Every operator on a tensor of high rank is computed on the tensors without unit axes; the full shape returns where it is low again."""
     squeezed: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in list(work.graph.nodes):
+        tensor = work.tensor_of(node)
+        if tensor is not None and tensor.ndim > LARGEST_RANK and len(_kept(tensor.shape)) <= LARGEST_RANK:
+            squeezed[node] = work.add_constant(f"{work.constants[node.name][0]}_squeezed", tensor.detach().squeeze(), like=node)
     for node in list(work.graph.nodes):
         if node.op != "call_function" or not _is_high(node) or _rule(node) is None:
             continue
@@ -41,7 +45,7 @@ def _is_high(node: torch.fx.Node) -> bool:
     return max([_rank(node), *[_rank(source) for source in node.all_input_nodes]]) > LARGEST_RANK
 
 
-def _kept(shape: list[int]) -> list[int]:
+def _kept(shape: Sequence[int]) -> list[int]:
     """The axes that are longer than 1."""
     return [axis for axis, size in enumerate(shape) if size != 1]
 

@@ -75,6 +75,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
 
     from .simplify import drop_no_ops, fold_batch_norms, fold_constants, products_to_linear, spell_out_strides
     from .graphs import draft, finish
+    from .sizes import settle_sizes
 
     table = torch.export.default_decompositions()
     for operator in kept_composites():
@@ -86,6 +87,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     _keep_tensor_outputs(work)
     _name_inputs(work, program, input_names)
     _accept_int32(work)
+    settle_sizes(work)
     spell_out_strides(work)
     drop_no_ops(work)
     fold_constants(work)

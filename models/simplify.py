@@ -36,7 +36,7 @@ def fold_constants(work: Draft) -> None:
     for node in frontier:
         if _is_weight_view(work, node):
             continue
-        value = _evaluate(work, node, computed)
+        value = evaluate_constant(work, node, computed)
         if isinstance(value, torch.Tensor):
             node.replace_all_uses_with(work.add_constant(_folded_name(work, node), _as_constant(value), like=node))
     work.graph.eliminate_dead_code()
@@ -50,14 +50,15 @@ def _is_weight_view(work: Draft, node: torch.fx.Node) -> bool:
     return tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2
 
 
-def _evaluate(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
+def evaluate_constant(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
+    """The value of a node that no input decides; `computed` remembers what was evaluated before."""
     if node not in computed:
         constant = work.tensor_of(node)
         if constant is not None:
             computed[node] = constant.detach()
         else:
-            args = torch.fx.node.map_arg(node.args, lambda source: _evaluate(work, source, computed))
-            kwargs = torch.fx.node.map_arg(node.kwargs, lambda source: _evaluate(work, source, computed))
+            args = torch.fx.node.map_arg(node.args, lambda source: evaluate_constant(work, source, computed))
+            kwargs = torch.fx.node.map_arg(node.kwargs, lambda source: evaluate_constant(work, source, computed))
             with torch.no_grad():
                 computed[node] = node.target(*args, **kwargs)
     return computed[node]

@@ -12,6 +12,7 @@ import torch
 
 from ..models.capture import Captured
 from ..models.errors import UserError
+from ..models.quiet import quiet
 from .affine import LARGEST_FLOAT16, quantize
 from .granularity import blocks_of, fit
 from .palette import palettize
@@ -87,7 +88,8 @@ def decompressed(compressed: Compressed) -> Any:
     held = {name: _in_place_of(program, name, dense[id(weight)]) for name, weight in compressed.weights.items()}
     state = {name: held.get(name, value) for name, value in program.state_dict.items()}
     constants = {name: held.get(name, value) for name, value in program.constants.items()}
-    return program._update(program.graph_module, program.graph_signature, state_dict=state, constants=constants)
+    with quiet():
+        return program._update(program.graph_module, program.graph_signature, state_dict=state, constants=constants)
 
 
 def _in_place_of(program: Any, name: str, dense: torch.Tensor) -> torch.Tensor:

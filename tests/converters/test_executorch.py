@@ -18,12 +18,12 @@ from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 
-QUICK = ["bert", "llama", "segformer", "wav2vec2"]
+QUICK = ["bert", "segformer"]
 REST = [
-    "distilbert", "albert", "t5-encoder", "gpt2", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext", "vit",
-    "beit", "swin", "yolos", "clip-vision", "whisper-encoder",
+    "distilbert", "albert", "t5-encoder", "gpt2", "llama", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext",
+    "vit", "beit", "swin", "yolos", "clip-vision", "wav2vec2", "whisper-encoder",
 ]  # fmt: skip
-ILL_CONDITIONED = {"mobilenet-v2": 20, "mobilevit": 35}  # dB: what rounding every activation to float16 leaves of these random networks
+ILL_CONDITIONED = {"mobilenet-v2": 18, "mobilevit": 28}  # dB: what rounding every activation to float16 leaves of these random networks
 
 
 class Net(torch.nn.Module):

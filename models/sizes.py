@@ -1,0 +1,59 @@
+"""Sizes that the exported graph leaves open: settled where constants decide them, refused where the data does. A draft in, a draft out."""
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .graphs import Draft, describe, is_op
+from .simplify import depends_on_inputs, evaluate_constant
+
+aten = torch.ops.aten
+
+
+def settle_sizes(work: Draft) -> None:
+    """Numbers that are read out of constants (`int(mask.max())`) become literals, and every size that follows from them is known.
+
+    Raises UserError where a size is still open then: the model makes tensors whose size its data decides.
+    """
+    if not any(_is_open(node) for node in work.graph.nodes):
+        return
+    for node in list(work.graph.nodes):
+        if "_assert" in str(node.target) or "sym_constrain" in str(node.target):
+            work.graph.erase_node(node)
+    dependent = depends_on_inputs(work)
+    computed: dict[torch.fx.Node, Any] = {}
+    for node in list(work.graph.nodes):
+        if is_op(node, aten._local_scalar_dense.default, aten.item.default) and node not in dependent:
+            node.replace_all_uses_with(evaluate_constant(work, node, computed))
+        elif node.op == "call_function":
+            _recompute(node)
+    work.graph.eliminate_dead_code()
+    _refuse_open_sizes(work)
+
+
+def _is_open(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    sizes = [size for item in values for size in (item.shape if isinstance(item, torch.Tensor) else [item])]
+    return any(isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) for size in sizes)
+
+
+def _recompute(node: torch.fx.Node) -> None:
+    """The fake value anew, where it was open and its inputs are not; a number that is now known takes the node's place."""
+    if not _is_open(node) or any(_is_open(source) or "val" not in source.meta for source in node.all_input_nodes):
+        return
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    value = node.target(*args, **kwargs)
+    node.meta["val"] = value
+    if isinstance(value, (int, float, bool)):
+        node.replace_all_uses_with(value)
+
+
+def _refuse_open_sizes(work: Draft) -> None:
+    open_nodes = [node for node in work.graph.nodes if node.op == "call_function" and _is_open(node)]
+    if open_nodes:
+        raise UserError(
+            f"The model makes tensors whose size depends on the values of its data, first by {describe(open_nodes[0])}.",
+            "Replace what picks a varying number of elements (nonzero, boolean indexing, int(tensor)) by masks or torch.where, and convert again.",
+        )
+
