@@ -15,9 +15,10 @@ from .. import __version__
 from ..models.errors import UnsupportedOperators, UserError
 from ..models.graphs import describe, module_path, source_line
 from .artifact import Artifact, measure
+from .coreml_tools import import_coremltools
 from .coreml_weights import mark_compressed, weights_from_codes
 from .lower_coreml import lower
-from .quiet import quiet
+from ..models.quiet import quiet
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
 DEFAULT_TARGET = "iOS18"
@@ -30,9 +31,8 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     captured = compressed.captured
+    ct = import_coremltools()
     with quiet():
-        import coremltools as ct
-
         program = _lower(compressed)
         _check_operators(program)
         names = mark_compressed(program, compressed.weights)

@@ -128,6 +128,23 @@ def argmin(self, dim=None, keepdim=False):
     return flat.reshape([1] * self.ndim) if keepdim else flat
 
 
+def over_all_axes(reduction: Callable) -> Callable:
+    """The reduction with its axes spelled out: a pass of coremltools stumbles over one without, behind a transpose."""
+
+    def rule(self, dim=None, keepdim=False, **options):
+        return reduction(self, list(range(self.ndim)), keepdim, **options)
+
+    return rule
+
+
+def has_axes(node: torch.fx.Node) -> bool:
+    return node.args[0].meta["val"].ndim > 0
+
+
+def leaves_axes_out(node: torch.fx.Node) -> bool:
+    return has_axes(node) and (len(node.args) < 2 or node.args[1] in (None, []))
+
+
 def bucketize(self, boundaries, out_int32=False, right=False):
     below = boundaries <= self.unsqueeze(-1) if right else boundaries < self.unsqueeze(-1)
     return below.to(torch.int32).sum(-1)
@@ -172,6 +189,16 @@ def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
     return (factors[0] * factors[1] * factors[2]).sum(sumdim)
 
 
+def linear(input, weight, bias=None):
+    """nn.functional.linear with one row of weights [in] instead of a matrix."""
+    product = (input * weight).sum(-1)
+    return product if bias is None else product + bias
+
+
+def has_one_row(node: torch.fx.Node) -> bool:
+    return node.args[1].meta["val"].ndim == 1
+
+
 def addmv(self, mat, vec, beta=1, alpha=1):
     return beta * self + alpha * torch.mv(mat, vec)
 
@@ -201,6 +228,7 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.erfc.default: (erfc, always),
     aten.copysign.Tensor: (copysign, always),
     aten.isinf.default: (isinf, always),
+    aten._neg_view.default: (torch.neg, always),
     aten.bitwise_or.Tensor: (bitwise_or, is_boolean),
     aten.bitwise_xor.Tensor: (bitwise_xor, is_boolean),
     aten.bitwise_and.Scalar: (bitwise_and, takes_low_bits),
@@ -213,6 +241,14 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
 REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten._log_softmax.default: (log_softmax, always),
     aten.prod.dim_int: (product, always),
+    aten.sum.default: (over_all_axes(torch.sum), has_axes),
+    aten.sum.dim_IntList: (over_all_axes(torch.sum), leaves_axes_out),
+    aten.mean.default: (over_all_axes(torch.mean), has_axes),
+    aten.mean.dim: (over_all_axes(torch.mean), leaves_axes_out),
+    aten.max.default: (over_all_axes(torch.amax), has_axes),
+    aten.min.default: (over_all_axes(torch.amin), has_axes),
+    aten.amax.default: (over_all_axes(torch.amax), leaves_axes_out),
+    aten.amin.default: (over_all_axes(torch.amin), leaves_axes_out),
     aten.argmax.default: (argmax, no_axis),
     aten.argmin.default: (argmin, no_axis),
     aten.bucketize.Tensor: (bucketize, always),
@@ -220,6 +256,7 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.histc.default: (histogram, has_range),
     aten._cdist_forward.default: (distance, always),
     aten._trilinear.default: (trilinear, always),
+    aten.linear.default: (linear, has_one_row),
     aten.addmv.default: (addmv, always),
     "transformers.grouped_mm_fallback.default": (experts_product, always),
     aten._grouped_mm.default: (lambda self, mat2, offs=None, bias=None, out_dtype=None: experts_product(self, mat2, offs), always),

@@ -12,7 +12,7 @@ from . import mps_delegate
 from .artifact import Artifact, measure
 from .lower_mps import lower
 from .mps_weights import place_weights
-from .quiet import quiet
+from ..models.quiet import quiet
 
 HINT = "Replace these operators in the model, or convert it with --target coreml."
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .coreml_rules import Predicate, always
+from .coreml_rules import Predicate, always, has_axes
 from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
@@ -26,10 +26,6 @@ def unfold(self, dimension, size, step):
         windows = torch.index_select(self, axis, picks)
     windows = windows.reshape(*self.shape[:axis], count, size, *self.shape[axis + 1 :])
     return windows.movedim(axis + 1, -1)
-
-
-def has_axes(node: torch.fx.Node) -> bool:
-    return node.args[0].meta["val"].ndim > 0
 
 
 def diagonal(self, offset=0, dim1=0, dim2=1):

@@ -55,8 +55,10 @@ def lower(program: Any, compute: str = "float32") -> Any:
 
 
 def drop_clones(work: Draft) -> None:
-    """A clone only fixes a memory layout, which Core ML does not have."""
+    """A clone only fixes a memory layout, which Core ML does not have. (In torch, a view of what is no longer cloned is a reshape.)"""
     for node in list(work.graph.nodes):
+        if is_op(node, aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
         if is_op(node, aten.clone.default):
             node.replace_all_uses_with(node.args[0])
             work.graph.erase_node(node)
@@ -147,15 +149,19 @@ def silence_masked_rows(work: Draft) -> None:
 
     Padding on the left makes such rows. A mask that is the same for all queries is left alone.
     """
-    seen: dict[torch.fx.Node, torch.fx.Node] = {}
+    seen: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = {}
     for node in list(work.graph.nodes):
         mask = node.args[3] if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3 else None
         if mask is None or not _may_hide_everything(work, mask):
             continue
         if mask not in seen:
-            seen[mask] = insert(work, node, lambda mask: mask.any(-1, keepdim=True).float(), mask)
+            sees = insert(work, node, lambda mask: mask.any(-1, keepdim=True), mask)
+            open_mask = insert(work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees)
+            seen[mask] = insert(work, node, lambda sees: sees.float(), sees), open_mask
+        sees, open_mask = seen[mask]
+        node.update_arg(3, open_mask)
         with work.graph.inserting_after(node):
-            heard = work.graph.call_function(aten.mul.Tensor, (node, seen[mask]))
+            heard = work.graph.call_function(aten.mul.Tensor, (node, sees))
         heard.meta = dict(node.meta)
         node.replace_all_uses_with(heard, delete_user_cb=lambda user, heard=heard: user is not heard)
 

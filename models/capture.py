@@ -53,7 +53,7 @@ def evaluate(program: Any, captured: Captured) -> tuple[dict[str, np.ndarray], .
     with torch.no_grad():
         for batch in captured.samples.batches:
             outputs = module(*[torch.from_numpy(np.array(batch[spec.name])) for spec in captured.inputs])
-            results.append({spec.name: value.numpy() for spec, value in zip(captured.outputs, outputs)})
+            results.append({spec.name: value.resolve_conj().resolve_neg().numpy() for spec, value in zip(captured.outputs, outputs)})
     return tuple(results)
 
 
@@ -210,7 +210,7 @@ def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple, 
 def _to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype == torch.int64:
         return tensor.int().numpy()
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()

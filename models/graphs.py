@@ -58,6 +58,15 @@ def fake_like(module: torch.fx.GraphModule, tensor: torch.Tensor) -> torch.Tenso
     return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
 
 
+def _in_mode_of(module: torch.fx.GraphModule, value: Any) -> Any:
+    """A traced value in the graph's own fake mode: for constants that a trace makes, torch opens another, and two modes do not mix."""
+    mode = next((node.meta["val"].fake_mode for node in module.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")), None)
+    if mode is None or not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
+        return value
+    with mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
 def draft(program: ExportedProgram) -> Draft:
     """A private copy of a program's graph; its tensors are shared."""
     values = {**program.constants, **program.state_dict}
@@ -186,7 +195,7 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
                 mapping[inner] = work.add_constant(f"{node.name}_{inner.target.strip('_')}", constant.detach(), like=node)
             else:
                 mapping[inner] = work.graph.node_copy(inner, lambda old: mapping[old])
-                mapping[inner].meta = {**keep, "val": inner.meta["val"]}
+                mapping[inner].meta = {**keep, "val": _in_mode_of(work.module, inner.meta["val"])}
     node.replace_all_uses_with(result)
     work.graph.erase_node(node)
     return result

@@ -1,4 +1,6 @@
-"""Silence for the chatter of third-party loaders: their facts reach the user as cidermill's own messages or not at all."""
+"""Silence for tools that talk about things no user can act on: what matters reaches the user as cidermill's own words or not at all."""
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -8,15 +10,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines below error and no Python warnings, for as long as the block runs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """No warnings, prints, progress bars or log lines below CRITICAL from anything inside; the root logger is left as it was."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(disabled)
+            root.handlers[:] = handlers
+            root.setLevel(level)
 
 
 @contextmanager

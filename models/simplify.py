@@ -79,8 +79,9 @@ def _folded_name(work: Draft, node: torch.fx.Node) -> str:
 
 
 def _as_constant(value: torch.Tensor) -> torch.Tensor:
+    """A parameter, or a buffer where it holds infinities: those are masks, not weights."""
     value = value.detach().contiguous().clone()
-    return torch.nn.Parameter(value, requires_grad=False) if value.is_floating_point() else value
+    return torch.nn.Parameter(value, requires_grad=False) if value.is_floating_point() and bool(value.isfinite().all()) else value
 
 
 def drop_no_ops(work: Draft) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..converters.quiet import quiet
+from ..converters.coreml_tools import import_coremltools
 from ..models.errors import UnreadableArtifact, UserError
 from .borders import STORED_AS, as_array, check_inputs
 from .graph import Graph, Tap, Value, interpret
@@ -138,13 +138,6 @@ def reference_executorch(path: Path, program: Any) -> Runner:
         return {value.name: as_array(results[value.name], value, "declared") for value in program.outputs}
 
     return Runner(path, "reference", program.inputs, program.outputs, program.graph, program.precision, run)
-
-
-def import_coremltools() -> Any:
-    """Import coremltools without the lines that it prints about untested versions and missing libraries."""
-    with quiet():
-        import coremltools
-    return coremltools
 
 
 def native_coreml(package: Package, function: str) -> Runner:

@@ -18,12 +18,7 @@ from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 
-QUICK = ["bert", "segformer"]
-REST = [
-    "distilbert", "albert", "t5-encoder", "gpt2", "llama", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext",
-    "vit", "beit", "swin", "yolos", "clip-vision", "wav2vec2", "whisper-encoder",
-]  # fmt: skip
-ILL_CONDITIONED = {"mobilenet-v2": 18, "mobilevit": 28}  # dB: what rounding every activation to float16 leaves of these random networks
+QUICK = ["bert", "segformer"]  # all of them go through tests/pipeline/test_zoo.py
 
 
 class Net(torch.nn.Module):
@@ -97,11 +92,11 @@ def written(captured, recipe, path):
 
 
 @pytest.mark.parametrize("recipe", ["float16", "int8", "int4"])
-@pytest.mark.parametrize("name", [*QUICK, *[pytest.param(name, marks=pytest.mark.slow) for name in REST]])
+@pytest.mark.parametrize("name", QUICK)
 def test_zoo_is_one_delegate_that_computes_the_model(zoo_captured, name, recipe, tmp_path):
     artifact, _, operators, psnr = written(zoo_captured(name), recipe, tmp_path / "m.pte")
     assert operators == ["delegate:MPSBackend"] and artifact.warnings == ()
-    assert psnr >= ILL_CONDITIONED.get(name, 40)
+    assert psnr >= 40
 
 
 def test_float32_is_exact(net, tmp_path):

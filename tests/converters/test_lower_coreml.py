@@ -94,6 +94,7 @@ REDUCTIONS = {
     "log_softmax far apart": lambda x: F.log_softmax(x * 40, 1),
     "log of softmax": lambda x: torch.log(F.softmax(x * 10, 1)),
     "prod": lambda x: (x.prod(1), x[:, :5].prod(1, keepdim=True)),
+    "sums of everything behind a transpose": lambda x: torch.stack([(x.t() + 1).sum(), (x.t() + 1).mean(), (x.t() * 2).max(), (x.t() * 2).amin()]),
     "argmax of everything": lambda x: torch.stack([x.argmax(), x.argmin()]),
     "bucketize": lambda x: (torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])), torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), x, right=True)),
     "histc": lambda x: torch.histc(x, 8, -2, 2),
@@ -126,7 +127,7 @@ def capped(x):
 INDEXING = {
     "unfold": (lambda x: (x.unfold(1, 4, 2), x.unfold(1, 4, 4)), V),
     "diagonal": (lambda x: (x.diagonal(1, 2, 3), x.diagonal(-2, 3, 2), torch.einsum("ii->i", x[0, 0])), X),
-    "diagonal_scatter": (lambda x: torch.diagonal_scatter(x, x[:, 0, :7] * 0 + 5, 1, 2, 3) if x.ndim < 4 else x, X[:, 0]),
+    "diagonal_scatter": (lambda x: torch.diagonal_scatter(x, x[:, 0, :7] + 5, 1, 1, 2), X[:, 0]),
     "negative padding": (lambda x: (F.pad(x, (-1, 1, 0, -2)), F.pad(x, (-1, -1)) * 2), X),
     "im2col": (lambda x: F.unfold(x, 3, padding=1, stride=2), X),
     "col2im": (lambda x: F.fold(x, (8, 8), 3, padding=1), normal(2, 27, 64)),
@@ -264,7 +265,7 @@ def test_sorted_experts(tmp_path):
 
     def mix(x, experts, weight):
         order = torch.argsort(experts)
-        ends = torch.cumsum(torch.histc(experts[order].int(), 4, 0, 3), 0).to(torch.int32)
+        ends = torch.cumsum(torch.histc(experts[order].float(), 4, 0, 3), 0).to(torch.int32)
         return torch.ops.transformers.grouped_mm_fallback(x[order], weight, ends)
 
     check(tmp_path, mix, normal(6, 8), torch.tensor([3, 0, 0, 1, 3, 0]), normal(4, 8, 5))
