@@ -13,7 +13,7 @@ import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from cidermill.validation.devices import DATA, find_device
+from cidermill.validation.devices import DATA
 from cidermill.validation.devices.fit import Measurement, fitted, leave_one_out, measurements
 from cidermill.validation.latency import Work, work_of
 from cidermill.validation.limits import CPU_ONLY, UNKNOWN_TO_ENGINE

@@ -59,7 +59,8 @@ def _is_short(node: torch.fx.Node) -> bool:
 
 def _split(work: Draft, node: torch.fx.Node, parts: dict[torch.fx.Node, Pair]) -> None:
     """Compute a node from the parts of its inputs; a complex result is remembered in `parts`, a real one takes the node's place."""
-    arguments = pytree.tree_map(lambda leaf: parts.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf, (list(node.args), dict(node.kwargs)))
+    given = (list(node.args), dict(node.kwargs))
+    arguments = pytree.tree_map(lambda leaf: parts.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf, given)
     leaves, spec = pytree.tree_flatten(arguments)
 
     def compute(*leaves):

@@ -13,7 +13,7 @@ import torch
 
 from .. import __version__
 from ..models.errors import UnsupportedOperators, UserError
-from ..models.graphs import describe, module_path, source_line
+from ..models.graphs import describe, draft, finish, module_path, source_line
 from .artifact import Artifact, measure
 from .coreml_tools import import_coremltools
 from .coreml_weights import mark_compressed, weights_from_codes
@@ -54,7 +54,7 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
 
 def _lower(compressed: Any) -> Any:
     """The captured program in Core ML's operators. A compressed weight that a rewrite computes with goes in decompressed."""
-    program, weights = compressed.captured.program, compressed.weights
+    program, weights = _with_vectors_for_scalars(compressed.captured.program), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]
     if not consumed:
@@ -62,6 +62,22 @@ def _lower(compressed: Any) -> Any:
     state = {**program.state_dict, **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed}}
     dense = program._update(program.graph_module, program.graph_signature, state_dict=state, constants=program.constants)
     return lower(dense, compressed.recipe.compute)
+
+
+def _with_vectors_for_scalars(program: Any) -> Any:
+    """Core ML has no inputs of rank 0: each becomes a vector of one element under its own name."""
+    work = draft(program)
+    scalars = [node for node in work.graph.nodes if work.is_input(node) and node.meta["val"].ndim == 0]
+    if not scalars:
+        return program
+    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    for node in scalars:
+        with work.graph.inserting_before(first):
+            scalar = work.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(scalar, delete_user_cb=lambda user, scalar=scalar: user is not scalar)
+        node.meta["val"] = node.meta["val"].reshape(1)
+    return finish(work)
 
 
 def _convert(program: Any, **options: Any) -> Any:
@@ -79,14 +95,14 @@ def _convert(program: Any, **options: Any) -> Any:
 
 
 def _failing_node(error: Exception, program: Any) -> Any:
-    """The node whose translation raised: named by a frame of coremltools' frontend, or by its passes' messages ('Layer "view_7_cast_fp16"')."""
+    """The node whose translation raised, named by a frame of coremltools' frontend or by a message ('Layer "view_7_cast_fp16"', '%add_54:')."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "convert_single_node":
             return nodes.get(trace.tb_frame.f_locals["node"].name)
         trace = trace.tb_next
-    layer = re.search(r'Layer "(\w+)"', str(error))
+    layer = re.search(r'(?:Layer "|%)(\w+)', str(error))
     return max((node for name, node in nodes.items() if layer and layer[1].startswith(name)), key=lambda node: len(node.name), default=None)
 
 

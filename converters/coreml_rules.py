@@ -3,6 +3,7 @@
 A rule has the parameters of its ATen operator and returns what the operator returns. `ELEMENTWISE` and `REDUCTIONS` map an operator
 to (rule, predicate): a node is replaced where the predicate holds for it.
 """
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -161,12 +162,14 @@ def plain_searchsorted(node: torch.fx.Node) -> bool:
 
 
 def histogram(self, bins=100, min=0, max=0):
-    """Counts between edges; the last bin takes its upper edge. Edges of whole numbers are exact in half precision up to 2048."""
-    edges = min + torch.arange(bins + 1) * ((max - min) / bins)
+    """Counts between edges; the last bin takes its upper edge. Whole numbers are compared with whole edges: half precision is too coarse."""
+    edges = [min + index * (max - min) / bins for index in range(bins + 1)]
+    if not self.is_floating_point():
+        edges = [math.ceil(edge - 1e-9) for edge in edges]
+    low, high = torch.tensor(edges[:-1])[:, None], torch.tensor(edges[1:])[:, None]
     values = self.reshape(1, -1)
-    from_edge = (values >= edges[:-1, None]).to(self.dtype).sum(1)
-    past_edge = torch.cat([(values >= edges[1:-1, None]).to(self.dtype).sum(1), (values > edges[-1]).to(self.dtype).sum(1, keepdim=False).reshape(1)])
-    return from_edge - past_edge
+    last = torch.arange(bins)[:, None] == bins - 1
+    return (((values >= low) & (values < high)) | (last & (values == max))).to(torch.int32).sum(1)
 
 
 def has_range(node: torch.fx.Node) -> bool:

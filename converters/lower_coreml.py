@@ -35,12 +35,14 @@ def lower(program: Any, compute: str = "float32") -> Any:
     drop_clones(work)
     compute_in_float32(work)
     split_complex_numbers(work)
+    count_whole_numbers(work)
     while replace_operators(work):
         fold_constants(work)  # rules compute constants with operators that have rules
     rename_operators(work)
     repeat_attention_heads(work)
     silence_masked_rows(work)
     fill_in_pooling_strides(work)
+    spread_channels(work)
     if compute == "float16":
         scale_roots_of_squares(work)
         scale_group_norms(work)
@@ -76,6 +78,14 @@ def compute_in_float32(work: Draft) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.dtype in foreign:
             node.meta["val"] = value.float()
+
+
+def count_whole_numbers(work: Draft) -> None:
+    """histc of integers that were cast to float (torch demands it) counts the integers themselves."""
+    for node in work.graph.nodes:
+        cast = node.args[0] if is_op(node, aten.histc.default) else None
+        if is_op(cast, aten._to_copy.default) and not cast.args[0].meta["val"].is_floating_point():
+            node.update_arg(0, cast.args[0])
 
 
 def replace_operators(work: Draft) -> bool:
@@ -178,6 +188,21 @@ def fill_in_pooling_strides(work: Draft) -> None:
     for node in work.graph.nodes:
         if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (node.args[2:] and node.args[2]):
             node.args = (*node.args[:2], node.args[1], *node.args[3:])
+
+
+def spread_channels(work: Draft) -> None:
+    """x [n, 1, h, w] + constant [1, c, 1, 1], said with x expanded: coremltools would fuse it into a batch norm of one channel."""
+    for node in list(work.graph.nodes):
+        if not is_op(node, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor) or node.meta["val"].ndim < 3:
+            continue
+        shape = node.meta["val"].shape
+        for position, other in ((0, 1), (1, 0)):
+            source, constant = node.args[position], work.tensor_of(node.args[other])
+            if constant is None or not isinstance(source, torch.fx.Node) or source.meta["val"].ndim != len(shape):
+                continue
+            if constant.numel() == shape[1] > 1 == source.meta["val"].shape[1]:
+                wide = [size if axis == 1 else -1 for axis, size in enumerate(shape)]
+                node.update_arg(position, insert(work, node, lambda x, wide=wide: x.expand(wide), source))
 
 
 def name_outputs_apart(work: Draft) -> None:

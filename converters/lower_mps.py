@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..models.graphs import Draft, draft, finish, is_op, retrace
+from ..models.graphs import Draft, draft, is_op, retrace
 from ..models.simplify import drop_no_ops, fold_constants
 from .mps_rules import FIRST_OF_TUPLE, MASKED, RULES
 
@@ -55,8 +55,8 @@ def drop_masks_of_ones(work: Draft) -> None:
 
 
 def narrow_integers(work: Draft) -> None:
-    """int64 -> int32 and float64 -> float32: MPSGraph lacks many int64 kernels, and the runtime cannot promote integers."""
-    narrower = {torch.int64: torch.int32, torch.float64: torch.float32}
+    """int64 -> int32: MPSGraph lacks many int64 kernels, and the runtime cannot promote integers. float64 and bfloat16 -> float32: it has neither."""
+    narrower = {torch.int64: torch.int32, torch.float64: torch.float32, torch.bfloat16: torch.float32}
     for node in work.graph.nodes:
         tensor = work.tensor_of(node)
         if tensor is not None and tensor.dtype in narrower and _fits_int32(tensor):
@@ -305,4 +305,12 @@ def _scalar(work: Draft, value: float, dtype: torch.dtype) -> torch.fx.Node:
     known = next((placeholder for placeholder, (qualified, _) in work.constants.items() if qualified == name), None)
     if known is not None:
         return next(node for node in work.graph.nodes if node.name == known)
-    return work.add_constant(name, torch.tensor(value, dtype=dtype))
+    return work.add_constant(name, torch.tensor(_within(value, dtype), dtype=dtype))
+
+
+def _within(value: float, dtype: torch.dtype) -> float:
+    """Integers beyond their type (masks of an int64 model: its largest number) become the largest or smallest that it has."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return value
+    limits = torch.iinfo(dtype)
+    return min(max(value, limits.min), limits.max)

@@ -15,7 +15,7 @@ LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
 def drop_unit_axes(work: Draft) -> None:
-    """Every operator on a tensor of high rank is computed on the tensors without unit axes; the full shape returns where it is low again."""
+    """Every operator on a tensor of high rank is computed without unit axes; the full shape returns where it is low again."""
     squeezed: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(work.graph.nodes):
         tensor = work.tensor_of(node)

@@ -83,6 +83,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
             del table[operator]
     program = exported.run_decompositions(table)
     _refuse_mutation(program)
+    _refuse_nested_graphs(program)
     work = draft(program)
     _keep_tensor_outputs(work)
     _name_inputs(work, program, input_names)
@@ -129,8 +130,14 @@ def _explain(error: Exception, source: Source) -> UserError:
     if "DataDependent" in kind or "data-dependent" in str(error) or "UserError" == kind:
         return UserError(
             f"The model decides by the values of its data at {where}, so it has no fixed graph.",
-            "Replace the branch by torch.where or torch.cond, or export the branch you need, and convert again.",
+            "Replace the branch by torch.where, or export the branch you need, and convert again.",
         )
+    if broken := re.search("Guard failed: (.+)", str(error)):
+        hint = "Give shapes that meet this with --input, or export it again with a wider torch.export.Dim."
+        return UserError(f"The program was exported for other shapes: it needs {broken[1]}.", hint)
+    if foreign := re.search(r"Found <class '([^']+)'> in output, which is not a known type", str(error)):
+        hint = "Return tensors, or tuples, lists, dicts and dataclasses of them."
+        return UserError(f"The model returns an object of the class {foreign[1]}, which torch.export cannot take apart.", hint)
     summary = str(error).strip().splitlines()[0] if str(error).strip() else kind
     return UserError(f"torch.export could not capture the model at {where}: {summary}", "Check the inputs (--input NAME:SHAPE) and that the model runs on them.")
 
@@ -224,6 +231,20 @@ def _refuse_mutation(program: Any) -> None:
         raise UserError(
             f"The model changes its own state while it runs: {', '.join(map(str, changed[:5]))}.",
             "Call model.eval(), switch caches off, or return the new state as an output.",
+        )
+
+
+def _refuse_nested_graphs(program: Any) -> None:
+    """torch.cond, while_loop, map and their like carry graphs of their own, which no target here takes."""
+    import torch
+
+    from .graphs import describe
+
+    nested = [describe(node) for node in program.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    if nested:
+        raise UserError(
+            f"The model branches or loops while it runs: {'; '.join(nested)}.",
+            "Compute both branches and choose with torch.where, or unroll the loop, and convert again.",
         )
 
 

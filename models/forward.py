@@ -1,9 +1,11 @@
 """How a module is called: its inputs bound to the names that the user gave, and a proposal where shapes are missing."""
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from .errors import UserError
 from .inputs import InputSpec, listing
@@ -69,10 +71,21 @@ def try_once(module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dic
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     try:
         with torch.no_grad(), quiet():
-            module(**{name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()})
+            answer = module(**{name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()})
+            _register_dataclasses(answer)
+    except UserError:
+        raise
     except Exception as error:  # whatever the user's own forward raises
         reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__).strip()
         raise UserError(f"{title} does not run on {listing(specs)}: {type(error).__name__}: {reason}", hint) from error
+
+
+def _register_dataclasses(answer: Any) -> None:
+    """torch.export takes the tensors out of those dataclasses only that it has been told of."""
+    for leaf in pytree.tree_leaves(answer):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+            _register_dataclasses([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
 
 
 def propose(model: torch.nn.Module) -> str:

@@ -121,11 +121,14 @@ def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tup
     try:
         model, report = model_class.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=safetensors, dtype=torch.float32,
-            attn_implementation=attention, output_loading_info=True,
+            attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # transformers, safetensors and torch each raise their own
         hint = "Check that config.json belongs to the weights."
         raise UserError(f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", hint) from error
+    other_size = [f"{name} is {_dims(stored)}, {model_class.__name__} wants {_dims(own)}" for name, stored, own in sorted(report["mismatched_keys"])]
+    if other_size:
+        raise UserError(f"{folder}: stored weights do not fit config.json: {_some(other_size)}.", "Copy the config.json that belongs to the weights.")
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
         raise UserError(
@@ -157,6 +160,9 @@ def _inputs(folder: Path, model_class: Any, config: Any, given: tuple[InputSpec,
     names = _default_names(model_class.main_input_name, parameters, config)
     chosen = {spec.name: spec for spec in given}
     shapes = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
+    for name in _TEXT_COMPANIONS:  # a mask is as long as the text that the user chose
+        if name in shapes and "input_ids" in chosen:
+            shapes[name] = chosen["input_ids"].shape
     specs = []
     for name in sorted({*names, *(set(chosen) & set(parameters))}, key=parameters.index):
         if name not in shapes and name not in chosen:
@@ -261,5 +267,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def _dims(shape: Any) -> str:
+    return "x".join(map(str, shape))
+
+
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1]) or type(error).__name__

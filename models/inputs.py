@@ -2,6 +2,7 @@
 
 Imports neither torch nor numpy: the command line parses `--input` before it knows whether there is work to do.
 """
+import keyword
 import re
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ def parse_input(text: str) -> InputSpec:
         raise UserError(f"--input {text!r} is not NAME:SHAPE or NAME:SHAPE:DTYPE.", _EXAMPLE)
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise UserError(f"--input {text!r}: {name!r} is not a name of letters, digits and underscores.", _EXAMPLE)
+    if keyword.iskeyword(name) or name == "self":
+        raise UserError(f"--input {text!r}: {name!r} is a word of the Python language, which no input can be called.", _EXAMPLE)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest[0]):
         raise UserError(f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.", _EXAMPLE)
     return InputSpec(name, _shape(text, rest[0]), _dtype(text, rest[1]) if len(rest) == 2 else None)

@@ -20,6 +20,13 @@ def load(path: str | Path, inputs: tuple[InputSpec, ...] = (), model_class: str 
     everything that is wrong with the file or the options.
     """
     path = Path(path)
+    try:
+        return _load(path, inputs, model_class, trust_pickle)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}.", "Check the path and who may read it.") from error
+
+
+def _load(path: Path, inputs: tuple[InputSpec, ...], model_class: str | None, trust_pickle: bool) -> Source:
     kind = recognise(path)
     if model_class is not None and kind in ("hugging-face", "exported-program", "torchscript"):
         raise UserError(f"{path} is a whole model ({kind}), so --model-class has no use.", "Leave --model-class out.")

@@ -85,8 +85,7 @@ def _pickle_in(path: Path, name: str) -> Iterator[str]:
         with archive.open(member) as stream:
             magic = stream.read(2)
         if magic == b"PK":
-            with archive.open(member) as stream, zipfile.ZipFile(io.BytesIO(stream.read())) as inner:
-                data = next((inner.read(entry) for entry in inner.namelist() if entry.endswith("data.pkl")), b"")
+            data = _inner_pickle(archive.read(member), f"{path}: {name}")
         elif magic[:1] == b"\x80" and name.startswith("data/sample_inputs/"):
             data = archive.read(member)
         else:
@@ -94,6 +93,14 @@ def _pickle_in(path: Path, name: str) -> Iterator[str]:
     names = globals_of(data, f"{path}: {name}") if data else ()
     if not torch_only(names):
         yield f"{name} would import {', '.join(names)}"
+
+
+def _inner_pickle(data: bytes, where: str) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as inner:
+            return next((inner.read(entry) for entry in inner.namelist() if entry.endswith("data.pkl")), b"")
+    except Exception as error:  # BadZipFile, and whatever a decompressor raises
+        raise UserError(f"{where} is a damaged zip archive ({error}).", "Save or copy the program again.") from error
 
 
 def _json(path: Path, name: str) -> Any:

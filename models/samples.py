@@ -54,10 +54,16 @@ def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int) -> list[dict
     if not path.is_file():
         raise UserError(f"{where} is not a file.", _HINT)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise UserError(f"{where} is a single array (.npy), whose input it does not name.", _HINT)
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # ValueError, BadZipFile, EOFError, OSError and, for a lone .npy, AttributeError
-        raise UserError(f"{where} cannot be read as an .npz of plain arrays ({error}).", _HINT) from error
+    except UserError:
+        raise
+    except Exception as error:  # ValueError, BadZipFile, EOFError, OSError, zlib.error
+        reason = "it holds pickled objects, or is none" if "pickle" in str(error) else error
+        raise UserError(f"{where} cannot be read as an .npz of plain arrays ({reason}).", _HINT) from error
     _check_names(arrays, specs, where)
     stacks = {spec.name: _stack(arrays[spec.name], spec, where) for spec in specs}
     counts = {name: len(stack) for name, stack in stacks.items()}

@@ -54,6 +54,6 @@ def _refuse_open_sizes(work: Draft) -> None:
     if open_nodes:
         raise UserError(
             f"The model makes tensors whose size depends on the values of its data, first by {describe(open_nodes[0])}.",
-            "Replace what picks a varying number of elements (nonzero, boolean indexing, int(tensor)) by masks or torch.where, and convert again.",
+            "Replace what picks a varying number of elements (nonzero, boolean indexing) by masks or torch.where, and convert again.",
         )
 

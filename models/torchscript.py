@@ -1,8 +1,12 @@
 """A TorchScript file -> an exported program at the shapes the user gives, through torch's own converter."""
+import io
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .formats import read_member
 from .forward import bind, try_once, vocabulary
 from .inputs import InputSpec
 from .programs import describe
@@ -28,9 +32,58 @@ def load_torchscript(path: Path, given: tuple[InputSpec, ...]) -> tuple[Any, Any
     return program, converted_module, specs, limits
 
 
+class _Anything:
+    """Stands for every class and function that a pickle names, so that reading it runs none of them."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        return None
+
+
+class _Storages(pickle.Unpickler):
+    """Collects what a pickle says of its tensors' storages: ("storage", type, key, device, elements)."""
+
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data))
+        self.found: list[tuple] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Anything,), {"__module__": module})
+
+    def persistent_load(self, reference: Any) -> Any:
+        self.found.append(reference)
+        return _Anything()
+
+
+def _check_storages(path: Path) -> None:
+    """torch's C++ reader believes the sizes that the pickles give, and reads beyond the end of a storage that is shorter (torch 2.13)."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
+    needed = {name: size for folder in ("data", "constants") if f"{folder}.pkl" in sizes for name, size in _storages(path, folder).items()}
+    short = [f"{name} has {sizes.get(name, 0)} of {size} bytes" for name, size in needed.items() if sizes.get(name, 0) < size]
+    if short:
+        raise UserError(f"{path} is incomplete: {', '.join(short[:3])}.", "Save or copy the model again.")
+
+
+def _storages(path: Path, folder: str) -> dict[str, int]:
+    """-> {"data/3": bytes that the tensors of data.pkl need of it}"""
+    import torch
+
+    reader = _Storages(read_member(path, f"{folder}.pkl"))
+    try:
+        with quiet():  # torch warns about its own storage classes
+            reader.load()
+            return {f"{folder}/{key}": count * getattr(torch, kind.__name__)().element_size() for _, kind, key, _, count in reader.found}
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise UserError(f"{path}: {folder}.pkl is damaged ({_reason(error)}).", "Save or copy the model again.") from error
+
+
 def _read(path: Path) -> Any:
     import torch
 
+    _check_storages(path)
     try:
         with quiet():
             return torch.jit.load(path, map_location="cpu").eval()

@@ -1,4 +1,5 @@
 """Judging artifacts: a file and the model it should equal enter, errors, verdicts, placement and latency leave."""
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,30 @@ def ask(runner: Any, inputs: Sequence[TensorSpec], batch: dict[str, np.ndarray],
 
 def judge(check: Check, min_psnr: float | None) -> tuple[str, list[str]]:
     """-> (verdict, warnings: first line what is the matter, second what to do)"""
-    conversion = [_conversion_advice(error, check.tolerance_db) for error in check.conversion if not meets(error, check.tolerance_db)]
+    same_weights = bool(check.compression)  # else the artifact was compared with its source, whatever was done to its weights
+    failing = [error for error in check.conversion if not meets(error, check.tolerance_db)]
+    conversion = [_conversion_advice(error, check.tolerance_db, same_weights) for error in failing]
     budget = [_budget_advice(error, min_psnr) for error in check.compression if min_psnr is not None and not meets(error, min_psnr)]
     passed = verdict(check.conversion, check.tolerance_db) == "pass" and not budget
     return "pass" if passed else "fail", conversion + budget
 
 
-def _conversion_advice(error: OutputError, tolerance_db: float) -> str:
+def judge_capture(captured: Sequence[OutputError]) -> tuple[str, list[str]]:
+    """-> (verdict, warnings) on the captured graph before any compression: compared with the source, as both errors of a compressed
+    artifact are measured from it, and a graph that was captured wrongly would otherwise look like the price of the recipe."""
+    wrong = [error for error in captured if not error.vacuous and not meets(error, TOLERANCE_DB["float32"])]
+    return "fail" if wrong else "pass", [_capture_advice(error) for error in wrong]
+
+
+def _capture_advice(error: OutputError) -> str:
+    distance = "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
+    return (
+        f"Output {error.output} of the captured graph, before any compression, {distance} what the source gives.\n"
+        "This is a defect of cidermill, not of the recipe: please report it with the model."
+    )
+
+
+def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bool) -> str:
     if error.nonfinite:
         return (
             f"Output {error.output} has {error.nonfinite} values that are NaN or infinite where the source's are finite.\n"
@@ -74,6 +92,11 @@ def _conversion_advice(error: OutputError, tolerance_db: float) -> str:
         )
     if error.problem or error.psnr_db is None:
         return f"Output {error.output} cannot be compared: {error.problem or 'no comparable values'}.\nCheck that the artifact belongs to this model."
+    if not same_weights:
+        return (
+            f"Output {error.output} is {error.psnr_db:.1f} dB from the model's; {tolerance_db:g} dB are needed.\n"
+            "Where the artifact's weights are compressed, their error is in it: allow for it with --tolerance; else the conversion is wrong."
+        )
     return (
         f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch; {tolerance_db:g} dB are needed.\n"
         "This is the conversion, not the compression: try --quant float32 to see whether half precision is the cause."
@@ -123,6 +146,8 @@ def validate_artifact(
     from .run import SYNTHETIC_SAMPLES
     from .report import plain
 
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UserError(f"--tolerance {tolerance} is not a positive number of decibels.", "Leave it out to take 40 for float16 compute, 60 for float32.")
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):
@@ -131,7 +156,7 @@ def validate_artifact(
         captured = capture(source, chosen)
     with show("validate"):
         check = check_artifact(runner, captured.inputs, chosen, captured.reference, captured.reference)
-    check = Check(check.runner, check.conversion, (), tolerance or check.tolerance_db)
+    check = Check(check.runner, check.conversion, (), check.tolerance_db if tolerance is None else tolerance)
     decided, warnings = judge(check, None)
     return plain({"artifact": str(artifact), "against": str(against), "verdict": decided, "validation": check.as_json(), "warnings": warnings})
 

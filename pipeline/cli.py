@@ -4,8 +4,12 @@ Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or 
 """
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,24 +24,53 @@ from .plan import TARGETS, Plan
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash for a failed verdict
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 
 
+class Stopped(BaseException):
+    """The signal, by its number, that asked this process to end."""
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """A signal that asks to end (Ctrl-C, a scheduler's SIGTERM, a closed terminal) unwinds the work, so that nothing is left behind."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
+        yield
+        return
+    earlier = {number: signal.signal(number, stop) for number in signals if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
-    """Turn a command's result into the exit code, and a UserError into one message without a traceback."""
+    """Turn a command's result into the exit code, and a UserError into one message without a traceback; a defect of ours keeps its own."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            code = command(*args, **kwargs)
+            with ends_in_order():
+                code = command(*args, **kwargs)
         except UserError as error:
             from .terminal import show_error
 
             show_error(error)
             code = 2
-        except KeyboardInterrupt:
+        except Stopped as stopped:
             click.echo("interrupted; nothing was written", err=True)
-            code = 130
+            code = 128 + stopped.args[0]
+        except Exception:
+            traceback.print_exc()
+            click.echo("This is a defect of cidermill, not of your model: please report it with the lines above. Nothing was written.", err=True)
+            code = DEFECT
         sys.exit(code)
 
     return wrapped

@@ -19,8 +19,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Versions against those that were tried together, the host's native runtimes, memory and disk."""
-    findings = [_python(), *(_package(name, wanted) for name, wanted in REQUIRED.items()), _native(), _memory(), _disk()]
-    return findings
+    return [_python(), *(_package(name, wanted) for name, wanted in REQUIRED.items()), _native(), _memory(), _disk()]
 
 
 def _python() -> Finding:

@@ -36,7 +36,7 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
     staging = _staging_name(out, os.getpid())
     temporary = tempfile.tempdir
     try:
-        staging.mkdir()
+        _make(staging, out)
         scratch = staging / ".scratch"
         scratch.mkdir()
         tempfile.tempdir = str(scratch)  # whatever the tools write on the way stays on this disk and is cleared with it
@@ -52,10 +52,18 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
 
 
 def check_ours(out: Path, force: bool) -> None:
-    """Refuse to touch a folder that cidermill did not write, unless forced."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    """Refuse to touch a folder that cidermill did not write, unless forced; and one that a shell stands in, which would find it gone."""
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _impossible(out, error) from error
+    if out.is_symlink() or not out.is_dir():
         raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
-    if not out.is_dir() or not any(out.iterdir()) or force or _has_report(out):
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"The output folder {out} is the current folder or holds it, so it cannot be exchanged.", "Choose a folder inside with --out.")
+    if not any(out.iterdir()) or force or _has_report(out):
         return
     raise UserError(
         f"The output folder {out} holds files that cidermill did not write ({_some_names(out)}).",
@@ -95,9 +103,20 @@ def _create_parent(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The output folder {out} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.") from error
+        raise _impossible(out, error) from error
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"The folder {out.parent} cannot be written to.", "Choose a folder that you may write to with --out.")
+
+
+def _make(staging: Path, out: Path) -> None:
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise _impossible(out, error) from error
+
+
+def _impossible(out: Path, error: OSError) -> UserError:
+    return UserError(f"The output folder {out} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.")
 
 
 def _keep_earlier(out: Path, staging: Path) -> None:

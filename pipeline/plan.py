@@ -1,4 +1,6 @@
 """Plan: everything the user asked for, checked before any work starts."""
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +29,17 @@ class Plan:
     force: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once
         for target in self.targets:
             if target not in TARGETS:
                 raise UserError(f"Unknown target {target!r}.", f"The targets are {' and '.join(TARGETS)}.")
-        if self.min_psnr is not None and not self.min_psnr > 0:
+        if self.min_psnr is not None and not 0 < self.min_psnr < math.inf:
             raise UserError(f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget.")
 
     @property
     def name(self) -> str:
         """The stem that artifacts are called by: of the file, or of the folder."""
-        return self.model.resolve().name.split(".")[0] or "model"
+        return Path(os.path.abspath(self.model)).name.split(".")[0] or "model"  # a link's own name: a model hub's links point at hashes
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .check import Check, check_artifact, estimate, judge, load_model
+from .check import Check, check_artifact, estimate, judge, judge_capture, load_model
 from .output import staged
 from .plan import Plan
 from .stages import Stages
@@ -17,7 +17,8 @@ SYNTHETIC_SAMPLES = 2
 class Facts:
     """What the stages after conversion need to know of the model, so that its weights can be freed before an artifact is run.
 
-    expected: what a perfect conversion answers on the samples; reference: what the source answers.
+    expected: what a perfect conversion answers on the samples; reference: what the source answers; captured: how far the captured graph is
+    from the source before any compression (empty where nothing was compressed: then `expected` is the reference itself).
     """
 
     source: Any
@@ -26,6 +27,7 @@ class Facts:
     samples: Any
     reference: tuple
     expected: tuple
+    captured: tuple
     decisions: tuple
     parameters: int
 
@@ -43,6 +45,7 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
         gc.collect()
         sections = [_examine(plan, artifact, facts, devices, folder, stages) for artifact in artifacts]
         with stages("report"):
+            _warn_of_earlier(plan.folder, folder, sections)
             return _report(folder, facts, sections, stages)
 
 
@@ -72,22 +75,26 @@ def _press(plan: Plan, recipe: Any, folder: Path, stages: Stages) -> tuple[list,
     with stages("capture"):
         captured = capture(source, samples)
     with stages("compress") as step:
-        compressed, expected = _compress(captured, recipe, step)
+        compressed, expected, errors = _compress(captured, recipe, step)
     artifacts = []
     for target in plan.targets:
         with stages("convert") as step:
             artifacts.append(_convert(compressed, target, folder, plan, step))
-    return artifacts, _facts(compressed, expected)
+    return artifacts, _facts(compressed, expected, errors)
 
 
-def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, tuple]:
-    """-> (Compressed, what a perfect conversion of it would answer)."""
+def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, tuple, tuple]:
+    """-> (Compressed, what a perfect conversion of it would answer, errors of the captured graph on the first sample: see `Facts`)."""
     from ..models.capture import evaluate
     from ..quantization.compress import compress, decompressed
+    from ..validation.compare import compare
 
     compressed = compress(captured, recipe, lambda done, total, name: step(name))
-    expected = evaluate(decompressed(compressed), captured) if compressed.weights else captured.reference
-    return compressed, expected
+    if not compressed.weights:
+        return compressed, captured.reference, ()
+    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
+    errors = compare(captured.reference[:1], evaluate(captured.program, first))
+    return compressed, evaluate(decompressed(compressed), captured), errors
 
 
 def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Callable[[str], None]) -> Any:
@@ -100,13 +107,14 @@ def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Calla
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
 
 
-def _facts(compressed: Any, expected: tuple) -> Facts:
+def _facts(compressed: Any, expected: tuple, errors: tuple) -> Facts:
     captured = compressed.captured
     module = captured.source.program if captured.source.program is not None else captured.source.module
-    parameters = sum({id(parameter): parameter.numel() for parameter in module.parameters()}.values())
+    memory = {(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()}  # tied weights once
+    parameters = sum(memory.values())
     return Facts(
         replace(captured.source, module=None, program=None), captured.inputs, captured.outputs, captured.samples,
-        captured.reference, expected, compressed.decisions, parameters,
+        captured.reference, expected, errors, compressed.decisions, parameters,
     )  # fmt: skip
 
 
@@ -124,7 +132,8 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Pa
     with stages("place"):
         estimates = estimate(runner.graph, artifact.target, devices)
     verdict, warnings = judge(check, plan.min_psnr)
-    warnings = [*facts.source.warnings, *warnings]
+    captured_verdict, defects = judge_capture(facts.captured)
+    verdict, warnings = "fail" if captured_verdict == "fail" else verdict, [*facts.source.warnings, *defects, *warnings]
     if isinstance(native, Check):
         native_verdict, more = judge(native, plan.min_psnr)
         verdict, warnings = "fail" if "fail" in (verdict, native_verdict) else "pass", warnings + more
@@ -139,6 +148,16 @@ def _native_check(path: Path, facts: Facts) -> Check | str:
     if not has_native_runtime(path):
         return "not run: needs macOS"
     return check_artifact(open_runner(path, host="native"), facts.inputs, facts.samples, facts.expected, facts.reference)
+
+
+def _warn_of_earlier(out: Path, folder: Path, sections: list[dict]) -> None:
+    """Artifacts of an earlier run that stay in the output folder are no part of the new report: say so."""
+    kept = sorted(path.name for path in out.glob("*") if path.suffix in (".mlpackage", ".pte") and not (folder / path.name).exists())
+    if kept:
+        sections[0]["warnings"].append(
+            f"{', '.join(kept)} in this folder {'is' if len(kept) == 1 else 'are'} from an earlier run and not in this report.\n"
+            "Remove what you do not want to ship, or convert every target in one run."
+        )
 
 
 def _report(folder: Path, facts: Facts, sections: list[dict], stages: Stages) -> dict:

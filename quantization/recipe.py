@@ -11,7 +11,6 @@ from fractions import Fraction
 from ..models.errors import UserError
 from .granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor
 
-LINEAR_BITS = (4, 8)
 PALETTE_BITS = (1, 2, 3, 4, 6, 8)
 SUPPORTED = "float32, float16, int8, int4, palettizeN (N one of 1, 2, 3, 4, 6, 8), pruneF (F percent, 0 to 100)"
 OPTIONS = "per-tensor, per-channel or blockN (as int4:block32)", "per-tensor or groupN (as palettize4:group16)"

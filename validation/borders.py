@@ -21,7 +21,7 @@ def check_inputs(
 ) -> dict[str, torch.Tensor]:
     """Name, convert and check what was given for `values`, the inputs of `owner`. Everything that does not fit is raised at once.
 
-    images: channels ("RGB", "BGR", "L") of the inputs that may be given as pictures.
+    images: channels ("RGB", "BGR", "L") of the inputs that may be given as pictures. A scalar may be given for [1], as Core ML has it.
     """
     wanted = {value.name: value for value in values}
     hint = f"it takes {describe(values)}"
@@ -32,6 +32,7 @@ def check_inputs(
     problems = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} is not an input" for name in given if name not in wanted]
     arrays = {name: to_array(given[name], images.get(name, "")) for name in wanted if name in given}
+    arrays = {name: array[None] if array.ndim == 0 and wanted[name].shape == (1,) else array for name, array in arrays.items()}
     problems += [problem for name, array in arrays.items() if (problem := misfit(array, wanted[name]))]
     if problems:
         raise UserError(f"inputs do not fit {owner}: {'; '.join(problems)}", hint)

@@ -89,7 +89,7 @@ def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputErr
     finite = np.isfinite(want)
     nonfinite = int(np.count_nonzero(finite & ~np.isfinite(have)))
     floating = np.issubdtype(pairs[0][0].dtype, np.floating)
-    vacuous, problem = _vacuous(want[finite], int(np.isnan(want).sum()), floating)
+    vacuous, problem = _vacuous(want[finite], int(np.isnan(want).sum()), floating) if want.size else (True, "it has no elements")
     both = finite & np.isfinite(have)
     return OutputError(
         name,

@@ -125,7 +125,9 @@ def locate_model(path: Path) -> Path:
     if not path.exists():
         raise UnreadableArtifact(f"{path} does not exist")
     if not manifest_path.is_file():
-        raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json")
+        inside_it = sorted(entry.name for entry in path.glob("*") if entry.suffix in (".mlpackage", ".pte"))
+        hint = f"It holds {', '.join(inside_it)}: give one of these." if inside_it else "Give the .mlpackage folder itself."
+        raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json", hint)
     try:
         manifest = json.loads(manifest_path.read_text())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]

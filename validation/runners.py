@@ -21,6 +21,7 @@ from .mil_run import call_operator, compute_precision, fold_constants, remember_
 
 HOSTS = ("auto", "native", "reference")
 PRECISIONS = ("declared", "float32")
+ARTIFACTS = "An artifact is an .mlpackage folder or a .pte file."
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,34 @@ def open_runner(path: str | Path, host: str = "auto", function: str = "main", pr
             raise UserError(f"unknown {name} {value!r}", f"use one of {', '.join(allowed)}")
     if host == "native" and platform.system() != "Darwin":
         raise UserError(f"not run: {path.name} on its native runtime needs macOS; this is {platform.system()}", "use host='reference'")
+    head = _first_bytes(path)
     native = host == "native" or (host == "auto" and precision == "declared" and has_native_runtime(path))
     if path.is_dir():
         package = read_package(path)
         return native_coreml(package, function) if native else reference_coreml(package, function, precision)
-    if not path.exists():
-        raise UnreadableArtifact(f"{path} does not exist")
-    with path.open("rb") as stream:
-        head = stream.read(8)
     if head[4:8] not in (b"ET12", b"ET13"):
-        raise UnreadableArtifact(f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)")
+        raise UnreadableArtifact(f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)", ARTIFACTS)
     if precision != "declared":
         raise UserError(f"precision={precision!r} is for ML Programs; {path.name} is an ExecuTorch program", "use precision='declared'")
     from .pte_read import open_program
 
     program = open_program(path)
     return native_executorch(path, program) if native else reference_executorch(path, program)
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Of a file; nothing of a folder. UnreadableArtifact for a path that is neither or that the system refuses."""
+    try:
+        if path.is_dir():
+            return b""
+        if not path.exists():
+            raise UnreadableArtifact(f"{path} does not exist", "Check the path of the artifact.")
+        if not path.is_file():
+            raise UnreadableArtifact(f"{path} is neither a file nor a folder", ARTIFACTS)
+        with path.open("rb") as stream:
+            return stream.read(8)
+    except OSError as error:
+        raise UnreadableArtifact(f"{path} cannot be read: {error.strerror}", "Check the path and who may read it.") from error
 
 
 def has_native_runtime(path: Path) -> bool:

@@ -197,3 +197,17 @@ def test_a_target_that_cannot_hold_the_recipe(target, needed, text):
 @pytest.mark.parametrize("target", ["iOS18", "macOS15", "iOS26", "macOS26"])
 def test_targets_that_can(target):
     check_target(target, "int4", "iOS18", "4-bit integer weights")
+
+
+def test_a_scalar_input_keeps_its_name(tmp_path):
+    class Gain(torch.nn.Module):
+        def forward(self, x, gain, steps):
+            return x * gain + steps
+
+    arrays = {"x": np.ones((1, 8), np.float32), "gain": np.array(2.5, np.float32), "steps": np.array(3, np.int32)}
+    specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
+    scalars = capture(Source(Path("gain.pt"), "module", "0", Gain().eval(), specs), Samples("synthetic", (arrays,), 0))
+    write_mlpackage(compress(scalars, parse_recipe("float16")), tmp_path / "gain.mlpackage")
+    runner = open_runner(tmp_path / "gain.mlpackage")
+    assert {value.name: value.shape for value in runner.inputs} == {"x": (1, 8), "gain": (1,), "steps": (1,)}
+    assert runner(arrays)["output"].tolist() == [[5.5] * 8]

@@ -1,4 +1,4 @@
-"""converters/lower_coreml.py and its rules: every rewrite computes the same in torch, and the saved package, run from its bytes, does too."""
+"""converters/lower_coreml.py and its rules: each rewrite computes the same in torch, and so does the saved package, run from its bytes."""
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ def normal(*shape):
 X, V, W = normal(2, 3, 8, 8), normal(2, 12), normal(2, 12).flip(1) * 2
 I = torch.arange(12).reshape(2, 6) * 5 % 12
 Q = normal(2, 4, 5, 8)
+EDGES = torch.tensor([-1.0, 0.0, 1.0])
 PADDED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 PADDED_LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
@@ -94,9 +95,9 @@ REDUCTIONS = {
     "log_softmax far apart": lambda x: F.log_softmax(x * 40, 1),
     "log of softmax": lambda x: torch.log(F.softmax(x * 10, 1)),
     "prod": lambda x: (x.prod(1), x[:, :5].prod(1, keepdim=True)),
-    "sums of everything behind a transpose": lambda x: torch.stack([(x.t() + 1).sum(), (x.t() + 1).mean(), (x.t() * 2).max(), (x.t() * 2).amin()]),
+    "all of it behind a transpose": lambda x: torch.stack([(x.t() + 1).sum(), (x.t() + 1).mean(), (x.t() * 2).max(), x.t().amin()]),
     "argmax of everything": lambda x: torch.stack([x.argmax(), x.argmin()]),
-    "bucketize": lambda x: (torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])), torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), x, right=True)),
+    "bucketize": lambda x: (torch.bucketize(x, EDGES), torch.searchsorted(EDGES, x, right=True)),
     "histc": lambda x: torch.histc(x, 8, -2, 2),
     "cdist": lambda x: torch.cdist(x, x * 2 + 1),
     "var_mean": lambda x: torch.var_mean(x, 1),
@@ -137,7 +138,8 @@ INDEXING = {
     "masked_scatter": (lambda x: x.masked_scatter(x > 0, x.flip(1)), V),
     "scatter": (lambda x, i: (x.scatter(1, i, x * 2), x.scatter_add(1, i, x), x.scatter(1, i, 1.5)), V, I),
     "scatter of fewer rows": (lambda x, i: (x.scatter(1, i[:1], x * 2), x.gather(1, i[:1])), V, I),
-    "scatter_reduce": (lambda x, i: (x.scatter_reduce(1, i, x[:, :6], "amax"), x.scatter_reduce(1, i, x, "amin", include_self=False)), V, I),
+    "scatter_reduce": (
+        lambda x, i: (x.scatter_reduce(1, i, x[:, :6], "amax"), x.scatter_reduce(1, i, x, "amin", include_self=False)), V, I),
     "max_pool without a stride": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], X),
     "cumsum from the end": (lambda x: x.reshape(2, 3, 2, 4, 8).cumsum(-2), X),
 }
@@ -149,7 +151,17 @@ def test_indexing(name, tmp_path):
 
 
 def test_embedding_bag(tmp_path):
-    check(tmp_path, lambda i, sums, means: (sums(i), means(i)), I, modules=[lambda: nn.EmbeddingBag(12, 8, mode="sum"), lambda: nn.EmbeddingBag(12, 8)])
+    bags = [lambda: nn.EmbeddingBag(12, 8, mode="sum"), lambda: nn.EmbeddingBag(12, 8)]
+    check(tmp_path, lambda i, sums, means: (sums(i), means(i)), I, modules=bags)
+
+
+def test_linear_with_one_row(tmp_path):
+    check(tmp_path, lambda x: F.linear(x, torch.linspace(-1, 1, 12)), V)
+
+
+def test_one_channel_spread_over_many(tmp_path):
+    channels = torch.arange(1.0, 9.0).reshape(1, 8, 1, 1)
+    check(tmp_path, lambda x: x[:, :1] * channels + channels.flip(1), X)
 
 
 def test_bilinear_layer(tmp_path):
@@ -179,7 +191,8 @@ COMPLEX = {
     "rotary embedding": (rotary, normal(2, 6, 8)),
     "fft": (lambda x: (torch.fft.fft(x).real, torch.fft.ifft(x).imag, torch.fft.fft(x, norm="ortho").abs()), V),
     "fft2": (lambda x: torch.fft.fft2(x, norm="ortho").real, X),
-    "rfft and back": (lambda x: (torch.fft.rfft(x).abs(), torch.fft.irfft(torch.fft.rfft(x) * 2, n=12), torch.fft.irfft(torch.fft.rfft(x[:, :11]), n=11)), V),
+    "rfft and back": (
+        lambda x: (torch.fft.rfft(x).abs(), torch.fft.irfft(torch.fft.rfft(x) * 2, n=12), torch.fft.irfft(torch.fft.rfft(x[:, :11]), n=11)), V),
     "rfft2 and back": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), norm="ortho"), X),
     "stft": (lambda x: torch.stft(x, 16, 4, window=torch.hann_window(16), return_complex=True).abs(), normal(1, 64)),
     "quotient and sum": (lambda x: torch.abs((torch.complex(x, x + 1) + 1) / torch.complex(x.abs() + 1, x) - 2), V),
@@ -202,7 +215,7 @@ MASKS = {
     "product with -1e9": lambda q, m: scores(q, (1 - m[:, None, None].float()) * -1e9),
     "whole -1000000": lambda q, m: scores(q, (1 - m[:, None, None]) * -1000000),
     "less 1e30": lambda q, m: scores(q, -(1e30 * (1 - m[:, None, None].float()))),
-    "two masks": lambda q, m: scores(q, (1 - m[:, None, None].float()) * LOWEST + (1 - m.flip(1)[:, None, None].float()) * -1e9 * (q[:, :1, :1, :1] < -9)),
+    "two masks": lambda q, m: scores(q, (1 - m[:, None, None].float()) * LOWEST) + scores(q, (1 - m[:, None, None].float()) * -2e9),
     "comparison with a mask": lambda q, m: torch.where((1 - m.float()) * -1e9 < -1e8, -1.0, 1.0) * q[:, 0, :, 0],
 }
 
@@ -269,6 +282,11 @@ def test_sorted_experts(tmp_path):
         return torch.ops.transformers.grouped_mm_fallback(x[order], weight, ends)
 
     check(tmp_path, mix, normal(6, 8), torch.tensor([3, 0, 0, 1, 3, 0]), normal(4, 8, 5))
+
+
+def test_whole_numbers_are_counted_exactly(tmp_path):
+    """As a mixture of 128 experts counts its rows: in half precision 126 is no less than 127 * 127 / 128."""
+    check(tmp_path, lambda i: torch.histc(i.float(), 128, 0, 127), torch.tensor([0, 126, 126, 127, 5, 100]))
 
 
 BORDERS = {

@@ -232,3 +232,17 @@ def test_lower_leaves_the_captured_program_alone():
     lower(captured.program, half=True, dense=lambda name: torch.zeros(4, 4) if name.endswith("weight") else None)
     assert str(captured.program.graph) == before[0]
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in captured.program.state_dict.items())
+
+
+def test_bfloat16_inside_becomes_the_compute_type():
+    linear = torch.nn.Linear(8, 8).bfloat16()
+    captured = captured_of(lambda x: linear(x.bfloat16()).float(), random(1, 8))
+    for half in (False, True):
+        program = finish(lower(captured.program, half)[0])
+        assert torch.bfloat16 not in {node.meta["val"].dtype for node in program.graph.nodes if "val" in node.meta}
+        error = evaluate(program, captured)[0]["output"] - captured.reference[0]["output"]
+        assert np.abs(error).max() < 0.02  # bfloat16 keeps 8 bits
+
+
+def test_integers_beyond_int32_are_limited():
+    check(lambda x: (x < 2**40) & (x > -(2**40)), np.array([[0, 1, 2, 3]], np.int32))

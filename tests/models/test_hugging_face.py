@@ -142,8 +142,9 @@ def test_missing_and_truncated_shards(folder):
         ({"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}}, "brings its own code for Mine (auto_map)"),
         ({"architectures": None}, "names no architectures."),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is already quantized (gptq)."),
-        ({"hidden_size": 32}, "cannot be loaded as BertForSequenceClassification"),
-        ({"hidden_size": "many"}, "is not a configuration of BertForSequenceClassification"),
+        ({"hidden_size": 17}, "cannot be loaded as BertForSequenceClassification: The hidden size (17) is not a multiple"),
+        ({"vocab_size": 51}, "word_embeddings.weight is 50x16, BertForSequenceClassification wants 51x16"),
+        ({"hidden_size": "many"}, "is not a configuration of BertForSequenceClassification: Validation error for field 'hidden_size': TypeError"),
         ({"architectures": ["BertForMaskedLM"]}, "of BertForMaskedLM are not in the files: cls.predictions"),
     ],
 )
@@ -236,3 +237,8 @@ def test_other_kinds(tmp_path, name, inputs, outputs, as_tensors):
     batch = as_tensors(synthetic(source.inputs, 1, 0, source.limits).batches[0])
     with torch.no_grad():
         assert set(source.module(**batch)) == outputs, "caches and nested outputs are left out"
+
+
+def test_the_mask_is_as_long_as_the_text_that_was_asked_for(bert_folder):
+    source = load(bert_folder, (InputSpec("input_ids", (2, 8)),))
+    assert [spec.shape for spec in source.inputs] == [(2, 8), (2, 8)]

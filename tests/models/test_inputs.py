@@ -28,6 +28,8 @@ def test_parse(text, expected):
         ("1x3x224x224", "--input '1x3x224x224' is not NAME:SHAPE or NAME:SHAPE:DTYPE."),
         ("x:1:float32:y", "is not NAME:SHAPE"),
         ("2x:1x3", "'2x' is not a name"),
+        ("lambda:1x3", "'lambda' is a word of the Python language"),
+        ("self:1x3", "'self' is a word of the Python language"),
         ("x:1x0x3", "the shape '1x0x3' is not whole numbers from 1 joined by x"),
         ("x:1x-3", "the shape '1x-3' is not"),
         ("x:", "the shape '' is not"),

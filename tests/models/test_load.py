@@ -1,10 +1,14 @@
 """Modules, weights with a factory, TorchScript: shapes, names and refusals."""
+import zipfile
+
 import pytest
 import torch
 
+from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.inputs import InputSpec
 from cidermill.models.load import digest, load
+from cidermill.models.samples import synthetic
 
 IMAGE = (InputSpec("x", (1, 3, 8, 8)),)
 FACTORY = """
@@ -184,3 +188,53 @@ def test_torchscript_that_cannot_be_converted(tmp_path):
     torch.jit.script(Search()).save(tmp_path / "m.pt")
     message = refusal(tmp_path / "m.pt", (InputSpec("x", (1, 3)),))
     assert "is TorchScript that torch cannot turn into an exported program" in message and "torch.export.save" in message
+
+
+DATACLASS = """
+import dataclasses, torch
+@dataclasses.dataclass
+class Inner:
+    c: torch.Tensor
+@dataclasses.dataclass
+class Answer:
+    a: torch.Tensor
+    b: Inner
+class Opaque:
+    pass
+class Net(torch.nn.Module):
+    def __init__(self, opaque=False):
+        super().__init__()
+        self.linear, self.opaque = torch.nn.Linear(4, 4), opaque
+    def forward(self, x):
+        return Opaque() if self.opaque else Answer(self.linear(x), Inner(x + 1))
+def opaque(): return Net(True)
+"""
+
+
+def captured_outputs(path, factory):
+    source = load(path, (InputSpec("x", (1, 4)),), factory)
+    return [spec.name for spec in capture(source, synthetic(source.inputs)).outputs]
+
+
+def test_dataclass_outputs_go_by_their_fields(tmp_path, package):
+    package("answers", DATACLASS)
+    torch.save(torch.nn.ModuleDict({"linear": torch.nn.Linear(4, 4)}).state_dict(), tmp_path / "s.pt")
+    assert captured_outputs(tmp_path / "s.pt", "answers:Net") == ["a", "b_c"]
+    with pytest.raises(UserError, match="returns an object of the class answers.Opaque"):
+        captured_outputs(tmp_path / "s.pt", "answers:opaque")
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "loop"])
+def test_a_path_that_the_system_refuses(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    assert name in refusal(tmp_path / name)
+
+
+def test_torchscript_with_a_short_storage_does_not_crash_the_process(tmp_path, convnet):
+    torch.jit.trace(convnet, torch.randn(1, 3, 8, 8)).save(str(tmp_path / "t.pt"))
+    with zipfile.ZipFile(tmp_path / "t.pt") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "t.pt", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"" if name.endswith("data/0") else data)
+    assert "is incomplete: data/0 has 0 of" in refusal(tmp_path / "t.pt", IMAGE)

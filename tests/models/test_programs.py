@@ -7,9 +7,11 @@ import zipfile
 import pytest
 import torch
 
+from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.inputs import InputSpec
 from cidermill.models.load import load
+from cidermill.models.samples import synthetic
 
 
 class Net(torch.nn.Module):
@@ -83,6 +85,15 @@ def test_dynamic_shapes_are_settled(tmp_path):
         assert torch.allclose(exported.module()(x=torch.ones(5, 4)), model(torch.ones(5, 4)))
     assert "layer.weight" in exported.state_dict
     assert "dimension 1 cannot become 9" in refusal(path, (InputSpec("x", (5, 9)),))
+
+
+def test_a_size_beyond_the_exported_range_names_the_condition(tmp_path):
+    size = torch.export.Dim("size", min=1, max=8)
+    program = torch.export.export(torch.nn.Linear(4, 4), (torch.randn(2, 4),), dynamic_shapes={"input": {0: size}})
+    torch.export.save(program, tmp_path / "m.pt2")
+    source = load(tmp_path / "m.pt2", (InputSpec("input", (9, 4)),))
+    with pytest.raises(UserError, match=r"exported for other shapes: it needs input.size\(\)\[0\] <= 8"):
+        capture(source, synthetic(source.inputs))
 
 
 def test_nested_and_constant_inputs(tmp_path):
@@ -198,3 +209,8 @@ def test_broken_graph(static):
 def test_missing_parts(static):
     edit_json(static[0], lambda m: m.pop("graph_module"))
     assert "cannot be loaded as an exported program" in refusal(static[0])
+
+
+def test_damaged_example_inputs(static):
+    rewrite(static[0], lambda name, data: data[: len(data) // 2] if name.startswith("data/sample_inputs/") else data)
+    assert "sample_inputs/model.pt is a damaged zip archive" in refusal(static[0])

@@ -86,8 +86,11 @@ def test_npz_that_is_none(tmp_path):
     with pytest.raises(UserError, match="cannot be read as an .npz of plain arrays"):
         load_samples(str(tmp_path / "s.npz"), (X,))
     np.savez(tmp_path / "s.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="cannot be read as an .npz of plain arrays"):
+    with pytest.raises(UserError, match="plain arrays .it holds pickled objects"):
         load_samples(str(tmp_path / "s.npz"), (X,))
+    np.save(tmp_path / "s.npy", np.ones((1, 3)))
+    with pytest.raises(UserError, match="is a single array"):
+        load_samples(str(tmp_path / "s.npy"), (X,))
 
 
 DATA = """

@@ -1,4 +1,4 @@
-"""models/sizes.py: sizes that constants decide become known, sizes that the data decides are refused with the line."""
+"""models/sizes.py: sizes that constants decide become known; sizes and branches that the data decides are refused with the line."""
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,15 @@ class Picks(torch.nn.Module):
 
 def captured(module):
     array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)
-    return capture(Source(Path("m.pt"), "module", "0", module.eval(), (TensorSpec("x", (2, 6), "float32"),)), Samples("synthetic", ({"x": array},), 0))
+    source = Source(Path("m.pt"), "module", "0", module.eval(), (TensorSpec("x", (2, 6), "float32"),))
+    return capture(source, Samples("synthetic", ({"x": array},), 0))
 
 
 def test_a_size_read_out_of_a_constant_is_settled():
     result = captured(Repeats())
     assert result.outputs[0].shape == (2, 24)
-    assert all(isinstance(size, int) for node in result.program.graph.nodes if "val" in node.meta for size in node.meta["val"].shape)
+    values = [node.meta["val"] for node in result.program.graph.nodes if "val" in node.meta]
+    assert all(isinstance(size, int) for value in values for size in value.shape)
     assert np.array_equal(evaluate(result.program, result)[0]["output"], result.reference[0]["output"])
 
 
@@ -42,6 +44,17 @@ def test_a_size_that_the_data_decides_is_refused_with_its_line():
     with pytest.raises(UserError) as caught:
         captured(Picks())
     text = str(caught.value)
-    assert text.startswith("The model makes tensors whose size depends on the values of its data, first by aten.index.Tensor (test_sizes.py:")
+    assert text.startswith("The model makes tensors whose size depends on the values of its data, first by aten.index.Tensor (test_sizes")
     assert "float32[2, 6], bool[2, 6] -> float32[u" in text
     assert text.endswith("by masks or torch.where, and convert again.")
+
+
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+
+def test_nested_graphs_are_refused_with_their_line():
+    with pytest.raises(UserError, match=r"^The model branches or loops while it runs: cond \(.*float32\[2, 6\]") as caught:
+        captured(Branches())
+    assert str(caught.value).endswith("Compute both branches and choose with torch.where, or unroll the loop, and convert again.")

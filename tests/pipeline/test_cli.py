@@ -210,6 +210,25 @@ def test_a_damaged_artifact_is_refused(models, tmp_path, command):
     assert result.exit_code == 2 and "Manifest.json" in result.stderr and "Traceback" not in result.output
 
 
+def test_a_crash_of_our_own_is_no_verdict(models, tmp_path, monkeypatch):
+    from cidermill.pipeline import run
+
+    monkeypatch.setattr(run, "_examine", lambda *arguments: 1 / 0)
+    result = CliRunner().invoke(convert, [str(models / "good.pt"), "--out", str(tmp_path / "out"), "--quiet"])
+    assert result.exit_code == 70
+    assert "ZeroDivisionError" in result.stderr and "defect of cidermill" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_of_an_earlier_run_is_kept_and_named(models, tmp_path):
+    out = tmp_path / "out"
+    arguments = [str(models / "good.pt"), "--out", str(out)]
+    assert CliRunner().invoke(convert, [*arguments, "--target", "executorch-mps", "--quiet"]).exit_code == 0
+    result = CliRunner().invoke(convert, [*arguments, "--json"])
+    assert result.exit_code == 0 and (out / "good.pte").is_file()
+    assert "good.pte in this folder is from an earlier run" in json.loads(result.stdout)["artifacts"][0]["warnings"][0]
+
+
 def test_doctor():
     result = CliRunner().invoke(main, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
@@ -270,3 +289,27 @@ def test_help_names_every_option_with_words(command):
     done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:], "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
+def test_asked_to_end_nothing_is_left(models, tmp_path, number):
+    process = subprocess.Popen([CONVERT, str(models / "good.pt"), "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "interrupted; nothing was written" in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", ["0", "-1", "nan", "inf"])
+def test_a_tolerance_of_nothing(models, tmp_path, tolerance):
+    result = CliRunner().invoke(main, ["validate", str(tmp_path), "--against", str(models / "good.pt"), "--tolerance", tolerance])
+    assert result.exit_code == 2 and "is not a positive number of decibels" in result.stderr
+
+
+def test_the_output_folder_is_no_artifact_but_names_those_inside(tmp_path):
+    (tmp_path / "net.mlpackage").mkdir()
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert result.exit_code == 2 and "It holds net.mlpackage: give one of these." in result.stderr
+    assert "cannot be read: File name too long" in CliRunner().invoke(main, ["inspect", "y" * 300]).stderr

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +165,25 @@ def test_killed_at_any_moment_the_earlier_output_is_whole(tmp_path, delay):
     write_output(out, "after")
     assert (out / "model.mlpackage" / "weights").read_text() == "after"
     assert not leftovers(out)
+
+
+def test_the_current_folder_is_not_exchanged_from_under_the_shell(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for out in (Path("."), tmp_path, tmp_path / "inner"):
+        with pytest.raises(UserError, match="is the current folder or holds it"):
+            write_output(out, "one", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"] and not any(Path(".").iterdir())
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "y" * 250], ids=["too long", "too long beside it"])
+def test_a_name_that_no_file_system_takes(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be made: File name too long"):
+        write_output(tmp_path / name, "one")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, in which nothing can be made")
+def test_a_folder_in_which_nothing_can_be_made():
+    with pytest.raises(UserError, match="cannot be made"):
+        write_output(Path("/proc/cidermill-out"), "one")

@@ -97,6 +97,10 @@ def test_vacuous_is_never_a_pass(want, vacuous):
     json.dumps(error.as_json(), allow_nan=False)
 
 
+def test_an_output_without_elements_says_so():
+    assert error_of(np.zeros((0, 4)), np.zeros((0, 4))).problem == "it has no elements"
+
+
 def test_a_scalar_that_never_changes_is_vacuous_over_samples():
     sample = [{"y": np.float32(2.5)}]
     assert compare(sample * 3, sample * 3)[0].vacuous
