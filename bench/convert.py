@@ -66,7 +66,8 @@ def main() -> int:
             convert = [str(Path(sys.executable).parent / "convert"), str(folder / "vit"), "--target", "coreml", "--quant", "int8"]
             ours.append(measure([*convert, "--out", str(folder / f"ours{turn}"), "--quiet"]))
             peer.append(measure([sys.executable, str(folder / "peer.py"), str(folder / "vit"), str(folder / f"peer{turn}.mlpackage")]))
-            print(f"round {turn + 1}: ours {ours[-1][0]:.1f} s, {ours[-1][1] / 1e6:.0f} MB; peer {peer[-1][0]:.1f} s, {peer[-1][1] / 1e6:.0f} MB", flush=True)
+            texts = [f"{name} {side[-1][0]:.1f} s, {side[-1][1] / 1e6:.0f} MB" for name, side in (("ours", ours), ("peer", peer))]
+            print(f"round {turn + 1}: {'; '.join(texts)}", flush=True)
         seconds, memory = ([statistics.median(run[index] for run in side) for side in (ours, peer)] for index in (0, 1))
     print(f"time ratio   {seconds[0] / seconds[1]:.2f}  (ours {seconds[0]:.1f} s, validated; bare script {seconds[1]:.1f} s)  wanted: at most 1.0")
     print(f"memory ratio {memory[0] / memory[1]:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script {memory[1] / 1e6:.0f} MB)  wanted: at most 1.0")

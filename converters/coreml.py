@@ -14,11 +14,11 @@ import torch
 from .. import __version__
 from ..models.errors import UnsupportedOperators, UserError
 from ..models.graphs import describe, draft, finish, module_path, source_line
+from ..models.quiet import quiet
 from .artifact import Artifact, measure
 from .coreml_tools import import_coremltools
 from .coreml_weights import mark_compressed, weights_from_codes
 from .lower_coreml import lower
-from ..models.quiet import quiet
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
 DEFAULT_TARGET = "iOS18"
@@ -108,8 +108,8 @@ def _failing_node(error: Exception, program: Any) -> Any:
 
 def _check_operators(program: Any) -> None:
     """Collect every operator without a translation; coremltools itself stops at the first."""
-    from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+    from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
 
     missing = []
     for node in program.graph.nodes:

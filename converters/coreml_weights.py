@@ -72,8 +72,8 @@ def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
 
 
 def _emit_sparse(weight: CompressedWeight, name: str) -> Any:
-    from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil._deployment_compatibility import AvailableTarget
+    from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 
     mask = weight.mask.numpy()

@@ -8,11 +8,11 @@ import torch
 
 from ..models.errors import UnsupportedOperators
 from ..models.graphs import describe, finish
+from ..models.quiet import quiet
 from . import mps_delegate
 from .artifact import Artifact, measure
 from .lower_mps import lower
 from .mps_weights import place_weights
-from ..models.quiet import quiet
 
 HINT = "Replace these operators in the model, or convert it with --target coreml."
 

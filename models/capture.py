@@ -73,8 +73,8 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see `Captured`)."""
     import torch
 
-    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, products_to_linear, spell_out_strides
     from .graphs import draft, finish
+    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, products_to_linear, spell_out_strides
     from .sizes import settle_sizes
 
     table = torch.export.default_decompositions()
@@ -139,7 +139,10 @@ def _explain(error: Exception, source: Source) -> UserError:
         hint = "Return tensors, or tuples, lists, dicts and dataclasses of them."
         return UserError(f"The model returns an object of the class {foreign[1]}, which torch.export cannot take apart.", hint)
     summary = str(error).strip().splitlines()[0] if str(error).strip() else kind
-    return UserError(f"torch.export could not capture the model at {where}: {summary}", "Check the inputs (--input NAME:SHAPE) and that the model runs on them.")
+    return UserError(
+        f"torch.export could not capture the model at {where}: {summary}",
+        "Check the inputs (--input NAME:SHAPE) and that the model runs on them.",
+    )
 
 
 def _module_at(error: Exception, root: Any) -> str:
@@ -267,7 +270,8 @@ def _name_inputs(work: Any, program: Any, names: list[str]) -> None:
             work.graph.erase_node(node)
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), torch.Tensor)]
     if len(tensors) != len(names):
-        raise UserError(f"The program takes {len(tensors)} tensors ({', '.join(n.name for n in tensors)}), but {len(names)} inputs are described: {names}.")
+        listed = ", ".join(node.name for node in tensors)
+        raise UserError(f"The program takes {len(tensors)} tensors ({listed}), but {len(names)} inputs are described: {', '.join(names)}.")
     clashing = {node for node in work.graph.nodes if node.name in names and node not in tensors}
     for node in clashing:
         _rename(work, node, f"{node.name}_value")

@@ -235,4 +235,11 @@ def describe(node: torch.fx.Node) -> str:
 def _shape_of(node: torch.fx.Node) -> str:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
-    return " ".join(f"{str(v.dtype).removeprefix('torch.')}[{', '.join(map(str, v.shape))}]" if isinstance(v, torch.Tensor) else str(v) for v in values)
+    return " ".join(_shape_text(item) for item in values)
+
+
+def _shape_text(value: Any) -> str:
+    """ "float32[1, 8]" of a tensor"""
+    if not isinstance(value, torch.Tensor):
+        return str(value)
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"

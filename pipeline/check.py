@@ -125,7 +125,9 @@ def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str
     return {"placement": placement.as_json(), "latency": latency_section(latencies)}
 
 
-def load_model(model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool, count: int) -> tuple[Any, Samples]:
+def load_model(
+    model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool, count: int
+) -> tuple[Any, Samples]:
     """A source and the inputs to run it on: the user's samples, else `count` synthetic ones from a fixed seed."""
     from ..models.inputs import parse_inputs
     from ..models.load import load
@@ -143,11 +145,13 @@ def validate_artifact(
     """Compare any artifact with its source model. -> {"artifact", "verdict", "validation", "warnings"}"""
     from ..models.capture import capture
     from ..validation.runners import open_runner
-    from .run import SYNTHETIC_SAMPLES
     from .report import plain
+    from .run import SYNTHETIC_SAMPLES
 
     if tolerance is not None and not 0 < tolerance < math.inf:
-        raise UserError(f"--tolerance {tolerance} is not a positive number of decibels.", "Leave it out to take 40 for float16 compute, 60 for float32.")
+        raise UserError(
+            f"--tolerance {tolerance} is not a positive number of decibels.", "Leave it out to take 40 for float16 compute, 60 for float32."
+        )
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):

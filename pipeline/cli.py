@@ -77,22 +77,32 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
 
 
 input_option = click.option(
-    "--input", "inputs", multiple=True, metavar="NAME:1x3x224x224[:DTYPE]", help="Name, shape and type of an input, where the file does not say. Repeatable."
-)
+    "--input", "inputs", multiple=True, metavar="NAME:1x3x224x224[:DTYPE]",
+    help="Name, shape and type of an input, where the file does not say. Repeatable.",
+)  # fmt: skip
 samples_option = click.option(
     "--samples", metavar="FILE.npz|MODULE:FUNCTION", help="Real inputs for validation; without them random ones are drawn from a fixed seed."
 )
-class_option = click.option("--model-class", metavar="PACKAGE.MODULE:FACTORY", help="Builds the module that a state dict or a safetensors file belongs to.")
+class_option = click.option(
+    "--model-class", metavar="PACKAGE.MODULE:FACTORY", help="Builds the module that a state dict or a safetensors file belongs to."
+)
 trust_option = click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to import and run the code that it names.")
-device_option = click.option("--device", "devices", multiple=True, metavar="NAME", help='Device or chip to estimate for, as "iPhone 15 Pro" or A14. Repeatable.')
+device_option = click.option(
+    "--device", "devices", multiple=True, metavar="NAME", help='Device or chip to estimate for, as "iPhone 15 Pro" or A14. Repeatable.'
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
+RECIPE_HELP = (
+    "How to store the weights: float32, float16, int8[:per-tensor|:blockN], int4[:blockN|:per-channel], palettizeN[:groupN], pruneP, joined by +."
+)
+TARGET_HELP = "What to write. Repeatable."
+BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is further than this from the source."
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("coreml",), show_default=True, help="What to write. Repeatable.")
-@click.option("--quant", "recipe", default="float16", show_default=True, metavar="RECIPE", help="How to store the weights: float32, float16, int8[:per-tensor], int4[:blockN|:per-channel], palettizeN[:groupN], pruneP, joined by +.")
+@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("coreml",), show_default=True, help=TARGET_HELP)
+@click.option("--quant", "recipe", default="float16", show_default=True, metavar="RECIPE", help=RECIPE_HELP)
 @click.option("--palettize", type=int, metavar="BITS", help="Add a lookup table of 2^BITS entries per weight: 1, 2, 3, 4, 6 or 8.")
 @click.option("--prune", type=float, metavar="FRACTION", help="Add magnitude pruning of this fraction (0 to 1) of each weight.")
 @input_option
@@ -101,7 +111,7 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only erro
 @device_option
 @class_option
 @trust_option
-@click.option("--min-psnr", type=float, metavar="DB", help="Budget: fail (exit 1) where an output of the compressed model is further than this from the source.")
+@click.option("--min-psnr", type=float, metavar="DB", help=BUDGET_HELP)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.  [default: NAME-artifacts]")
 @click.option("--force", is_flag=True, help="Write into a folder that holds files of others (they are kept).")
 @json_option

@@ -62,7 +62,9 @@ def check_ours(out: Path, force: bool) -> None:
     if out.is_symlink() or not out.is_dir():
         raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
     if Path.cwd().is_relative_to(out.resolve()):
-        raise UserError(f"The output folder {out} is the current folder or holds it, so it cannot be exchanged.", "Choose a folder inside with --out.")
+        raise UserError(
+            f"The output folder {out} is the current folder or holds it, so it cannot be exchanged.", "Choose a folder inside with --out."
+        )
     if not any(out.iterdir()) or force or _has_report(out):
         return
     raise UserError(

@@ -20,7 +20,19 @@ from .flatbuffer import Buffer, Table
 from .graph import Graph, Node, OperatorFailed, Ref, Tap, Value, interpret, references, resolve
 from .mps_read import read_delegate
 from .pte_plan import (
-    DELEGATE, FREE, JUMP_FALSE, KERNEL, MOVE, Plan, argument, constants_of, declared, declared_results, place_of, read_plan, value_name,
+    DELEGATE,
+    FREE,
+    JUMP_FALSE,
+    KERNEL,
+    MOVE,
+    Plan,
+    argument,
+    constants_of,
+    declared,
+    declared_results,
+    place_of,
+    read_plan,
+    value_name,
 )  # fmt: skip
 
 MAX_STEPS = 1_000_000  # blocks that one run may execute: a corrupt jump must not loop forever

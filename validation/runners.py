@@ -109,7 +109,7 @@ def has_native_runtime(path: Path) -> bool:
         return False
     try:
         if path.is_dir():
-            import_coremltools().libcoremlpython
+            import_coremltools().libcoremlpython  # noqa: B018  (there on macOS only)
         else:
             import executorch.runtime  # noqa: F401
     except (ImportError, AttributeError):

@@ -89,7 +89,8 @@ def test_every_stored_weight_decodes_to_the_weight_that_was_made(captured, tmp_p
     only = type(graph)(inputs=(), outputs=tuple(n.outputs[-1].name for n in nodes), nodes=nodes, constants=graph.constants, values=graph.values)
     interpret(with_tensors(only), call_operator, {}, tap=found.__setitem__)
     for name, weight in made.items():
-        stored = next(value for key, value in found.items() if key.removeprefix("module_").startswith(name) and value.shape == weight.shape and value.is_floating_point())
+        named = [value for key, value in found.items() if key.removeprefix("module_").startswith(name)]
+        stored = next(value for value in named if value.shape == weight.shape and value.is_floating_point())
         assert torch.equal(stored.half(), weight.dense().half()), name
 
 

@@ -60,7 +60,7 @@ def normal(*shape):
 
 
 X, V, W = normal(2, 3, 8, 8), normal(2, 12), normal(2, 12).flip(1) * 2
-I = torch.arange(12).reshape(2, 6) * 5 % 12
+I = torch.arange(12).reshape(2, 6) * 5 % 12  # noqa: E741
 Q = normal(2, 4, 5, 8)
 EDGES = torch.tensor([-1.0, 0.0, 1.0])
 PADDED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])

@@ -239,7 +239,8 @@ def test_same_input_same_bytes(models, tmp_path):
     """Two runs of the whole command in two processes give the same artifacts."""
     digests = []
     for seed in ("1", "2"):
-        command = [CONVERT, str(models / "good.pt"), "--target", "coreml", "--target", "executorch-mps", "--quant", "int4", "--json", "--out", str(tmp_path / seed)]
+        command = [CONVERT, str(models / "good.pt"), "--target", "coreml", "--target", "executorch-mps"]
+        command += ["--quant", "int4", "--json", "--out", str(tmp_path / seed)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed})
         assert done.returncode == 0, done.stderr
         digests.append([artifact["sha256"] for artifact in json.loads(done.stdout)["artifacts"]])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cidermill.converters.artifact import Artifact
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.pipeline import figures, report

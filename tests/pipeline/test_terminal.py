@@ -3,9 +3,10 @@ import re
 import sys
 
 import pytest
+from rich.cells import cell_len
+
 from cidermill.models.errors import UserError
 from cidermill.pipeline import terminal
-from rich.cells import cell_len
 
 ESCAPE = "\x1b"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+
 from cidermill.converters.artifact import measure
 from cidermill.models.errors import UnreadableArtifact
 from cidermill.validation.audit import NOT_STORED, audit, match_names, match_shapes

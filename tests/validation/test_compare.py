@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+
 from cidermill.validation.compare import LIMIT_DB, TOLERANCE_DB, OutputError, compare, verdict
 
 RAMP = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
