@@ -19,6 +19,7 @@ TOKENS = 128  # default text length, where the model's position table is not sho
 RECURRENT_TOKENS = 16  # for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
 AUDIO_SAMPLES = 16000  # one second at 16 kHz, the rate that speech models are trained at
 IMAGE_SIZE = 224  # where neither config.json nor preprocessor_config.json has one
+_MOST_LAYERS = 1000  # layers may share weights, so a few more than there are tensors are possible
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TEXT_COMPANIONS = ("attention_mask",)
 
@@ -49,6 +50,7 @@ def load_folder(folder: Path, given: tuple[InputSpec, ...]) -> tuple[Any, tuple[
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
         _check_weights(file)
+    _check_depth(folder, settings, files)
     with quiet(), transformers_offline():
         model_class = _model_class(folder, settings)
         config = _configuration(folder, model_class)
@@ -81,6 +83,23 @@ def _check_weights(file: Path) -> None:
         if not torch_only(names):
             held = f"it would import {', '.join(names)}. None of it was run."
             raise UserError(f"{file} holds more than tensors: {held}", "Use the model's safetensors.")
+
+
+def _check_depth(folder: Path, settings: dict, files: tuple[Path, ...]) -> None:
+    """A damaged count of layers would be built for hours before its weights are found missing."""
+    from safetensors import safe_open
+
+    stored = 0
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                stored += len(tensors.keys())
+    for key, value in settings.items():
+        if key.endswith("layers") and isinstance(value, int) and value > max(stored, _MOST_LAYERS):
+            raise UserError(
+                f"{folder / 'config.json'} asks for {value} in {key}, but the files hold {stored} tensors.",
+                "Copy the config.json that belongs to the weights.",
+            )
 
 
 def _model_class(folder: Path, settings: dict) -> Any:

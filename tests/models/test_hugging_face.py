@@ -142,6 +142,7 @@ def test_missing_and_truncated_shards(folder):
         ({"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}}, "brings its own code for Mine (auto_map)"),
         ({"architectures": None}, "names no architectures."),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is already quantized (gptq)."),
+        ({"num_hidden_layers": 10**9}, "asks for 1000000000 in num_hidden_layers, but the files hold"),
         ({"hidden_size": 17}, "cannot be loaded as BertForSequenceClassification: The hidden size (17) is not a multiple"),
         ({"vocab_size": 51}, "word_embeddings.weight is 50x16, BertForSequenceClassification wants 51x16"),
         ({"hidden_size": "many"}, "is not a configuration of BertForSequenceClassification: Validation error for field 'hidden_size': TypeError"),
