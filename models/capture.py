@@ -30,7 +30,7 @@ class Captured:
 
 
 def capture(source: Source, samples: Samples) -> Captured:
-    """Export, decompose to core ATen (keeping the composites in `KEPT`), fold constants, drop no-ops, and run the source on the samples.
+    """Export, decompose to core ATen (keeping `kept_composites`), fold constants, drop no-ops, and run the source on the samples.
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """

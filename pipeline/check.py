@@ -11,6 +11,7 @@ from ..models.errors import UserError
 from ..models.source import Samples, TensorSpec
 from ..validation.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
 
+SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
 Batches = Sequence[dict[str, np.ndarray]]
 
 
@@ -71,10 +72,13 @@ def judge_capture(captured: Sequence[OutputError]) -> tuple[str, list[str]]:
     return "fail" if wrong else "pass", [_capture_advice(error) for error in wrong]
 
 
+def _distance(error: OutputError) -> str:
+    return "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
+
+
 def _capture_advice(error: OutputError) -> str:
-    distance = "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
     return (
-        f"Output {error.output} of the captured graph, before any compression, {distance} what the source gives.\n"
+        f"Output {error.output} of the captured graph, before any compression, {_distance(error)} what the source gives.\n"
         "This is a defect of cidermill, not of the recipe: please report it with the model."
     )
 
@@ -104,11 +108,17 @@ def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bo
 
 
 def _budget_advice(error: OutputError, min_psnr: float) -> str:
-    distance = "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
     return (
-        f"Output {error.output} {distance} the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
+        f"Output {error.output} {_distance(error)} the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
         "Choose a finer recipe (int8 instead of int4, smaller blocks), or lower the budget."
     )
+
+
+def devices_of(names: Sequence[str]) -> list[Any]:
+    """The named devices, or the default one. Raises UserError for a name that is not known."""
+    from ..validation.devices import DEFAULT_DEVICE, find_device
+
+    return [find_device(name) for name in names or (DEFAULT_DEVICE,)]
 
 
 def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all") -> dict:
@@ -126,9 +136,9 @@ def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str
 
 
 def load_model(
-    model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool, count: int
+    model: Path, inputs: tuple[str, ...], samples: str | None, model_class: str | None, trust_pickle: bool
 ) -> tuple[Any, Samples]:
-    """A source and the inputs to run it on: the user's samples, else `count` synthetic ones from a fixed seed."""
+    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed."""
     from ..models.inputs import parse_inputs
     from ..models.load import load
     from ..models.samples import load_samples, synthetic
@@ -136,7 +146,7 @@ def load_model(
     source = load(model, parse_inputs(inputs), model_class, trust_pickle)
     if samples:
         return source, load_samples(samples, source.inputs)
-    return source, synthetic(source.inputs, count, limits=source.limits)
+    return source, synthetic(source.inputs, SYNTHETIC_SAMPLES, limits=source.limits)
 
 
 def validate_artifact(
@@ -146,7 +156,6 @@ def validate_artifact(
     from ..models.capture import capture
     from ..validation.runners import open_runner
     from .report import plain
-    from .run import SYNTHETIC_SAMPLES
 
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UserError(
@@ -155,7 +164,7 @@ def validate_artifact(
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):
-        source, chosen = load_model(against, samples=samples, count=SYNTHETIC_SAMPLES, **options)
+        source, chosen = load_model(against, samples=samples, **options)
     with show("capture"):
         captured = capture(source, chosen)
     with show("validate"):
@@ -169,11 +178,10 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str)
     """Placement, latency and sizes of any artifact, in the sections of report.json."""
     from ..converters.artifact import measure
     from ..validation.audit import audit
-    from ..validation.devices import DEFAULT_DEVICE, find_device
     from ..validation.runners import open_runner
     from .report import plain
 
-    found = [find_device(name) for name in devices or (DEFAULT_DEVICE,)]
+    found = devices_of(devices)
     runner = open_runner(artifact, host="reference")
     target = "coreml" if artifact.is_dir() else "executorch-mps"
     size, digest = measure(artifact)

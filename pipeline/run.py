@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .check import Check, check_artifact, estimate, judge, judge_capture, load_model
+from .check import Check, check_artifact, devices_of, estimate, judge, judge_capture, load_model
 from .output import staged
 from .plan import Plan
 from .stages import Stages
-
-SYNTHETIC_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
     recipe = _recipe(plan)
-    devices = _devices(plan)
+    devices = devices_of(plan.devices)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
         artifacts, facts = _press(plan, recipe, folder, stages)
@@ -60,18 +58,12 @@ def _recipe(plan: Plan) -> Any:
     return recipe
 
 
-def _devices(plan: Plan) -> tuple[Any, ...]:
-    from ..validation.devices import DEFAULT_DEVICE, find_device
-
-    return tuple(find_device(name) for name in plan.devices or (DEFAULT_DEVICE,))
-
-
 def _press(plan: Plan, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
     """Load, capture, compress and convert. When it returns, the model itself is no longer referred to."""
     from ..models.capture import capture
 
     with stages("load"):
-        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle, SYNTHETIC_SAMPLES)
+        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
     with stages("capture"):
         captured = capture(source, samples)
     with stages("compress") as step:
@@ -118,7 +110,7 @@ def _facts(compressed: Any, expected: tuple, errors: tuple) -> Facts:
     )  # fmt: skip
 
 
-def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Path, stages: Stages) -> dict:
+def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Path, stages: Stages) -> dict:
     """Open the saved bytes, run and audit them, estimate placement and latency. -> the artifact's section of the report."""
     from ..validation.audit import audit
     from ..validation.runners import open_runner
@@ -131,12 +123,9 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: tuple, folder: Pa
         weights = audit(artifact.path, facts.decisions, artifact.realised)
     with stages("place"):
         estimates = estimate(runner.graph, artifact.target, devices)
-    verdict, warnings = judge(check, plan.min_psnr)
-    captured_verdict, defects = judge_capture(facts.captured)
-    verdict, warnings = "fail" if captured_verdict == "fail" else verdict, [*facts.source.warnings, *defects, *warnings]
-    if isinstance(native, Check):
-        native_verdict, more = judge(native, plan.min_psnr)
-        verdict, warnings = "fail" if "fail" in (verdict, native_verdict) else "pass", warnings + more
+    judged = [judge_capture(facts.captured), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
+    verdict = "pass" if all(found == "pass" for found, _ in judged) else "fail"
+    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found)]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
     return artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
 
