@@ -2,12 +2,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..models.errors import UserError
+from ..models.errors import UnreadableArtifact, UserError
 from ..models.source import Samples, TensorSpec
 from ..validation.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
 
@@ -168,10 +169,22 @@ def validate_artifact(
     with show("capture"):
         captured = capture(source, chosen)
     with show("validate"):
-        check = check_artifact(runner, captured.inputs, chosen, captured.reference, captured.reference)
+        check = run_unvouched(artifact, partial(check_artifact, runner, captured.inputs, chosen, captured.reference, captured.reference))
     check = Check(check.runner, check.conversion, (), check.tolerance_db if tolerance is None else tolerance)
     decided, warnings = judge(check, None)
+    warnings = [*warnings, *runner.notes]
     return plain({"artifact": str(artifact), "against": str(against), "verdict": decided, "validation": check.as_json(), "warnings": warnings})
+
+
+def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
+    """An artifact that we may not have written: what it asks for in vain is its fault first."""
+    from ..validation.graph import OperatorFailed
+
+    try:
+        return run()
+    except OperatorFailed as error:
+        message = f"{artifact} cannot be run: {error}."
+        raise UserError(message, "Make the artifact again; if Apple's runtime computes it, that is a defect of cidermill: please report it.") from error
 
 
 def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str) -> dict:
@@ -185,6 +198,11 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str)
     runner = open_runner(artifact, host="reference")
     target = "coreml" if artifact.is_dir() else "executorch-mps"
     size, digest = measure(artifact)
+    try:
+        sections = {"compression": audit(artifact, ()), **estimate(runner.graph, target, found, compute_units)}
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:  # an operator without its arguments
+        message = f"{artifact} cannot be inspected: the arguments of its operators do not fit together ({type(error).__name__}: {error})."
+        raise UnreadableArtifact(message, "Run it with `cidermill validate`, which names the operator.") from error
     return plain(
         {
             "target": target,
@@ -193,7 +211,6 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str)
             "sha256": digest,
             "inputs": [vars(value) for value in runner.inputs],
             "outputs": [vars(value) for value in runner.outputs],
-            "compression": audit(artifact, ()),
-            **estimate(runner.graph, target, found, compute_units),
+            **sections,
         }
     )

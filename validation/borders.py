@@ -1,4 +1,5 @@
 """The border of an artifact: what users give becomes checked tensors, results become arrays of the declared types."""
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -6,7 +7,9 @@ import numpy as np
 import torch
 
 from ..models.errors import UserError
+from .budget import reserve
 from .graph import Value
+from .interface import Feature
 
 STORED_AS = {
     "float16": torch.float32, "float32": torch.float32, "float64": torch.float64, "bool": torch.bool, "int8": torch.int8,
@@ -17,32 +20,62 @@ WIDER = {("float64", "float32"), ("float64", "float16"), ("float32", "float16"),
 
 
 def check_inputs(
-    given: dict[str, Any] | Sequence[Any], values: tuple[Value, ...], images: dict[str, str], owner: str
+    given: dict[str, Any] | Sequence[Any], values: tuple[Value, ...], features: dict[str, Feature], owner: str
 ) -> dict[str, torch.Tensor]:
     """Name, convert and check what was given for `values`, the inputs of `owner`. Everything that does not fit is raised at once.
 
-    images: channels ("RGB", "BGR", "L") of the inputs that may be given as pictures. A scalar may be given for [1], as Core ML has it.
+    features: which inputs are pictures, which sizes they allow, what they default to. A scalar may be given for [1], as Core ML has it.
     """
     wanted = {value.name: value for value in values}
-    hint = f"it takes {describe(values)}"
+    hint = f"it takes {describe(values, features)}"
     if not isinstance(given, dict):
         if len(given) != len(wanted):
             raise UserError(f"{owner} takes {len(wanted)} inputs, {len(given)} were given", hint)
         given = dict(zip(wanted, given))
+    given = {**defaults(tuple(value for value in values if value.name not in given), features), **given}
     problems = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} is not an input" for name in given if name not in wanted]
-    arrays = {name: to_array(given[name], images.get(name, "")) for name in wanted if name in given}
+    known = {name: features.get(name, Feature()) for name in wanted if name in given}
+    arrays = {name: to_array(given[name], feature.channels) for name, feature in known.items()}
     arrays = {name: array[None] if array.ndim == 0 and wanted[name].shape == (1,) else array for name, array in arrays.items()}
-    problems += [problem for name, array in arrays.items() if (problem := misfit(array, wanted[name]))]
+    problems += [problem for name, array in arrays.items() if (problem := misfit(array, wanted[name], known[name]))]
     if problems:
         raise UserError(f"inputs do not fit {owner}: {'; '.join(problems)}", hint)
     return {name: to_tensor(array, wanted[name].dtype) for name, array in arrays.items()}
 
 
-def describe(values: tuple[Value, ...]) -> str:
-    """Such as: ids: int32 [1, 16], image: float32 [1, 3, ?, ?]"""
-    shapes = [", ".join("?" if size is None else str(size) for size in value.shape) for value in values]
-    return ", ".join(f"{value.name}: {value.dtype} [{shape}]" for value, shape in zip(values, shapes))
+def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[str, np.ndarray]:
+    """Arrays for the inputs that may be left out; a flexible size takes its least."""
+    filled = {}
+    for value in values:
+        feature = features.get(value.name, Feature())
+        if feature.default is not None:
+            least = feature.shapes[0] if feature.shapes else [low for low, _ in feature.ranges] or [1] * len(value.shape)
+            shape = [low if size is None else size for size, low in zip(value.shape, least)]
+            reserve(8 * math.prod(shape))
+            try:
+                filled[value.name] = np.full(shape, feature.default, value.dtype)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise UserError(f"the default of {value.name}, {feature.default}, does not fit {value.dtype}: {error}", "give it") from error
+    return filled
+
+
+def describe(values: tuple[Value, ...], features: dict[str, Feature]) -> str:
+    """Such as: ids: int32 [1, 1..512], image: float32 [1, 3, ?, ?] (a picture, RGB), mask: float32 [4] (may be left out)"""
+    return ", ".join(describe_input(value, features.get(value.name, Feature())) for value in values)
+
+
+def describe_input(value: Value, feature: Feature) -> str:
+    ranges = feature.ranges or ((0, None),) * len(value.shape)
+    sizes = [str(size) if size is not None else describe_range(*limits) for size, limits in zip(value.shape, ranges)]
+    shape = " or ".join(str(list(shape)) for shape in feature.shapes) or f"[{', '.join(sizes)}]"
+    notes = [f"a picture, {feature.channels}"] if feature.channels else []
+    notes += ["may be left out"] if feature.default is not None else []
+    return f"{value.name}: {value.dtype} {shape}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def describe_range(low: int, high: int | None) -> str:
+    return "?" if high is None and low <= 1 else f"{low}.." if high is None else f"{low}..{high}"
 
 
 def to_array(item: Any, channels: str) -> np.ndarray:
@@ -50,17 +83,29 @@ def to_array(item: Any, channels: str) -> np.ndarray:
     if isinstance(item, torch.Tensor):
         return item.detach().cpu().numpy()
     if channels and hasattr(item, "convert"):
-        pixels = np.atleast_3d(np.asarray(item.convert("L" if channels == "L" else "RGB"), np.float32))
+        pixels = np.atleast_3d(np.asarray(item.convert(channels if channels in ("L", "F") else "RGB"), np.float32))
         return pixels[..., ::-1 if channels == "BGR" else 1].transpose(2, 0, 1)[None]
     return np.asarray(item)
 
 
-def misfit(array: np.ndarray, wanted: Value) -> str:
+def to_picture(tensor: torch.Tensor, channels: str) -> Any:
+    """[1, C, H, W] in the model's order of channels -> PIL image, as Core ML's own `predict` takes it."""
+    from PIL import Image
+
+    pixels = tensor[0].permute(1, 2, 0).numpy()[..., ::-1 if channels == "BGR" else 1]
+    if channels == "F":
+        return Image.fromarray(pixels[..., 0].astype(np.float32))
+    whole = pixels.round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(whole[..., 0] if channels == "L" else np.ascontiguousarray(whole))
+
+
+def misfit(array: np.ndarray, wanted: Value, feature: Feature) -> str:
     """What is wrong with an input, or nothing."""
     given = str(array.dtype)
     allowed = given == wanted.dtype or (given, wanted.dtype) in WIDER or (
         wanted.dtype in STORED_AS and array.dtype.kind in "biu" and np.can_cast(array.dtype, wanted.dtype, "safe"))
-    if array.ndim != len(wanted.shape) or any(want not in (None, have) for want, have in zip(wanted.shape, array.shape)) or not allowed:
+    fits = array.ndim == len(wanted.shape) and all(want in (None, have) for want, have in zip(wanted.shape, array.shape))
+    if not fits or not allowed or not feature.allows(array.shape):
         return f"{wanted.name} is {given} {list(array.shape)}"
     if (given, wanted.dtype) == ("int64", "int32") and array.size and np.abs(array).max() > np.iinfo(np.int32).max:
         return f"{wanted.name} holds numbers beyond int32"
@@ -78,4 +123,6 @@ def as_array(result: Any, declared: Value, precision: str) -> Any:
     if not isinstance(result, torch.Tensor):
         return result
     wanted = "float32" if precision == "float32" and declared.dtype == "float16" else declared.dtype
-    return result.contiguous().numpy().astype(wanted)
+    result = result.float() if result.dtype == torch.bfloat16 else result  # which numpy does not have
+    array = result.contiguous().numpy()
+    return array.astype(wanted, copy=False) if wanted in np.sctypeDict else array

@@ -3,11 +3,13 @@
 A reader (mil_read, pte_read, mps_read) turns bytes into a `Graph`; an operator table (mil_ops, aten_ops, mps_ops) gives each
 operator a torch function; `interpret` runs the graph. Formats differ only in the reader and the table.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from .budget import begin_node
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,15 @@ class Ref:
 
 @dataclass(frozen=True)
 class Value:
-    """A named result with its declared type. dtype: "float16", "float32", "int32", "bool", "string", ...; None dimensions are flexible."""
+    """A named result with its declared type. dtype: "float16", "float32", "int32", "bool", "string", ...; None dimensions are flexible.
+
+    any_rank: even the number of dimensions is found out only when the program runs; `shape` says nothing then.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    any_rank: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,29 @@ def captured_names(block: Graph) -> set[str]:
     return used - own
 
 
+def misuse(graph: Graph, known: set[str] | None = None) -> str:
+    """What is wrong with the order of a graph: the first operation or output that reads what nothing before it defines, "" where none does.
+
+    known: names from the graphs around it (left as it was).
+    """
+    known = set() if known is None else known
+    own = ({value.name for value in graph.inputs} | set(graph.constants)) - known
+    known |= own
+    for node in graph.nodes:
+        unknown = next((name for name in references(node.inputs) if name not in known), None)
+        if unknown is not None:
+            return f"its operator {node.op} ({node.name}) uses {unknown!r}, which nothing before it defines"
+        inside = next(filter(None, (misuse(block, known) for block in node.blocks)), "")
+        if inside:
+            return inside
+        results = {value.name for value in node.outputs} - known
+        known |= results
+        own |= results
+    unknown = next((name for name in graph.outputs if name not in known), None)
+    known -= own
+    return "" if unknown is None else f"its output {unknown!r} is defined by nothing"
+
+
 def resolve(argument: Any, environment: dict[str, Any]) -> Any:
     """Replace every Ref in an argument by its value."""
     if isinstance(argument, Ref):
@@ -129,12 +158,10 @@ def interpret(
     frees = last_uses(graph)
     with torch.no_grad():
         for node, dead in zip(graph.nodes, frees):
-            for name in needed_names(node):
-                if name not in environment and name in graph.constants:
-                    constant = graph.constants[name]
-                    environment[name] = constant() if callable(constant) else constant
             try:
+                load_constants(graph, needed_names(node), environment)
                 arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+                begin_node(node, arguments)
                 results = call(node, arguments, environment)
             except OperatorFailed:
                 raise
@@ -145,10 +172,20 @@ def interpret(
                 environment[value.name] = result
                 if tap is not None:
                     tap(value.name, result)
+            arguments = results = result = None  # else they would outlive the names that are freed here
             for name in dead:
                 environment.pop(name, None)
-    for name in graph.outputs:
+    load_constants(graph, graph.outputs, environment)
+    missing = next((name for name in graph.outputs if name not in environment), None)
+    if missing is not None:
+        raise OperatorFailed(f"no operation that ran computes the output {missing!r}")
+    return {name: environment[name] for name in graph.outputs}
+
+
+def load_constants(graph: Graph, names: Iterable[str], environment: dict[str, Any]) -> None:
+    """Put those of the named values that are constants of the graph into the environment."""
+    for name in names:
         if name not in environment and name in graph.constants:
+            begin_node()
             constant = graph.constants[name]
             environment[name] = constant() if callable(constant) else constant
-    return {name: environment[name] for name in graph.outputs}

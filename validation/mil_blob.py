@@ -5,17 +5,22 @@ record (uint32 sentinel 0xDEADBEEF, uint32 data type, uint64 size in bytes, uint
 followed by its data, everything on 64-byte boundaries. Values below one byte are packed from the least significant bit upwards.
 """
 import math
+import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from ..models.errors import UnreadableArtifact
+from .budget import reserve
 
 SENTINEL = 0xDEADBEEF
 RECORD_BYTES = 64
+PIECE_BYTES = 1 << 22  # bytes that are read at a time
+HALF_PIECE = 1 << 16  # values that are read at a time: 128 KiB stay in the cache
 BLOB_TYPES = {
     1: "float16", 2: "float32", 3: "uint8", 4: "int8", 5: "bfloat16", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1", 10: "uint2",
     11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32", 16: "float8e4m3fn", 17: "float8e5m2",
@@ -31,10 +36,11 @@ WIDENED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # unsign
 
 @dataclass(frozen=True)
 class Blob:
-    """A memory-mapped weight file."""
+    """A weight file. It stays open, so that it can be read when its folder is gone or has been replaced."""
 
     path: Path
-    data: np.ndarray  # uint8 [file size], mapped
+    size_bytes: int
+    file: BinaryIO = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -47,28 +53,48 @@ class Record:
 
 
 def open_blob(path: Path) -> Blob:
-    """Map a weight file and check its header."""
+    """Find a weight file and check its header."""
     if not path.is_file():
         raise UnreadableArtifact(f"the weight file {path} does not exist", "copy the whole .mlpackage folder")
-    if path.stat().st_size < RECORD_BYTES:
-        raise UnreadableArtifact(f"the weight file {path} is truncated: {path.stat().st_size} bytes, less than its 64-byte header")
-    data = np.memmap(path, np.uint8, "r")
-    version = struct.unpack_from("<I", data, 4)[0]
+    size = path.stat().st_size
+    if size < RECORD_BYTES:
+        raise UnreadableArtifact(f"the weight file {path} is truncated: {size} bytes, less than its 64-byte header")
+    blob = Blob(path, size, path.open("rb", buffering=0))
+    version = struct.unpack_from("<I", read_bytes(blob, 0, RECORD_BYTES), 4)[0]
     if version != 2:
         raise UnreadableArtifact(f"the weight file {path} has storage version {version}; only version 2 is known")
-    return Blob(path, data)
+    return blob
+
+
+def read_bytes(blob: Blob, offset: int, count: int) -> np.ndarray:
+    """-> uint8 [count]. Files are read and not mapped: the pages of a mapping would count as this process's memory, and a file that
+    shrinks meanwhile would kill it."""
+    data = np.empty(count, np.uint8)
+    read_into(blob, offset, data)
+    return data
+
+
+def read_into(blob: Blob, offset: int, array: np.ndarray) -> None:
+    """Fill an array from the bytes at `offset`."""
+    rest = memoryview(array).cast("B") if array.size else memoryview(b"")
+    while rest:
+        data = os.pread(blob.file.fileno(), min(len(rest), PIECE_BYTES), offset)
+        if not data:
+            raise UnreadableArtifact(f"the weight file {blob.path} ends before byte {offset + len(rest)}: it was changed while it was read")
+        rest[: len(data)] = data
+        rest, offset = rest[len(data) :], offset + len(data)
 
 
 def find_record(blob: Blob, offset: int, dtype: str, shape: tuple[int, ...]) -> Record:
     """The record at `offset`, checked against the file's bounds and against the type that the program declares."""
-    if offset + RECORD_BYTES > blob.data.size:
-        raise UnreadableArtifact(f"the weight file {blob.path} is truncated: a record at byte {offset}, but only {blob.data.size} bytes")
-    sentinel, code, size, start = struct.unpack_from("<IIQQ", blob.data, offset)
+    if offset + RECORD_BYTES > blob.size_bytes:
+        raise UnreadableArtifact(f"the weight file {blob.path} is truncated: a record at byte {offset}, but only {blob.size_bytes} bytes")
+    sentinel, code, size, start = struct.unpack_from("<IIQQ", read_bytes(blob, offset, RECORD_BYTES))
     if sentinel != SENTINEL:
         raise UnreadableArtifact(f"the weight file {blob.path} is corrupt: no record at byte {offset}")
-    if start + size > blob.data.size:
+    if start + size > blob.size_bytes:
         raise UnreadableArtifact(
-            f"the weight file {blob.path} is truncated: the value at byte {offset} ends at {start + size}, the file at {blob.data.size}")
+            f"the weight file {blob.path} is truncated: the value at byte {offset} ends at {start + size}, the file at {blob.size_bytes}")
     stored = BLOB_TYPES.get(code, f"type {code}")
     wanted = storage_bytes(dtype, shape)
     if stored != dtype or size != wanted:
@@ -85,15 +111,29 @@ def storage_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def read_tensor(blob: Blob, record: Record, shape: tuple[int, ...]) -> torch.Tensor:
-    """Decode one value into a tensor of its own type (integers below a byte as int8 / uint8, unsigned 16 and 32 bits one size wider)."""
-    return decode(blob.data[record.offset : record.offset + record.size_bytes], record.dtype, shape)
+    """Decode one value: float16 as float32, integers below a byte as int8 / uint8, unsigned 16 and 32 bits one size wider."""
+    reserve(8 * math.prod(shape))
+    if record.dtype == "float16":
+        return read_half(blob, record, shape)
+    return decode(read_bytes(blob, record.offset, record.size_bytes), record.dtype, shape)
+
+
+def read_half(blob: Blob, record: Record, shape: tuple[int, ...]) -> torch.Tensor:
+    """float16 [*shape] in a file -> float32 [*shape], in pieces, so that no second copy of the weight is ever held."""
+    wide = np.empty(record.size_bytes // 2, np.float32)
+    piece = np.empty(min(wide.size, HALF_PIECE), "<f2")
+    for start in range(0, wide.size, HALF_PIECE):
+        part = piece[: wide.size - start]
+        read_into(blob, record.offset + 2 * start, part)
+        wide[start : start + part.size] = part
+    return torch.from_numpy(wide).reshape(shape)
 
 
 def decode(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """uint8 [bytes] -> tensor [*shape]."""
     if dtype in PACKED_BITS:
         return torch.from_numpy(unpack(data, PACKED_BITS[dtype], math.prod(shape), signed=dtype.startswith("int")).reshape(shape))
-    array = np.frombuffer(data, NUMPY_TYPES[dtype]).astype(WIDENED.get(dtype, NUMPY_TYPES[dtype])).reshape(shape)  # always a copy
+    array = np.frombuffer(data, NUMPY_TYPES[dtype]).astype(WIDENED.get(dtype, NUMPY_TYPES[dtype]), copy=False).reshape(shape)
     tensor = torch.from_numpy(array)
     return tensor.view(REINTERPRETED[dtype]) if dtype in REINTERPRETED else tensor
 
@@ -101,6 +141,8 @@ def decode(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> torch.Tensor
 def unpack(data: np.ndarray, bits: int, count: int, signed: bool = False) -> np.ndarray:
     """Packed bytes -> uint8 (or int8) [count]. The first value is in the least significant bits; values may cross bytes."""
     data = np.asarray(data)
+    if count * bits > data.size * 8:
+        raise ValueError(f"{count} values of {bits} bits need {-(-count * bits // 8)} bytes, {data.size} are stored")
     if bits == 4:
         values = np.stack([data & 15, data >> 4], 1).reshape(-1)[:count]
     else:

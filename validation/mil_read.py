@@ -5,8 +5,11 @@ Only the bytes are read: coremltools' generated protobuf classes decode messages
 import importlib
 import importlib.util
 import json
+import math
+import os
 import re
 import sys
+from collections import ChainMap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,26 @@ import numpy as np
 import torch
 
 from ..models.errors import UnreadableArtifact
-from .graph import Graph, Node, Ref, Value, captured_names
+from .budget import free_bytes, in_words
+from .graph import Graph, Node, Ref, Value, misuse
+from .interface import Feature, features_of
 from .mil_blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
 
 MODULE_MAP = "cidermill.modules"
+BLOCKS = {"cond": 2, "while_loop": 2}
+MOST_DIMENSIONS = 32  # MIL allows 5, torch 64
+MOST_ELEMENTS = 1 << 48  # of one value: 256 T
+LONGEST_NAME = 10_000
+MOST_SUFFIXES = 20  # that converters add to a name
+MANIFEST_BYTES = 16 << 20
+PARSED_FACTOR = 32  # bytes of memory for a byte of protobuf, where an attacker fills it with empty messages
 CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has_output_shape|_\d+)$")
 PROTO_PACKAGE = "cidermill_coreml_proto"
-IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "L"}  # ImageFeatureType.ColorSpace -> order of the channels
 
 
 @dataclass(frozen=True)
 class Package:
-    """An ML Program as it is on disk. `images` maps image inputs to their channels: "RGB", "BGR" or "L"."""
+    """An ML Program as it is on disk. `features`: function -> input -> what the description says of it."""
 
     path: Path
     specification_version: int
@@ -36,7 +47,7 @@ class Package:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     states: tuple[Value, ...]
-    images: dict[str, str] = field(default_factory=dict)
+    features: dict[str, dict[str, Feature]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()
 
@@ -65,8 +76,9 @@ def read_package(path: str | Path) -> Package:
         return _read_package(path)
     except UnreadableArtifact:
         raise
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
-        raise UnreadableArtifact(f"{path} is not a readable ML Program: {error}", "convert the model again") from error
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, OverflowError, RecursionError) as error:
+        why = f"it names {error}, which it does not hold" if isinstance(error, KeyError) else error
+        raise UnreadableArtifact(f"{path} is not a readable ML Program: {why}", "convert the model again") from error
 
 
 def _read_package(path: Path) -> Package:
@@ -75,11 +87,11 @@ def _read_package(path: Path) -> Package:
     program = model.mlProgram
     if not program.functions:
         raise UnreadableArtifact(f"{model_path} is truncated or corrupt: it holds no program", "convert the model again")
-    reader = _Reader(model_path.parent)
+    reader = _Reader(path, model_path.parent)
     places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
     functions = {name: with_places(reader.function(function), places) for name, function in sorted(program.functions.items())}
     name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
-    graph, description = functions[name], interface(model.description, name)
+    graph = functions[name]
     states = {value.name for value in reader.states}
     return Package(
         path=path,
@@ -90,7 +102,7 @@ def _read_package(path: Path) -> Package:
         inputs=tuple(value for value in graph.inputs if value.name not in states),
         outputs=tuple(graph.values[output] for output in graph.outputs),
         states=tuple(value for value in graph.inputs if value.name in states),
-        images=image_inputs(description),
+        features={key: features_of(model.description, key) for key in functions},
         metadata=dict(model.description.metadata.userDefined),
         weights=tuple(blob.path for blob in reader.blobs.values()),
     )
@@ -101,7 +113,7 @@ def operation_places(text: str) -> dict[str, tuple[str, str]]:
     try:
         listed = json.loads(text) if text else {}
         return {name: tuple(place.removesuffix(")").rsplit(" (", 1)) for place, names in listed.items() for name in names}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return {}  # somebody else's text under our key: the map only helps people to read a report
 
 
@@ -112,7 +124,9 @@ def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
     nodes = []
     for node in graph.nodes:
         name = node.outputs[0].name if node.outputs else ""
-        while name not in places and CONVERTER_SUFFIX.search(name):
+        for _ in range(MOST_SUFFIXES):
+            if name in places or not CONVERTER_SUFFIX.search(name):
+                break
             name = CONVERTER_SUFFIX.sub("", name)
         found = places.get(name)
         nodes.append(node if node.scope or found is None or len(found) != 2 else replace(node, scope=found[0], location=found[1]))
@@ -128,22 +142,37 @@ def locate_model(path: Path) -> Path:
         inside_it = sorted(entry.name for entry in path.glob("*") if entry.suffix in (".mlpackage", ".pte"))
         hint = f"It holds {', '.join(inside_it)}: give one of these." if inside_it else "Give the .mlpackage folder itself."
         raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json", hint)
+    require_inside(path)
+    if manifest_path.stat().st_size > MANIFEST_BYTES:
+        raise UnreadableArtifact(f"{manifest_path} is corrupt: {manifest_path.stat().st_size} bytes, a manifest has a few hundred")
     try:
         manifest = json.loads(manifest_path.read_text())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UnreadableArtifact(f"{manifest_path} is corrupt: it names no model ({type(error).__name__}: {error})") from error
-    model_path = inside(path / "Data", entry)
+    model_path = inside(path, path / "Data", entry)
     if not model_path.is_file():
         raise UnreadableArtifact(f"{path} is incomplete: its manifest names {entry}, which does not exist")
     return model_path
 
 
-def inside(folder: Path, name: str) -> Path:
-    """folder / name, refused where that leaves the folder."""
-    target = (folder / name).resolve()
-    if not target.is_relative_to(folder.resolve()):
-        raise UnreadableArtifact(f"{folder} names a file outside of itself: {name}", "do not use this package")
+def require_inside(package: Path) -> None:
+    """No link in a package may leave it, whether the program names the file or not: readers of sizes and checksums follow links too."""
+    for folder, folders, files in os.walk(package):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(folder, name)):
+                inside(package, Path(folder), name)
+
+
+def inside(package: Path, folder: Path, name: str) -> Path:
+    """folder / name with links followed, refused where that leaves the package."""
+    try:
+        target = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnreadableArtifact(f"{package} names a file that cannot be found, {name[:200]!r}: {error}", "copy the whole package") from error
+    if not target.is_relative_to(package.resolve()):
+        where = f"{name} (a link to {target})" if target != Path(os.path.normpath(folder / name)).absolute() else name
+        raise UnreadableArtifact(f"{package} names a file outside of itself: {where}", "do not use it; if you made its links, copy it with cp -RL")
     return target
 
 
@@ -151,6 +180,10 @@ def parse_model(path: Path) -> Any:
     """-> Model protobuf that holds an ML Program."""
     from google.protobuf.message import DecodeError
 
+    size = path.stat().st_size
+    if size * PARSED_FACTOR > free_bytes():
+        raise UnreadableArtifact(f"{path} has {in_words(size)}: to read it could take {PARSED_FACTOR} times as much memory, which is not free",
+                                 "weights belong into the weight file: convert the model again")
     model = coreml_protos()[0].Model()
     try:
         model.ParseFromString(path.read_bytes())
@@ -166,20 +199,11 @@ def parse_model(path: Path) -> Any:
     return model
 
 
-def interface(description: Any, function: str) -> Any:
-    """The part of a model description that describes one function (multi-function models describe each on its own)."""
-    return next((part for part in description.functions if part.name == function), description)
-
-
-def image_inputs(description: Any) -> dict[str, str]:
-    images = [feature for feature in description.input if feature.type.WhichOneof("Type") == "imageType"]
-    return {feature.name: IMAGE_CHANNELS.get(feature.type.imageType.colorSpace, "RGB") for feature in images}
-
-
 class _Reader:
     """Translates protobuf messages into graphs; keeps the weight files that it opened and the states that it met."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, package: Path, folder: Path):
+        self.package = package
         self.folder = folder
         self.mil = coreml_protos()[1]
         self.blobs: dict[str, Blob] = {}
@@ -191,23 +215,34 @@ class _Reader:
             raise UnreadableArtifact(f"{self.folder} is corrupt: no block for the opset {function.opset!r} of its function")
         for value in function.inputs:
             if value.type.WhichOneof("type") == "stateType":
-                self.states.append(self.declared(value))
-        graph = self.block(blocks[function.opset], tuple(self.declared(value) for value in function.inputs), {})
-        missing = sorted(captured_names(graph))
-        if missing:
-            raise UnreadableArtifact(f"{self.folder} is corrupt: nothing defines the value {missing[0]!r} that its program uses")
+                state = self.declared(value)
+                if None in state.shape or state.dtype not in NUMPY_TYPES:
+                    raise self.corrupt(f"its state {state.name!r} is {state.dtype} {list(state.shape)}, without a fixed shape")
+                self.states.append(state)
+        graph = self.block(blocks[function.opset], tuple(self.declared(value) for value in function.inputs), ChainMap())
+        if problem := misuse(graph):
+            raise self.corrupt(problem)
         return graph
 
-    def block(self, block: Any, inputs: tuple[Value, ...], literals: dict[str, Any]) -> Graph:
-        literals, constants, nodes = dict(literals), {}, []
+    def corrupt(self, why: str) -> UnreadableArtifact:
+        return UnreadableArtifact(f"{self.package} is corrupt: {why}", "convert the model again")
+
+    def block(self, block: Any, inputs: tuple[Value, ...], around: ChainMap[str, Any]) -> Graph:
+        """around: the literals of the blocks around this one, which are many and shared."""
+        literals, constants, nodes = around.new_child(), {}, []
         values = {value.name: value for value in inputs}
         for operation in block.operations:
             outputs = tuple(self.declared(value) for value in operation.outputs)
-            values |= {value.name: value for value in outputs}
+            for value in outputs:
+                if value.name in values:
+                    raise self.corrupt(f"its operator {operation.type} defines {value.name!r}, which is defined before it")
+                values[value.name] = value
             if operation.type == "const":
                 self.constant(operation.attributes["val"], outputs[0], literals, constants)
             else:
                 nodes.append(self.node(operation, outputs, literals, constants, values))
+        if wrong := next((node for node in nodes if len(node.blocks) != BLOCKS.get(node.op, 0)), None):
+            raise self.corrupt(f"its operator {wrong.op} ({wrong.name}) has {len(wrong.blocks)} blocks instead of {BLOCKS.get(wrong.op, 0)}")
         constants |= {name: _as_constant(literals[name]) for name in block.outputs if name in literals}
         return Graph(inputs, tuple(block.outputs), tuple(nodes), constants, values)
 
@@ -243,12 +278,16 @@ class _Reader:
             return
         file = value.blobFileValue
         if file.fileName not in self.blobs:
-            self.blobs[file.fileName] = open_blob(inside(self.folder, file.fileName.removeprefix("@model_path/")))
+            self.blobs[file.fileName] = open_blob(inside(self.package, self.folder, file.fileName.removeprefix("@model_path/")))
         blob = self.blobs[file.fileName]
+        if None in declared.shape:
+            raise self.corrupt(f"its constant {declared.name!r} has no fixed shape")
         record = find_record(blob, file.offset, declared.dtype, declared.shape)
         constants[declared.name] = lambda: read_tensor(blob, record, declared.shape)
 
     def declared(self, named: Any) -> Value:
+        if len(named.name) > LONGEST_NAME:
+            raise self.corrupt(f"the name {named.name[:40]!r}... has {len(named.name)} characters")
         return replace(self.value_type(named.type), name=named.name)
 
     def value_type(self, kind: Any) -> Value:
@@ -259,7 +298,10 @@ class _Reader:
             return Value("", (which or "unknown").removesuffix("Type"), ())
         tensor = kind.tensorType
         sizes = tuple(size.constant.size if size.WhichOneof("dimension") == "constant" else None for size in tensor.dimensions)
-        return Value("", self.mil.DataType.Name(tensor.dataType).lower(), sizes)
+        if len(sizes) > MOST_DIMENSIONS or math.prod(size for size in sizes if size) > MOST_ELEMENTS:
+            raise self.corrupt(f"a value of shape {str(list(sizes[:8]))[:-1]}{', ...' if len(sizes) > 8 else ''}] in its program")
+        any_rank = any(size.WhichOneof("dimension") == "unknown" and size.unknown.variadic for size in tensor.dimensions)
+        return Value("", self.mil.DataType.Name(tensor.dataType).lower(), sizes, any_rank)
 
     def immediate(self, value: Any) -> Any:
         """A value that is written into the program -> Python scalar, numpy array, or list (tuples, lists) of them."""
@@ -282,7 +324,7 @@ def _immediate_array(tensor: Any, declared: Value) -> np.ndarray:
         return np.array(stored, NUMPY_TYPES.get(declared.dtype))
     data = np.frombuffer(stored, np.uint8)
     if declared.dtype in PACKED_BITS:
-        return unpack(data, PACKED_BITS[declared.dtype], int(np.prod(declared.shape)), declared.dtype.startswith("int"))
+        return unpack(data, PACKED_BITS[declared.dtype], math.prod(declared.shape), declared.dtype.startswith("int"))
     return np.frombuffer(stored, NUMPY_TYPES[declared.dtype])
 
 

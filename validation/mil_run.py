@@ -12,9 +12,11 @@ import torch
 
 from ..models.errors import UnsupportedOperators
 from .borders import STORED_AS
-from .graph import Graph, Node, Value, interpret, references
+from .budget import tensors_in
+from .graph import Graph, Node, Value, interpret, needed_names, references
 from .mil_ops import CONTROL, EXACT, OPS, RANDOM
 
+PIECE = 1 << 18  # values that are rounded at a time: what a piece needs stays in the cache
 MATRIX_OPERATORS = {"conv", "conv_transpose", "linear", "matmul", "einsum", "scaled_dot_product_attention"}
 
 
@@ -49,8 +51,11 @@ def call_operator(node: Node, arguments: dict[str, Any], environment: dict[str, 
     else:
         results = OPS[node.op](**arguments)
     results = results if isinstance(results, tuple) else (results,)
-    rounding = rounding and node.op not in EXACT
-    return tuple(as_declared(result, value, rounding) for result, value in zip(results, node.outputs))
+    if len(results) < len(node.outputs):
+        raise ValueError(f"it computes {len(results)} results, the program declares {len(node.outputs)}")
+    if rounding and node.op not in EXACT:
+        results = tuple(rounded(result, value, arguments, node) for result, value in zip(results, node.outputs))
+    return tuple(as_declared(result, value) for result, value in zip(results, node.outputs))
 
 
 def run_block(block: Graph, inputs: Sequence[Any], environment: dict[str, Any], call: Callable) -> list[Any]:
@@ -59,14 +64,26 @@ def run_block(block: Graph, inputs: Sequence[Any], environment: dict[str, Any], 
     return [results[name] for name in block.outputs]
 
 
-def as_declared(result: Any, declared: Value, rounding: bool) -> Any:
-    """Give a result its declared type (float16: rounded, kept in float32) and check its shape. Lists, strings and classes pass."""
+def rounded(result: Any, declared: Value, arguments: dict[str, Any], node: Node) -> Any:
+    """A half-precision result rounded once, and kept in float32: in place where nobody else holds its memory."""
+    if declared.dtype != "float16" or not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        return result
+    memory = result.untyped_storage().data_ptr()
+    shared = node.op in CONTROL or any(tensor.untyped_storage().data_ptr() == memory for tensor in tensors_in(arguments))
+    if shared or not result.is_contiguous() or result.dtype != torch.float32:
+        return result.half().float()
+    for piece in result.view(-1).split(PIECE):
+        piece.copy_(piece.half())
+    return result
+
+
+def as_declared(result: Any, declared: Value) -> Any:
+    """Give a result its declared type (half precision is kept in float32) and check its shape. Lists, strings and classes pass."""
     if not isinstance(result, torch.Tensor) or declared.dtype not in STORED_AS:
         return result
-    if len(declared.shape) != result.ndim or any(want not in (None, have) for want, have in zip(declared.shape, result.shape)):
+    fits = len(declared.shape) == result.ndim and all(want in (None, have) for want, have in zip(declared.shape, result.shape))
+    if not fits and not declared.any_rank:
         raise ValueError(f"the result {declared.name} has shape {list(result.shape)}, the program declares {list(declared.shape)}")
-    if declared.dtype == "float16" and rounding:
-        return result.half().float()
     if declared.dtype == "uint16":
         result = result.int() & 0xFFFF
     return result.to(STORED_AS[declared.dtype])
@@ -131,3 +148,9 @@ def ancestors(name: str, makers: dict[str, Node]) -> set[int]:
 def remember_constants(graph: Graph) -> Graph:
     """Every constant is decoded at most once."""
     return replace(graph, constants={name: cache(constant) for name, constant in graph.constants.items()})
+
+
+def decode_constants(graph: Graph) -> None:
+    """Decode what the operations of a graph that remembers its constants will ask for."""
+    for name in dict.fromkeys(name for node in graph.nodes for name in needed_names(node) if name in graph.constants):
+        graph.constants[name]()

@@ -4,7 +4,7 @@ The reference runner computes every operation in float32 and rounds its result t
 """
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,22 @@ import torch
 
 from ..converters.coreml_tools import import_coremltools
 from ..models.errors import UnreadableArtifact, UserError
-from .borders import STORED_AS, as_array, check_inputs
-from .graph import Graph, Tap, Value, interpret
+from .borders import STORED_AS, as_array, check_inputs, to_picture
+from .budget import DEFAULT_LIMITS, Budget, Limits
+from .graph import Graph, Node, Tap, Value, interpret
+from .interface import Feature
 from .mil_read import Package, read_package
-from .mil_run import call_operator, compute_precision, fold_constants, remember_constants, require_operators, widened, with_tensors
+from .mil_run import (
+    all_nodes,
+    call_operator,
+    compute_precision,
+    decode_constants,
+    fold_constants,
+    remember_constants,
+    require_operators,
+    widened,
+    with_tensors,
+)  # fmt: skip
 
 HOSTS = ("auto", "native", "reference")
 PRECISIONS = ("declared", "float32")
@@ -29,7 +41,7 @@ class Runner:
     """A saved program that can be called.
 
     `inputs` and `outputs` are its border, `graph` the function that runs (None for a native .pte), `precision` the type in which it
-    multiplies. `run(inputs, tap, state)` takes checked tensors by name.
+    multiplies. `run(inputs, tap, state)` takes checked tensors by name. `notes`: where the platform's runtime is known to do something else.
     """
 
     path: Path
@@ -40,32 +52,61 @@ class Runner:
     precision: str  # "float16" | "float32"
     run: Callable[[dict[str, torch.Tensor], Tap | None, Any], dict[str, Any]]
     states: tuple[Value, ...] = ()
-    images: dict[str, str] = field(default_factory=dict)
+    features: dict[str, Feature] = field(default_factory=dict)
     native_state: Callable[[], Any] | None = None
+    decode: Callable[[], None] | None = None
+    limits: Limits = DEFAULT_LIMITS
+    notes: tuple[str, ...] = ()
 
     def __call__(self, inputs: dict[str, Any] | Sequence[Any], tap: Tap | None = None, state: Any = None) -> dict[str, np.ndarray]:
         """inputs: {name: array, tensor or PIL image}, or a sequence in the order of `inputs`. -> {name: array of the declared type}.
 
         `tap(name, value)` sees every intermediate that depends on the inputs (reference runner only). Without `state`, a stateful program
-        starts from zeros. Raises UserError where inputs do not fit.
+        starts from a fresh one. Raises UserError where inputs do not fit, OperatorFailed where an operator of the program cannot be computed
+        or would go beyond the runner's limits.
         """
-        tensors = check_inputs(inputs, self.inputs, self.images, self.path.name)
-        if self.states and state is None:
-            state = self.make_state()
-        return self.run(tensors, tap, state)
+        with Budget(self.limits):
+            tensors = check_inputs(inputs, self.inputs, self.features, self.path.name)
+            if self.states and state is None:
+                state = self.make_state()
+            return self.run(tensors, tap, state)
+
+    def operation(self, name: str) -> Node:
+        """The operation that computes a value which `tap` saw: its op, its module path (scope) and source line (location) where the file
+        carries them, its declared results. Raises KeyError where no operation computes it."""
+        nodes = all_nodes(self.graph) if self.graph is not None else []
+        found = next((node for node in nodes if any(value.name == name for value in node.outputs)), None)
+        if found is None:
+            raise KeyError(f"no operation of {self.path.name} computes {name!r}")
+        return found
+
+    def decode_weights(self) -> None:
+        """Decode every weight now instead of at its first use, so that the first call takes no longer than later ones."""
+        if self.decode is not None:
+            with Budget(self.limits):
+                self.decode()
 
     def make_state(self) -> Any:
-        """A fresh state, all zero, that calls with `state=` read and update. For the reference runner {name: tensor}."""
+        """A fresh state that calls with `state=` read and update: zeros for Core ML, what the file stores for ExecuTorch's buffers.
+        For the reference runner {name: tensor}."""
         if self.native_state is not None:
             return self.native_state()
-        return {value.name: torch.zeros(value.shape, dtype=STORED_AS[value.dtype]) for value in self.states}
+        with Budget(self.limits):
+            return {value.name: torch.zeros(value.shape, dtype=STORED_AS[value.dtype]) for value in self.states}
 
 
-def open_runner(path: str | Path, host: str = "auto", function: str = "main", precision: str = "declared") -> Runner:
+def open_runner(
+    path: str | Path, host: str = "auto", function: str = "main", precision: str = "declared", keep_weights: bool = True,
+    limits: Limits = DEFAULT_LIMITS, data: Sequence[str | Path] | None = None,
+) -> Runner:  # fmt: skip
     """Open an .mlpackage or a .pte, recognised by content.
 
     host: "native" (the platform's runtime; macOS), "reference" (torch), "auto" (native where possible). precision: "declared" rounds as
     the program says; "float32" does not round, which separates overflow and rounding from wrong arithmetic (reference only).
+    keep_weights: decode each weight once, at its first use, and keep it; without, decode it for every call and keep only what one
+    operation needs (reference only). limits: memory, time and loops of one call; the defaults suit a program that nobody vouches for.
+    function: of an ExecuTorch program its method, "main" being forward or the only one. data: the .ptd files with weights that a .pte
+    keeps outside; by default those beside it that carry its name.
     """
     path = Path(path)
     for name, value, allowed in (("host", host, HOSTS), ("precision", precision, PRECISIONS)):
@@ -77,15 +118,14 @@ def open_runner(path: str | Path, host: str = "auto", function: str = "main", pr
     native = host == "native" or (host == "auto" and precision == "declared" and has_native_runtime(path))
     if path.is_dir():
         package = read_package(path)
-        return native_coreml(package, function) if native else reference_coreml(package, function, precision)
+        return native_coreml(package, function) if native else replace(
+            reference_coreml(package, function, precision, keep_weights), limits=limits)
     if head[4:8] not in (b"ET12", b"ET13"):
         raise UnreadableArtifact(f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)", ARTIFACTS)
-    if precision != "declared":
-        raise UserError(f"precision={precision!r} is for ML Programs; {path.name} is an ExecuTorch program", "use precision='declared'")
     from .pte_read import open_program
 
-    program = open_program(path)
-    return native_executorch(path, program) if native else reference_executorch(path, program)
+    program = open_program(path, function, data)
+    return native_executorch(path, program) if native else replace(reference_executorch(path, program, precision), limits=limits)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -117,65 +157,72 @@ def has_native_runtime(path: Path) -> bool:
     return True
 
 
-def function_graph(package: Package, function: str) -> Graph:
-    """The graph of one function. "main" stands for the default function."""
+def function_name(package: Package, function: str) -> str:
+    """The function that is meant: "main" stands for the default function of a package that has no other of this name."""
     name = package.default_function if function == "main" and "main" not in package.functions else function
     if name not in package.functions:
         raise UserError(f"{package.path.name} has no function {function!r}", f"use one of {', '.join(sorted(package.functions))}")
-    return package.functions[name]
+    return name
 
 
-def reference_coreml(package: Package, function: str, precision: str) -> Runner:
-    graph = function_graph(package, function)
+def reference_coreml(package: Package, function: str, precision: str, keep_weights: bool) -> Runner:
+    name = function_name(package, function)
+    graph, features = package.functions[name], package.features[name]
     require_operators(graph)
     states = tuple(value for value in graph.inputs if value in package.states)
     inputs = tuple(value for value in graph.inputs if value not in package.states)
     outputs = tuple(graph.values[name] for name in graph.outputs)
     call = partial(call_operator, rounding=precision == "declared")
-    lazy = fold_constants(with_tensors(graph), call)
-    kept: list[Graph] = []  # the same graph with memory, from the second call on: one forward pass keeps no decoded weights
+    folded = fold_constants(with_tensors(graph), call)
+    program = remember_constants(folded) if keep_weights else folded
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: dict[str, torch.Tensor] | None) -> dict[str, Any]:
-        program = kept[-1] if kept else lazy
-        kept[:] = kept or [remember_constants(lazy)]
         given = {name: widened(tensor) for name, tensor in tensors.items()}
         results = interpret(program, call, {**given, **(state or {})}, tap)
         return {value.name: as_array(results[value.name], value, precision) for value in outputs}
 
-    return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), run, states, package.images)
+    decode = partial(decode_constants, program)
+    return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), run, states, features, decode=decode)
 
 
-def reference_executorch(path: Path, program: Any) -> Runner:
-    def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: None) -> dict[str, Any]:
-        results = program.run(tensors, tap)
-        return {value.name: as_array(results[value.name], value, "declared") for value in program.outputs}
+def reference_executorch(path: Path, program: Any, precision: str) -> Runner:
+    rounding = precision == "declared"
 
-    return Runner(path, "reference", program.inputs, program.outputs, program.graph, program.precision, run)
+    def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: dict[str, torch.Tensor] | None) -> dict[str, Any]:
+        results = program.run(tensors, tap, state, rounding)
+        return {value.name: as_array(results[value.name], value, precision) for value in program.outputs}
+
+    new_state = partial(program.make_state, rounding) if program.states else None
+    graph, states = program.graph, program.states
+    runner = Runner(path, "reference", program.inputs, program.outputs, graph, program.precision, run, states, native_state=new_state)
+    return replace(runner, notes=program.notes)
 
 
 def native_coreml(package: Package, function: str) -> Runner:
     """Core ML itself (macOS)."""
-    graph = function_graph(package, function)
-    several = {"function_name": function} if len(package.functions) > 1 else {}
+    name = function_name(package, function)
+    graph, features = package.functions[name], package.features[name]
+    several = {"function_name": name} if len(package.functions) > 1 else {}
     model = import_coremltools().models.MLModel(str(package.path), **several)
     states = tuple(value for value in graph.inputs if value in package.states)
     inputs = tuple(value for value in graph.inputs if value not in package.states)
     outputs = tuple(graph.values[name] for name in graph.outputs)
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: Any) -> dict[str, Any]:
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        pictures = {name: feature.channels for name, feature in features.items() if feature.channels}
+        arrays = {name: to_picture(tensor, pictures[name]) if name in pictures else tensor.numpy() for name, tensor in tensors.items()}
         results = model.predict(arrays, state=state) if states else model.predict(arrays)
         return {value.name: np.asarray(results[value.name]) for value in outputs}
 
     new_state = model.make_state if states else None
-    return Runner(package.path, "native", inputs, outputs, graph, compute_precision(graph), run, states, package.images, new_state)
+    return Runner(package.path, "native", inputs, outputs, graph, compute_precision(graph), run, states, features, new_state)
 
 
 def native_executorch(path: Path, program: Any) -> Runner:
     """The ExecuTorch runtime with its MPS backend (macOS)."""
     from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(str(path)).load_method("forward")
+    method = Runtime.get().load_program(str(path)).load_method(program.method)
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: None) -> dict[str, Any]:
         results = method.execute([tensors[value.name] for value in program.inputs])

@@ -202,6 +202,24 @@ def test_inspect_needs_no_model(models, tmp_path):
     assert found["placement"]["units"]["gpu"]["ops"] > 0
 
 
+def test_validate_an_artifact_that_asks_for_the_impossible(models, tmp_path):
+    """An operator that cannot be computed is the file's fault: one message that names it, and no traceback."""
+    from cidermill.validation.mil_read import coreml_protos
+
+    assert CliRunner().invoke(convert, [str(models / "good.pt"), "--out", str(tmp_path / "out"), "--quiet"]).exit_code == 0
+    file = next((tmp_path / "out").rglob("*.mlmodel"))
+    model = coreml_protos()[0].Model()
+    model.ParseFromString(file.read_bytes())
+    block = next(iter(model.mlProgram.functions["main"].block_specializations.values()))
+    operation = next(operation for operation in block.operations if operation.type in ("conv", "linear"))
+    operation.outputs[0].type.tensorType.dimensions[1].constant.size += 1
+    file.write_bytes(model.SerializeToString())
+    command = ["validate", str(tmp_path / "out" / "good.mlpackage"), "--against", str(models / "good.pt")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and f"cannot be run: operator {operation.type}" in " ".join(result.stderr.split())
+    assert "the program declares" in " ".join(result.stderr.split()) and "Traceback" not in result.output
+
+
 @pytest.mark.parametrize("command", ["validate", "inspect"])
 def test_a_damaged_artifact_is_refused(models, tmp_path, command):
     (tmp_path / "x.mlpackage").mkdir()

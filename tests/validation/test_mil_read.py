@@ -200,7 +200,7 @@ def test_undefined_values_are_refused(package):
         operations(model)[-1].inputs["x"].arguments[0].name = "nobody"
 
     rewrite(package, cut)
-    with pytest.raises(UnreadableArtifact, match="nothing defines the value 'nobody'"):
+    with pytest.raises(UnreadableArtifact, match=r"its operator softmax \(probabilities\) uses 'nobody', which nothing before it defines"):
         read_package(package)
 
 

@@ -65,6 +65,15 @@ def test_tap_sees_every_intermediate(runner):
     assert list(seen.values()) == [(1, 2, 3), (1, 2, 4)] and "out" in seen
 
 
+def test_what_the_tap_saw_leads_to_its_operation(runner):
+    seen = []
+    runner([IDS, X], tap=lambda name, value: seen.append(name))
+    assert [runner.operation(name).op for name in seen] == ["gather", "linear"]
+    assert runner.operation("out").outputs[0].shape == (1, 2, 4)
+    with pytest.raises(KeyError, match="no operation of model.mlpackage computes 'x0'"):
+        runner.operation("x0")
+
+
 def test_second_call_gives_the_same_from_kept_weights(runner):
     first, second, third = (runner([IDS, X])["out"] for _ in range(3))
     np.testing.assert_array_equal(first, second)
@@ -80,6 +89,40 @@ def test_float16_program_and_its_unrounded_run(mil_package):
     (half,), (full,) = rounded([x]).values(), exact([x]).values()
     assert half.dtype == np.float16 and np.isinf(half[0]) and half[1] == 2
     np.testing.assert_allclose(full, [300, 2])
+
+
+def test_subnormal_halves_are_kept(mil_package):
+    """1e-4 * 1e-3 lies between the subnormal numbers 2^-24 and 2^-23 of float16 and rounds to the nearer; below half of 2^-24 nothing is left."""
+    x = np.array([1e-4, 1e-4], np.float16)
+    path = mil_package(lambda mb, v: mb.mul(x=v, y=np.array([1e-3, 1e-4], np.float16)), x)
+    out, = open_runner(path, "reference")([x]).values()
+    np.testing.assert_array_equal(out, np.array([2.0**-23, 0], np.float16))
+
+
+def test_rounding_in_place_leaves_inputs_and_constants_alone(mil_package):
+    """A result that shares memory with an argument (a division by one that the operator may skip, a cast, a view) is not rounded in place."""
+    x = np.array([[1.0001, 2.0002]], np.float32)
+    path = mil_package(lambda mb, v: (mb.cast(x=mb.transpose(x=v, perm=[1, 0]), dtype="fp16"), mb.mul(x=v, y=1.0)), x)
+    runner = open_runner(path, "reference")
+    for _ in range(2):
+        half, full = runner([x]).values()
+        np.testing.assert_array_equal(half.T, x.astype(np.float16))
+        np.testing.assert_array_equal(full, x)
+
+
+def test_a_weight_is_decoded_once_where_weights_are_kept(package, monkeypatch):
+    from cidermill.validation import mil_read
+
+    decoded = []
+    read = mil_read.read_tensor
+    monkeypatch.setattr(mil_read, "read_tensor", lambda *arguments: decoded.append(arguments) or read(*arguments))
+    for keep, want in ((True, 1), (False, 3)):
+        decoded.clear()
+        runner = open_runner(package, host="reference", keep_weights=keep)
+        runner.decode_weights() if keep else None
+        for _ in range(3):
+            runner([IDS, X])
+        assert len(decoded) == want
 
 
 def test_constant_results_leave_the_program(mil_package):
@@ -136,12 +179,6 @@ def test_options_are_checked(package, options, message):
     with pytest.raises(UserError) as caught:
         open_runner(package, **{"host": "reference", **options})
     assert message in str(caught.value)
-
-
-def test_precision_is_for_ml_programs(tmp_path):
-    (tmp_path / "model.pte").write_bytes(b"\0\0\0\0ET12")
-    with pytest.raises(UserError, match="precision='float32' is for ML Programs; model.pte is an ExecuTorch program"):
-        open_runner(tmp_path / "model.pte", host="reference", precision="float32")
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="the native runtime is here")

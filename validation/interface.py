@@ -1,0 +1,65 @@
+"""The border of a Core ML model as its description states it: which inputs are pictures, which sizes they allow, what they default to.
+
+A model description (protobuf) enters, `Feature` records leave. The program itself declares only names, types and fixed dimensions.
+"""
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "F"}  # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is known of one input beyond its declared value.
+
+    channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the enumerated shapes; ranges: least and
+    greatest size of each dimension, None without bound. Of both, one at most. default: fills an input that is left out, None where it may not be.
+    """
+
+    channels: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    default: float | None = None
+
+    def allows(self, shape: tuple[int, ...]) -> bool:
+        if self.shapes:
+            return shape in self.shapes
+        return all(low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges))
+
+
+def features_of(description: Any, function: str) -> dict[str, Feature]:
+    """Input name -> Feature, of one function. Models of several functions describe each on its own."""
+    part = next((part for part in description.functions if part.name == function), description)
+    return {entry.name: feature_of(entry.type) for entry in part.input}
+
+
+def feature_of(kind: Any) -> Feature:
+    which = kind.WhichOneof("Type")
+    if which == "imageType":
+        return image_feature(kind.imageType)
+    if which != "multiArrayType":
+        return Feature()
+    array = kind.multiArrayType
+    flexible, stated = array.WhichOneof("ShapeFlexibility"), array.WhichOneof("defaultOptionalValue")
+    shapes = tuple(tuple(entry.shape) for entry in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
+    ranges = tuple(map(bounds, array.shapeRange.sizeRanges)) if flexible == "shapeRange" else ()
+    default = (float(getattr(array, stated)) if stated else 0.0) if kind.isOptional else None
+    return Feature(shapes=shapes, ranges=ranges, default=default)
+
+
+def image_feature(image: Any) -> Feature:
+    """A picture enters the program as [1, channels, height, width]."""
+    channels = IMAGE_CHANNELS.get(image.colorSpace, "RGB")
+    depth, flexible = 3 if channels in ("RGB", "BGR") else 1, image.WhichOneof("SizeFlexibility")
+    shapes, ranges = (), ()
+    if flexible == "enumeratedSizes":
+        shapes = tuple((1, depth, size.height, size.width) for size in image.enumeratedSizes.sizes)
+    elif flexible == "imageSizeRange":
+        sides = (image.imageSizeRange.heightRange, image.imageSizeRange.widthRange)
+        ranges = ((1, 1), (depth, depth), *map(bounds, sides))
+    return Feature(channels, shapes, ranges)
+
+
+def bounds(sizes: Any) -> tuple[int, int | None]:
+    """A negative upper bound is none."""
+    return sizes.lowerBound, None if sizes.upperBound < 0 else sizes.upperBound
