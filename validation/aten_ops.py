@@ -1,12 +1,10 @@
 """The operators of a .pte program that no delegate took: operator name -> Kernel, after ATen's own schemas.
 
-"aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that the program
-declares. The few operators that exist only in ExecuTorch have their functions here, in KERNELS.
+"aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that the program declares. The
+operators that exist only in ExecuTorch are in pte_kernels.
 """
 import math
-import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,49 +12,102 @@ import torch
 from torch import Tensor
 
 from .graph import Node, Value
+from .pte_kernels import DTYPES, KERNELS, SCALAR_TYPES, Kernel
 
-# ScalarType of program.fbs (ATen's numbering).
-SCALAR_TYPES = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
-    7: torch.float64, 11: torch.bool, 15: torch.bfloat16, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
-}  # fmt: skip
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALAR_TYPES.values()}
+HALF = (torch.float16, torch.bfloat16)
+HALF_CODES = tuple(code for code, dtype in SCALAR_TYPES.items() if dtype in HALF)
+FLOAT_CODE = 6
+DTYPE_ARGUMENTS = ("dtype", "out_dtype", "output_dtype")
+# ATen's operators in ExecuTorch's own kernel libraries (kernels/portable/functions.yaml, custom_ops.yaml; kernels/optimized). No other of
+# torch's operators is called: many do not check their arguments, and some open files.
+PORTABLE = frozenset("""
+    _adaptive_avg_pool2d _cdist_forward _conj_physical _fft_c2r _fft_r2c _log_softmax _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _pdist_forward _softmax _to_copy _upsample_bilinear2d_aa abs acos acosh add addmm alias_copy
+    allclose amax amin any arange argmax argmin as_strided_copy asin asinh atan atan2 atanh avg_pool2d bitwise_and bitwise_left_shift
+    bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm cat ceil clamp clone constant_pad_nd convolution convolution_backward copy
+    copy_ cos cosh cumsum detach_copy diagonal_copy div elu embedding empty eq erf exp expand_copy expm1 fill flip floor floor_divide
+    fmod full full_like gather ge gelu glu grid_sampler_2d gt hardtanh index index_put index_put_ index_select isinf isnan le leaky_relu
+    lift_fresh_copy linear log log10 log1p log2 logical_and logical_not logical_or logical_xor logit lt masked_fill masked_scatter
+    masked_select max max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward maximum mean min minimum mm mul narrow_copy
+    native_batch_norm native_dropout native_group_norm native_layer_norm ne neg nonzero ones permute_copy pixel_shuffle pixel_unshuffle
+    pow prod rand randn reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu remainder repeat repeat_interleave
+    replication_pad1d replication_pad2d replication_pad3d roll round rsqrt rsub scalar_tensor scatter scatter_add select_copy
+    select_scatter sigmoid sign sin sinh slice_copy slice_scatter split_copy split_with_sizes_copy sqrt squeeze_copy stack sub sum t_copy
+    tan tanh topk transpose_copy tril trunc unbind_copy unfold_copy unsqueeze_copy upsample_bilinear2d upsample_nearest2d var var_mean
+    view_as_real_copy view_copy where zeros
+""".split())
+OVERWRITING = ("copy_", "fill_", "zero_")  # what these write to need not have been written before
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """How to call one operator. `parameters` are in the order of the instruction's arguments.
+def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rounding: bool = True) -> tuple:
+    """Compute one instruction, for graph.interpret; results have the dtypes that the program declares.
 
-    `run(outputs, **arguments)` gets the declared results and every argument but those in `outs`, and returns the results: one for
-    each of `outs` (a list's tensors one by one); or, where there is none, one for each of `mutated`, then the operator's own result.
+    Without `rounding`, everything that is declared half is computed and kept in float32.
     """
+    outputs = node.outputs
+    if not rounding:
+        arguments = {name: _widened_argument(name, argument) for name, argument in arguments.items()}
+        outputs = tuple(_widened_value(value) for value in outputs)
+    if (check := CHECKS.get(node.op.removeprefix("aten::").partition(".")[0])) is not None:
+        check(arguments)
+    results = find_kernel(node.op).run(outputs, **arguments)
+    return tuple(_declared(result, value) for result, value in zip(results, outputs, strict=True))
 
-    parameters: tuple[str, ...]
-    run: Callable[..., tuple]
-    outs: tuple[str, ...] = ()
-    mutated: tuple[str, ...] = ()
+
+def _require_channels(arguments: dict[str, Any]) -> None:
+    """torch reads one number for each channel, however few there are: its checks are in a layer above these operators."""
+    channels = arguments.get("C") or (arguments["input"].shape[1] if arguments["input"].ndim > 1 else 0)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = arguments.get(name)
+        if tensor is not None and (tensor.numel() != channels or tensor.dtype != arguments["input"].dtype):
+            have = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise ValueError(f"{name} is {have}, the input {list(arguments['input'].shape)} has {channels} channels")
 
 
-def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any]) -> tuple:
-    """Compute one instruction, for graph.interpret; results have the dtypes that the program declares."""
-    results = find_kernel(node.op).run(node.outputs, **arguments)
-    return tuple(_declared(result, value) for result, value in zip(results, node.outputs, strict=True))
+def _require_positions(arguments: dict[str, Any]) -> None:
+    """torch writes where the indices say, unchecked."""
+    indices, plane = arguments["indices"], math.prod(arguments["self"].shape[-2:])
+    if indices.shape != arguments["grad_output"].shape or (indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < plane):
+        raise ValueError(f"its indices {list(indices.shape)} do not lie within 0..{plane - 1}, the plane of its input")
+
+
+CHECKS = {
+    **dict.fromkeys(
+        ("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm", "native_group_norm"), _require_channels
+    ),
+    "max_pool2d_with_indices_backward": _require_positions,
+}
 
 
 def _declared(result: Any, value: Value) -> Any:
     return result.to(DTYPES[value.dtype]) if isinstance(result, Tensor) and value.dtype in DTYPES else result
 
 
+def widened(argument: Any) -> Any:
+    """Half-precision tensors, also those in lists, as float32."""
+    if isinstance(argument, Tensor) and argument.dtype in HALF:
+        return argument.float()
+    return [widened(item) for item in argument] if isinstance(argument, list) else argument
+
+
+def _widened_argument(name: str, argument: Any) -> Any:
+    return FLOAT_CODE if name in DTYPE_ARGUMENTS and argument in HALF_CODES else widened(argument)
+
+
+def _widened_value(value: Value) -> Value:
+    return Value(value.name, "float32", value.shape) if DTYPES.get(value.dtype) in HALF else value
+
+
 @cache
 def find_kernel(name: str) -> Kernel | None:
-    """ "aten::add.out" -> its kernel; None where neither torch nor this file has the operator."""
+    """ "aten::add.out" -> its kernel; None where neither torch nor ExecuTorch's own operators have it."""
     return KERNELS.get(name) or _aten_kernel(name)
 
 
 def _aten_kernel(name: str) -> Kernel | None:
     namespace, _, rest = name.partition("::")
     packet_name, _, overload_name = rest.partition(".")
-    packet = getattr(torch.ops.aten, packet_name, None) if namespace == "aten" and packet_name != "from_file" else None
+    packet = getattr(torch.ops.aten, packet_name, None) if namespace == "aten" and packet_name in PORTABLE else None
     overload = getattr(packet, overload_name or "default", None)
     if not isinstance(overload, torch._ops.OpOverload):
         return None
@@ -66,8 +117,10 @@ def _aten_kernel(name: str) -> Kernel | None:
     mutated = tuple(argument.name for argument in arguments if argument.is_write and not argument.is_out)
     if outs:
         listed = isinstance(next(argument.type for argument in arguments if argument.is_out), torch.ListType)
-        return Kernel(parameters, (_run_out_list if listed else _run_out)(overload, outs), outs)
-    return Kernel(parameters, _run_in_place(overload, mutated[0]), mutated=mutated) if len(mutated) == 1 else None
+        return Kernel(parameters, (_run_out_list if listed else _run_out)(overload, outs), outs, mutated)
+    if len(mutated) != 1:
+        return None
+    return Kernel(parameters, _run_in_place(overload, mutated[0]), mutated=mutated, overwrites=packet_name in OVERWRITING)
 
 
 def _run_out(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
@@ -81,7 +134,7 @@ def _run_out(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
 
 def _run_out_list(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
     def run(outputs: tuple[Value, ...], **arguments) -> tuple:
-        tensors = [torch.empty(value.shape, dtype=DTYPES[value.dtype]) for value in outputs]
+        tensors = [torch.empty(0, dtype=DTYPES[value.dtype]) for value in outputs]
         overload(**arguments, **{outs[0]: tensors})
         return tuple(tensors)
 
@@ -89,91 +142,10 @@ def _run_out_list(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:
 
 
 def _run_in_place(overload: Any, mutated: str) -> Callable[..., tuple]:
-    """A mutating operator ("aten::copy_") runs on a copy, which is the new value of its argument and its result."""
+    """A mutating operator ("aten::copy_") changes its argument, which is also its result."""
 
     def run(outputs: tuple[Value, ...], **arguments) -> tuple:
-        arguments[mutated] = arguments[mutated].clone()
         overload(**arguments)
         return (arguments[mutated],) * len(outputs)
 
     return run
-
-
-def _plain(function: Callable[..., Any], *parameters: str) -> Kernel:
-    """An operator with one result and no `out` parameter (ExecuTorch's prim operators)."""
-    return Kernel(parameters, lambda outputs, **arguments: (function(**arguments),))
-
-
-def _out(function: Callable[..., Any], *parameters: str) -> Kernel:
-    """An operator whose last parameter is `out`, computed by a functional equivalent."""
-    return Kernel((*parameters, "out"), lambda outputs, **arguments: (function(**arguments),), ("out",))
-
-
-def _number(function: Callable[[Any, Any], Any]) -> Kernel:
-    return _plain(lambda a, b: function(a, b), "a", "b")
-
-
-def _copy(self, non_blocking=False, dim_order=None) -> Tensor:
-    """A copy in another memory layout or dtype; the dtype is the declared one, and layout does not show in values."""
-    return self.clone()
-
-
-def quantize(values: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int) -> Tensor:
-    return torch.clamp(torch.round(values * (1.0 / scale)) + zero_point, quant_min, quant_max)
-
-
-def _along(values: Tensor, axis: int, shape_of: Tensor) -> Tensor:
-    """values [channels] -> shaped to broadcast along `axis` of another tensor."""
-    return values.reshape([-1 if index == axis % shape_of.ndim else 1 for index in range(shape_of.ndim)])
-
-
-def quantize_per_tensor(input, scale, zero_point, quant_min, quant_max, dtype):
-    return quantize(input, scale, zero_point, quant_min, quant_max)
-
-
-def dequantize_per_tensor(input, scale, zero_point, quant_min, quant_max, dtype, out_dtype=None):
-    return (input.float() - zero_point) * scale
-
-
-def quantize_per_channel(input, scales, zero_points, axis, quant_min, quant_max, dtype):
-    return quantize(input, _along(scales, axis, input), _along(zero_points, axis, input), quant_min, quant_max)
-
-
-def dequantize_per_channel(input, scales, zero_points, axis, quant_min, quant_max, dtype, out_dtype=None):
-    centred = input.float() if zero_points is None else input.float() - _along(zero_points, axis, input)
-    return centred * _along(scales, axis, input)
-
-
-_TENSOR_QUANT = ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype")
-_CHANNEL_QUANT = ("input", "scales", "zero_points", "axis", "quant_min", "quant_max", "dtype")
-
-KERNELS: dict[str, Kernel] = {
-    "dim_order_ops::_to_dim_order_copy.out": _out(_copy, "self", "non_blocking", "dim_order"),
-    "dim_order_ops::_clone_dim_order.out": _out(_copy, "self", "non_blocking", "dim_order"),
-    "dim_order_ops::_empty_dim_order.out": _out(lambda size, dim_order: torch.zeros(size), "size", "dim_order"),
-    "executorch_prim::et_view": _plain(lambda self, size: self.reshape(size), "self", "size"),
-    "executorch_prim::et_view.default": _plain(lambda self, size: self.reshape(size), "self", "size"),
-    "aten::sym_size.int": _plain(lambda self, dim: self.shape[dim], "self", "dim"),
-    "aten::sym_numel": _plain(lambda self: self.numel(), "self"),
-    "aten::_local_scalar_dense": _plain(lambda self: self.item(), "self"),
-    "executorch_prim::add.Scalar": _number(operator.add),
-    "executorch_prim::sub.Scalar": _number(operator.sub),
-    "executorch_prim::mul.Scalar": _number(operator.mul),
-    "executorch_prim::floordiv.Scalar": _number(operator.floordiv),
-    "executorch_prim::truediv.Scalar": _number(operator.truediv),
-    "executorch_prim::mod.Scalar": _number(operator.mod),
-    "executorch_prim::eq.Scalar": _number(operator.eq),
-    "executorch_prim::gt.Scalar": _number(operator.gt),
-    "executorch_prim::lt.Scalar": _number(operator.lt),
-    "executorch_prim::ge.Scalar": _number(operator.ge),
-    "executorch_prim::le.Scalar": _number(operator.le),
-    "executorch_prim::neg.Scalar": _plain(operator.neg, "a"),
-    "executorch_prim::ceil.Scalar": _plain(math.ceil, "a"),
-    "executorch_prim::trunc.Scalar": _plain(math.trunc, "a"),
-    "quantized_decomposed::quantize_per_tensor.out": _out(quantize_per_tensor, *_TENSOR_QUANT),
-    "quantized_decomposed::quantize_per_tensor.Tensor_out": _out(quantize_per_tensor, *_TENSOR_QUANT),
-    "quantized_decomposed::dequantize_per_tensor.out": _out(dequantize_per_tensor, *_TENSOR_QUANT, "out_dtype"),
-    "quantized_decomposed::dequantize_per_tensor.Tensor_out": _out(dequantize_per_tensor, *_TENSOR_QUANT, "out_dtype"),
-    "quantized_decomposed::quantize_per_channel.out": _out(quantize_per_channel, *_CHANNEL_QUANT),
-    "quantized_decomposed::dequantize_per_channel.out": _out(dequantize_per_channel, *_CHANNEL_QUANT, "out_dtype"),
-}

@@ -2,7 +2,8 @@
 
 Written after pytorch/executorch, backends/apple/mps/runtime/operations/*.mm, defects included: where the runtime aborts, the
 function raises; where it computes something else than ATen, so does the function. Each MPSGraph operation that the runtime
-creates is computed in float32 and rounded to the dtype of its operands, which MPSGraph infers; the declared dtype is not used.
+creates is computed in float32 and rounded to the dtype of its operands, which MPSGraph infers; the declared dtype is not used. One
+exception: what the runtime only leaves for later is computed as ATen does (`unimplemented`).
 Parameters are the schema's field names (mps_read.NODE_FIELDS).
 """
 import math
@@ -23,8 +24,10 @@ OPTIONAL = {
 }  # fmt: skip
 
 
-def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any]) -> tuple:
-    """Compute one node, for graph.interpret."""
+def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rounding: bool = True) -> tuple:
+    """Compute one node, for graph.interpret. Without `rounding`, nothing becomes half precision: give it float32 inputs and constants."""
+    if not rounding and arguments.get("dtype") == "float16":
+        arguments = {**arguments, "dtype": "float32"}
     for name, value in arguments.items():
         if value is None and (node.op, name) not in OPTIONAL:
             raise ValueError(f"{name} is missing (id -1), which the MPS runtime does not check: it reads outside its tables")
@@ -218,22 +221,37 @@ def embedding(input1, input2, padding_idx):
     return rows if padding_idx == -1 else torch.where((input2 != padding_idx)[..., None], rows, torch.zeros_like(rows))
 
 
-def single_index(indices: list[Tensor | None]) -> tuple[int, Tensor]:
+def single_index(indices: list[Tensor | None]) -> tuple[int, Tensor] | None:
+    """-> (axis, index) where there is one; None for several."""
     present = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(present) != 1:
-        raise NotImplementedError(f"the MPS runtime implements exactly one index tensor, got {len(present)}")
-    return present[0]
+    if not present:
+        raise ValueError("an indexing without an index")
+    return present[0] if len(present) == 1 else None
 
 
-def index_tensor(input1, indices):
-    axis, index = single_index(indices)
-    return gather(input1, index, axis)
+def unimplemented(node: Node) -> bool:
+    """Whether the runtime of ExecuTorch 1.4 stops at a node ("not yet implemented") whose meaning is clear and computed here.
+
+    Indexing with several tensors, in an MPSGraph or as a Metal kernel (IndexingOps.mm).
+    """
+    indices = [index for index in node.inputs.get("indices", ()) if index is not None]
+    return "metal_kernel" in node.inputs or len(indices) > 1
 
 
-def index_put(input1, indices, values_shape, values):
-    axis, index = single_index(indices)
+def index_tensor(input1, indices, metal_kernel=False):
+    single = single_index(indices)
+    if single is None or metal_kernel:
+        return torch.ops.aten.index(input1, indices)
+    return gather(input1, single[1], single[0])
+
+
+def index_put(input1, indices, values_shape, values, metal_kernel=False):
     require_one_dtype(input1, values)
     updates = values.expand(values_shape) if values_shape else values
+    single = single_index(indices)
+    if single is None or metal_kernel:
+        return torch.ops.aten.index_put(input1, indices, updates)
+    axis, index = single
     wanted = (*input1.shape[:axis], *index.shape, *input1.shape[axis + 1 :])
     if tuple(updates.shape) != wanted or index.ndim != 1:
         raise ValueError(f"MPSGraph's scatter needs updates of shape {list(wanted)}, got {list(updates.shape)}")
@@ -406,11 +424,11 @@ def arange(start, end, step, dtype):
     return rounded(torch.add, rounded(torch.mul, coordinates, scalar(step, coordinates)), scalar(start, coordinates))
 
 
-def dequantize_per_channel_group(input1, scales):
+def dequantize_per_channel_group(input1, scales, dtype):
     """Codes [64, 128] (int4), scales [64, 4] -> float16 [64, 128], whatever dtype the node declares; the zero point is 0."""
     for axis, (have, want) in enumerate(zip(scales.shape, input1.shape, strict=True)):
         scales = scales.repeat_interleave(want // have, dim=axis)
-    return (input1.float() * scales.float()).half()
+    return (input1.float() * scales.float()).to(DTYPES[dtype])
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

@@ -5,12 +5,13 @@ and placeholders without dimensions have shape [1], ids of -1 are None, fields t
 Node inputs carry the schema's field names without "_id": "input1", "weight", "dim".
 """
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .flatbuffer import Buffer, Table
-from .graph import Graph, Node, Ref, Value
+from .graph import Graph, Node, Ref, Value, references
 
 HEADER_BYTES = 24  # 4 zero bytes, "MP00", u64 offset and u64 size of the constant segment (MPSDelegateHeader.h)
 
@@ -96,6 +97,11 @@ NODE_FIELDS = {
     "MPSDequantizePerChannelGroup": "input1:in output:out scales:in zero_points:skip quant_min:skip quant_max:skip dtype:skip"
     " group_size:skip output_dtype:skip",
 }  # fmt: skip
+METAL_KERNEL = 1  # OpType: the delegate is one node that a Metal kernel computes
+METAL_OPERATORS = ("MPSIndexTensor", "MPSIndexPut")  # METAL_KERNELS of mps_partitioner.py
+INDICES = ("indices", "index", "idx")
+BOOLEAN = ("MPSEq", "MPSNe", "MPSGe", "MPSGt", "MPSLe", "MPSLt", "MPSIsnan", "MPSIsinf", "MPSLogicalNot")
+PROMOTING = ("MPSAdd", "MPSSub", "MPSMul", "MPSDiv", "MPSFmod", "MPSRemainder", "MPSPow", "MPSMinimum")
 NODE_TYPES = tuple(NODE_FIELDS)  # the union's type byte is the index here plus one
 NUMBERS = {"int": "i", "long": "q", "float": "f", "bool": "?"}
 
@@ -114,12 +120,17 @@ def read_delegate(blob: memoryview, label: str, prefix: str = "") -> Graph:
     if input_ids != tuple(range(len(input_ids))):
         raise buffer.corrupt(f"inputs must have the ids 0, 1, 2, ... (the runtime uses an id as the argument's position), got {input_ids}")
     values = [_value(tensor, f"{prefix}v{index}") for index, tensor in enumerate(tensors)]
-    nodes = tuple(_node(table, values, index, prefix) for index, table in enumerate(root.tables(1)))
+    metal_kernel = root.number(6, "h") == METAL_KERNEL
+    nodes = tuple(_node(table, values, index, prefix, metal_kernel) for index, table in enumerate(root.tables(1)))
     constants = {_at(values, i, buffer).name: _constant(tensors[i], values[i], segment) for i in constant_ids}
     for index in input_ids:
         _torch_dtype(_at(values, index, buffer), buffer)
     outputs = tuple(_at(values, index, buffer).name for index in root.numbers(4, "i"))
-    return Graph(tuple(values[i] for i in input_ids), outputs, nodes, constants, {value.name: value for value in values})
+    inputs = tuple(values[i] for i in input_ids)
+    named = {value.name: value for value in values}
+    kinds = {name: named[name].dtype if named[name].dtype != "int4" else "int8" for name in constants}
+    nodes = _with_computed_dtypes(nodes, kinds | {value.name: value.dtype for value in inputs})
+    return Graph(inputs, outputs, nodes, constants, named | {value.name: value for node in nodes for value in node.outputs})
 
 
 def _at(values: list[Value], index: int, buffer: Buffer) -> Value:
@@ -150,7 +161,8 @@ def _value(tensor: Table, name: str) -> Value:
 
 def _constant(tensor: Table, value: Value, segment: Buffer):
     """-> zero-argument function that decodes one constant from the segment; its place and size are checked now."""
-    stored = segment.span(tensor.number(5, "Q"), tensor.number(3, "Q"))
+    inline = tensor.table(4)  # deprecated in the schema: files of before the constant segment have it
+    stored = inline.raw(0) if inline is not None and inline.raw(0) else segment.span(tensor.number(5, "Q"), tensor.number(3, "Q"))
     count = math.prod(value.shape)
     if value.dtype == "int4":
         need = -(-count // 2)
@@ -161,7 +173,7 @@ def _constant(tensor: Table, value: Value, segment: Buffer):
         raise tensor.buffer.corrupt(f"constant {value.name} ({value.dtype} {list(value.shape)}) needs {need} bytes and holds {len(stored)}")
     if value.dtype == "int4":
         return lambda: unpack_int4(stored[:need], value.shape)
-    return lambda: torch.frombuffer(bytearray(stored[:need]), dtype=dtype).reshape(value.shape)
+    return lambda: torch.frombuffer(bytearray(stored[:need]) if stored.readonly else stored[:need], dtype=dtype).reshape(value.shape)
 
 
 def unpack_int4(stored: memoryview, shape: tuple[int, ...]) -> torch.Tensor:
@@ -171,7 +183,33 @@ def unpack_int4(stored: memoryview, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.stack([low, high], dim=1).flatten()[: math.prod(shape)].reshape(shape)
 
 
-def _node(table: Table, values: list[Value], index: int, prefix: str) -> Node:
+def _with_computed_dtypes(nodes: tuple[Node, ...], kinds: dict[str, str]) -> tuple[Node, ...]:
+    """Results with the dtypes that MPSGraph infers from the operands, which need not be those declared. kinds: of inputs and constants."""
+    typed = []
+    for node in nodes:
+        operands = [kinds.get(name, "float32") for key, item in node.inputs.items() if key not in INDICES for name in references(item)]
+        outputs = tuple(replace(value, dtype=_computed(node, number, operands, value)) for number, value in enumerate(node.outputs))
+        kinds = kinds | {value.name: value.dtype for value in outputs}
+        typed.append(replace(node, outputs=outputs))
+    return tuple(typed)
+
+
+def _computed(node: Node, number: int, operands: list[str], value: Value) -> str:
+    if "dtype" in node.inputs:
+        return {"float64": "float32"}.get(node.inputs["dtype"], node.inputs["dtype"])
+    if node.op in BOOLEAN:
+        return "bool"
+    if node.op == "MPSMaxPool2DWithIndices" and number == 1:
+        return "int32"
+    if node.op == "MPSWhere":
+        return operands[-1]
+    if node.op in PROMOTING and set(operands) == {"float16", "float32"}:
+        return "float32"
+    floats = [kind for kind in operands if kind.startswith("float")]
+    return (floats or operands or [value.dtype])[0] if node.op in PROMOTING else (operands or [value.dtype])[0]
+
+
+def _node(table: Table, values: list[Value], index: int, prefix: str, metal_kernel: bool) -> Node:
     kind = table.number(0, "B")
     body = table.table(1)
     if not 1 <= kind <= len(NODE_TYPES) or body is None:
@@ -189,6 +227,10 @@ def _node(table: Table, values: list[Value], index: int, prefix: str) -> Node:
         limits = table.table(1 + 1)
         inputs["min_value"] = limits.number(0, "f") if limits else -math.inf
         inputs["max_value"] = limits.number(1, "f") if limits else math.inf
+    if op == "MPSDequantizePerChannelGroup":
+        inputs["dtype"] = "float16"  # QuantDequant.mm, whatever the node declares
+    if metal_kernel and op in METAL_OPERATORS:
+        inputs["metal_kernel"] = True
     outputs.sort(key=lambda pair: pair[0])  # "output1" before "output2", whatever the schema's order
     return Node(op, inputs, tuple(value for _, value in outputs), name=f"{prefix}node{index}")
 

@@ -2,27 +2,30 @@
 
 Read by field number, without ExecuTorch. `read_plan` finds the method; the functions below it decode single values.
 """
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..models.errors import UnreadableArtifact
-from .aten_ops import DTYPES, SCALAR_TYPES
 from .flatbuffer import Buffer, Table
 from .graph import Ref, Value
+from .pte_data import EXTERNAL, NamedData, decoder, external_bytes, named_data, segments_of
+from .pte_kernels import SCALAR_TYPES
 
 KERNEL, DELEGATE, MOVE, JUMP_FALSE, FREE = range(1, 6)  # InstructionArguments
 NULL, INT, BOOL, DOUBLE, TENSOR, STRING, INT_LIST, DOUBLE_LIST, BOOL_LIST, TENSOR_LIST, OPTIONAL_TENSOR_LIST = range(1, 12)  # KernelTypes
 SCALARS = {INT: ("q", "int64"), BOOL: ("?", "bool"), DOUBLE: ("d", "float64")}
-EXTERNAL = 1  # ExtraTensorInfo.location of weights in another file
+STATIC = 0  # TensorShapeDynamism: the declared sizes are the sizes; else they are upper bounds
+SHARED_MEMORY = 2  # memories from this id on hold the buffers that methods share (MemoryPlanningPass, share_mutable_buffers)
+NAMES = ("cidermill_inputs", "cidermill_outputs")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One ExecutionPlan. `instructions`: (kind, arguments); `names`: those of the inputs; `written`: values that instructions compute."""
+    """One ExecutionPlan. `instructions`: (kind, arguments); `names`: those of inputs and named buffers; `written`: values that
+    instructions compute; `external`: data from .ptd files and the program's own named data."""
 
     root: Table
     values: tuple[Table, ...]
@@ -36,23 +39,23 @@ class Plan:
     output_names: tuple[str, ...]
     names: dict[int, str]
     written: frozenset[int] = frozenset()
+    method: str = "forward"
+    external: dict[str, NamedData] = field(default_factory=dict)
 
     @property
     def buffer(self) -> Buffer:
         return self.root.buffer
 
 
-def read_plan(root: Table, method: str) -> Plan:
-    """Find a method of the program and read its lists. Raises UnreadableArtifact."""
+def read_plan(root: Table, method: str, external: dict[str, NamedData]) -> Plan:
+    """Find a method of the program and read its lists. "main" stands for forward, or for the only method. Raises UnreadableArtifact."""
     methods = {table.string(0): table for table in root.tables(1)}
-    if method not in methods:
-        names = ", ".join(repr(name) for name in methods)
-        raise UnreadableArtifact(f"{root.buffer.label} has no method {method!r}; it has {names}.", "Name one of these methods.")
-    table = methods[method]
+    table = methods[_method_name(root, methods, method)]
     chains = table.tables(5)
     if len(chains) != 1:
         raise root.buffer.corrupt(f"a method has one chain of instructions, this one {len(chains)}")
     inputs, outputs = table.numbers(3, "i"), table.numbers(4, "i")
+    segments = segments_of(root, 4, b"eh00", 24)
     plan = Plan(
         root=root,
         values=tuple(table.tables(2)),
@@ -60,13 +63,43 @@ def read_plan(root: Table, method: str) -> Plan:
         frames=tuple(chains[0].tables(3)),
         operators=tuple(_operator_name(entry) for entry in table.tables(6)),
         delegates=tuple(table.tables(7)),
-        segments=_segments(root),
+        segments=segments,
         inputs=inputs,
         outputs=outputs,
         output_names=_stored_names(methods.get("cidermill_outputs"), "output", len(outputs)),
         names=dict(zip(inputs, _stored_names(methods.get("cidermill_inputs"), "input", len(inputs)))),
+        method=table.string(0) or "",
+        external={**named_data(root, 7, segments), **external},
     )
+    plan = replace(plan, names={**_buffer_names(plan), **plan.names})
     return replace(plan, written=frozenset(inputs) | _written_values(plan))
+
+
+def _method_name(root: Table, methods: dict[str | None, Table], method: str) -> str:
+    if method in methods:
+        return method
+    own = [name for name, table in methods.items() if name not in NAMES and any(chain.tables(2) for chain in table.tables(5))]
+    if method == "main" and ("forward" in methods or len(own) == 1):
+        return "forward" if "forward" in methods else own[0]
+    names = ", ".join(repr(name) for name in methods if name not in NAMES)
+    raise UnreadableArtifact(f"{root.buffer.label} has no method {method!r}; it has {names}.", "Name one of these methods.")
+
+
+def _buffer_names(plan: Plan) -> dict[int, str]:
+    """Names of mutable buffers, where the file has them (emit_mutable_buffer_names), or where methods share them: by their place.
+
+    A view of a buffer carries the same name: the first value of a name is the buffer.
+    """
+    names: dict[str, int] = {}
+    for index, value in enumerate(plan.values):
+        tensor = value.table(1) if value.number(0, "B") == TENSOR else None
+        if tensor is not None and tensor.has(6) and index not in plan.names:
+            extra, place = tensor.table(9), place_of(plan, index)
+            shared = f"shared_{place[0]}_{place[1]}" if place and place[0] >= SHARED_MEMORY else None
+            name = (extra.string(1) if extra is not None else None) or shared
+            if name and name not in plan.names.values():
+                names.setdefault(name, index)
+    return {index: name for name, index in names.items()}
 
 
 def _instructions(chain: Table) -> tuple[tuple[int, Table], ...]:
@@ -79,16 +112,6 @@ def _instructions(chain: Table) -> tuple[tuple[int, Table], ...]:
 def _operator_name(entry: Table) -> str:
     name, overload = entry.string(0) or "", entry.string(1)
     return f"{name}.{overload}" if overload else name
-
-
-def _segments(root: Table) -> tuple[memoryview, ...]:
-    """The data segments that follow the flatbuffer; the extended header ("eh00" at offset 8) says where they begin."""
-    entries, buffer = root.tables(4), root.buffer
-    if not entries:
-        return ()
-    has_header = bytes(buffer.span(8, 4)) == b"eh00"
-    base = buffer.number(24, "Q") if has_header else len(buffer.data)  # without a header, segments can only be empty
-    return tuple(buffer.span(base + entry.number(0, "Q"), entry.number(1, "Q")) for entry in entries)
 
 
 def _stored_names(constant_method: Table | None, default: str, count: int) -> tuple[str, ...]:
@@ -171,42 +194,51 @@ def place_of(plan: Plan, index: int) -> tuple[int, int] | None:
     return planned.number(0, "I"), planned.number(1, "I") + (planned.number(2, "I") << 32)
 
 
+def dynamic(plan: Plan, index: int) -> bool:
+    """Whether a tensor's declared sizes are upper bounds only."""
+    kind, table = value_table(plan, index)
+    return kind == TENSOR and table is not None and table.number(8, "b") != STATIC
+
+
 def constants_of(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every tensor whose data the file holds: name -> function that decodes it. Sizes are checked now."""
-    constants = {}
+    """Every constant tensor: name -> function that decodes it. Sizes are checked now."""
+    return {value_name(plan, index): decode for index, decode in _stored_tensors(plan) if place_of(plan, index) is None}
+
+
+def initial_buffers(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
+    """Every mutable buffer that starts with stored numbers: name -> function that decodes them."""
+    found: dict[tuple[int, int] | None, str] = {}
+    initial = {}
+    for index, decode in _stored_tensors(plan):
+        place = place_of(plan, index)
+        if place is not None and place not in found:  # the same place again is a view of the buffer
+            found[place] = value_name(plan, index)
+            initial[found[place]] = decode
+    return initial
+
+
+def _stored_tensors(plan: Plan) -> list[tuple[int, Callable[[], torch.Tensor]]]:
+    found = []
     for index in range(len(plan.values)):
         kind, table = value_table(plan, index)
-        stored = _stored_bytes(plan, table) if kind == TENSOR and table is not None else None
-        if stored is not None:
-            constants[value_name(plan, index)] = _decoder(plan, declared(plan, index), table, stored)
-    return constants
+        if kind == TENSOR and table is not None:
+            value, order = declared(plan, index), tuple(table.raw(3))
+            stored = _stored_bytes(plan, table, value, order)
+            if stored is not None:
+                found.append((index, decoder(plan.buffer, value, order, stored)))
+    return found
 
 
-def _stored_bytes(plan: Plan, tensor: Table) -> memoryview | None:
+def _stored_bytes(plan: Plan, tensor: Table, value: Value, order: tuple[int, ...]) -> memoryview | None:
     """Where a tensor's data lies: from its first byte to the end of what holds it; None for computed tensors."""
     index, extra, root = tensor.number(5, "I"), tensor.table(9), plan.root
     if extra is not None and extra.number(2, "b") == EXTERNAL:
-        weight = extra.string(1)
-        raise UnreadableArtifact(f"{plan.buffer.label} keeps the weight {weight!r} in another file.", "Export it with its weights inside.")
+        return external_bytes(plan.buffer, plan.external, extra.string(1) or "", value, order)
     if index == 0:
-        return memoryview(b"") if 0 in tensor.numbers(2, "i") and not tensor.has(6) else None  # an omitted argument is an empty tensor
+        return memoryview(b"") if 0 in value.shape and not tensor.has(6) else None  # an omitted argument is an empty tensor
     mutable = tensor.has(6)  # has a place in the activation memory as well: an initial state
     if not mutable and not root.has(5):
         return root.tables(2)[index].raw(0)
     places = root.tables(6) if mutable else [root.table(5)]
     place = places[extra.number(0, "Q") if mutable and extra is not None else 0]
     return plan.segments[place.number(0, "I")][place.numbers(1, "Q")[index] :]
-
-
-def _decoder(plan: Plan, value: Value, tensor: Table, stored: memoryview) -> Callable[[], torch.Tensor]:
-    """The tensor is laid out by its dimension order: (0, 2, 3, 1) is channels last."""
-    dtype, order = DTYPES[value.dtype], tuple(tensor.raw(3)) or tuple(range(len(value.shape)))
-    size = math.prod(value.shape) * dtype.itemsize
-    if len(stored) < size or sorted(order) != list(range(len(value.shape))):
-        raise plan.buffer.corrupt(f"{value.name} ({value.dtype} {list(value.shape)}) needs {size} bytes and {len(stored)} are left")
-
-    def decode() -> torch.Tensor:
-        flat = torch.frombuffer(bytearray(stored[:size]), dtype=dtype) if size else torch.empty(0, dtype=dtype)
-        return flat.reshape([value.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(len(order))])
-
-    return decode

@@ -299,7 +299,6 @@ REFUSED = [
     ("MPSConstantPadND", [A], dict(pad=[1] * 8, value=0.0), "one to three dimensions"),
     ("MPSConstantPadND", [A], dict(pad=[-1, 0], value=0.0), "at least 0"),
     ("MPSLayerNorm", [A, None, None], dict(normalized_shape=[4], eps=1e-5, results=3), "weight is missing"),
-    ("MPSIndexTensor", [A, [IDS, IDS]], {}, "exactly one index tensor, got 2"),
     ("MPSIndexSelect", [rand(3, 4), torch.tensor([-1])], dict(dim=0), "does not wrap negative indices"),
     ("MPSClamp", [A], dict(min_max=("-inf", "inf")), "without limits"),
     ("MPSSoftmax", [A], dict(dim=0, half_to_float=True), "half to float"),
@@ -313,6 +312,24 @@ REFUSED = [
 def test_what_the_runtime_refuses_is_refused(schema, op, operands, fields, message):
     with pytest.raises(OperatorFailed, match=message):
         run_node(schema, op, operands, **fields)
+
+
+@pytest.mark.parametrize("metal_kernel", [False, True])
+def test_indexing_with_several_tensors_is_computed_as_aten_does(schema, metal_kernel):
+    """The runtime has these nodes and stops at them ("not yet implemented"); the program says so in its notes."""
+    rows, columns = torch.tensor([0, 2, 1]), torch.tensor([1, 0, 1])
+    data, updates = rand(3, 4), torch.tensor([5.0, 6.0, 7.0])
+    for op, extra, want in (("MPSIndexTensor", [], data[rows, columns]), ("MPSIndexPut", [updates], data.index_put((rows, columns), updates))):
+        graph = one_node(schema, op, [data, [rows, columns], *extra], dict(values_shape=[]) if extra else {})
+        graph.graph_type = int(metal_kernel)
+        node = read_delegate(memoryview(serialise(schema, graph)), "a delegate").nodes[0]
+        assert mps_ops.unimplemented(node) and ("metal_kernel" in node.inputs) is metal_kernel
+        assert torch.equal(run_blob(serialise(schema, graph), [data, rows, columns, *extra])[0], want)
+
+
+def test_one_index_is_not_noted(schema):
+    graph = one_node(schema, "MPSIndexTensor", [rand(3, 4), [torch.tensor([1])]], {})
+    assert not mps_ops.unimplemented(read_delegate(memoryview(serialise(schema, graph)), "a delegate").nodes[0])
 
 
 def test_runtime_gelu_tanh_is_not_gelu(schema):
