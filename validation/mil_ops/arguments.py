@@ -3,6 +3,9 @@ from typing import Any
 
 import torch
 
+from ..budget import reserve
+
+LISTED = 64  # bytes of a number in a Python list
 LITERAL_TYPES = {bool: torch.bool, int: torch.int32, float: torch.float32}
 
 
@@ -13,6 +16,7 @@ def tensor(value: Any) -> torch.Tensor:
 
 def ints(value: Any) -> list[int]:
     """Tensor, list or scalar -> list of Python integers."""
+    reserve(LISTED * value.numel() if isinstance(value, torch.Tensor) else 0)
     flat = torch.as_tensor(value).flatten().tolist()
     return [int(item) for item in flat]
 

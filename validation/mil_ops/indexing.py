@@ -1,4 +1,7 @@
-"""MIL gathers, scatters, one-hot vectors and box selection. Negative indices count from the end; others out of range are an error."""
+"""MIL gathers, scatters, one-hot vectors and box selection.
+
+Negative indices count from the end, except where the program asks to validate its indices; others out of range are an error.
+"""
 import torch
 
 from .arguments import scalar, tensor
@@ -6,8 +9,12 @@ from .arguments import scalar, tensor
 MODES = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum}
 
 
-def _index(indices, size: int) -> torch.Tensor:
+def _index(indices, size: int, validate: bool = False) -> torch.Tensor:
+    """validate: as from iOS17, where a negative index is out of range."""
     indices = tensor(indices).long()
+    beyond = indices[(indices < (0 if validate else -size)) | (indices >= size)]
+    if beyond.numel():
+        raise ValueError(f"index {int(beyond[0])} is out of range for an axis of {size}")
     return torch.where(indices < 0, indices + size, indices)
 
 
@@ -15,7 +22,7 @@ def gather(x, indices, axis=0, batch_dims=0, validate_indices=False):
     """x [*D], indices [*N] -> D[:axis] + N[batch_dims:] + D[axis+1:]."""
     x = tensor(x)
     axis, batch_dims = axis % x.ndim, scalar(batch_dims)
-    indices = _index(indices, x.shape[axis])
+    indices = _index(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
         result = x.index_select(axis, indices.reshape(-1))
         return result.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
@@ -30,16 +37,16 @@ def gather_along_axis(x, indices, axis=0, validate_indices=False):
     sizes = [max(a, b) for a, b in zip(x.shape, indices.shape)]
     x = x.expand([x.shape[i] if i == axis else size for i, size in enumerate(sizes)])
     indices = indices.expand([indices.shape[i] if i == axis else size for i, size in enumerate(sizes)])
-    return torch.gather(x, axis, _index(indices, x.shape[axis]))
+    return torch.gather(x, axis, _index(indices, x.shape[axis], validate_indices))
 
 
 def gather_nd(x, indices, batch_dims=0, validate_indices=False):
     """indices [..., k] select slices x[i_0, ..., i_k-1] after the first batch_dims axes."""
     x, indices, batch_dims = tensor(x), tensor(indices), scalar(batch_dims)
     if batch_dims == 0:
-        return x[tuple(_index(indices[..., i], x.shape[i]) for i in range(indices.shape[-1]))]
+        return x[tuple(_index(indices[..., i], x.shape[i], validate_indices) for i in range(indices.shape[-1]))]
     rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1))
-    parts = torch.stack([gather_nd(row, index) for row, index in rows])
+    parts = torch.stack([gather_nd(row, index, 0, validate_indices) for row, index in rows])
     return parts.reshape(*x.shape[:batch_dims], *parts.shape[1:])
 
 
@@ -65,15 +72,15 @@ def scatter(data, indices, updates, axis=0, mode="add", validate_indices=False):
     """indices [k] name positions along `axis`; updates has k there and the shape of data elsewhere."""
     data, updates, axis = tensor(data), tensor(updates), axis % data.ndim
     moved, source = data.movedim(axis, 0), updates.movedim(axis, 0)
-    flat = _scatter_rows(moved.flatten(1) if data.ndim > 1 else moved[:, None], _index(indices, data.shape[axis]).reshape(-1),
-                         source.flatten(1) if data.ndim > 1 else source[:, None], mode)
+    rows = _index(indices, data.shape[axis], validate_indices).reshape(-1)
+    flat = _scatter_rows(moved.reshape(data.shape[axis], -1), rows, source.reshape(rows.numel(), -1), mode)
     return flat.reshape(moved.shape).movedim(0, axis)
 
 
 def scatter_along_axis(data, indices, updates, axis=0, mode="add", validate_indices=False):
     """updates[.., i, ..] goes to position indices[.., i, ..] along `axis`, elsewhere in place."""
     data, updates, axis = tensor(data), tensor(updates), axis % data.ndim
-    where = _index(indices, data.shape[axis])
+    where = _index(indices, data.shape[axis], validate_indices)
     positions = list(torch.meshgrid(*[torch.arange(size) for size in where.shape], indexing="ij"))
     positions[axis] = where
     return scatter_nd(data, torch.stack(positions, -1), updates, mode)
@@ -85,7 +92,7 @@ def scatter_nd(data, indices, updates, mode="add", validate_indices=False):
     k = indices.shape[-1]
     row = torch.zeros(indices.shape[:-1], dtype=torch.long)
     for i in range(k):
-        row = row * data.shape[i] + _index(indices[..., i], data.shape[i])
+        row = row * data.shape[i] + _index(indices[..., i], data.shape[i], validate_indices)
     count = 1
     for size in data.shape[:k]:
         count *= size
@@ -126,7 +133,10 @@ def non_maximum_suppression(boxes, scores, iou_threshold, max_boxes, score_thres
 
 
 def _survivors(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, score_threshold: float, per_class: bool) -> list[int]:
-    """Indices of the boxes that stay, best first; a box is dropped where it overlaps a better one (of its own class)."""
+    """Indices of the boxes that stay, best first; a box is dropped where it overlaps a better one (of its own class).
+
+    Where no score reaches the threshold, the best box stays alone (coremltools' iOS14/test_tensor_operation.py).
+    """
     best, kind = scores.max(-1)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
     area, kept = boxes[:, 2] * boxes[:, 3], []
@@ -139,7 +149,7 @@ def _survivors(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, 
             overlap &= kind[kept] == kind[i]
         if not bool(overlap.any()):
             kept.append(i)
-    return kept
+    return kept or [int(best.argmax())]
 
 
 INDEXING = {function.__name__: function for function in (

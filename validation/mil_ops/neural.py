@@ -1,11 +1,12 @@
 """MIL convolutions, products, attention, pooling and normalisation."""
 import math
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .arguments import ints, scalar
+from .arguments import along, ints, scalar
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -17,6 +18,7 @@ def spatial_pads(
     pad_type: str, pad: Any, sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int]
 ) -> list[tuple[int, int]]:
     """(before, after) per spatial axis. "same" gives ceil(size / stride) outputs, an odd element at the end ("same_lower": at the start)."""
+    pad_type = pad_type.lower()  # pools accept "SAME"
     if pad_type == "valid":
         return [(0, 0)] * len(sizes)
     if pad_type == "custom":
@@ -45,6 +47,14 @@ def conv(x, weight, bias=None, strides=None, pad_type="valid", pad=None, dilatio
     return CONVOLUTIONS[rank](padded(x, pads), weight, bias, strides, 0, dilations, scalar(groups))
 
 
+def conv_quantized(x, weight, quantization_type, quant_scale, quant_bias, bias=None, nbits=8, **layout):
+    """conv with the weights that unsigned codes stand for, code * scale + bias ("linear"), scale and bias per tensor or per output."""
+    if quantization_type != "linear":
+        raise ValueError(f"conv_quantized of type {quantization_type!r} carries no table of values; only \"linear\" can be computed")
+    dense = weight.float() * along(quant_scale, 0, weight.ndim) + along(quant_bias, 0, weight.ndim)
+    return conv(x, dense, None if bias is None else bias.float(), **layout)
+
+
 def conv_transpose(x, weight, bias=None, pad=None, output_shape=None, pad_type="valid", strides=None, dilations=None, groups=1):
     """x [n, C_in, *D], weight [C_in, C_out/groups, *K]. The whole result is computed, then cut (or, for output_shape, extended) to size."""
     rank = x.ndim - 2
@@ -68,14 +78,20 @@ def conv_transpose(x, weight, bias=None, pad=None, output_shape=None, pad_type="
     return whole if bias is None else whole + bias.reshape([-1] + [1] * rank)
 
 
+def one_type(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """From iOS17 the factors of a product may differ in type: the wider type computes."""
+    types = {x.dtype for x in tensors if x is not None}
+    return [x if x is None else x.to(reduce(torch.promote_types, types)) for x in tensors]
+
+
 def linear(x, weight, bias=None):
-    return F.linear(x, weight, bias)
+    return F.linear(*one_type(x, weight, bias))
 
 
 def matmul(x, y, transpose_x=False, transpose_y=False):
     x = x.transpose(-1, -2) if transpose_x and x.ndim > 1 else x
     y = y.transpose(-1, -2) if transpose_y and y.ndim > 1 else y
-    return torch.matmul(x, y)
+    return torch.matmul(*one_type(x, y))
 
 
 def einsum(values, equation):
@@ -131,7 +147,12 @@ def batch_norm(x, mean, variance, gamma=None, beta=None, epsilon=1e-5):
 
 
 def instance_norm(x, gamma=None, beta=None, epsilon=1e-5):
-    return F.instance_norm(x, None, None, gamma, beta, True, 0.0, epsilon)
+    """Every channel of every example by itself; a single spatial element, which torch refuses, gives beta."""
+    axes = list(range(2, x.ndim))
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    y = (x - mean) * torch.rsqrt(variance + epsilon)
+    y = y if gamma is None else y * along(gamma, 1, x.ndim)
+    return y if beta is None else y + along(beta, 1, x.ndim)
 
 
 def layer_norm(x, axes=None, gamma=None, beta=None, epsilon=1e-5):
@@ -156,6 +177,6 @@ def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0):
 
 
 NEURAL = {function.__name__: function for function in (
-    conv, conv_transpose, linear, matmul, einsum, scaled_dot_product_attention, avg_pool, max_pool, l2_pool, batch_norm, instance_norm,
-    layer_norm, l2_norm, local_response_norm,
+    conv, conv_quantized, conv_transpose, linear, matmul, einsum, scaled_dot_product_attention, avg_pool, max_pool, l2_pool, batch_norm,
+    instance_norm, layer_norm, l2_norm, local_response_norm,
 )}

@@ -6,7 +6,7 @@ from .arguments import scalar
 ACTIVATIONS = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "linear": lambda x: x,
     "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+    "scaled_tanh": torch.tanh,  # its factors have no parameter here and are 1 (coremltools' iOS14/test_recurrent.py)
 }
 
 
@@ -14,11 +14,12 @@ def _steps(x: torch.Tensor, direction: str) -> list[torch.Tensor]:
     return list(x.flip(0) if direction == "reverse" else x)
 
 
-def _sequence(states: list[torch.Tensor], output_sequence: bool, direction: str) -> torch.Tensor:
-    """All states in the order of the input, or the last one computed."""
-    if not output_sequence:
-        return states[-1][None]
-    return torch.stack(states[::-1] if direction == "reverse" else states)
+def _sequence(states: list[torch.Tensor], output_sequence: bool) -> torch.Tensor:
+    """All states in the order in which they were computed ("reverse" begins with the last step), or the last one.
+
+    This order is that of coremltools' operator tests (iOS14/test_recurrent.py); only a bidirectional lstm returns to the input's order.
+    """
+    return torch.stack(states) if output_sequence else states[-1][None]
 
 
 def rnn(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, activation="tanh"):
@@ -27,7 +28,7 @@ def rnn(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", outp
         total = step @ weight_ih.T + h @ weight_hh.T
         h = ACTIVATIONS[activation](total if bias is None else total + bias)
         states.append(h)
-    return _sequence(states, output_sequence, direction), h
+    return _sequence(states, output_sequence), h
 
 
 def gru(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, recurrent_activation="sigmoid",
@@ -45,7 +46,7 @@ def gru(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", outp
         o = inner(x_o + (r * (h @ w_o.T + b_o) if reset_after else (r * h) @ w_o.T + b_o))
         h = (1 - z) * o + z * h
         states.append(h)
-    return _sequence(states, output_sequence, direction), h
+    return _sequence(states, output_sequence), h
 
 
 def _lstm_pass(x, h, c, weight_ih, weight_hh, bias, peephole, direction, activations, clip) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -71,11 +72,12 @@ def lstm(x, initial_h, initial_c, weight_ih, weight_hh, bias=None, direction="fo
     names = (recurrent_activation, cell_activation, activation)
     if direction != "bidirectional":
         states, c = _lstm_pass(x, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, direction, names, clip)
-        return _sequence(states, output_sequence, direction), states[-1], c
+        return _sequence(states, output_sequence), states[-1], c
     (h_f, h_b), (c_f, c_b) = initial_h.chunk(2, -1), initial_c.chunk(2, -1)
     ahead, c_f = _lstm_pass(x, h_f, c_f, weight_ih, weight_hh, bias, peephole, "forward", names, clip)
     back, c_b = _lstm_pass(x, h_b, c_b, weight_ih_back, weight_hh_back, bias_back, peephole_back, "reverse", names, clip)
-    sequence = torch.cat([_sequence(ahead, output_sequence, "forward"), _sequence(back, output_sequence, "reverse")], -1)
+    turned = back[::-1] if output_sequence else back
+    sequence = torch.cat([_sequence(ahead, output_sequence), _sequence(turned, output_sequence)], -1)
     return sequence, torch.cat([ahead[-1], back[-1]], -1), torch.cat([c_f, c_b], -1)
 
 

@@ -1,54 +1,73 @@
 """MIL reductions, orderings and running sums."""
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 
 from .arguments import ints, scalar
 
 
-def _axes(x: torch.Tensor, axes) -> list[int]:
-    """No axes mean all axes."""
-    return list(range(x.ndim)) if axes is None or len(ints(axes)) == 0 else ints(axes)
+def over_axes(function: Callable) -> Callable:
+    """function(x, axes, keep_dims) with its axes listed: without axes all, and with an empty list none (every element by itself)."""
+    @wraps(function)
+    def operator(x, axes=None, keep_dims=False):
+        if axes is not None and not ints(axes):
+            return function(x[..., None], [x.ndim], False)
+        return function(x, list(range(x.ndim)) if axes is None else ints(axes), keep_dims)
+
+    return operator
 
 
-def reduce_sum(x, axes=None, keep_dims=False):
-    return torch.sum(x, _axes(x, axes), keep_dims)
+@over_axes
+def reduce_sum(x, axes, keep_dims):
+    return torch.sum(x, axes, keep_dims)
 
 
-def reduce_mean(x, axes=None, keep_dims=False):
-    return torch.mean(x.float(), _axes(x, axes), keep_dims)
+@over_axes
+def reduce_mean(x, axes, keep_dims):
+    return torch.mean(x.float(), axes, keep_dims)
 
 
-def reduce_max(x, axes=None, keep_dims=False):
-    return torch.amax(x, _axes(x, axes), keep_dims)
+@over_axes
+def reduce_max(x, axes, keep_dims):
+    return torch.amax(x, axes, keep_dims)
 
 
-def reduce_min(x, axes=None, keep_dims=False):
-    return torch.amin(x, _axes(x, axes), keep_dims)
+@over_axes
+def reduce_min(x, axes, keep_dims):
+    return torch.amin(x, axes, keep_dims)
 
 
-def reduce_prod(x, axes=None, keep_dims=False):
-    for axis in sorted((axis % x.ndim for axis in _axes(x, axes)), reverse=True):
+@over_axes
+def reduce_prod(x, axes, keep_dims):
+    for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
         x = torch.prod(x, axis, keepdim=keep_dims)
     return x
 
 
-def reduce_sum_square(x, axes=None, keep_dims=False):
-    return torch.sum(x * x, _axes(x, axes), keep_dims)
+@over_axes
+def reduce_sum_square(x, axes, keep_dims):
+    return torch.sum(x * x, axes, keep_dims)
 
 
-def reduce_l1_norm(x, axes=None, keep_dims=False):
-    return torch.sum(x.abs(), _axes(x, axes), keep_dims)
+@over_axes
+def reduce_l1_norm(x, axes, keep_dims):
+    return torch.sum(x.abs(), axes, keep_dims)
 
 
-def reduce_l2_norm(x, axes=None, keep_dims=False):
-    return torch.sqrt(torch.sum(x.float() * x, _axes(x, axes), keep_dims))
+@over_axes
+def reduce_l2_norm(x, axes, keep_dims):
+    return torch.sqrt(torch.sum(x.float() * x, axes, keep_dims))
 
 
-def reduce_log_sum(x, axes=None, keep_dims=False):
-    return torch.log(torch.sum(x.float(), _axes(x, axes), keep_dims))
+@over_axes
+def reduce_log_sum(x, axes, keep_dims):
+    return torch.log(torch.sum(x.float(), axes, keep_dims))
 
 
-def reduce_log_sum_exp(x, axes=None, keep_dims=False):
-    return torch.logsumexp(x.float(), _axes(x, axes), keep_dims)
+@over_axes
+def reduce_log_sum_exp(x, axes, keep_dims):
+    return torch.logsumexp(x.float(), axes, keep_dims)
 
 
 def reduce_argmax(x, axis=-1, keep_dims=False, output_dtype="int32"):

@@ -1,5 +1,6 @@
 """MIL image resizing and sampling. Every operator computes the grid points of the specification and interpolates axis by axis."""
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,12 @@ def grid_points(size_in: float, size_out: int, mode: str) -> torch.Tensor:
         points = i * (last / (size_out - 1)) if size_out > 1 else torch.full_like(i, single)
     else:
         raise ValueError(f"unknown sampling mode {mode!r}")
-    return points.clamp(0, max(last, 0))
+    return points.clamp(min(last, 0), max(last, 0))  # the interval of a box may run backwards
 
 
 def interpolate_axis(x: torch.Tensor, axis: int, points: torch.Tensor) -> torch.Tensor:
-    """Linear interpolation of x along one axis at fractional positions within [0, size - 1]."""
+    """Linear interpolation of x along one axis at fractional positions within [0, size - 1]. Integers are interpolated as floats."""
+    x = x if x.is_floating_point() else x.float()
     low = points.floor().long()
     high = (low + 1).clamp(max=x.shape[axis] - 1)
     weight = (points - low).float().reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
@@ -34,9 +36,12 @@ def interpolate_axis(x: torch.Tensor, axis: int, points: torch.Tensor) -> torch.
 
 
 def nearest_points(size_in: int, size_out: int, mode: str) -> torch.Tensor:
-    """DEFAULT takes the pixel that the point lies in; the other modes, which the specification leaves open, the nearest, halves upwards."""
-    points = grid_points(size_in, size_out, mode)
-    return (points if mode == "DEFAULT" else points + 0.5).floor().long().clamp(max=size_in - 1)
+    """The pixels taken. UPSAMPLE: floor(i * in / out). DEFAULT: floor((i + 0.5) * in / out), by coremltools' tests (iOS17 TestResize) and its
+    conversion of TensorFlow's half_pixel_centers. The other modes, which the specification leaves open: the nearest, halves upwards."""
+    if mode in ("UPSAMPLE", "DEFAULT"):
+        twice = 2 * torch.arange(size_out) + (mode == "DEFAULT")
+        return twice * size_in // (2 * size_out)
+    return (grid_points(size_in, size_out, mode) + 0.5).floor().long().clamp(max=size_in - 1)
 
 
 def resize_axes(x: torch.Tensor, sizes: dict[int, int], mode: str, nearest: bool = False) -> torch.Tensor:
@@ -57,7 +62,7 @@ def _scaled(x: torch.Tensor, height, width) -> dict[int, int]:
 
 
 def upsample_nearest_neighbor(x, scale_factor_height=1, scale_factor_width=1):
-    return resize_axes(x, _scaled(x, scale_factor_height, scale_factor_width), "DEFAULT", nearest=True)
+    return resize_axes(x, _scaled(x, scale_factor_height, scale_factor_width), "UPSAMPLE", nearest=True)
 
 
 def resize_nearest_neighbor(x, target_size_height, target_size_width):
@@ -139,13 +144,17 @@ def _reflected(pixel: torch.Tensor, size: int, mode: str) -> torch.Tensor:
 
 def resample(x, coordinates, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners):
     """x [B, C, H, W] sampled at coordinates [B, h, w, 2] in the order (x, y)."""
-    pixels = [_pixels(coordinates[..., i].float(), size, coordinates_mode, align_corners) for i, size in ((0, x.shape[3]), (1, x.shape[2]))]
+    sizes, padding_mode = (x.shape[3], x.shape[2]), padding_mode.lower()
+    pixels = [_pixels(coordinates[..., i].float(), size, coordinates_mode.lower(), align_corners) for i, size in enumerate(sizes)]
     if padding_mode in ("reflection", "symmetric"):
-        pixels = [_reflected(pixel, size, padding_mode) for pixel, size in zip(pixels, (x.shape[3], x.shape[2]))]
-    grid = torch.stack([pixel * (2 / max(size - 1, 1)) - 1 for pixel, size in zip(pixels, (x.shape[3], x.shape[2]))], -1)
+        pixels = [_reflected(pixel, size, padding_mode) for pixel, size in zip(pixels, sizes)]
+    grid = torch.stack([(2 * pixel + 1) / size - 1 for pixel, size in zip(pixels, sizes)], -1)  # torch's own, for align_corners=False
     border = "zeros" if padding_mode == "constant" else "border"
-    value = scalar(padding_value) if padding_mode == "constant" else 0.0
-    return F.grid_sample(x - value, grid, mode=sampling_mode, padding_mode=border, align_corners=True) + value
+    sample = partial(F.grid_sample, grid=grid, mode=sampling_mode.lower(), padding_mode=border, align_corners=False)
+    if border == "border" or scalar(padding_value) == 0:
+        return sample(x)
+    inside = sample(torch.ones_like(x[:, :1]))  # how much of each sample lies in the image
+    return torch.where(inside < 1, sample(x) + (1 - inside) * scalar(padding_value), sample(x))
 
 
 def affine(x, transform_matrix, output_height, output_width, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners):
