@@ -1,6 +1,7 @@
 """Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own codes, identical bytes every time."""
 import difflib
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from ..models.errors import UnsupportedOperators, UserError
 from ..models.graphs import describe, draft, finish, module_path, source_line
 from ..models.quiet import quiet
 from .artifact import Artifact, measure
+from .coreml_activations import activation_warnings, with_grids
+from .coreml_storage import scheme_of, storable, stored_bits
 from .coreml_tools import import_coremltools
 from .coreml_weights import mark_compressed, weights_from_codes
 from .lower_coreml import lower
@@ -35,8 +38,10 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
     with quiet():
         program = _lower(compressed)
         _check_operators(program)
-        names = mark_compressed(program, compressed.weights)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as folder, weights_from_codes(compressed.weights, names):
+        forms = _forms(compressed.weights, _generation(deployment_target) >= 26)
+        weights = {name: weight for name, (weight, _) in forms.items()}
+        names = mark_compressed(program, weights)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as folder, weights_from_codes(weights, names):
             model = _convert(
                 program,
                 outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs],
@@ -44,17 +49,34 @@ def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAUL
                 compute_precision=ct.precision.FLOAT32 if compressed.recipe.compute == "float32" else ct.precision.FLOAT16,
                 package_dir=str(Path(folder) / "model.mlpackage"),
                 skip_model_load=True,
+                pass_pipeline=_passes(),
             )
             metadata = {"cidermill.version": __version__, "cidermill.recipe": compressed.recipe.name, "cidermill.modules": _module_map(program)}
             _make_reproducible(Path(folder) / "model.mlpackage", model.get_spec(), metadata)
             shutil.move(Path(folder) / "model.mlpackage", path)
     size, digest = measure(path)
-    return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute)
+    realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}
+    return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
+
+
+def _forms(weights: dict[str, Any], ios26: bool) -> dict[str, tuple[Any, str]]:
+    """name -> what `storable` answers; tied weights stay one object."""
+    forms = {id(weight): storable(weight, ios26) for weight in weights.values()}
+    return {name: forms[id(weight)] for name, weight in weights.items()}
+
+
+def _passes() -> Any:
+    """coremltools' passes without the one that turns tables and scales around: it repeats a table for every scale, and drops vector axes."""
+    import coremltools as ct
+
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes({"common::canonicalize_quantized_lut_pattern"})
+    return passes
 
 
 def _lower(compressed: Any) -> Any:
     """The captured program in Core ML's operators. A compressed weight that a rewrite computes with goes in decompressed."""
-    program, weights = _with_vectors_for_scalars(compressed.captured.program), compressed.weights
+    program, weights = _with_vectors_for_scalars(with_grids(compressed)), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]
     if not consumed:

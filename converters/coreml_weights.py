@@ -8,6 +8,7 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from ..quantization.weight import Codes, CompressedWeight, Palette
+from .coreml_storage import NATIVE_BITS, TABLE_BITS
 
 
 def mark_compressed(program: Any, weights: dict[str, CompressedWeight]) -> dict[str, str]:
@@ -49,52 +50,115 @@ def weights_from_codes(weights: dict[str, CompressedWeight], names: dict[str, st
 
 
 def emit(weight: CompressedWeight, name: str) -> Any:
-    """A CompressedWeight as the `constexpr_*` operations of the opset being written. -> their Var."""
+    """A CompressedWeight (as `storable` left it) in the `constexpr_*` operations of the opset being written. -> their Var, called `name`."""
+    if not _has("iOS18"):
+        return _emit_ios16(weight, name)
+    return _emit_dense(weight.values, name) if weight.mask is None else _emit_sparse(weight, name)
+
+
+def _has(target: str) -> bool:
+    """Whether the operators of a deployment target ("iOS18") may be written."""
+    from coremltools.converters.mil._deployment_compatibility import AvailableTarget
+    from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
+
+    return is_current_opset_version_compatible_with(AvailableTarget[target])
+
+
+def _emit_ios16(weight: CompressedWeight, name: str) -> Any:
+    """8-bit codes with scales along one axis, one table, or sparse values: all that iOS16 has (see `required_target`)."""
     from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op, _construct_constexpr_lut_op
     from coremltools.converters.mil.mil import Builder as mb
 
-    if weight.mask is not None:
-        return _emit_sparse(weight, name)
     values = weight.values
     if isinstance(values, Codes):
         zero_point = None if values.zero_point is None else values.zero_point.numpy()
-        if values.bits != 4:
-            return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy(), name=name)
-        return mb.constexpr_blockwise_shift_scale(data=_as_bits(values.codes.numpy(), "int", 4), scale=values.scale.numpy(), name=name)
-    return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy(), values.vector_axis, name)
+        return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy(), name=name)
+    if isinstance(values, Palette):
+        return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy(), None, name)
+    dense, bits = weight.kept.numpy(), np.packbits(weight.mask.numpy().reshape(-1), bitorder="little")
+    return mb.constexpr_sparse_to_dense(nonzero_data=dense[weight.mask.numpy()], mask=bits, shape=np.uint32(dense.shape), name=name)
 
 
-def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
-    """Tag an int8/uint8 array with coremltools' sub-byte type, which makes the writer pack it."""
-    from coremltools.converters.mil.mil import types
+def _emit_dense(values: Codes | Palette, name: str) -> Any:
+    from coremltools.converters.mil.mil import Builder as mb
 
-    return codes.astype(types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}")))
+    table, after = _table_and_scales(values, name)
+    if table is None:
+        return mb.constexpr_blockwise_shift_scale(data=_as_bits(values.codes.numpy(), "int", values.bits), **after, name=name)
+    found = mb.constexpr_lut_to_dense(**table, indices=_indices(values), name=f"{name}_palettized" if after else name)
+    return mb.constexpr_blockwise_shift_scale(data=found, **after, name=name) if after else found
 
 
 def _emit_sparse(weight: CompressedWeight, name: str) -> Any:
-    from coremltools.converters.mil._deployment_compatibility import AvailableTarget
+    """The survivors, decompressed as `_emit_dense` does but before they are laid out under the mask."""
     from coremltools.converters.mil.mil import Builder as mb
-    from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
 
-    mask = weight.mask.numpy()
-    if not is_current_opset_version_compatible_with(AvailableTarget.iOS18):
-        dense = weight.kept.numpy()
-        bits = np.packbits(mask.reshape(-1), bitorder="little")
-        return mb.constexpr_sparse_to_dense(nonzero_data=dense[mask], mask=bits, shape=np.uint32(dense.shape), name=name)
-    bit_mask = _as_bits(mask.astype(np.uint8), "uint", 1)
-    values = weight.values
+    mask, values = weight.mask.numpy(), weight.values
+    kept = _as_bits(mask.astype(np.uint8), "uint", 1)
+    if values is None:
+        return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask], mask=kept, name=name)
+    table, after = _table_and_scales(values, name)
+    if table is None:
+        data = _as_bits(values.codes.numpy()[mask], "int", values.bits)
+    else:
+        stored = _one_of_each(mask, values)
+        kept = _as_bits(stored.astype(np.uint8), "uint", 1)
+        kept, data = mb.constexpr_lut_to_sparse(
+            **table, indices_mask=kept, indices_nonzero_data=_indices(values)[stored], name=f"{name}_palettized")
+    if after:
+        kept, data = mb.constexpr_sparse_blockwise_shift_scale(data_mask=kept, nonzero_data=data, **after, name=f"{name}_quantized")
+    return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=kept, name=name)
+
+
+def _table_and_scales(values: Codes | Palette, name: str) -> tuple[dict | None, dict]:
+    """-> (lut and vector_axis of the table that comes first, or None where the codes are integers; scale and offset of what comes after)."""
     if isinstance(values, Codes):
-        codes = values.codes.numpy()[mask]
-        if values.bits == 4:
-            codes = _as_bits(codes, "int", 4)
-        new_mask, data = mb.constexpr_sparse_blockwise_shift_scale(
-            data_mask=bit_mask, nonzero_data=codes, scale=values.scale.numpy(), offset=None, name=f"{name}_quantized"
-        )
-        return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=new_mask, name=name)
+        integers = values.bits in NATIVE_BITS
+        after = {"scale": values.scale.numpy()}
+        if values.zero_point is not None:  # in the type of the data; a table's is int8
+            after["offset"] = _as_bits(values.zero_point.numpy(), "int", values.bits if integers else 8)
+        return (None if integers else {"lut": _table_of_codes(values)}), after
+    after = {} if values.channel_scale is None else {"scale": values.channel_scale.numpy()}
+    if values.table_scale is None:
+        return {"lut": values.lut.numpy(), "vector_axis": values.vector_axis}, after
+    return _int8_table(values, name, after)
+
+
+def _int8_table(values: Palette, name: str, after: dict) -> tuple[dict, dict]:
+    """The table's own scale comes before the table up to iOS18 and after it from iOS26: the orders that coremltools makes for each."""
+    from coremltools.converters.mil.mil import Builder as mb
+
+    codes, scale = values.table_codes().numpy(), values.table_scale.numpy()
+    if _has("iOS26") and not after:
+        return {"lut": codes, "vector_axis": values.vector_axis}, {"scale": scale[..., 0, 0]}
+    table = mb.constexpr_blockwise_shift_scale(data=codes, scale=scale, name=f"{name}_table")
+    return {"lut": table, "vector_axis": values.vector_axis}, after
+
+
+def _table_of_codes(values: Codes) -> np.ndarray:
+    """5 bits -> int8 [1, 1, 64, 1]; entries that no code reaches repeat the largest, so that the table tells how many codes there are."""
+    first = -(2 ** (values.bits - 1))
+    table = np.minimum(np.arange(2 ** TABLE_BITS[values.bits]) + first, -first - 1).astype(np.int8)
+    return table.reshape(*[1] * values.codes.ndim, -1, 1)
+
+
+def _indices(values: Codes | Palette) -> np.ndarray:
     if isinstance(values, Palette):
-        new_mask, data = mb.constexpr_lut_to_sparse(
-            indices_mask=bit_mask, indices_nonzero_data=_as_bits(values.indices.numpy()[mask], "uint", values.bits),
-            lut=values.lut.numpy(), vector_axis=values.vector_axis, name=f"{name}_palettized",
-        )  # fmt: skip
-        return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=new_mask, name=name)
-    return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask], mask=bit_mask, name=name)
+        return _as_bits(values.indices.numpy(), "uint", values.bits)
+    indices = (values.codes.numpy().astype(np.int16) + 2 ** (values.bits - 1)).astype(np.uint8)
+    return _as_bits(indices, "uint", TABLE_BITS[values.bits])
+
+
+def _one_of_each(mask: np.ndarray, values: Codes | Palette) -> np.ndarray:
+    """mask [64, 128] -> [32, 128] for vectors of 2 along axis 0: whether an entry's weights survived, which they do together."""
+    if isinstance(values, Codes) or values.vector_axis is None:
+        return mask
+    axis, vector = values.vector_axis, values.lut.shape[-1]
+    return np.take(mask, np.arange(0, mask.shape[axis], vector), axis)
+
+
+def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
+    """Tag an int8/uint8 array with coremltools' sub-byte type, which makes the writer pack it; 8 bits stay as they are."""
+    from coremltools.converters.mil.mil import types
+
+    return codes.astype(types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}")))

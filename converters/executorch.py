@@ -12,6 +12,7 @@ from ..models.quiet import quiet
 from . import mps_delegate
 from .artifact import Artifact, measure
 from .lower_mps import lower
+from .mps_activations import activation_warnings
 from .mps_weights import place_weights
 
 HINT = "Replace these operators in the model, or convert it with --target coreml."
@@ -37,6 +38,7 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     size, digest = measure(path)
     if left_over:
         warnings.append(f"outside the MPS delegate, as portable CPU kernels: {'; '.join(left_over)}")
+    warnings += activation_warnings(compressed)
     precision = "float16" if half else "float32"
     return Artifact("executorch-mps", compressed.recipe.name, path, size, digest, precision, tuple(warnings), realised)
 

@@ -24,15 +24,15 @@ def synthetic(specs: tuple[TensorSpec, ...], count: int = 1, seed: int = 0, limi
     return Samples("synthetic", batches, seed)
 
 
-def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMPLES) -> Samples:
-    """`--samples`: FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`."""
+def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMPLES, option: str = "--samples") -> Samples:
+    """FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`. `option` is what errors call it."""
     path = Path(text)
     if path.exists() or not re.fullmatch(r"[\w.]+:[\w.]+", text):
-        items = _read_npz(path, specs, most)
+        items = _read_npz(path, specs, most, f"{option} {path}")
     else:
-        items = _call(text, specs, most)
+        items = _call(text, specs, most, option)
     if not items:
-        raise UserError(f"--samples {text} holds no samples.", _HINT)
+        raise UserError(f"{option} {text} holds no samples.", _HINT)
     return Samples("real", tuple(items))
 
 
@@ -49,8 +49,7 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, limit: tuple[int, in
     return generator.standard_normal(spec.shape, dtype=np.float32).astype(spec.dtype)
 
 
-def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int) -> list[dict[str, np.ndarray]]:
-    where = f"--samples {path}"
+def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int, where: str) -> list[dict[str, np.ndarray]]:
     if not path.is_file():
         raise UserError(f"{where} is not a file.", _HINT)
     try:
@@ -84,9 +83,9 @@ def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     raise _wrong_shape(array, spec, where)
 
 
-def _call(text: str, specs: tuple[TensorSpec, ...], most: int) -> list[dict[str, np.ndarray]]:
-    where = f"--samples {text}"
-    function = import_by_name(text, "--samples")
+def _call(text: str, specs: tuple[TensorSpec, ...], most: int, option: str) -> list[dict[str, np.ndarray]]:
+    where = f"{option} {text}"
+    function = import_by_name(text, option)
     try:
         with current_folder_importable():
             items = function() if callable(function) else function
@@ -95,17 +94,23 @@ def _call(text: str, specs: tuple[TensorSpec, ...], most: int) -> list[dict[str,
         raise UserError(f"{where} failed with {type(error).__name__}: {error}", _HINT) from error
     if not isinstance(items, list):
         raise UserError(f"{where} returned {type(items).__name__}, which is not iterable.", _HINT)
-    return [_item(item, specs, f"{where}, sample {index}") for index, item in enumerate(items)]
+    return [sample for index, item in enumerate(items) for sample in _samples_in(item, specs, f"{where}, sample {index}")][:most]
 
 
-def _item(item: Any, specs: tuple[TensorSpec, ...], where: str) -> dict[str, np.ndarray]:
+def _samples_in(item: Any, specs: tuple[TensorSpec, ...], where: str) -> list[dict[str, np.ndarray]]:
+    """One sample, or the rows of a batch of them (as a DataLoader yields) where every input's own batch is 1."""
     if not hasattr(item, "keys"):
         values = item if isinstance(item, (tuple, list)) else (item,)
         if len(values) != len(specs):
             raise UserError(f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", _HINT)
         item = {spec.name: value for spec, value in zip(specs, values)}
     _check_names(item, specs, where)
-    return {spec.name: _one(_as_array(item[spec.name]), spec, where) for spec in specs}
+    arrays = {spec.name: _as_array(item[spec.name]) for spec in specs}
+    counts = {len(array) if spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:] else 0 for spec, array in zip(specs, arrays.values())}
+    rows = counts.pop() if len(counts) == 1 else 0
+    if rows > 1:
+        return [{spec.name: _one(arrays[spec.name][row], spec, where) for spec in specs} for row in range(rows)]
+    return [{spec.name: _one(arrays[spec.name], spec, where) for spec in specs}]
 
 
 def _one(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..models.source import Samples, TensorSpec
 from ..validation.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
 
 SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
+NO_TENSORS = ("padding", "graph", "metadata", "duplicates")  # kinds of bytes in an artifact that a budget of bits per weight leaves out
 Batches = Sequence[dict[str, np.ndarray]]
 
 
@@ -71,6 +72,21 @@ def judge_capture(captured: Sequence[OutputError]) -> tuple[str, list[str]]:
     artifact are measured from it, and a graph that was captured wrongly would otherwise look like the price of the recipe."""
     wrong = [error for error in captured if not error.vacuous and not meets(error, TOLERANCE_DB["float32"])]
     return "fail" if wrong else "pass", [_capture_advice(error) for error in wrong]
+
+
+def judge_budget(budget: dict | None, artifact: Any, stored: dict[str, int]) -> tuple[str, list[str]]:
+    """-> (verdict, warnings) on an artifact's size; adds what was measured to the `budget` of the report. stored: bytes by kind, from the file."""
+    if budget is None:
+        return "pass", []
+    tensors = sum(size for kind, size in stored.items() if kind not in NO_TENSORS)
+    bits = 8 * tensors / budget["parameters"]
+    budget["measured"][artifact.target] = {"size_bytes": artifact.size_bytes, "bits_per_weight": bits}
+    too_large = budget["size_bytes"] is not None and artifact.size_bytes > budget["size_bytes"]
+    too_fine = budget["bits_per_weight"] is not None and bits > budget["bits_per_weight"] * (1 + 1e-3)  # the file rounds tensors up to bytes
+    if not too_large and not too_fine:
+        return "pass", []
+    have = f"{artifact.size_bytes} bytes" if too_large else f"{bits:.3g} bits per weight"
+    return "fail", [f"The artifact has {have}; the budget (--budget) is {budget['asked']}.\nRaise the budget, or add smaller schemes to --schemes."]
 
 
 def _distance(error: OutputError) -> str:
@@ -183,8 +199,8 @@ def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
     try:
         return run()
     except OperatorFailed as error:
-        message = f"{artifact} cannot be run: {error}."
-        raise UserError(message, "Make the artifact again; if Apple's runtime computes it, that is a defect of cidermill: please report it.") from error
+        hint = "Make the artifact again; if Apple's runtime computes it, that is a defect of cidermill: please report it."
+        raise UserError(f"{artifact} cannot be run: {error}.", hint) from error
 
 
 def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str) -> dict:

@@ -93,7 +93,13 @@ device_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 RECIPE_HELP = (
-    "How to store the weights: float32, float16, int8[:per-tensor|:blockN], int4[:blockN|:per-channel], palettizeN[:groupN], pruneP, joined by +."
+    "How to store the weights: float32, float16, intN[:blockN...], palettizeN[:groupN...], pruneP[:global...], w8a8, joined by +; layers of their "
+    "own after a semicolon, as in 'int4; lm_head*=int8'; or a .toml file. The README lists every option."
+)
+SIZE_HELP = "Choose a scheme for each layer: the least error within 12MB or 800kB for each artifact, or 4.5bpw (bits per weight)."
+SCHEMES_HELP = (
+    "What to choose from, with --budget or --min-psnr (then the smallest that is as near to the source).  "
+    "[default: int8,int4,palettize4,palettize2,float16]"
 )
 TARGET_HELP = "What to write. Repeatable."
 BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is further than this from the source."
@@ -112,6 +118,10 @@ BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is 
 @class_option
 @trust_option
 @click.option("--min-psnr", type=float, metavar="DB", help=BUDGET_HELP)
+@click.option("--budget", metavar="SIZE|BPW", help=SIZE_HELP)
+@click.option("--schemes", metavar="LIST", help=SCHEMES_HELP)
+@click.option("--sensitivity", type=click.Path(path_type=Path), metavar="FILE", help="The sensitivity.json of an earlier run.")
+@click.option("--dry-run", is_flag=True, help="Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.  [default: NAME-artifacts]")
 @click.option("--force", is_flag=True, help="Write into a folder that holds files of others (they are kept).")
 @json_option
@@ -138,6 +148,8 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
     from .terminal import progress, show_report
 
     plan = Plan(**options)
+    if plan.dry_run:
+        return _dry_run(plan, as_json, quiet)
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
     if as_json:
@@ -145,6 +157,20 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
     elif not quiet:
         show_report(report, plan.folder)
     return 0 if report["verdict"] == "pass" else 1
+
+
+def _dry_run(plan: Plan, as_json: bool, quiet: bool) -> int:
+    from .predict import predictions
+    from .report import json_text
+    from .terminal import progress, show_predictions
+
+    with progress(enabled=not (quiet or as_json)) as show:
+        found = predictions(plan, show)
+    if as_json:
+        click.echo(json_text(found), nl=False)
+    elif not quiet:
+        show_predictions(found)
+    return 0
 
 
 @click.group(context_settings=CONTEXT)
@@ -203,6 +229,53 @@ def inspect(artifact: Path, devices: tuple[str, ...], compute_units: str, as_jso
     else:
         show_inspection(result)
     return 0
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, metavar="RECIPE", help="How the weights will be stored: what `convert --quant` takes, or a .toml file.")
+@click.option("--data", required=True, metavar="MODULE:FUNCTION|FILE.npz", help="Yields inputs (dicts, tuples, batches). No labels are needed.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where the tuned program goes.  [default: NAME-tuned.pt2]")
+@click.option("--steps", type=int, default=200, show_default=True, help="Updates of the weights.")
+@click.option("--lr", "rate", type=float, default=1e-4, show_default=True, help="Adam's learning rate, falling to zero over the steps.")
+@click.option("--batch-accumulation", "accumulation", type=int, default=8, show_default=True, metavar="K", help="Samples for each step.")
+@click.option("--loss", type=click.Choice(("auto", "soft", "mse")), default="auto", show_default=True,
+              help="soft: divergence of softened probabilities; mse: of the outputs; auto: soft for outputs that look like logits.")
+@click.option("--refresh", type=int, default=10, show_default=True, metavar="K", help="Fit scales and masks anew every K steps; 0: never.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of the samples. Equal seeds give equal bits.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="Save the training here on the way.")
+@click.option("--checkpoint-every", "every", type=int, default=50, show_default=True, metavar="N", help="Steps between checkpoints, at least.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in DIR; the result is the one of a run without a stop.")
+@input_option
+@class_option
+@trust_option
+@json_option
+@quiet_option
+@exits_with_user_errors
+def tune(as_json: bool, quiet: bool, **options: Any) -> int:
+    """Train MODEL so that little is lost when its weights are stored by RECIPE.
+
+    The compressed model learns from its own uncompressed self. The result is an exported program that `convert` takes with the
+    same recipe, and whose weights that recipe reproduces exactly. Equal arguments give equal bits, on one machine and number of threads.
+
+    \b
+    Examples:
+      cidermill tune model.pt --recipe palettize2 --data my_data:batches --steps 300 --out tuned.pt2
+      convert tuned.pt2 --quant palettize2
+
+    Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad input (nothing is written).
+    """
+    from .report import json_text
+    from .terminal import progress, show_tuning
+    from .tune import TunePlan, run_tune
+
+    with progress(enabled=not (quiet or as_json)) as show:
+        result = run_tune(TunePlan(**options), show)
+    if as_json:
+        click.echo(json_text(result), nl=False)
+    elif not quiet:
+        show_tuning(result)
+    return 0 if result["verdict"] == "pass" else 1
 
 
 @main.command(context_settings=CONTEXT)

@@ -23,6 +23,15 @@ def size_text(size_bytes: float | None) -> str:
     return f"{size_bytes:.0f} B"
 
 
+def recipe_text(recipe: str) -> str:
+    """A recipe of many overrides in short: "int4; a=int8; b=int8; c=float16" -> "int4 and others (int8 in 2, float16 in 1)"."""
+    general, *layers = recipe.split("; ")
+    if len(layers) < 3:
+        return recipe
+    counts = Counter(layer.rpartition("=")[2] for layer in layers)
+    return f"{general} and others ({', '.join(f'{words} in {count}' for words, count in counts.most_common())})"
+
+
 def db_text(decibels: float | None) -> str:
     if decibels is None:
         return NONE

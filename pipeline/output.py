@@ -51,6 +51,14 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove(artifact: Path) -> None:
+    """A file or a package."""
+    if artifact.is_dir():
+        shutil.rmtree(artifact)
+    else:
+        artifact.unlink()
+
+
 def check_ours(out: Path, force: bool) -> None:
     """Refuse to touch a folder that cidermill did not write, unless forced; and one that a shell stands in, which would find it gone."""
     try:

@@ -11,7 +11,10 @@ TARGETS = ("coreml", "executorch-mps")
 
 @dataclass(frozen=True)
 class Plan:
-    """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the default device."""
+    """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the default device.
+
+    budget ("12MB", "4.5bpw") or schemes ("int8,palettize4"): the recipe is chosen layer by layer; sensitivity: a table measured earlier.
+    """
 
     model: Path
     targets: tuple[str, ...] = ("coreml",)
@@ -27,6 +30,10 @@ class Plan:
     min_psnr: float | None = None
     out: Path | None = None
     force: bool = False
+    budget: str | None = None
+    schemes: str | None = None
+    sensitivity: Path | None = None
+    dry_run: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once
@@ -35,6 +42,20 @@ class Plan:
                 raise UserError(f"Unknown target {target!r}.", f"The targets are {' and '.join(TARGETS)}.")
         if self.min_psnr is not None and not 0 < self.min_psnr < math.inf:
             raise UserError(f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget.")
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        if self.schemes is not None and not self.dry_run and self.budget is None and self.min_psnr is None:
+            raise UserError("--schemes needs a budget to choose by.", "Add --budget 12MB, --budget 4.5bpw or --min-psnr 35.")
+        if self.chooses and (self.recipe != "float16" or self.palettize is not None or self.prune is not None):
+            raise UserError("A recipe and a budget to choose one by were both given.", "Leave --quant, --palettize and --prune out, or the budget.")
+        if self.sensitivity is not None and not self.chooses:
+            raise UserError("--sensitivity has no use without a budget.", "Add --budget 12MB, or --min-psnr 35 with --schemes.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the recipe is to be chosen rather than given."""
+        return self.budget is not None or self.schemes is not None
 
     @property
     def name(self) -> str:

@@ -1,13 +1,13 @@
 """The main job: a Plan enters, artifacts and their report are on disk when it leaves."""
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .check import Check, check_artifact, devices_of, estimate, judge, judge_capture, load_model
-from .output import staged
-from .plan import Plan
+from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
+from .output import remove, staged
+from .plan import TARGETS, Plan
 from .stages import Stages
 
 
@@ -15,8 +15,10 @@ from .stages import Stages
 class Facts:
     """What the stages after conversion need to know of the model, so that its weights can be freed before an artifact is run.
 
-    expected: what a perfect conversion answers on the samples; reference: what the source answers; captured: how far the captured graph is
-    from the source before any compression (empty where nothing was compressed: then `expected` is the reference itself).
+    expected: target -> what a perfect conversion answers on the samples; reference: what the source answers; captured: how far the captured graph is
+    from the source before any compression (empty where nothing was compressed: then `expected` is the reference itself); weights: what the
+    recipe made of each, to compare the files with; sizes: target -> bytes foreseen; cost: time and memory foreseen; budget: what the recipe was
+    chosen by, if it was.
     """
 
     source: Any
@@ -24,10 +26,14 @@ class Facts:
     outputs: tuple
     samples: Any
     reference: tuple
-    expected: tuple
+    expected: dict
     captured: tuple
     decisions: tuple
+    weights: dict
     parameters: int
+    sizes: dict = field(default_factory=dict)
+    cost: dict = field(default_factory=dict)
+    budget: dict | None = None
 
 
 def run(plan: Plan, show: Callable[..., Any]) -> dict:
@@ -35,7 +41,7 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
 
     show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
-    recipe = _recipe(plan)
+    recipe = recipe_of(plan)
     devices = devices_of(plan.devices)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
@@ -47,12 +53,14 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
             return _report(folder, facts, sections, stages)
 
 
-def _recipe(plan: Plan) -> Any:
-    from ..quantization.recipe import add, parse_recipe, required_target
+def recipe_of(plan: Plan) -> Any:
+    from ..quantization.recipe import add
+    from ..quantization.recipe_file import load_recipe
 
-    recipe = add(parse_recipe(plan.recipe), plan.palettize, plan.prune)
+    recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
     if "coreml" in plan.targets:
         from ..converters.coreml import check_target
+        from ..converters.coreml_storage import required_target
 
         check_target(plan.deployment_target, recipe.name, *required_target(recipe))
     return recipe
@@ -66,27 +74,60 @@ def _press(plan: Plan, recipe: Any, folder: Path, stages: Stages) -> tuple[list,
         source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
     with stages("capture"):
         captured = capture(source, samples)
+    if plan.chooses:
+        return _press_within(plan, captured, folder, stages)
+    return _make(plan, captured, recipe, folder, stages)
+
+
+def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
+    """As `_press`, with the recipe chosen by the budget; again where an artifact's graph turned out larger than foreseen."""
+    from .choose import ATTEMPTS, RECIPE_FILE, prepare, write_recipe
+
+    with stages("measure") as step:
+        choice = prepare(captured, plan, folder, step)
+    for attempt in range(ATTEMPTS):
+        with stages("choose"):
+            recipe = choice.recipe()
+        artifacts, facts = _make(plan, captured, recipe, folder, stages)
+        if attempt == ATTEMPTS - 1 or not choice.corrected(recipe, artifacts):
+            break
+        for artifact in artifacts:
+            remove(artifact.path)
+    write_recipe(recipe, folder / RECIPE_FILE)
+    return artifacts, replace(facts, budget=choice.as_json(recipe))
+
+
+def _make(plan: Plan, captured: Any, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
+    from .predict import predict_cost, predict_size
+
+    with stages("probe"):
+        capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
+        cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
+        sizes = {target: predict_size(captured, recipe, target, plan.deployment_target).total for target in plan.targets}
     with stages("compress") as step:
         compressed, expected, errors = _compress(captured, recipe, step)
     artifacts = []
     for target in plan.targets:
         with stages("convert") as step:
             artifacts.append(_convert(compressed, target, folder, plan, step))
-    return artifacts, _facts(compressed, expected, errors)
+    return artifacts, replace(_facts(compressed, expected, errors), sizes=sizes, cost=cost)
 
 
-def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, tuple, tuple]:
-    """-> (Compressed, what a perfect conversion of it would answer, errors of the captured graph on the first sample: see `Facts`)."""
+def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, dict, tuple]:
+    """-> (Compressed, what a perfect conversion of it would answer on each target, errors of the captured graph on the first sample: see `Facts`)."""
     from ..models.capture import evaluate
     from ..quantization.compress import compress, decompressed
     from ..validation.compare import compare
 
     compressed = compress(captured, recipe, lambda done, total, name: step(name))
     if not compressed.weights:
-        return compressed, captured.reference, ()
+        return compressed, dict.fromkeys(TARGETS, captured.reference), ()
     first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
     errors = compare(captured.reference[:1], evaluate(captured.program, first))
-    return compressed, evaluate(decompressed(compressed), captured), errors
+    expected = dict.fromkeys(TARGETS, evaluate(decompressed(compressed), captured))
+    if compressed.activations is not None:  # the MPS target keeps them in float
+        expected["executorch-mps"] = evaluate(decompressed(replace(compressed, activations=None)), captured)
+    return compressed, expected, errors
 
 
 def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Callable[[str], None]) -> Any:
@@ -99,44 +140,48 @@ def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Calla
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
 
 
-def _facts(compressed: Any, expected: tuple, errors: tuple) -> Facts:
+def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
     captured = compressed.captured
     module = captured.source.program if captured.source.program is not None else captured.source.module
     memory = {(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()}  # tied weights once
     parameters = sum(memory.values())
+    warnings = (*captured.source.warnings, *compressed.warnings)
     return Facts(
-        replace(captured.source, module=None, program=None), captured.inputs, captured.outputs, captured.samples,
-        captured.reference, expected, errors, compressed.decisions, parameters,
+        replace(captured.source, module=None, program=None, warnings=warnings), captured.inputs, captured.outputs, captured.samples,
+        captured.reference, expected, errors, compressed.decisions, compressed.weights, parameters,
     )  # fmt: skip
 
 
 def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Path, stages: Stages) -> dict:
     """Open the saved bytes, run and audit them, estimate placement and latency. -> the artifact's section of the report."""
-    from ..validation.audit import audit
+    from ..validation import audit
     from ..validation.runners import open_runner
     from .report import artifact_section
 
     with stages("validate"):
-        runner = open_runner(artifact.path, host="reference")
-        check = check_artifact(runner, facts.inputs, facts.samples, facts.expected, facts.reference)
-        native = _native_check(artifact.path, facts)
-        weights = audit(artifact.path, facts.decisions, artifact.realised)
+        runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
+        check = check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
+        native = _native_check(artifact, facts)
+        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights)
     with stages("place"):
         estimates = estimate(runner.graph, artifact.target, devices)
-    judged = [judge_capture(facts.captured), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
+    judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
+    judged.append(judge_budget(facts.budget, artifact, weights["bytes"]))
     verdict = "pass" if all(found == "pass" for found, _ in judged) else "fail"
-    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found)]
+    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found), *runner.notes]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
-    return artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
+    section = artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
+    return section | {"predicted": {"size_bytes": facts.sizes.get(artifact.target)}}
 
 
-def _native_check(path: Path, facts: Facts) -> Check | str:
+def _native_check(artifact: Any, facts: Facts) -> Check | str:
     """The same comparison in the platform's real runtime, where this host has it."""
     from ..validation.runners import has_native_runtime, open_runner
 
-    if not has_native_runtime(path):
+    if not has_native_runtime(artifact.path):
         return "not run: needs macOS"
-    return check_artifact(open_runner(path, host="native"), facts.inputs, facts.samples, facts.expected, facts.reference)
+    runner = open_runner(artifact.path, host="native")
+    return check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
 
 
 def _warn_of_earlier(out: Path, folder: Path, sections: list[dict]) -> None:
@@ -149,11 +194,20 @@ def _warn_of_earlier(out: Path, folder: Path, sections: list[dict]) -> None:
         )
 
 
+def _spent(stages: Stages) -> dict:
+    """What the stages that `predict_cost` foresees took."""
+    foreseen = [record for record in stages.records if record.name in ("compress", "convert", "validate")]
+    return {"seconds": sum(one.seconds for one in foreseen), "peak_rss_bytes": max(one.peak_rss_bytes for one in foreseen)}
+
+
 def _report(folder: Path, facts: Facts, sections: list[dict], stages: Stages) -> dict:
     from .report import build_report, environment, source_section, write_html, write_json
 
     source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
     report = build_report(source, stages.records, sections, environment())
+    report["predicted"] = facts.cost | {"measured": _spent(stages)}
+    if facts.budget:
+        report["budget"] = facts.budget
     write_json(report, folder / "report.json")
     write_html(report, folder / "report.html")
     return report

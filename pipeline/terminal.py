@@ -128,11 +128,23 @@ def show_report(report: dict, folder: Path) -> None:
         _print_warnings(
             out, artifact.get("warnings") or [], f"{artifact['target']} {artifact['recipe']}" if len(report["artifacts"]) > 1 else ""
         )
+    _print_budget(out, report)
     out.print()
-    files = [artifact["path"] for artifact in report["artifacts"]] + ["report.json", "report.html"]
+    chosen = ["recipe.toml", "sensitivity.json"] if report.get("budget") else []
+    files = [artifact["path"] for artifact in report["artifacts"]] + chosen + ["report.json", "report.html"]
     out.print(line(("Files in ", ""), (clean(folder), "bold"), (f": {', '.join(map(clean, files))}", "")), soft_wrap=True)
     if report["verdict"] != "pass":
         out.print(line(("A verdict failed: the artifacts are written, but should not be shipped as they are.", "red")), soft_wrap=True)
+
+
+def _print_budget(out: Any, report: dict) -> None:
+    """What was chosen, what was asked, and what came of it."""
+    if not (budget := report.get("budget")):
+        return
+    parts = [(target, fig.size_text(found["size_bytes"]), found["bits_per_weight"]) for target, found in budget["measured"].items()]
+    have = "; ".join(f"{target} {size}, {bits:.2f} bits per weight" for target, size, bits in parts)
+    told = f": {have}. The recipe, for use with --quant: recipe.toml"
+    out.print(line(("Budget ", ""), (clean(budget["asked"]), "bold"), (told, "")), soft_wrap=True)
 
 
 def render_artifacts(report: dict, out: Any) -> None:
@@ -156,7 +168,7 @@ def _figures(report: dict, artifact: dict) -> dict[str, tuple[str, str]]:
     device = (latency.get("devices") or [{}])[0]
     cosine = fig.worst(validation.get("compression") or [], "cosine")
     return {
-        "artifact": (clean(artifact["target"]), clean(artifact["recipe"])),
+        "artifact": (clean(artifact["target"]), clean(fig.recipe_text(artifact["recipe"]))),
         "size": (fig.size_text(artifact.get("size_bytes")), fig.times_smaller(report, artifact)),
         "conversion": (fig.db_text(fig.worst(validation.get("conversion") or [], "psnr_db")), ""),
         "compression": (
@@ -273,6 +285,36 @@ def show_doctor(findings: Sequence[tuple[str, str, bool, str]]) -> None:
     out.print(table(out, ["", "found", "", ""], rows))
     bad = sum(not ok for _, _, ok, _ in findings)
     out.print(f"{bad} of {len(findings)} need attention." if bad else "Everything cidermill needs is here.")
+
+
+def show_predictions(found: dict) -> None:
+    """The result of `convert --dry-run`: a row for each recipe and target."""
+    out = console()
+    rows = [
+        [clean(row["recipe"]), clean(target), fig.size_text(size), _about(row), fig.size_text(row["peak_rss_bytes"])]
+        for row in found["recipes"]
+        for target, size in row["size_bytes"].items()
+    ]
+    out.print(table(out, ["recipe", "target", "size", "time", "memory"], rows))
+    out.print(line(("Foreseen for this machine: compression, conversion and validation of all targets, with a band. Nothing was written.", "dim")))
+
+
+def _about(row: dict) -> str:
+    low, high = (fig.seconds_text(row[key]) for key in ("low_seconds", "high_seconds"))
+    return f"{fig.seconds_text(row['seconds'])} ({low}–{high})"
+
+
+def show_tuning(result: dict) -> None:
+    """The result of `tune`: how far every output is from the source, before and after, and what to do with the file."""
+    out = console()
+    rows = [[clean(name), fig.db_text(psnr["compressed"]), fig.db_text(psnr["tuned"])] for name, psnr in result["psnr_db"].items()]
+    out.print(table(out, ["output", f"{clean(result['recipe'])} as it is", "tuned"], rows))
+    loss = f"{result['loss']['first']:.4g} {arrow(out)} {result['loss']['last']:.4g}"
+    out.print(line((f"PSNR against the source, on the first samples. Loss {loss}.", "dim")))
+    out.print(line((clean(result["out"]), "bold"), (f": convert it with --quant {clean(result['recipe'])!r}", "")), soft_wrap=True)
+    if result["verdict"] != "pass":
+        advice = "An output is no nearer to the source than without tuning: try a smaller --lr, more --steps or other --data."
+        out.print(line((advice, "red")), soft_wrap=True)
 
 
 def show_error(error: Any) -> None:

@@ -13,11 +13,12 @@ import torch
 from ..models.capture import Captured
 from ..models.errors import UserError
 from ..models.quiet import quiet
-from .affine import LARGEST_FLOAT16, quantize
-from .granularity import blocks_of, fit
-from .palette import palettize
-from .prune import survivors
-from .recipe import Linear, Palettize, Recipe
+from .activations import ActivationPlan, insert_grids, plan_activations
+from .affine import LARGEST_FLOAT16
+from .layers import NOTHING, Evidence, compress_weight, needs
+from .overrides import layer_recipes
+from .prune import survivors_of_all
+from .recipe import Linear, Recipe
 from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .weight import CompressedWeight
 
@@ -26,7 +27,10 @@ NAMED_IN_ERRORS = 5
 
 @dataclass(frozen=True)
 class Decision:
-    """What was asked for and done to one tensor; `reason` is "" where the two agree. `bits_per_weight` counts scales, tables and masks."""
+    """What was asked for and done to one tensor; `reason` is "" where the two agree. `bits_per_weight` counts scales, tables and masks.
+
+    snr_db: 10 log10 of the weight's squares over the squares of its error, None where nothing was compressed or nothing lost.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,6 +38,7 @@ class Decision:
     realised: str
     bits_per_weight: float
     reason: str = ""
+    snr_db: float | None = None
 
     def as_json(self) -> dict:
         names = ("name", "requested", "realised", "bits_per_weight", "reason")
@@ -48,6 +53,8 @@ class Compressed:
     recipe: Recipe
     weights: dict[str, CompressedWeight]
     decisions: tuple[Decision, ...]
+    activations: ActivationPlan | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None) -> Compressed:
@@ -58,34 +65,59 @@ def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, s
     tensors = tensors_of(captured.program)
     roles = find_roles(tensors)
     _refuse_nonfinite(tensors, roles)
-    total = sum(isinstance(role, Role) for role in roles.values()) if recipe.compresses else 0
+    chosen = layer_recipes(recipe, tensors, roles)
+    evidence = _evidence(captured, tensors, chosen, progress)
+    captured = _rescaled(captured, chosen, evidence)
+    tensors = tensors_of(captured.program)
+    roles = find_roles(tensors)  # rescaling adds constants
+    total = sum(layer.compresses for layer in chosen.values())
     weights: dict[str, CompressedWeight] = {}
     decisions: list[Decision] = []
     first_with: dict[tuple, str] = {}
     for tensor in tensors:
-        if progress and recipe.compresses and isinstance(roles[tensor.name], Role):
+        layer = chosen.get(tensor.name, recipe)
+        if progress and tensor.name in chosen and layer.compresses:
             progress(len(weights), total, tensor.name)
         first = first_with.setdefault(storage_of(tensor), tensor.name)
         if first != tensor.name and first in weights:
             weight, decision = weights[first], _tied(tensor.name, first, decisions)
         else:
-            weight, decision = _compress_tensor(tensor, roles[tensor.name], recipe)
+            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence.get(tensor.name, NOTHING))
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
-    return Compressed(captured, recipe, weights, tuple(decisions))
+    warnings = _calibration_warnings(captured, evidence)
+    return _with_activations(Compressed(captured, recipe, weights, tuple(decisions), warnings=warnings), chosen, progress)
 
 
 def decompressed(compressed: Compressed) -> Any:
-    """The captured ExportedProgram with the decompressed weights in place; everything else is shared, the captured program unchanged."""
+    """The captured ExportedProgram with the decompressed weights in place, and activations rounded where they are planned to be.
+
+    Everything else is shared, the captured program unchanged.
+    """
     program = compressed.captured.program
     if not compressed.weights:
         return program
+    dense = _with_dense_weights(program, compressed.weights)
+    return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
+
+
+def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progress: Any) -> Compressed:
+    """The grids of the activations of every layer whose recipe asks for them and whose weight was compressed."""
+    layers = {name: layer.activations for name, layer in chosen.items() if layer.activations is not None and name in compressed.weights}
+    if not layers:
+        return compressed
+    if progress:
+        progress(len(compressed.weights), len(compressed.weights), "activations")
+    return replace(compressed, activations=plan_activations(compressed.captured, decompressed(compressed), layers))
+
+
+def _with_dense_weights(program: Any, weights: dict[str, CompressedWeight]) -> Any:
     dense: dict[int, torch.Tensor] = {}  # by identity: tied weights stay tied
-    for weight in compressed.weights.values():
+    for weight in weights.values():
         if id(weight) not in dense:
             dense[id(weight)] = weight.dense()
-    held = {name: _in_place_of(program, name, dense[id(weight)]) for name, weight in compressed.weights.items()}
+    held = {name: _in_place_of(program, name, dense[id(weight)]) for name, weight in weights.items()}
     state = {name: held.get(name, value) for name, value in program.state_dict.items()}
     constants = {name: held.get(name, value) for name, value in program.constants.items()}
     with quiet():
@@ -99,7 +131,9 @@ def _in_place_of(program: Any, name: str, dense: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(dense, requires_grad=False) if isinstance(old, torch.nn.Parameter) else dense
 
 
-def _compress_tensor(tensor: Tensor, role: Role | str, recipe: Recipe) -> tuple[CompressedWeight | None, Decision]:
+def _compress_tensor(
+    tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence
+) -> tuple[CompressedWeight | None, Decision]:
     if not recipe.compresses:
         return None, _left(tensor, recipe, "")
     if isinstance(role, str):
@@ -107,28 +141,64 @@ def _compress_tensor(tensor: Tensor, role: Role | str, recipe: Recipe) -> tuple[
     data = tensor.data.detach().float().contiguous()
     if _largest(data) > LARGEST_FLOAT16:
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
-    weight, realised, reason = compress_weight(tensor.name, data, role, recipe)
-    return weight, Decision(tensor.name, tuple(data.shape), recipe.name, realised.name, weight.bits_per_weight(), reason)
+    weight, realised, reason = compress_weight(tensor.name, data, role, recipe, evidence)
+    return weight, Decision(tensor.name, tuple(data.shape), recipe.words, realised.words, weight.bits_per_weight(), reason, snr_db(data, weight))
 
 
-def compress_weight(name: str, data: torch.Tensor, role: Role, recipe: Recipe) -> tuple[CompressedWeight, Recipe, str]:
-    """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why that differs or "")."""
-    shape = tuple(data.shape)
-    mask = None if recipe.prune is None else survivors(data, recipe.prune.fraction)
-    kept = data if mask is None else data * mask
-    if recipe.values is None:
-        return CompressedWeight(name, shape, None, mask, kept.half().float()), recipe, ""
-    scheme = recipe.values
-    granularity, reason = fit(scheme.granularity, shape, role.channel_axis, role.input_axis, scheme.bits)
-    blocks = blocks_of(granularity, shape, role.channel_axis, role.input_axis)
-    realised = replace(recipe, values=replace(scheme, granularity=granularity))
-    return CompressedWeight(name, shape, _values(kept, scheme, blocks, mask), mask), realised, reason
+def _evidence(captured: Captured, tensors: list[Tensor], chosen: dict[str, Recipe], progress: Any) -> dict[str, Evidence]:
+    """Calibrate once for all layers that ask for the same statistics, and find what survives pruning over all layers."""
+    wanted: dict[frozenset[str], list[str]] = {}
+    for name, layer in chosen.items():
+        if needs(layer):
+            wanted.setdefault(needs(layer), []).append(name)
+    statistics: dict[str, Any] = {}
+    for kinds, names in wanted.items():
+        from .calibration import calibrate
+
+        if progress:
+            progress(0, len(names), "calibrate")
+        statistics |= calibrate(captured, names, set(kinds))
+    masks = _survivors(tensors, chosen)
+    return {name: Evidence(statistics.get(name), masks.get(name)) for name in {**statistics, **masks}}
 
 
-def _values(kept: torch.Tensor, scheme: Linear | Palettize, blocks: tuple[int, ...], mask: torch.Tensor | None):
-    if isinstance(scheme, Linear):
-        return quantize(kept, scheme.bits, blocks)
-    return palettize(kept, scheme.bits, blocks, mask)
+def _calibration_warnings(captured: Captured, evidence: dict[str, Evidence]) -> tuple[str, ...]:
+    """What the user should know about the data that weights were calibrated on."""
+    known = {name: found.statistics for name, found in evidence.items() if found.statistics is not None}
+    if not known:
+        return ()
+    from .calibration import too_few_rows
+
+    few = {name: told for name, statistics in known.items() if (told := too_few_rows(statistics))}
+    warnings = [f"{len(few)} of {len(known)} layers rest on few samples; {name} was {told}" for name, told in list(few.items())[:1]]
+    if captured.samples.kind == "synthetic":
+        warnings.append("weights were calibrated on random inputs, which say little about real ones\nGive real inputs with --samples.")
+    return tuple(warnings)
+
+
+def _rescaled(captured: Captured, chosen: dict[str, Recipe], evidence: dict[str, Evidence]) -> Captured:
+    """The captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights with them."""
+    asked = {name: layer.values for name, layer in chosen.items() if isinstance(layer.values, Linear) and layer.values.method == "awq"}
+    layers = {name: values for name, values in asked.items() if name in evidence and evidence[name].has("mean_abs")}
+    if not layers:
+        return captured
+    from .awq import rescale
+
+    return rescale(captured, layers, {name: evidence[name].statistics for name in layers})
+
+
+def _survivors(tensors: list[Tensor], chosen: dict[str, Recipe]) -> dict[str, torch.Tensor]:
+    """Name -> mask, of the layers that are pruned by one threshold for all of them together; tied weights count once."""
+    together: dict[Any, dict[tuple, list[Tensor]]] = {}
+    for tensor in tensors:
+        prune = chosen[tensor.name].prune if tensor.name in chosen else None
+        if prune is not None and prune.kind == "global" and _largest(tensor.data.detach()) <= LARGEST_FLOAT16:
+            together.setdefault(prune, {}).setdefault(storage_of(tensor), []).append(tensor)
+    masks: dict[str, torch.Tensor] = {}
+    for prune, tied in together.items():
+        found = survivors_of_all([same[0].data.detach().float() for same in tied.values()], prune.fraction)
+        masks |= {tensor.name: mask for same, mask in zip(tied.values(), found) for tensor in same}
+    return masks
 
 
 def _left(tensor: Tensor, recipe: Recipe, reason: str) -> Decision:
@@ -136,7 +206,7 @@ def _left(tensor: Tensor, recipe: Recipe, reason: str) -> Decision:
     data = tensor.data
     dtype = recipe.compute if data.is_floating_point() else str(data.dtype).removeprefix("torch.")
     bits = {"float16": 16.0, "float32": 32.0}.get(dtype, 8.0 * data.element_size())
-    return Decision(tensor.name, tuple(data.shape), recipe.name, dtype, bits, reason)
+    return Decision(tensor.name, tuple(data.shape), recipe.words, dtype, bits, reason)
 
 
 def _tied(name: str, first: str, decisions: list[Decision]) -> Decision:
@@ -162,6 +232,12 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
         count = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
         raise UserError(f"the model holds values that are not finite numbers in {count}: {', '.join(found[:NAMED_IN_ERRORS])}{more}",
                         "Such a model computes nothing useful: repair or retrain it, or start from an earlier checkpoint.")
+
+
+def snr_db(source: torch.Tensor, weight: CompressedWeight) -> float | None:
+    """How far a compressed weight is from its source, in decibels; None where they are equal (or the source is zero)."""
+    noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense() - source, source))
+    return 20 * math.log10(signal / noise) if noise and signal else None
 
 
 def _largest(data: torch.Tensor) -> float:

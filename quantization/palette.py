@@ -1,153 +1,182 @@
-"""Lookup tables: a weight enters, a Palette with sorted, float16-exact tables of least squared error leaves.
+"""Lookup tables: a weight enters, a Palette with float16-exact tables of least squared error leaves.
 
-One-dimensional k-means over a histogram: a float16 weight has at most 65,536 distinct values, however many elements it has. Tables
-start from the optimum over bins (dynamic programming) and are refined by Lloyd's iteration on the full histogram. Deterministic.
+A float16 weight has at most 65,536 distinct values, however many elements it has: large weights are clustered as histograms, groups of channels
+as sorted values (see palette_line.py), entries that hold several weights in palette_vector.py. Deterministic.
 """
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 import torch
 
-from .weight import Palette, from_rows, to_rows
+from .grid import on_grid
+from .palette_line import Line, cuts_between, fit_tables, line_of, runs
+from .palette_vector import cluster_vectors
+from .parallel import in_parallel
+from .weight import CompressedWeight, Palette, from_rows, to_rows
 
 KEYS = 65536  # float16 bit patterns
-GROUPS_AT_ONCE = 16  # bounds the histograms held at once to 16 x 65,536 entries
-WIDEST_RUN = 8  # of the dynamic programme: no entry takes more than 8 times its share of the bins, which are spaced for equal shares
-ITERATIONS = 100
+AT_ONCE = 1 << 17  # elements of the groups that are clustered together
+SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
+LARGEST_CODE = 127
+SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)  # tried for int8 tables, relative to the one that clips nothing
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 65504 / LARGEST_CODE  # float16's smallest subnormal; no code overflows float16
+REFITS = 3  # of an int8 table: assign again, fit again
 
 
-def palettize(weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None = None) -> Palette:
+def palettize(
+    weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None = None, vector: int = 1, vector_axis: int = 0,
+    scaled: bool = False, importance: torch.Tensor | None = None, table_bits: int = 16,
+) -> Palette:  # fmt: skip
     """weight float32 [64, 128] within float16's range, groups (4, 1) -> indices [64, 128], lut [4, 1, 2^bits, 1].
 
-    With a mask (bool [64, 128]) only the survivors are fitted. Where a group has no more distinct values than the table has entries,
-    the table holds exactly them, the last one repeated.
+    mask (bool [64, 128]): only the survivors are fitted. importance (not negative, [64, 128]): what a squared error counts.
+    vector 2 or 4: an entry holds as many weights, neighbours along `vector_axis` (the output channels, as in coremltools: the input axis of a
+    convolution may have 1 or 3) -> indices [32, 128]. scaled: each channel of `vector_axis` is divided by a float16 scale first.
+    table_bits 8: the entries are int8 codes times one float16 scale a table.
+    Where a group has no more distinct values than the table has entries, the table holds exactly them, the last one repeated.
     """
-    rows = to_rows(weight, groups)
-    kept = None if mask is None else to_rows(mask, groups)
-    indices, tables = torch.empty(rows.shape, dtype=torch.uint8), []
-    for start in range(0, len(rows), GROUPS_AT_ONCE):
-        part = slice(start, start + GROUPS_AT_ONCE)
+    def fit(weight: torch.Tensor, importance: torch.Tensor | None) -> Palette:
+        if vector > 1:
+            return cluster_vectors(weight, bits, groups, vector, vector_axis, mask, importance, table_bits)
+        return _cluster_values(weight, bits, groups, mask, importance, table_bits)
+
+    return _scaled(weight, fit, vector_axis, mask, importance) if scaled else fit(weight, importance)
+
+
+def _cluster_values(
+    weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None, importance: torch.Tensor | None, table_bits: int
+) -> Palette:
+    rows, kept, counts = (None if part is None else to_rows(part, groups) for part in (weight, mask, importance))
+    indices, tables, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows), 2**bits), torch.empty(len(rows), 1)
+    step = max(1, AT_ONCE // rows.shape[1]) if rows.shape[1] <= KEYS else 1
+
+    def cluster(part: slice) -> None:
         keys = _keys(rows[part])
-        table = _fit(*_histogram(keys, None if kept is None else kept[part]), 2**bits).half().float()
-        indices[part] = _nearest(keys, rows[part], table)
-        tables.append(table)
-    lut = torch.cat(tables).reshape(*groups, 2**bits, 1)
-    return Palette(bits, from_rows(indices, weight.shape, groups), lut)
+        line = _line(keys, None if kept is None else kept[part], None if counts is None else counts[part])
+        found = fit_tables(line, 2**bits)
+        if table_bits == 8:
+            found, scales[part] = _int8_tables(line, found)
+        tables[part] = found.half().float()
+        indices[part] = _nearest(keys, tables[part])
+
+    in_parallel(cluster, (slice(start, start + step) for start in range(0, len(rows), step)))
+    table_scale = None if table_bits == 16 else scales.reshape(*groups, 1, 1)
+    return Palette(bits, from_rows(indices, weight.shape, groups), tables.reshape(*groups, 2**bits, 1), table_scale=table_scale)
 
 
 def _keys(rows: torch.Tensor) -> torch.Tensor:
-    """int32 [n, elements] in 0..65535 (plus 65536 x row), in the order of the float16 values; -0 counts as 0."""
-    pattern = (rows.half() + 0.0).view(torch.int16)
-    ordered = pattern ^ ((pattern >> 15) & 0x7FFF)
-    return ordered.int() + (torch.arange(len(rows), dtype=torch.int32).unsqueeze(1) * KEYS + KEYS // 2)
+    """int16 [n, elements], in the order of the values rounded to float16; -0 is -1."""
+    pattern = rows.half().view(torch.int16)
+    return (pattern >> 15).bitwise_and_(0x7FFF).bitwise_xor_(pattern)
 
 
-def _values_of_keys() -> torch.Tensor:
-    """float64 [65536], ascending; the patterns of infinities and NaN, which no weight here has, are set to the largest finite value."""
-    ordered = torch.arange(-KEYS // 2, KEYS // 2, dtype=torch.int32).to(torch.int16)
-    values = (ordered ^ ((ordered >> 15) & 0x7FFF)).view(torch.float16).double()
-    return values.nan_to_num(nan=torch.inf).clamp(-65504, 65504)
+def _values(keys: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_keys`, float64; the patterns of infinities and NaN, which no weight has, become the largest finite values."""
+    values = (keys ^ ((keys >> 15) & 0x7FFF)).view(torch.float16).double()
+    return values.nan_to_num(nan=torch.inf).copysign(keys).clamp(-65504, 65504)
 
 
-def _histogram(keys: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """keys [n, elements] -> (distinct values ascending [n, width], their counts [n, width]), float64; rows with fewer are padded with
-    their last value and count 0."""
-    rows = len(keys)
-    chosen = keys.flatten() if mask is None else keys[mask]
-    counts = torch.bincount(chosen, minlength=rows * KEYS).reshape(rows, KEYS)
-    row, key = counts.nonzero(as_tuple=True)
-    distinct = torch.bincount(row, minlength=rows)
-    place = torch.arange(len(row)) - (distinct.cumsum(0) - distinct)[row]
-    width = max(1, int(distinct.max()))
-    packed = torch.zeros(2, rows, width, dtype=torch.float64)
-    packed[0, row, place] = _values_of_keys()[key]
-    packed[1, row, place] = counts[row, key].double()
-    last = packed[0].gather(1, (distinct - 1).clamp_min(0).unsqueeze(1))
-    return torch.where(torch.arange(width) < distinct.unsqueeze(1), packed[0], last), packed[1]
+def _all_values() -> torch.Tensor:
+    """float64 [65536], ascending."""
+    return _values(torch.arange(-KEYS // 2, KEYS // 2, dtype=torch.int32).to(torch.int16))
 
 
-def _fit(values: torch.Tensor, counts: torch.Tensor, entries: int) -> torch.Tensor:
-    """values ascending, counts [n, width] -> tables [n, entries], float64, ascending."""
-    sums = torch.stack([counts, counts * values, counts * values.square()]).cumsum(2)
-    sums = torch.nn.functional.pad(sums, (1, 0))  # sums[:, :, i]: of the first i values
-    bins = max(1024, 8 * entries) if len(values) == 1 else max(128, 2 * entries)  # many tables: coarser, for time
-    edges = _plan(sums, _dense_edges(values, counts, bins), entries)
-    tables = _refine(values, sums, _centres(sums, edges, values[:, :1].expand(-1, entries)))
-    few = (counts > 0).sum(1, keepdim=True) <= entries
-    columns = torch.arange(entries).clamp_max(values.shape[1] - 1)
-    return torch.where(few, values[:, columns], tables)
+def _line(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.Tensor | None) -> Line:
+    """What is clustered. A pruned or unimportant value weighs nothing; where all weigh nothing, all count the same."""
+    if keys.shape[1] > KEYS:
+        return _histogram(keys[0], None if mask is None else mask[0], None if importance is None else importance[0])
+    if mask is None and importance is None:
+        ordered = _values(torch.from_numpy(np.sort(keys.numpy(), axis=1)))
+        return line_of(ordered, torch.ones((), dtype=torch.float64).expand_as(ordered))
+    counts = torch.ones(keys.shape, dtype=torch.float64) if importance is None else importance.double()
+    counts = counts if mask is None else counts * mask
+    counts = torch.where(counts.any(1, keepdim=True), counts, 1.0)
+    order = torch.from_numpy(np.argsort(keys.numpy(), axis=1, kind="stable"))
+    return line_of(_values(keys.gather(1, order)), counts.gather(1, order))
 
 
-def _dense_edges(values: torch.Tensor, counts: torch.Tensor, bins: int) -> torch.Tensor:
-    """Edges [n, bins + 1] into the values, spaced by the cube root of the density (Panter and Dite 1951: optimal for many levels).
+def _histogram(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.Tensor | None) -> Line:
+    """keys [elements] -> a Line of one row: the distinct values and what they weigh together."""
+    shifted = keys.int() + KEYS // 2
+    counts = importance if importance is None or mask is None else importance * mask
+    if counts is None and mask is not None:
+        shifted = shifted[mask]
+    sums = torch.bincount(shifted, None if counts is None else counts.double(), minlength=KEYS).double()
+    if not sums.any():
+        sums = torch.bincount(keys.int() + KEYS // 2, minlength=KEYS).double()
+    used = sums.nonzero().flatten()
+    return line_of(_all_values()[used].unsqueeze(0), sums[used].unsqueeze(0))
 
-    density^(1/3) * spacing = counts^(1/3) * spacing^(2/3).
+
+def _nearest(keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """keys [n, elements], tables float32 [n, entries] -> uint8 [n, elements], the index of the nearest entry (the lower of two)."""
+    middles = (tables[:, 1:] + tables[:, :-1]) / 2
+    if keys.shape[1] < SHORT:
+        return torch.searchsorted(middles, _values(keys).float(), out_int32=True).to(torch.uint8)
+    edges = torch.searchsorted(_all_values().float(), middles, right=True)
+    lengths = torch.nn.functional.pad(torch.nn.functional.pad(edges, (1, 0)), (0, 1), value=KEYS).diff(dim=1)
+    entries = torch.arange(tables.shape[1], dtype=torch.uint8).repeat(len(tables))
+    by_key = torch.from_numpy(np.repeat(entries.numpy(), lengths.flatten().numpy()))
+    places = keys.int() + (torch.arange(len(keys), dtype=torch.int32).unsqueeze(1) * KEYS + KEYS // 2)
+    return by_key.index_select(0, places.flatten()).reshape(keys.shape)
+
+
+def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (tables float32 [n, entries], float16(code * scale), ascending; scale [n, 1]). The best seen of a few fits to what is nearest."""
+    given = tables
+    kept, kept_scale = _kept_grid(given)
+    best = None
+    for _ in range(REFITS):
+        weight, total = runs(line, cuts_between(line, tables))
+        means = torch.where(weight > 0, total / weight.clamp_min(1e-300), tables)
+        scale = _table_scale(means, weight)
+        tables = ((means / scale).round_().clamp_(-LARGEST_CODE, LARGEST_CODE) * scale).half().double()
+        weight, total = runs(line, cuts_between(line, tables))
+        error = (weight * tables.square() - 2 * total * tables).sum(1, keepdim=True)  # but for the sum of squares of the values
+        if best is None:
+            best = error, tables, scale
+        better = error < best[0]
+        best = tuple(torch.where(better, new, old) for new, old in zip((error, tables, scale), best))
+    return torch.where(kept, given, best[1]).float(), torch.where(kept, kept_scale, best[2].float())
+
+
+def _kept_grid(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as they are."""
+    largest = tables.abs().amax(1, keepdim=True).float()
+    least = int(LARGEST_CODE / SCALES[-1])
+    found, scale, _ = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
+    return found, scale
+
+
+def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The float16 scale [n, 1] of 97 whose codes are nearest to the means in the weighted squared error; 1 for tables of zeros."""
+    largest = means.abs().amax(1, keepdim=True)
+    tried = (largest / LARGEST_CODE * SCALES).half().double().clamp_(SMALLEST_SCALE, LARGEST_SCALE).unsqueeze(2)
+    codes = (means.unsqueeze(1) / tried).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
+    error = (weight.unsqueeze(1) * (codes * tried - means.unsqueeze(1)).square_()).sum(2)
+    chosen = tried.squeeze(2).gather(1, error.argmin(1, keepdim=True)).half().double()
+    return torch.where(largest > 0, chosen, 1.0)
+
+
+def _scaled(
+    weight: torch.Tensor, fit: Callable[[torch.Tensor, torch.Tensor | None], Palette], axis: int, mask: torch.Tensor | None,
+    importance: torch.Tensor | None,
+) -> Palette:  # fmt: skip
+    """The best of three: channels divided by their largest magnitude (coremltools), by their root mean square, and left as they are.
+
+    So it is never worse than without scales. The error of a divided weight counts as much as it will be multiplied by.
     """
-    spacing = torch.ones_like(values)
-    if values.shape[1] > 2:
-        spacing = torch.nn.functional.pad(values[:, 2:] - values[:, :-2], (1, 1), mode="replicate")
-    mass = (counts.pow(1 / 3) * spacing.pow(2 / 3)).cumsum(1)
-    wanted = torch.arange(1, bins) * (mass[:, -1:] / bins)
-    inner = torch.searchsorted(mass, wanted)
-    return torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=values.shape[1])
-
-
-def _plan(sums: torch.Tensor, edges: torch.Tensor, entries: int) -> torch.Tensor:
-    """The best of all partitions of the bins into `entries` runs of at most `width` bins, exactly, within-bin spread included.
-
-    sums [3, n, values + 1] (count, sum, sum of squares), edges [n, bins + 1] -> [n, entries + 1]. Time n * entries * bins * width.
-    """
-    bins = edges.shape[1] - 1
-    width = min(bins, WIDEST_RUN * bins // entries)
-    at = [prefix.gather(1, edges) for prefix in sums]
-    cost = _spread(*(prefix[:, None, 1:] - _starts(prefix, width, 0.0) for prefix in at))  # [n, start - end + width, end - 1]
-    best = torch.full(edges.shape, torch.inf, dtype=torch.float64)
-    best[:, 0] = 0.0
-    choices = []
-    for _ in range(entries):
-        lowest, choice = (cost + _starts(best, width, torch.inf)).min(1)
-        best = torch.nn.functional.pad(lowest, (1, 0), value=torch.inf)
-        choices.append(choice)
-    cuts = [torch.full((len(edges), 1), bins)]
-    for choice in reversed(choices):
-        cuts.append(cuts[-1] - width + choice.gather(1, cuts[-1] - 1))
-    return edges.gather(1, torch.cat(cuts[::-1], dim=1))
-
-
-def _starts(prefix: torch.Tensor, width: int, outside: float) -> torch.Tensor:
-    """prefix [n, bins + 1] -> view [n, width, bins]: the entries at the `width` possible starts before each of the ends 1..bins."""
-    bins = prefix.shape[1] - 1
-    return torch.nn.functional.pad(prefix[:, :-1], (width - 1, 0), value=outside).unfold(1, bins, 1)
-
-
-def _spread(count: torch.Tensor, total: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-    """Sum of squared distances to the mean, from count, sum and sum of squares; 0 where nothing is counted."""
-    return (square - total.square() / count.clamp_min(1)).clamp_min_(0)
-
-
-def _centres(sums: torch.Tensor, edges: torch.Tensor, fallback: torch.Tensor) -> torch.Tensor:
-    """The mean between neighbouring edges [n, entries]; an empty run keeps its fallback. Ascending."""
-    count, total, _ = (prefix.gather(1, edges).diff(dim=1) for prefix in sums)
-    return torch.where(count > 0, total / count.clamp_min(1), fallback).cummax(1).values
-
-
-def _refine(values: torch.Tensor, sums: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """Lloyd's iteration: each entry moves to the mean of the values nearest to it, until nothing moves."""
-    for _ in range(ITERATIONS):
-        inner = torch.searchsorted(values, _midpoints(tables), right=True)
-        edges = torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=values.shape[1])
-        moved = _centres(sums, edges, tables)
-        if torch.equal(moved, tables):
-            break
-        tables = moved
-    return tables
-
-
-def _midpoints(tables: torch.Tensor) -> torch.Tensor:
-    return (tables[:, 1:] + tables[:, :-1]) / 2
-
-
-def _nearest(keys: torch.Tensor, rows: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """keys and rows [n, elements], tables [n, entries] -> uint8 [n, elements], the index of the nearest entry (the lower of two)."""
-    if rows.shape[1] < KEYS:
-        return torch.searchsorted(_midpoints(tables), rows.half().float().contiguous(), out_int32=True).to(torch.uint8)
-    values = _values_of_keys().float().expand(len(tables), -1).contiguous()
-    by_key = torch.searchsorted(_midpoints(tables), values, out_int32=True).to(torch.uint8)
-    return by_key.flatten().index_select(0, keys.flatten()).reshape(keys.shape)
+    over = [other for other in range(weight.dim()) if other != axis]
+    counts = torch.ones(()) if mask is None else mask.float()
+    counts = counts if importance is None else counts * importance
+    root = ((weight.square() * counts).mean(over, keepdim=True) / counts.mean().clamp_min(1e-30)).sqrt()
+    best, least = None, torch.inf
+    for scale in (weight.abs().amax(over, keepdim=True), root, torch.ones_like(root)):
+        scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0).half().float().clamp_min_(SMALLEST_SCALE)
+        found = fit(weight / scale, scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight))
+        found = replace(found, channel_scale=scale)
+        error = float(((CompressedWeight("", tuple(weight.shape), found).dense() - weight).square() * counts).sum())
+        if best is None or error < least:
+            best, least = found, error
+    return best

@@ -1,6 +1,6 @@
 """Which tensors of a program are weights worth compressing: an ExportedProgram enters, a Role or a reason not to leaves for each tensor."""
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,15 @@ Axes = tuple[int | None, ...]  # for each axis of a value, the axis of the tenso
 
 @dataclass(frozen=True)
 class Role:
-    """What a weight does: `channel_axis` runs over output channels (table rows), `input_axis` over what is summed (a row's entries)."""
+    """What a weight does: `channel_axis` runs over output channels (table rows), `input_axis` over what is summed (a row's entries).
+
+    other_kinds: what else it is used as (an embedding that is tied to the last linear layer).
+    """
 
     kind: str  # "linear" | "convolution" | "matmul" | "embedding"
     channel_axis: int
     input_axis: int
+    other_kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
     if data.numel() < SMALLEST_WEIGHT:
         return f"{data.numel()} elements, fewer than {SMALLEST_WEIGHT}: nothing to gain"
     order = ("linear", "convolution", "matmul", "embedding")
-    return min(uses, key=lambda role: order.index(role.kind))  # any axis is valid for every use: a weight is decompressed whole
+    first = min(uses, key=lambda role: order.index(role.kind))  # any axis is valid for every use: a weight is decompressed whole
+    return replace(first, other_kinds=tuple(sorted({role.kind for role in uses} - {first.kind})))
 
 
 def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
@@ -93,6 +98,20 @@ def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
             yield from (_role(name, user, place, axes, rank) or name for place, value in enumerate(user.args) if value is node)
             if node in user.kwargs.values() or not any(value is node for value in user.args):
                 yield name  # inside a list, as cat takes it
+
+
+def weight_uses(tensor: Tensor) -> Iterator[tuple[Any, int, Role]]:
+    """(node, number of the argument, Role) of every operator that uses a tensor as its weight, directly or through views."""
+    seen = [(tensor.node, tuple(range(tensor.data.ndim)))]
+    while seen:
+        node, axes = seen.pop()
+        for user in node.users:
+            name = str(getattr(user.target, "overloadpacket", user.target)).removeprefix("aten.")
+            if name in _VIEWS and (viewed := _VIEWS[name](user, axes)) is not None:
+                seen.append((user, viewed))
+            for place, value in enumerate(user.args):
+                if value is node and (role := _role(name, user, place, axes, tensor.data.ndim)) is not None:
+                    yield user, place, role
 
 
 def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | None:

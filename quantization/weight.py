@@ -30,12 +30,26 @@ class Palette:
     indices uint8 [*shape] (vector palettes: shape divided by the vector length along `vector_axis`); lut float32 (every value exact
     in float16) [*groups, 2^bits, vector], where groups has the rank of the weight and each groups[i] divides shape[i].
     Example: weight [64, 128], one table of 16 -> lut [1, 1, 16, 1]; groups of 16 output channels -> lut [4, 1, 16, 1].
+    channel_scale (or None): float32, exact in float16, broadcasts over the weight ([64, 1]): what is looked up is multiplied by it.
+    table_scale (or None): float32, exact in float16, [*groups, 1, 1]: the table is stored as int8 codes times this scale. `lut` still holds
+    the values, float16(code * scale) for codes in -127..127; `table_codes` gives the codes back.
     """
 
     bits: int
     indices: torch.Tensor
     lut: torch.Tensor
     vector_axis: int | None = None
+    channel_scale: torch.Tensor | None = None
+    table_scale: torch.Tensor | None = None
+
+    def table_codes(self) -> torch.Tensor:
+        """int8 [*groups, 2^bits, vector]: exact, because rounding to float16 moves a value by less than half a code."""
+        return (self.lut / self.table_scale).round().to(torch.int8)
+
+    def table_bits(self) -> int:
+        """Bits of all tables and of the scales that go with them."""
+        scales = sum(scale.numel() for scale in (self.channel_scale, self.table_scale) if scale is not None)
+        return (16 if self.table_scale is None else 8) * self.lut.numel() + 16 * scales
 
 
 @dataclass(frozen=True)
@@ -65,16 +79,20 @@ class CompressedWeight:
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
 
     def storage_bits(self) -> int:
-        """Exact bits of the stored form: codes, scales, zero points, tables (float16 each where float), mask and values."""
+        """Exact bits of the stored form: codes, scales, zero points, tables (float16 each where float), mask and values.
+
+        Vectors are pruned whole, so their mask has one bit for each vector.
+        """
         count = math.prod(self.shape)
+        vector = self.values.lut.shape[-1] if isinstance(self.values, Palette) else 1
         kept = count if self.mask is None else int(self.mask.sum())
-        bits = 0 if self.mask is None else count
+        bits = 0 if self.mask is None else count // vector
         if isinstance(self.values, Codes):
             bits += kept * self.values.bits + 16 * self.values.scale.numel()
             if self.values.zero_point is not None:
                 bits += self.values.bits * self.values.zero_point.numel()
         elif isinstance(self.values, Palette):
-            bits += kept // self.values.lut.shape[-1] * self.values.bits + 16 * self.values.lut.numel()
+            bits += kept // vector * self.values.bits + self.values.table_bits()
         else:
             bits += 16 * kept
         return bits
@@ -116,4 +134,5 @@ def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
     indices += entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
     rows = values.lut.reshape(-1, vector).index_select(0, indices.flatten())  # [indices, vector]
     columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]
-    return columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(shape)
+    weight = columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(shape)
+    return weight if values.channel_scale is None else weight * values.channel_scale

@@ -9,7 +9,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-TOLERANCE_DB = {"float32": 60.0, "float16": 40.0}  # least conversion PSNR by compute precision (DESIGN.md, report.json)
+# Least conversion PSNR by compute precision (DESIGN.md, report.json). 8-bit activations: where half precision lands on the other side of the
+# edge between two codes, a value moves by a whole step, and one in ten does; the conversion cannot be told closer than the rounding itself.
+TOLERANCE_DB = {"float32": 60.0, "float16": 40.0, "int8": 25.0}
 LIMIT_DB = 200.0  # decibels are cut to [-200, 200], so that they stay JSON numbers: 200 means bit-exact or beyond float64's reach
 ROUNDING = 1e-6  # floats spread less than this, relative to their peak, are one constant and its float32 rounding noise
 

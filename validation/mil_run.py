@@ -37,8 +37,10 @@ def all_nodes(graph: Graph) -> list[Node]:
 
 
 def compute_precision(graph: Graph) -> str:
-    """"float16" where any product (or, without products, any result) is float16."""
+    """"int8" where activations are rounded to it, else "float16" where any product (or, without products, any result) is float16."""
     nodes = [node for node in all_nodes(graph) if not node.op.startswith("constexpr")]
+    if any(node.op == "quantize" for node in nodes):
+        return "int8"
     products = [node for node in nodes if node.op in MATRIX_OPERATORS] or nodes
     return "float16" if any(value.dtype == "float16" for node in products for value in node.outputs) else "float32"
 

@@ -49,7 +49,7 @@ class Runner:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     graph: Graph | None
-    precision: str  # "float16" | "float32"
+    precision: str  # "float16" | "float32" | "int8" (activations are rounded to it)
     run: Callable[[dict[str, torch.Tensor], Tap | None, Any], dict[str, Any]]
     states: tuple[Value, ...] = ()
     features: dict[str, Feature] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from .graph import Graph, Node, Ref, Value, references
 KINDS = {"lut": "tables", "scale": "scales", "offset": "scales", "zero_point": "scales", "scales": "scales"}
 KINDS |= {"mask": "masks", "data_mask": "masks", "indices_mask": "masks"}  # every other parameter holds weights, codes or indices
 SHAPING = ("MPSCast", "MPSView", "MPSPermute", "MPSExpand", "MPSSqueeze", "MPSUnsqueeze")
-SCALING = ("MPSMul", "MPSSub")
+COMBINING = {"MPSMul": "scales", "MPSSub": "scales", "MPSAdd": "tables", "MPSEmbedding": "tables"}
 BYTE_TYPES = {"bool": 8, "float8e4m3fn": 8, "float8e5m2": 8}
 
 
@@ -60,8 +60,8 @@ def bits_of(dtype: str) -> int:
 def stored_weights(graph: Graph) -> list[StoredWeight]:
     """All weights of a graph and of the graphs inside it, in order of first use; a weight used twice comes once."""
     makers = {value.name: node for node in graph.nodes if node.op.startswith("constexpr_") for value in node.outputs}
-    scaled = _mps_scales(graph)
-    hidden = {name for names in scaled.values() for name in names}
+    behind = _mps_parts(graph)
+    hidden = {name for names in behind.values() for name in names}
     found: dict[str, StoredWeight] = {}
     for node in graph.nodes:
         for name in () if node.op.startswith("constexpr_") else references(node.inputs):
@@ -70,7 +70,7 @@ def stored_weights(graph: Graph) -> list[StoredWeight]:
             if name in makers:
                 found[name] = _compressed(graph, makers, graph.values[name])
             elif name in graph.constants:
-                found[name] = _plain(graph, graph.values[name], scaled.get(name, ()))
+                found[name] = _plain(graph, graph.values[name], behind.get(name, {}))
     inner = [weight for node in graph.nodes for block in node.blocks for weight in stored_weights(block)]
     return [weight for weight in [*found.values(), *inner] if weight.size]
 
@@ -120,6 +120,9 @@ def _scheme(graph: Graph, makers: dict[str, Node], value: Value) -> str:
         scale = _tensor(graph, node.inputs["scale"])
         shape = _tensor(graph, node.inputs.get("data_mask", data)).shape
         dtype = _tensor(graph, data).dtype
+        inner = makers.get(data.name) if isinstance(data, Ref) else None
+        if inner is not None:
+            return _scaled_words(graph, inner, dtype, _granularity(scale.shape, shape))
         signed = dtype.removeprefix("u") if dtype.startswith("uint") else dtype
         return f"{signed} {_granularity(scale.shape, shape)}"
     if kind == "cast":
@@ -136,6 +139,17 @@ def _palette_words(graph: Graph, node: Node) -> str:
         indices = _tensor(graph, node.inputs.get("indices_mask", node.inputs.get("indices"))).shape
         words += f" group {max(have // want for have, want in zip(indices, groups) if want > 1)}"
     return words if vector == 1 else f"{words} vector {vector}"
+
+
+def _scaled_words(graph: Graph, node: Node, dtype: str, granularity: str) -> str:
+    """Scales after a table: of consecutive integers, which is integers of another width; of other int8 entries; of floats."""
+    if dtype.startswith("float"):
+        return f"{_palette_words(graph, node)} scaled {granularity}"
+    lut = node.inputs["lut"]
+    codes = np.unique(np.asarray(graph.constants[lut.name]() if isinstance(lut, Ref) else lut).astype(np.int64))
+    if (np.diff(codes) == 1).all() and not len(codes) & (len(codes) - 1):
+        return f"int{len(codes).bit_length() - 1} {granularity}"
+    return f"{_palette_words(graph, node)} int8 table"
 
 
 def _tensor(graph: Graph, argument: object) -> Value:
@@ -159,25 +173,45 @@ def _granularity(scale: tuple[int, ...], shape: tuple[int, ...]) -> str:
 # MPS
 
 
-def _mps_scales(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Integer constant -> the constants that it is multiplied by (and zero points that are subtracted) on its way to a weight."""
+def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
+    """Integer constant -> the constants that it is combined with on its way to a weight, each with its kind.
+
+    Codes are multiplied by scales and less zero points; indices are added to the first row of their table and look rows of it up.
+    """
     integers = {name for name in graph.constants if re.fullmatch(r"u?int[1-8]", graph.values[name].dtype) and graph.values[name].shape}
     origin = {name: name for name in graph.constants}  # value -> the constant that it is a cast or another shape of
-    codes: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, dict[str, str]] = {}
     for node in graph.nodes:
         sources = [origin.get(name) for name in references(node.inputs)]
-        if node.op in SHAPING and sources and sources[0]:
+        if not sources or None in sources:
+            continue
+        if node.op in SHAPING:
             origin |= {value.name: sources[0] for value in node.outputs}
-        elif node.op == "MPSDequantizePerChannelGroup" or (node.op in SCALING and len(sources) == 2 and None not in sources):
+        elif node.op == "MPSDequantizePerChannelGroup" or node.op in COMBINING:
             code = next((name for name in sources if name in integers), None)
             if code is not None:
-                codes[code] = codes.get(code, ()) + tuple(name for name in sources if name not in (code, None))
+                others = {name: COMBINING.get(node.op, "scales") for name in sources if name != code}
+                parts.setdefault(code, {}).update(others)
                 origin |= {value.name: code for value in node.outputs}
-    return codes
+    return parts
 
 
-def _plain(graph: Graph, value: Value, scales: tuple[str, ...]) -> StoredWeight:
+def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
     parts = [Part(value.name, "weights", value.dtype, value.shape)]
-    parts += [Part(name, "scales", graph.values[name].dtype, graph.values[name].shape) for name in dict.fromkeys(scales)]
-    scheme = f"{value.dtype} {_granularity(graph.values[scales[-1]].shape, value.shape)}" if scales else value.dtype
+    parts += [Part(name, kind, graph.values[name].dtype, graph.values[name].shape) for name, kind in others.items()]
+    tables = [part for part in parts if part.kind == "tables"]
+    scales = [part for part in parts if part.kind == "scales"]
+    if tables:
+        vector = graph.values[next(part.name for part in tables if part.dtype.startswith("float"))].shape[1]
+        return StoredWeight(value.name, (*value.shape, vector) if vector > 1 else value.shape, _mps_palette_words(tables), tuple(parts))
+    scheme = f"{value.dtype} {_granularity(scales[-1].shape, value.shape)}" if scales else value.dtype
     return StoredWeight(value.name, value.shape, scheme, tuple(parts))
+
+
+def _mps_palette_words(tables: list[Part]) -> str:
+    """Rows of all tables [64, 1] and, where there are several, the first row of each [4, 1] -> "palettize4 4 tables"."""
+    rows = next(part for part in tables if part.dtype.startswith("float"))
+    count = max([math.prod(part.shape) for part in tables if part.dtype == "int32"], default=1)
+    words = f"palettize{max(1, int(math.log2(rows.shape[0] // count)))}"
+    words += f" {count} tables" if count > 1 else ""
+    return words if rows.shape[1] == 1 else f"{words} vector {rows.shape[1]}"

@@ -101,15 +101,16 @@ def rows(): return numpy.ones((4, 3))
 def tuples(): return [(numpy.ones((1, 3)),)]
 def endless():
     while True: yield {"x": [[1.0, 2.0, 3.0]]}
+def batches(): return [{"x": numpy.arange(6).reshape(2, 3)}, (numpy.ones((3, 3)),)]
 def two(): return [(numpy.ones((1, 3)), 1)]
 def broken(): raise KeyError("table")
 def number(): return 5
-def wrong(): return [numpy.ones((2, 3))]
+def wrong(): return [numpy.ones((2, 4))]
 def poison(): return [numpy.ones((1, 3)), numpy.full((1, 3), numpy.nan)]
 """
 
 
-@pytest.mark.parametrize("function, count", [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6)])
+@pytest.mark.parametrize("function, count", [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6), ("batches", 5)])
 def test_function(package, function, count):
     name = package("my_data", DATA)
     samples = load_samples(f"{name}:{function}", (X,), most=6)
@@ -122,7 +123,7 @@ def test_function(package, function, count):
         ("two", "sample 0 has 2 values, the model takes 1: x (1x3 float32)."),
         ("broken", "failed with KeyError: 'table'"),
         ("number", "returned int, which is not iterable"),
-        ("wrong", "sample 0: input 'x' has shape 2x3, the model takes 1x3."),
+        ("wrong", "sample 0: input 'x' has shape 2x4, the model takes 1x3."),
         ("poison", "sample 1: input 'x' has 3 NaN or infinite values."),
         ("nothing", "my_data has no nothing."),
     ],

@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cidermill.models.errors import UserError
+from cidermill.models.source import Samples, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.weight import Codes, Palette
@@ -199,3 +202,13 @@ def test_progress_names_each_weight(net):
     compressed = compress(net, parse_recipe("int8"), lambda *args: told.append(args))
     assert [name for _, _, name in told] == list(compressed.weights)
     assert [done for done, _, _ in told] == list(range(len(told))) and {total for _, total, _ in told} == {len(told)}
+
+
+@pytest.mark.parametrize("text, warned", [("int4:gptq", True), ("palettize4", False)])
+def test_what_weights_were_calibrated_on_is_told(net, text, warned):
+    """Random samples, whose 64 rows are few for 64 inputs."""
+    samples = Samples("synthetic", ({"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)},), 0)
+    warnings = compress(replace(net, samples=samples, inputs=(TensorSpec("x", (64, 64), "float32"),)), parse_recipe(text)).warnings
+    assert bool(warnings) == warned
+    assert not warned or any("random inputs" in warning and "--samples" in warning for warning in warnings)
+    assert not warned or any("layers rest on few samples" in warning and "rows for 64 inputs" in warning for warning in warnings)

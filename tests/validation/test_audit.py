@@ -1,6 +1,7 @@
 """Packages and programs are written here by the bare tools and by hand, so that the audit is judged by files that it did not make."""
 
 import math
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from cidermill.converters.artifact import measure
 from cidermill.models.errors import UnreadableArtifact
-from cidermill.validation.audit import NOT_STORED, audit, match_names, match_shapes
+from cidermill.validation.audit import NOT_STORED, audit, judge, match_names, match_shapes
 from cidermill.validation.graph import Graph, Node, Ref, Value
 from cidermill.validation.stored import Part, StoredWeight, bits_of, stored_weights
 
@@ -123,7 +124,7 @@ def test_core_ml_storage(package, case):
     section = audit(path, [Decided("fc.weight", SHAPE, bits_per_weight=20)])
     (entry,) = [entry for entry in section["weights"] if entry["name"] == "fc.weight"]
     sizes = section["bytes"]
-    assert list(entry) == ["name", "requested", "realised", "bits_per_weight", "reason"]
+    assert list(entry) == ["name", "requested", "realised", "bits_per_weight", "reason", "snr_db", "decoded"]
     assert (entry["requested"], entry["realised"], entry["reason"]) == ("int8", scheme, "")
     assert entry["bits_per_weight"] == pytest.approx(8 * sum(stored.values()) / SIZE, abs=0.001)
     assert {kind: sizes.get(kind) for kind in stored} == stored
@@ -239,3 +240,82 @@ def test_unreadable(tmp_path):
     (tmp_path / "x.pte").write_bytes(b"\0" * 64)
     with pytest.raises(UnreadableArtifact):
         audit(tmp_path / "x.pte", ())
+
+
+# Decoded values: files that our converters wrote, then broken by hand
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """-> (compressed, {target: artifact}) of two int8 layers of one size and one 4-bit palette."""
+    from pathlib import Path
+
+    from cidermill.converters.coreml import write_mlpackage
+    from cidermill.converters.executorch import write_pte
+    from cidermill.models.capture import capture
+    from cidermill.models.source import Samples, Source, TensorSpec
+    from cidermill.quantization.compress import compress
+    from cidermill.quantization.recipe import parse_recipe
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 32))
+    array = RANDOM.standard_normal((1, 64)).astype(np.float32)
+    source = Source(Path("m.pt"), "module", "0", net.eval(), (TensorSpec("input", (1, 64), "float32"),))
+    compressed = compress(capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("int8; 3=palettize4"))
+    folder = tmp_path_factory.mktemp("written")
+    return compressed, {
+        "coreml": write_mlpackage(compressed, folder / "m.mlpackage"), "executorch-mps": write_pte(compressed, folder / "m.pte"),
+    }  # fmt: skip
+
+
+def audited(compressed, artifact, path=None):
+    return audit(path or artifact.path, compressed.decisions, artifact.realised, compressed.weights)
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
+def test_every_weight_is_decoded_and_compared(written, target):
+    compressed, artifacts = written
+    section = audited(compressed, artifacts[target])
+    decoded = {entry["name"]: entry["decoded"] for entry in section["weights"] if entry["name"] in compressed.weights}
+    assert decoded == {"0.weight": "equal", "2.weight": "equal", "3.weight": "equal"}
+    assert judge(section) == ("pass", [])
+    snr = {entry["name"]: entry["snr_db"] for entry in section["weights"]}
+    assert 35 < snr["0.weight"] < 60 and 15 < snr["3.weight"] < 30 and snr["0.bias"] is None
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
+def test_one_changed_code_fails_the_verdict_and_names_the_weight(written, target, tmp_path):
+    compressed, artifacts = written
+    codes = compressed.weights["2.weight"].values.codes.numpy().tobytes()
+    broken = tmp_path / artifacts[target].path.name
+    if target == "coreml":
+        shutil.copytree(artifacts[target].path, broken)
+    else:
+        shutil.copy(artifacts[target].path, broken)
+    file = broken / "Data/com.apple.CoreML/weights/weight.bin" if target == "coreml" else broken
+    content = bytearray(file.read_bytes())
+    assert content.count(codes) == 1
+    content[content.index(codes) + 100] ^= 1
+    file.write_bytes(bytes(content))
+    verdict, (warning,) = judge(audited(compressed, artifacts[target], broken))
+    assert verdict == "fail" and "does not hold the weights that the recipe made: 2.weight decodes to other values" in warning
+
+
+def test_swapped_weights_are_found_where_names_tell(written):
+    """Two weights of one size under each other's names: the values exist in the file, but not where they belong."""
+    compressed, artifacts = written
+    swapped = dict(compressed.weights)
+    swapped["0.weight"], swapped["2.weight"] = swapped["2.weight"], swapped["0.weight"]
+    section = audit(artifacts["coreml"].path, compressed.decisions, {}, swapped)
+    assert {entry["decoded"] for entry in section["weights"] if entry["name"] in ("0.weight", "2.weight")} == {"differs"}
+
+
+def test_equal_tensors_that_are_stored_twice_are_counted(package):
+    def twice(mb):
+        first = mb.constexpr_blockwise_shift_scale(data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.5, HALF), name="a_weight")
+        return mb.add(x=first, y=mb.constexpr_blockwise_shift_scale(data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.25, HALF), name="b_weight"))
+
+    path = package("twice", twice)
+    sizes = audit(path, ())["bytes"]
+    assert (sizes["weights"], sizes["duplicates"], sizes["scales"]) == (SIZE, SIZE, 256)
+    assert sum(sizes.values()) == measure(path)[0]

@@ -1,0 +1,276 @@
+"""Mixed precision: a captured model and a budget enter, the recipe that keeps it at the least loss leaves, chosen layer by layer."""
+import fnmatch
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..models.errors import UserError
+
+DEFAULT_SCHEMES = ("int8", "int4", "palettize4", "palettize2", "float16")
+SAMPLES = 8  # on which sensitivities are measured
+TABLE = "sensitivity.json"
+RECIPE_FILE = "recipe.toml"
+ATTEMPTS = 3  # conversions, where the first ones miss a size
+ROUNDS = 8  # of correcting the sum of the layers' errors by the error of the whole model
+UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most this many bytes for each artifact, or this many bits on average for each of the model's parameters (graph apart)."""
+
+    text: str
+    size_bytes: float | None = None
+    bits_per_weight: float | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """"12MB" or "4.5bpw". Raises UserError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    number = float(found[1]) if found else 0.0
+    if number > 0 and found[2] == "bpw":
+        return Budget(text.strip(), bits_per_weight=number)
+    if number > 0 and found[2] in UNITS:
+        return Budget(text.strip(), size_bytes=number * UNITS[found[2]])
+    raise UserError(f"--budget {text!r} is no size.", "Write a size such as 12MB or 800kB, or bits per weight such as 4.5bpw.")
+
+
+def parse_schemes(text: str | None, targets: tuple[str, ...], deployment_target: str) -> dict[str, Any]:
+    """"int8,palettize4" -> {"int8": Recipe, ...}; None: the default list, as far as the targets hold it. Raises UserError."""
+    from ..quantization.recipe import parse_recipe
+
+    schemes = {}
+    for word in (text.split(",") if text else DEFAULT_SCHEMES):
+        recipe = parse_recipe(word.strip())
+        if _beyond_a_layer(recipe):
+            hint = f"Choose among schemes such as {', '.join(DEFAULT_SCHEMES)}."
+            raise UserError(f"--schemes: {recipe.name} cannot be chosen for single layers.", hint)
+        if text or _held(recipe, targets, deployment_target):
+            schemes[recipe.name] = recipe
+    return schemes
+
+
+def _beyond_a_layer(recipe: Any) -> bool:
+    """Whether a recipe does more than store one layer's weight: AWQ rescales other tensors too, a global threshold is of all layers."""
+    everywhere = recipe.overrides or recipe.activations is not None or recipe.compute == "float32"
+    return bool(everywhere or getattr(recipe.values, "method", "") == "awq" or getattr(recipe.prune, "kind", "") == "global")
+
+
+def _held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> bool:
+    from ..converters.coreml import check_target
+    from ..converters.coreml_storage import required_target
+
+    try:
+        if "coreml" in targets:
+            check_target(deployment_target, recipe.name, *required_target(recipe))
+    except UserError:
+        return False
+    return True
+
+
+@dataclass
+class Choice:
+    """Everything that the choice of a recipe rests on, so that it can be made again with another limit.
+
+    limits: target -> bytes that its compressed weights may take (None: no limit); most_error: of the worst output, relative to its peak squared.
+    """
+
+    captured: Any
+    schemes: Mapping[str, Any]
+    table: Any
+    targets: tuple[str, ...]
+    deployment_target: str
+    budget: Budget | None
+    min_psnr: float | None
+    excess: dict[str, float] = field(default_factory=dict)  # bytes that an artifact had more than was foreseen
+    predicted_db: float | None = None
+
+    def recipe(self) -> Any:
+        """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with the nearest that can."""
+        problem = self._problem()
+        names = list(self.schemes)
+        picked = self._smallest_near(problem) if self.budget is None else self._nearest_small(problem)
+        self.predicted_db = _decibels(problem.worst(picked))
+        return to_recipe({layer.name: (math.prod(layer.shape), self.schemes[names[index]]) for layer, index in zip(self._layers(), picked)})
+
+    def corrected(self, recipe: Any, artifacts: list) -> bool:
+        """Whether an artifact is larger than the budget; what was not foreseen of it then counts in the next choice."""
+        from .predict import predict_size
+
+        if self.budget is None or self.budget.size_bytes is None or all(one.size_bytes <= self.budget.size_bytes for one in artifacts):
+            return False
+        for one in artifacts:
+            self.excess[one.target] = one.size_bytes - predict_size(self.captured, recipe, one.target, self.deployment_target).total
+        return True
+
+    def as_json(self, recipe: Any) -> dict:
+        """The report's `budget`; `measured` is filled in when the artifacts are judged."""
+        budget = self.budget or Budget(f"{self.min_psnr:g} dB")
+        return {
+            "asked": budget.text, "size_bytes": budget.size_bytes, "bits_per_weight": budget.bits_per_weight, "min_psnr_db": self.min_psnr,
+            "schemes": list(self.schemes), "recipe": recipe.name, "predicted_psnr_db": self.predicted_db, "parameters": self.parameters(),
+            "measured": {},
+        }  # fmt: skip
+
+    def _layers(self) -> list:
+        from ..quantization.sensitivity import layers_of
+
+        return layers_of(self.captured.program)
+
+    def _problem(self) -> Any:
+        from ..quantization.allocation import Problem
+        from .predict import stored_bits
+
+        layers = self._layers()
+        errors = [[self.table.errors[name][layer.name] for name in self.schemes] for layer in layers]
+        bits = [
+            [[stored_bits(layer, scheme, target, self.deployment_target) for target in self.targets] for scheme in self.schemes.values()]
+            for layer in layers
+        ]
+        shape = (len(layers), len(self.schemes))
+        return Problem(np.array(errors, float).reshape(*shape, len(self.table.outputs)), np.array(bits, float).reshape(*shape, len(self.targets)))
+
+    def _nearest_small(self, problem: Any) -> np.ndarray:
+        from ..quantization.allocation import least_error
+
+        fixed = np.array([self._fixed_bits(target) for target in self.targets])
+        allowed = np.array([self._allowed_bits(target) for target in self.targets])
+        smallest = problem.bits.min(axis=1).sum(axis=0) + fixed
+        picked = least_error(problem, np.maximum(allowed - fixed, 1.0))
+        if picked is None:
+            raise UserError(
+                f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is {self._in_words(smallest, allowed)}.",
+                "Raise --budget, or add smaller schemes, such as --schemes int8,int4,palettize4,palettize2,palettize1.",
+            )
+        if self.min_psnr is not None and _decibels(problem.worst(picked)) < self.min_psnr:
+            raise UserError(
+                f"{self.budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the nearest possible is about "
+                f"{_decibels(problem.worst(picked)):.1f} dB.", "Raise --budget or lower --min-psnr.",
+            )
+        return picked
+
+    def _in_words(self, bits: np.ndarray, allowed: np.ndarray) -> str:
+        """A size in the unit of the budget, rounded up: of the target that is furthest beyond what is allowed."""
+        place = int((bits - allowed).argmax())
+        if self.budget.bits_per_weight is not None:
+            return f"{math.ceil(bits[place] / self.parameters() * 100) / 100:g}bpw"
+        unit, scale = next((name, scale) for name, scale in (("MB", 1e6), ("kB", 1e3), ("B", 1)) if bits[place] / 8 >= scale or scale == 1)
+        return f"{math.ceil(bits[place] / 8 / scale * 100) / 100:g}{unit}"
+
+    def _fixed_bits(self, target: str) -> float:
+        from .predict import graph_bytes, other_bytes
+
+        graph = 0 if self.budget.bits_per_weight is not None else graph_bytes(self.captured, next(iter(self.schemes.values())), target)
+        return 8 * (other_bytes(self.captured) + graph + self.excess.get(target, 0.0))
+
+    def _allowed_bits(self, target: str) -> float:
+        return 8 * self.budget.size_bytes if self.budget.size_bytes is not None else self.budget.bits_per_weight * self.parameters()
+
+    def parameters(self) -> int:
+        """Elements of all stored tensors, each storage once."""
+        from ..quantization.roles import storage_of, tensors_of
+
+        return sum({storage_of(tensor): tensor.data.numel() for tensor in tensors_of(self.captured.program)}.values())
+
+    def _smallest_near(self, problem: Any) -> np.ndarray:
+        """The fewest bits within --min-psnr: the sum of the layers' errors is only a guess of the whole, which is measured and corrected for."""
+        from ..quantization.allocation import least_bits
+
+        wanted = 10 ** (-self.min_psnr / 10)
+        allowed, best = wanted, None
+        for _ in range(ROUNDS):
+            picked = least_bits(problem, allowed)
+            if picked is None:
+                break
+            real = self._measured_error(picked)
+            if real <= wanted and (best is None or problem.bits[np.arange(len(picked)), picked].sum() < best[0]):
+                best = (problem.bits[np.arange(len(picked)), picked].sum(), picked)
+            if wanted / 1.1 <= real <= wanted:
+                break
+            allowed = min(allowed * wanted / real if real else allowed * 10, 10 * allowed) * (0.97 if real > wanted else 1.0)
+        if best is None:
+            finest = problem.errors.sum(axis=2).argmin(axis=1)
+            raise UserError(
+                f"No choice of {', '.join(self.schemes)} keeps {self.min_psnr:g} dB: the nearest possible is "
+                f"{_decibels(self._measured_error(finest)):.1f} dB.",
+                "Lower --min-psnr, or add finer schemes, such as --schemes int8,float16.",
+            )
+        return best[1]
+
+    def _measured_error(self, picked: np.ndarray) -> float:
+        """Of the worst output, of the whole model with every layer compressed as picked."""
+        from ..models.capture import evaluate
+        from ..quantization.compress import compress, decompressed
+        from ..validation.compare import compare
+
+        names = list(self.schemes)
+        recipe = to_recipe({layer.name: (math.prod(layer.shape), self.schemes[names[index]]) for layer, index in zip(self._layers(), picked)})
+        found = compare(self.captured.reference, evaluate(decompressed(compress(self.captured, recipe)), self.captured))
+        return max((10 ** (-error.psnr_db / 10) for error in found if error.psnr_db is not None), default=0.0)
+
+
+def _decibels(error: float) -> float:
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
+    """layer -> (elements, recipe): one recipe, the general part of which is the one that most elements get, the rest by exact names."""
+    from ..quantization.recipe import Recipe
+
+    weight = Counter()
+    for elements, recipe in layers.values():
+        weight[recipe] += elements
+    general = weight.most_common(1)[0][0] if weight else Recipe()
+    overrides = tuple((_exactly(name), recipe) for name, (_, recipe) in layers.items() if recipe != general)
+    return replace(general, overrides=overrides)
+
+
+def _exactly(name: str) -> str:
+    """A pattern that matches this name only."""
+    return re.sub(r"([\[*?])", r"[\1]", name) if not fnmatch.fnmatchcase(name, name) or re.search(r"[*?\[]", name) else name
+
+
+def prepare(captured: Any, plan: Any, folder: Path, step: Callable[[str], None]) -> Choice:
+    """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to choose."""
+    from ..quantization.sensitivity import measure, write_table
+    from .tune import samples_digest
+
+    schemes = parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
+    few = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]), reference=captured.reference[:SAMPLES])
+    identity = (f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(few.samples))
+    table = measure(few, schemes, identity, _known(plan, captured, identity), step)
+    write_table(table, folder / TABLE)
+    budget = parse_budget(plan.budget) if plan.budget else None
+    return Choice(captured, schemes, table, plan.targets, plan.deployment_target, budget, plan.min_psnr)
+
+
+def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:
+    """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it fits."""
+    from ..quantization.sensitivity import fits, read_table
+
+    if plan.sensitivity is not None:
+        table = read_table(plan.sensitivity)
+        if different := fits(table, captured, identity):
+            hint = "Leave --sensitivity out to measure anew, or repeat --input and --samples."
+            raise UserError(f"{plan.sensitivity} was measured on {different}.", hint)
+        return table
+    try:
+        table = read_table(plan.folder / TABLE)
+    except UserError:
+        return None
+    return None if fits(table, captured, identity) else table
+
+
+def write_recipe(recipe: Any, path: Path) -> None:
+    """As a file that `--quant` takes."""
+    import json
+
+    lines = [f"recipe = {json.dumps(recipe.words)}", "", "[layers]"]
+    lines += [f"{json.dumps(pattern)} = {json.dumps(layer.words)}" for pattern, layer in recipe.overrides]
+    path.write_text("\n".join(lines) + "\n")

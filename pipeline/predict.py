@@ -1,0 +1,264 @@
+"""What a recipe will give before any work is done: a captured model and recipes enter; sizes, times and memory leave, as estimates.
+
+Sizes follow from shapes and the recipe alone. Times and memory rest on the speed of this machine, probed on one layer.
+"""
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..models.graphs import module_path, source_line
+from ..quantization.granularity import blocks_of
+from ..quantization.layers import NOTHING, compress_weight, realisable
+from ..quantization.overrides import layer_recipes
+from ..quantization.recipe import Linear, Palettize, Prune, Recipe
+from ..quantization.roles import Role, Tensor, find_roles, storage_of, tensors_of
+from ..quantization.sensitivity import Layer, layers_of
+from ..quantization.weight import Codes, CompressedWeight, Palette
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of an artifact by what they hold: compressed weights with their scales, tables and masks; other tensors; the graph around them."""
+
+    weights: int
+    others: int
+    graph: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.others + self.graph
+
+
+def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> Size:
+    """The size of the artifact that `recipe` gives on `target`, from shapes alone."""
+    layers = layers_of(captured.program)
+    tensors = tensors_of(captured.program)
+    chosen = layer_recipes(recipe, tensors, find_roles(tensors))
+    bits = [stored_bits(layer, chosen[layer.name], target, deployment_target) for layer in layers]
+    return Size(math.ceil(sum(bits) / 8), other_bytes(captured, recipe.compute), graph_bytes(captured, recipe, target))
+
+
+def stored_bits(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> int:
+    """Bits of the tensors that hold one weight on a target, blobs' padding apart."""
+    if not recipe.compresses:
+        return math.prod(layer.shape) * (32 if recipe.compute == "float32" else 16)
+    form = stand_in(layer, recipe)
+    return _coreml_bits(form, deployment_target) if target == "coreml" else _mps_bits(form)
+
+
+def stand_in(layer: Layer, recipe: Recipe) -> CompressedWeight:
+    """The form that a recipe gives a weight of this shape, with nothing in it: every tensor is one element, expanded."""
+    shape, role = layer.shape, layer.role
+    realised, _ = realisable(recipe, shape, role, NOTHING)
+    mask = None if realised.prune is None else _mask(shape, role, realised.prune)
+    values = realised.values
+    if isinstance(values, Linear):
+        blocks = blocks_of(values.granularity, shape, role.channel_axis, role.input_axis)
+        zero = _empty(blocks, torch.int8) if values.mode == "asymmetric" else None
+        return CompressedWeight(layer.name, shape, Codes(values.bits, _empty(shape, torch.int8), _empty(blocks), zero), mask)
+    if isinstance(values, Palettize):
+        return CompressedWeight(layer.name, shape, _empty_palette(values, shape, role), mask)
+    return CompressedWeight(layer.name, shape, None, mask, _empty(shape))
+
+
+def _mask(shape: tuple[int, ...], role: Role, scheme: Prune) -> torch.Tensor:
+    """As many survivors as the scheme leaves, wherever (of all layers together: "global" leaves another share in each)."""
+    return (torch.arange(math.prod(shape)) >= _pruned(shape, role, scheme)).reshape(shape)
+
+
+def _pruned(shape: tuple[int, ...], role: Role, scheme: Prune) -> int:
+    count, inputs, channels = math.prod(shape), shape[role.input_axis], shape[role.channel_axis]
+    if scheme.kind == "nm":  # a last group of fewer is filled up with zeros, which go first
+        missing = -inputs % scheme.m
+        return count // inputs * (inputs // scheme.m * scheme.n + (max(0, scheme.n - missing) if missing else 0))
+    if scheme.kind == "channels":
+        return round(scheme.fraction * channels) * (count // channels)
+    if scheme.kind == "block":
+        return min(count, round(scheme.fraction * (count // channels * -(-channels // scheme.size))) * scheme.size)
+    return round(scheme.fraction * count)
+
+
+def _empty_palette(scheme: Palettize, shape: tuple[int, ...], role: Role) -> Palette:
+    groups = blocks_of(scheme.granularity, shape, role.channel_axis, role.input_axis)
+    stored = [size // scheme.vector if axis == role.channel_axis % len(shape) else size for axis, size in enumerate(shape)]
+    scaled = [size if axis == role.channel_axis % len(shape) else 1 for axis, size in enumerate(shape)]
+    return Palette(
+        scheme.bits, _empty(stored, torch.uint8), _empty((*groups, 2**scheme.bits, scheme.vector)),
+        role.channel_axis % len(shape) if scheme.vector > 1 else None,
+        _empty(scaled) if scheme.scaled else None, _empty((*groups, 1, 1)) if scheme.table_bits == 8 else None,
+    )  # fmt: skip
+
+
+def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Ones that take no memory."""
+    return torch.ones((), dtype=dtype).expand(tuple(shape))
+
+
+def _coreml_bits(form: CompressedWeight, deployment_target: str) -> int:
+    from ..converters import coreml_storage
+
+    held, _ = coreml_storage.storable(form, deployment_target in ("iOS26", "macOS26"))
+    return coreml_storage.stored_bits(held)
+
+
+def _mps_bits(form: CompressedWeight) -> int:
+    """As converters/mps_weights.py stores it: codes in 4 or 8 bits, indices too, with tables (and a place for each), the rest dense."""
+    from ..converters.mps_weights import why_not_int4
+
+    count, values = math.prod(form.shape), form.values
+    if isinstance(values, Codes):
+        scales = values.scale.numel() * (1 if values.zero_point is None else 2)
+        return count * (4 if not why_not_int4(form, half=True) else 8) + 16 * scales
+    if isinstance(values, Palette):
+        tables, (entries, vector) = values.lut.shape[:-2].numel(), values.lut.shape[-2:]
+        rows = tables * (entries + (form.mask is not None))
+        scales = 0 if values.channel_scale is None else values.channel_scale.numel()
+        packed = rows <= 16 and values.indices.shape[1:].numel() % 2 == 0  # the indices themselves in 4 bits, with a unit for each of their rows
+        indices = 4 * values.indices.numel() + 16 * len(values.indices) if packed else 8 * values.indices.numel()
+        bits = indices + 16 * (rows * vector + scales) + (32 * tables if tables > 1 else 0)
+        return bits if bits < 16 * count and not (form.mask is not None and entries == 256) else 16 * count
+    return 16 * count
+
+
+def other_bytes(captured: Any, compute: str = "float16") -> int:
+    """Bytes of the tensors that no recipe compresses, each stored once: norms, biases, tables of positions, constants."""
+    compressible = {tensor.name for layer in layers_of(captured.program) for tensor in layer.tensors}
+    rest = {storage_of(tensor): tensor for tensor in tensors_of(captured.program) if tensor.name not in compressible}
+    return sum(_bytes_each(tensor, compute) * tensor.data.numel() for tensor in rest.values())
+
+
+def _bytes_each(tensor: Tensor, compute: str) -> int:
+    if tensor.data.is_floating_point():
+        return 4 if compute == "float32" else 2
+    return min(4, tensor.data.element_size())  # int64 is stored as int32
+
+
+# Bytes of the graph, fitted to eight small architectures of the zoo and the digits network at float16, int8 and int4 on 2026-11-21, where it leaves
+# at most 1.9 % of the artifact (Core ML) and 2.7 % (MPS); in models of megabytes the graph hardly counts. Core ML: fixed, for each axis of each
+# operation's result, for each character of the tensors' names and of the map of modules, for each compressed weight. MPS: fixed, for each
+# operation, tensor and compressed weight.
+COREML_GRAPH = (4350, 75, 3.6, 3.4, 230)
+MPS_GRAPH = (1900, 162, 100, 210)
+SMALL_BYTES = 5_000_000  # below it the graph is counted after lowering, as it will be written, which takes a moment
+
+
+def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
+    """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
+    weights = len(layers_of(captured.program)) if recipe.compresses else 0
+    if target == "coreml":
+        fixed, axis, character, module, compressed = COREML_GRAPH
+        axes, characters, modules = _graph_counts(captured)
+        return round(fixed + axis * axes + character * characters + module * modules + compressed * weights + len(recipe.name))
+    fixed, operation, tensor, compressed = MPS_GRAPH
+    operations = sum(node.op == "call_function" for node in captured.program.graph.nodes)
+    return round(fixed + operation * operations + tensor * len(tensors_of(captured.program)) + compressed * weights)
+
+
+def _graph_counts(captured: Any) -> tuple[int, int, int]:
+    """-> (axes of all results, characters of the tensors' names, of the map of modules); kept with the graph, as every recipe needs them."""
+    meta = captured.program.graph_module.meta
+    if "cidermill.counts" not in meta:
+        meta["cidermill.counts"] = _count(_as_written(captured))
+    return meta["cidermill.counts"]
+
+
+def _as_written(captured: Any) -> Any:
+    from ..converters.lower_coreml import lower
+    from ..models.quiet import quiet
+
+    if other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in layers_of(captured.program)) > SMALL_BYTES:
+        return captured.program
+    with quiet():
+        return lower(captured.program, "float16")
+
+
+def _count(program: Any) -> tuple[int, int, int]:
+    operations = [node for node in program.graph.nodes if node.op == "call_function"]
+    axes = sum(getattr(node.meta.get("val"), "ndim", 0) for node in operations)
+    places = {f"{module_path(node)} ({source_line(node)})" for node in operations if module_path(node)}
+    modules = sum(len(place) + 6 for place in places) + sum(len(node.name) + 3 for node in operations if module_path(node))
+    return axes, sum(len(tensor.node.name) for tensor in tensors_of(program)), modules
+
+
+def predictions(plan: Any, show: Any) -> dict:
+    """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes": [...]}; writes nothing."""
+    from ..models.capture import capture
+    from .check import load_model
+
+    recipes = _recipes(plan)
+    with show("load"):
+        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
+    with show("capture"):
+        started = time.perf_counter()
+        captured = capture(source, samples)
+        capture_seconds = time.perf_counter() - started
+    with show("probe", len(recipes)) as step:
+        rows = []
+        for recipe in recipes:
+            step(recipe.name)
+            rows.append(_row(plan, captured, recipe, capture_seconds))
+    return {"model": str(plan.model), "recipes": rows}
+
+
+def _recipes(plan: Any) -> list[Recipe]:
+    """Those of --schemes where given, else the one of --quant."""
+    from .choose import parse_schemes
+    from .run import recipe_of
+
+    if plan.chooses:
+        return list(parse_schemes(plan.schemes, plan.targets, plan.deployment_target).values())
+    return [recipe_of(plan)]
+
+
+def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float) -> dict:
+    sizes = {target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets}
+    cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
+    return {"recipe": recipe.name, "size_bytes": {target: size.total for target, size in sizes.items()}, "parts": {
+        target: vars(size) for target, size in sizes.items()}, **cost}
+
+
+# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as capture times the first figure, plus
+# the second for each MB of float32 weights; the reference runner needs `RUNNER` times what torch does for a sample.
+CONVERT_SECONDS = {"coreml": (1.0, 0.02), "executorch-mps": (0.8, 0.03)}
+RUNNER = 4.0
+COPIES = {"coreml": 2.0, "executorch-mps": 2.5}  # of the float32 weights that are in memory beside the model while a target is written
+BAND = 2.0  # times and memory were within this factor
+
+
+def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float) -> dict:
+    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer."""
+    import psutil
+
+    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
+    source_mb = sum(tensor.data.numel() for tensor in tensors) * 4 / 1e6
+    seconds = _compress_seconds(captured, recipe) + _run_seconds(captured) * len(captured.samples.batches) * (1 + RUNNER * len(targets))
+    seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
+    resident = psutil.Process().memory_info().rss
+    peak = resident + 1e6 * source_mb * max(COPIES[target] for target in targets)
+    return {"seconds": seconds, "low_seconds": seconds / BAND, "high_seconds": seconds * BAND, "peak_rss_bytes": int(peak), "source": "estimate"}
+
+
+def _compress_seconds(captured: Any, recipe: Recipe) -> float:
+    """The time of the kernel on the layer of median size, for as many elements as all layers have."""
+    layers = sorted(layers_of(captured.program), key=lambda layer: math.prod(layer.shape))
+    if not layers or not recipe.compresses:
+        return 0.0
+    layer = layers[len(layers) // 2]
+    plain = replace(recipe, overrides=())
+    started = time.perf_counter()
+    compress_weight(layer.name, layer.tensors[0].data.detach().float().contiguous(), layer.role, plain)
+    elapsed = time.perf_counter() - started
+    return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
+
+
+def _run_seconds(captured: Any) -> float:
+    """One run of the captured program on the first sample."""
+    from ..models.capture import evaluate
+
+    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
+    started = time.perf_counter()
+    evaluate(captured.program, first)
+    return time.perf_counter() - started

@@ -1,0 +1,230 @@
+"""`cidermill tune`: a model, a recipe and data enter; an exported program whose weights compress exactly to the recipe is on disk when it leaves."""
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..models.errors import UserError
+
+JUDGED = 64  # samples on which the result is compared with the source
+MOST_DATA_BYTES = 2 << 30  # of samples held in memory
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """One tuning, as the command line asks for it. checkpoint: a folder that holds `tune.pt`; every: steps between checkpoints, at least."""
+
+    model: Path
+    recipe: str
+    data: str
+    out: Path | None = None
+    steps: int = 200
+    rate: float = 1e-4
+    accumulation: int = 8
+    seed: int = 0
+    refresh: int = 10
+    loss: str = "auto"
+    checkpoint: Path | None = None
+    every: int = 50
+    resume: bool = False
+    inputs: tuple[str, ...] = ()
+    model_class: str | None = None
+    trust_pickle: bool = False
+
+    def __post_init__(self):
+        if self.resume and self.checkpoint is None:
+            raise UserError("--resume needs --checkpoint DIR, the folder to go on from.", "Pass the folder that the earlier run was given.")
+        if self.every < 1:
+            raise UserError(f"--checkpoint-every {self.every} is not possible; allowed are 1 and more.", "Leave it out for every 50 steps.")
+
+    @property
+    def file(self) -> Path:
+        return self.out if self.out is not None else Path(f"{Path(os.path.abspath(self.model)).name.split('.')[0] or 'model'}-tuned.pt2")
+
+
+def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
+    """-> {"out", "recipe", "steps", "loss", "psnr_db", "verdict"}; the verdict fails where the tuned model is no closer to the source.
+
+    Raises UserError (then nothing is written, apart from checkpoints of steps that were done).
+    """
+    from ..models.capture import capture
+    from ..quantization.recipe_file import load_recipe
+    from ..quantization.tune import Tuning, check_recipe, tune
+
+    recipe = load_recipe(plan.recipe)
+    check_recipe(recipe)
+    tuning = Tuning(plan.steps, plan.rate, plan.accumulation, plan.seed, plan.refresh, plan.loss)
+    _check_places(plan)
+    with show("load"):
+        source, samples = _load(plan)
+    with show("capture"):
+        first = replace(samples, batches=samples.batches[:1])
+        captured = replace(capture(source, first), samples=samples)
+    identity = _identity(plan, source, samples, tuning, recipe)
+    earlier = _read_checkpoint(plan, identity) if plan.checkpoint else None
+    with show("tune", plan.steps) as step:
+        if earlier:
+            for _ in range(earlier["step"]):
+                step("resumed")
+        program, losses = tune(captured, recipe, tuning, earlier, _after_step(plan, identity, step))
+    with show("judge"):
+        psnr = _judge(captured, recipe, program)
+    with show("write"):
+        _write_program(program, captured, plan.file)
+    better = all(after >= before for before, after in psnr.values())
+    return {
+        "out": str(plan.file), "recipe": recipe.name, "steps": plan.steps, "loss": {"first": losses[0], "last": _mean(losses[-10:])},
+        "psnr_db": {name: {"compressed": before, "tuned": after} for name, (before, after) in psnr.items()},
+        "verdict": "pass" if better else "fail",
+    }  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _check_places(plan: TunePlan) -> None:
+    """What can be known to fail at the end fails before the work."""
+    if plan.file.is_dir():
+        raise UserError(f"The output {plan.file} is a folder.", "Give a file with --out, for example --out tuned.pt2.")
+    if not os.access(plan.file.absolute().parent, os.W_OK):
+        raise UserError(f"The folder {plan.file.absolute().parent} does not exist or cannot be written to.", "Choose another place with --out.")
+    if plan.file.exists() and plan.file.samefile(plan.model):
+        raise UserError(f"The output {plan.file} is the model itself.", "Choose another file with --out.")
+    if plan.checkpoint and (plan.checkpoint / "tune.pt").exists() and not plan.resume:
+        raise UserError(f"{plan.checkpoint} holds the checkpoint of an earlier run.", "Go on from it with --resume, or choose another folder.")
+    if plan.checkpoint and plan.checkpoint.exists() and not plan.checkpoint.is_dir():
+        raise UserError(f"--checkpoint {plan.checkpoint} is not a folder.", "Give a folder; it is created where there is none.")
+
+
+def _load(plan: TunePlan) -> tuple[Any, Any]:
+    import numpy as np
+
+    from ..models.inputs import parse_inputs
+    from ..models.load import load
+    from ..models.samples import load_samples
+
+    source = load(plan.model, parse_inputs(plan.inputs), plan.model_class, plan.trust_pickle)
+    sample_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in source.inputs)
+    most = min(plan.steps * plan.accumulation, max(1, MOST_DATA_BYTES // max(1, sample_bytes)))
+    return source, load_samples(plan.data, source.inputs, most, "--data")
+
+
+def _identity(plan: TunePlan, source: Any, samples: Any, tuning: Any, recipe: Any) -> dict:
+    """What a checkpoint and the run that goes on from it must share for the result to be the same."""
+    import torch
+
+    model = f"{source.sha256} {' '.join(map(str, source.inputs))}"
+    return {"model": model, "recipe": recipe.name, "data": samples_digest(samples), **asdict(tuning), "torch": str(torch.__version__)}
+
+
+def samples_digest(samples: Any) -> str:
+    """sha256 over the names, types, shapes and bytes of all samples."""
+    total = hashlib.sha256()
+    for batch in samples.batches:
+        for name, array in batch.items():
+            total.update(f"{name} {array.dtype} {array.shape}".encode())
+            total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
+    """The state to go on from; None where the earlier run did not come to its first checkpoint. Takes over its number of threads."""
+    import torch
+
+    path = plan.checkpoint / "tune.pt"
+    if not path.exists():
+        return None
+    try:
+        held = torch.load(path, weights_only=True)
+        known, threads, state = held["identity"], held["threads"], held["state"]
+    except Exception as error:  # zipfile, pickle and torch each have their own
+        raise UserError(f"The checkpoint {path} is damaged or none of ours ({type(error).__name__}).", "Remove it to begin anew.") from error
+    different = [name for name in identity if known.get(name) != identity[name]]
+    if different:
+        pairs = ", ".join(f"{name} ({known.get(name)!s:.40} then, {identity[name]!s:.40} now)" for name in different)
+        hint = "Repeat the earlier options, or choose another folder."
+        raise UserError(f"The checkpoint {path} belongs to another run: it differs in {pairs}.", hint)
+    torch.set_num_threads(threads)  # sums are split by threads: another number would give other last bits
+    return state
+
+
+def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> Callable[[Any], None]:
+    """Tell the progress, and save where the time has come and the state is whole."""
+    from ..quantization.tune import can_stop, saved
+
+    last = 0
+
+    def told(training: Any) -> None:
+        nonlocal last
+        step(f"loss {training.losses[-1]:.4g}")
+        if plan.checkpoint and training.step - last >= plan.every and can_stop(training):
+            _write_checkpoint(plan.checkpoint, identity, saved(training))
+            last = training.step
+
+    return told
+
+
+def _write_checkpoint(folder: Path, identity: dict, state: dict) -> None:
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {"identity": identity, "threads": torch.get_num_threads(), "state": state}
+    _whole(folder / "tune.pt", lambda stream: torch.save(held, stream))
+
+
+def _write_program(program: Any, captured: Any, path: Path) -> None:
+    import torch
+
+    from ..models.quiet import quiet
+
+    with quiet():
+        named = _with_output_names(program, [spec.name for spec in captured.outputs])
+        _whole(path, lambda stream: torch.export.save(named, stream))
+
+
+def _with_output_names(program: Any, names: list[str]) -> Any:
+    """The same program, which returns {name: tensor} rather than a tuple, so that the names survive in the file."""
+    from torch.export import ExportedProgram
+    from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+    from torch.utils import _pytree as pytree
+
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)  # holds addresses of memory, which would make the bytes of every run's file differ
+    out_spec = pytree.tree_flatten(dict.fromkeys(names, 0))[1]
+    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=program.call_spec.in_spec, out_spec=out_spec)
+    return ExportedProgram(
+        root=program.graph_module, graph=program.graph, graph_signature=program.graph_signature, state_dict=program.state_dict,
+        range_constraints={}, module_call_graph=[ModuleCallEntry(fqn="", signature=call)], constants=program.constants,
+    )  # fmt: skip
+
+
+def _whole(path: Path, write: Callable[[Any], None]) -> None:
+    """A file that is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}.", "Free some space, or choose another place.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, float]]:
+    """output -> (PSNR of the compressed model, of the tuned one) against the source, on the first samples."""
+    from ..models.capture import evaluate
+    from ..quantization.compress import compress, decompressed
+    from ..validation.compare import compare
+
+    samples = replace(captured.samples, batches=captured.samples.batches[:JUDGED])
+    captured = replace(captured, samples=samples)
+    wanted = evaluate(captured.program, captured)
+    before, after = (compare(wanted, evaluate(one, captured)) for one in (decompressed(compress(captured, recipe)), program))
+    return {one.output: (one.psnr_db, other.psnr_db) for one, other in zip(before, after) if None not in (one.psnr_db, other.psnr_db)}

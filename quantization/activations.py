@@ -1,0 +1,246 @@
+"""W8A8: where activations become 8-bit integers, and on which grid. A program and samples enter, an ActivationPlan leaves; `insert_grids` applies it.
+
+The inputs of linear layers, matrix products with a weight and convolutions are quantized, one grid for each tensor. Products of two activations
+(attention) and everything else stay in the compute precision. Layers that cost most stay too, until the whole answers well enough.
+"""
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..models.capture import Captured
+from ..models.graphs import draft, finish, insert
+from ..models.quiet import quiet
+from .calibration import as_tensors, check_finite, run_tapped
+from .roles import tensors_of, weight_uses
+from .schemes import Activations
+
+LOW, HIGH = -128, 127
+SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: what a tensor is divided by must not lose its digits
+LARGEST_SCALE = 65504 / 255  # beyond it what is decompressed overflows float16
+SLOWEST = 0.01  # the share of a new sample in a moving average, that of torch's MovingAverageMinMaxObserver; the first 100 weigh the same
+BINS = 2048  # of the histogram on which clipping is searched
+CLIPPING = torch.linspace(0.1, 1, 37)  # shares of the range, tried for each end
+LEAST_PSNR_DB = 32.0  # of the outputs with 8-bit activations against those without: layers are left in float until it is reached
+MOST_LEFT = 0.5  # of the layers that may be left in float for it
+JUDGED = 8  # samples on which the outputs are compared
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values scale * (code - zero_point), code in -128..127; zero is one of them. scale is exact in float16."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """Which layers compute on 8-bit activations. `layers`: weight name -> Grid of its input; `left`: weight name -> why its input stays in float.
+
+    psnr_db: of the outputs with the plan against those without it, on the calibration data.
+    """
+
+    layers: dict[str, Grid] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    psnr_db: float = math.inf
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a weight: the layer's name, its operator and the number of the argument that is the layer's input."""
+
+    name: str
+    node: torch.fx.Node
+    place: int
+
+
+def plan_activations(captured: Captured, program: Any, layers: Mapping[str, Activations], least_psnr_db: float = LEAST_PSNR_DB) -> ActivationPlan:
+    """Observe the inputs of `layers` (weight name -> scheme) while `program` runs on the captured samples, and choose their grids.
+
+    program: the captured one, or the same graph with decompressed weights. Layers whose quantization moves the outputs most are left in
+    float, by name, until the outputs keep `least_psnr_db` or half of the layers are left.
+    """
+    check_finite(captured.samples.batches)
+    sites = find_sites(program, layers)
+    batches = [as_tensors(captured, batch) for batch in captured.samples.batches]
+    with quiet(), torch.no_grad():
+        ranges = observe(program, batches, sites, layers)
+        grids = {source: _grid(*ends) for source, ends in ranges.items()}
+        usable = {site.name: grids[_source(site)] for site in sites}
+        left = {name: f"its input spans {_span(site, ranges)}, which float16 scales cannot hold"
+                for site in sites if (name := site.name) in usable and usable[name] is None}
+        left |= {name: "its input is no activation of the graph" for name in layers if name not in usable}
+        plan = ActivationPlan({name: grid for name, grid in usable.items() if grid is not None}, left)
+        return _leave_worst(program, batches[:JUDGED], sites, plan, least_psnr_db)
+
+
+def insert_grids(program: Any, plan: ActivationPlan) -> Any:
+    """A copy of the program whose planned layers read their input through quantize_per_tensor and dequantize_per_tensor (int8).
+
+    The operators are torch's quantized_decomposed ones, which torch computes and Core ML's frontend knows. One pair for each tensor and grid.
+    """
+    quantizer = _round_trip()
+    work = draft(program)
+    made: dict[torch.fx.Node, torch.fx.Node] = {}
+    names = {node.name: node for node in work.graph.nodes}
+    for site in find_sites(program, plan.layers):
+        node = names[site.node.name]
+        source, grid = node.args[site.place], plan.layers[site.name]
+        if source not in made:
+            made[source] = insert(work, node, quantizer, source, grid.scale, grid.zero_point)
+        node.update_arg(site.place, made[source])
+    return finish(work)
+
+
+def find_sites(program: Any, names: Iterable[str]) -> list[Site]:
+    """Every use of the named weights whose other operand is an activation, in graph order."""
+    wanted = set(names)
+    constants = {tensor.node for tensor in tensors_of(program)}
+    found = []
+    for tensor in tensors_of(program):
+        for node, place, role in weight_uses(tensor) if tensor.name in wanted else ():
+            other = {"linear": 0, "convolution": 0}.get(role.kind)
+            if role.kind == "matmul":
+                first = 1 if "add" in str(node.target) else 0  # addmm and baddbmm begin with what is added
+                other = 2 * first + 1 - place
+            if other is not None and node.args[other] not in constants:
+                found.append(Site(tensor.name, node, other))
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    return sorted(found, key=lambda site: order[site.node])
+
+
+def observe(program: Any, batches: list[list[torch.Tensor]], sites: list[Site], layers: Mapping[str, Activations]) -> dict[Any, tuple[float, float]]:
+    """source node -> the (lowest, highest) value that its grid is made for, by the observer of the first layer that reads it."""
+    schemes: dict[torch.fx.Node, Activations] = {}
+    at: dict[torch.fx.Node, list[Site]] = {}
+    for site in sites:
+        schemes.setdefault(_source(site), layers[site.name])
+        at.setdefault(site.node, []).append(site)
+    seen: dict[torch.fx.Node, list[tuple[float, float]]] = {source: [] for source in schemes}
+
+    def watch(look: Any) -> None:
+        for batch in batches:
+            done: set[torch.fx.Node] = set()
+
+            def tap(node: torch.fx.Node, args: tuple, done: set = done) -> None:
+                for site in at.get(node, ()):
+                    if (source := _source(site)) not in done:
+                        done.add(source)
+                        look(source, args[site.place].float())
+
+            run_tapped(program, batch, tap)
+
+    watch(lambda source, values: seen[source].append(tuple(map(float, values.aminmax()))))
+    widest = {source: (min(low for low, _ in ends), max(high for _, high in ends)) for source, ends in seen.items()}
+    ranges = {source: average(ends) if schemes[source].observer == "average" else widest[source] for source, ends in seen.items()}
+    searched = {source: torch.zeros(BINS) for source in schemes if schemes[source].observer == "mse" and widest[source][0] < widest[source][1]}
+    if searched:
+        watch(lambda source, values: searched[source].add_(torch.histc(values, BINS, *widest[source])) if source in searched else None)
+    return ranges | {source: clip(histogram, *widest[source]) for source, histogram in searched.items()}
+
+
+def average(ends: list[tuple[float, float]]) -> tuple[float, float]:
+    """The moving average of the extremes of each sample: their mean for the first 100 samples, then each new one counts 1 %."""
+    low, high = ends[0]
+    for count, (lowest, highest) in enumerate(ends[1:], 2):
+        share = max(1 / count, SLOWEST)
+        low, high = low + share * (lowest - low), high + share * (highest - high)
+    return low, high
+
+
+def clip(histogram: torch.Tensor, low: float, high: float) -> tuple[float, float]:
+    """histogram [bins] of values in low..high -> the ends of the grid that gives them the least squared error."""
+    centres = low + (torch.arange(len(histogram)) + 0.5) * (high - low) / len(histogram)
+    ends = [(float(share) * min(low, 0.0), float(other) * max(high, 0.0)) for share in CLIPPING for other in CLIPPING]
+    best, least = (low, high), math.inf
+    for lowest, highest in dict.fromkeys(ends):
+        grid = _grid(lowest, highest)
+        if grid is not None:
+            error = float((histogram * (fake_quantize(centres, grid) - centres).square()).sum())
+            best, least = ((lowest, highest), error) if error < least else (best, least)
+    return best
+
+
+def fake_quantize(values: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The nearest values of the grid, as `insert_grids` computes them."""
+    return torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, LOW, HIGH)
+
+
+def _grid(low: float, high: float) -> Grid | None:
+    """The grid over low..high and zero, or None where its scale is beyond float16."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = torch.tensor((high - low) / (HIGH - LOW)).half()
+    if float(scale) * (HIGH - LOW) < high - low:
+        scale = (scale.view(torch.int16) + 1).view(torch.float16)
+    scale = float(scale)
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+        return None
+    return Grid(scale, max(LOW, min(HIGH, round(LOW - low / scale))))
+
+
+def _source(site: Site) -> torch.fx.Node:
+    return site.node.args[site.place]
+
+
+def _span(site: Site, ranges: Mapping[Any, tuple[float, float]]) -> str:
+    return "{:g} to {:g}".format(*ranges[_source(site)])
+
+
+def _round_trip() -> Any:
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 (registers the operators)
+
+    library = torch.ops.quantized_decomposed
+
+    def round_trip(values: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+        codes = library.quantize_per_tensor.default(values, scale, zero_point, LOW, HIGH, torch.int8)
+        return library.dequantize_per_tensor.default(codes, scale, zero_point, LOW, HIGH, torch.int8)
+
+    return round_trip
+
+
+# layers that are left in float
+
+
+def _leave_worst(program: Any, batches: list[list[torch.Tensor]], sites: list[Site], plan: ActivationPlan, least_psnr_db: float) -> ActivationPlan:
+    wanted = [_run(program, batch, sites, {}) for batch in batches]
+
+    def psnr_of(layers: dict[str, Grid]) -> float:
+        return min(_psnr(wanted, [_run(program, batch, sites, layers) for batch in batches]), default=math.inf)
+
+    psnr = psnr_of(plan.layers)
+    if psnr >= least_psnr_db:
+        return replace(plan, psnr_db=psnr)
+    alone = {name: psnr_of({name: grid}) for name, grid in plan.layers.items()}
+    layers, left = dict(plan.layers), dict(plan.left)
+    for name in sorted(alone, key=alone.get)[: int(MOST_LEFT * len(alone))]:
+        del layers[name]
+        left[name] = f"8-bit activations of this layer alone leave the outputs {alone[name]:.1f} dB"
+        if (psnr := psnr_of(layers)) >= least_psnr_db:
+            break
+    return ActivationPlan(layers, left, psnr)
+
+
+def _run(program: Any, batch: list[torch.Tensor], sites: list[Site], layers: Mapping[str, Grid]) -> tuple:
+    at = {(site.node, site.place): layers[site.name] for site in sites if site.name in layers}
+    nodes = {node for node, _ in at}
+
+    def tap(node: torch.fx.Node, args: tuple) -> tuple | None:
+        if node not in nodes:
+            return None
+        return tuple(fake_quantize(value, at[node, place]) if (node, place) in at else value for place, value in enumerate(args))
+
+    return run_tapped(program, batch, tap)
+
+
+def _psnr(wanted: list[tuple], found: list[tuple]) -> list[float]:
+    """One figure for each floating-point output, over all samples: 20 log10(max|wanted| / rms error)."""
+    figures = []
+    for want, have in zip(zip(*wanted), zip(*found)):
+        if want[0].is_floating_point():
+            want, have = torch.stack(want).double(), torch.stack(have).double()
+            rms, peak = float((have - want).square().mean().sqrt()), float(want.abs().max())
+            figures.append(math.inf if rms == 0 else 20 * math.log10(peak / rms) if peak else -math.inf)
+    return figures

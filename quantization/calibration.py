@@ -1,0 +1,297 @@
+"""What calibration data tells about each layer: a captured model and samples enter, LayerStatistics by weight name leave.
+
+The captured program is run by an fx interpreter that looks at the inputs of the layers it was asked about. Statistics are those of the
+uncompressed model: one pass serves all layers (GPTQ's own code runs layer after layer and shows each the errors of those before it).
+"""
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models.capture import Captured
+from ..models.errors import UserError
+from ..models.quiet import quiet
+from .roles import Role, Tensor, find_roles, storage_of, tensors_of, weight_uses
+
+KINDS = ("hessian", "mean_abs", "gradient")
+BUDGET_BYTES = 1 << 30  # of Hessians that are summed up in one pass over the samples
+PROBES = 32  # random directions, over all samples together, in which outputs are differentiated
+LEAST_ROWS = 2  # rows per input below which a Hessian says little
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one layer's inputs look like. `in` counts the columns of the weight as a matrix: input channels times kernel positions.
+
+    hessian: float32 [in, in] = 2/rows X^T X, of a grouped convolution [groups, in, in]; mean_abs: float32 [input channels], the mean magnitude
+    of each; gradient_square: float32 [*shape], see `gradient_squares`; rows: how many rows X had. None where not asked for, or not defined.
+    """
+
+    hessian: torch.Tensor | None = None
+    mean_abs: torch.Tensor | None = None
+    gradient_square: torch.Tensor | None = None
+    rows: int = 0
+
+
+def calibrate(
+    captured: Captured, names: Iterable[str], wanted: set[str], samples: Any = None, budget: int = BUDGET_BYTES
+) -> dict[str, LayerStatistics]:
+    """-> name -> LayerStatistics, for the names that have any; embeddings and transposed convolutions have gradients only.
+
+    wanted: of "hessian", "mean_abs", "gradient". samples: a models.source.Samples, or the captured ones. The Hessians of one pass over the
+    samples take at most `budget` bytes (or one layer's, where that is more). Raises UserError for samples or activations that are not finite.
+    """
+    if unknown := wanted - set(KINDS):
+        raise ValueError(f"unknown statistics {sorted(unknown)}; allowed are {KINDS}")
+    names = list(names)
+    batches = (captured.samples if samples is None else samples).batches
+    check_finite(batches)
+    taps = _find_taps(captured.program, set(names))
+    sums: dict[str, _Sums] = {}
+    if wanted & {"hessian", "mean_abs"}:
+        for some in _passes(taps, budget if "hessian" in wanted else math.inf):
+            _sum_up(captured, batches, some, wanted, sums)
+    gradients = gradient_squares(captured, names, batches) if "gradient" in wanted else {}
+    return {
+        name: LayerStatistics(*(sums[name].means() if name in sums else (None, None)), gradients.get(name), sums[name].rows if name in sums else 0)
+        for name in names
+        if name in sums or name in gradients
+    }
+
+
+def too_few_rows(statistics: LayerStatistics) -> str:
+    """A sentence for the user where a Hessian rests on too few rows to be trusted, else ""."""
+    if statistics.hessian is None:
+        return ""
+    inputs = statistics.hessian.shape[-1]
+    if statistics.rows >= LEAST_ROWS * inputs:
+        return ""
+    return f"calibrated on {statistics.rows} rows for {inputs} inputs: give more samples (at least {LEAST_ROWS * inputs} rows) with --samples"
+
+
+def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
+    """Raise a UserError that names the first sample, input and position that is NaN or infinite."""
+    for index, batch in enumerate(batches):
+        for name, array in batch.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                place = tuple(int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+                message = f"calibration sample {index}: input {name!r} is {array[place]} at {list(place)}"
+                raise UserError(message, "Clean the samples given with --samples.")
+
+
+def run_tapped(program: Any, inputs: list[torch.Tensor], tap: Callable[[torch.fx.Node, tuple], Any]) -> tuple:
+    """Run a program on tensors in the order of its inputs; `tap(node, args)` sees each operator before it runs and may return other args."""
+    return _Tapped(program.graph_module, tap).run(*_arguments(program, inputs))
+
+
+class _Tapped(torch.fx.Interpreter):
+    def __init__(self, module: torch.fx.GraphModule, tap: Callable[[torch.fx.Node, tuple], Any]):
+        super().__init__(module)
+        self.tap = tap
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        if node.op != "call_function":
+            return super().run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        return node.target(*(self.tap(node, args) or args), **kwargs)
+
+
+def _arguments(program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """Every graph input in order: constants by name (from `instead` where it has them), then the user's."""
+    held = {tensor.node.name: (instead or {}).get(tensor.name, tensor.data) for tensor in tensors_of(program)}
+    given = iter(inputs)
+    return [held[node.name] if node.name in held else next(given) for node in program.graph.nodes if node.op == "placeholder"]
+
+
+def as_tensors(captured: Captured, batch: dict[str, np.ndarray]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.array(batch[spec.name])) for spec in captured.inputs]
+
+
+# Hessians and means
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where a weight meets its input: rows(args) gives the input as [groups, rows, in], columns ordered as the weight's."""
+
+    name: str
+    node: torch.fx.Node
+    inputs: int  # columns of the weight as a matrix
+    groups: int
+    kernel: int  # positions per input channel
+    rows: Callable[[tuple], torch.Tensor]
+
+
+@dataclass
+class _Sums:
+    """Sums over the rows seen so far."""
+
+    tap: Tap
+    rows: int = 0
+    hessian: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor, wanted: set[str]) -> None:
+        self.rows += rows.shape[1]
+        if "hessian" in wanted:
+            if self.hessian is None:
+                self.hessian = torch.zeros(rows.shape[0], rows.shape[2], rows.shape[2])
+            self.hessian.baddbmm_(rows.mT, rows, alpha=2.0)
+        if "mean_abs" in wanted:
+            magnitude = rows.abs().sum(1, dtype=torch.float64)
+            self.magnitude = magnitude if self.magnitude is None else self.magnitude + magnitude
+
+    def means(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        hessian = None if self.hessian is None else self.hessian / self.rows
+        if hessian is not None and self.tap.groups == 1:
+            hessian = hessian[0]
+        if self.magnitude is None:
+            return hessian, None
+        return hessian, (self.magnitude / self.rows).reshape(-1, self.tap.kernel).mean(1).float()
+
+
+def _find_taps(program: Any, names: set[str]) -> list[Tap]:
+    """Every use of the named weights as a linear layer, matrix product or convolution; tied weights count as one, by their first name."""
+    tensors = tensors_of(program)
+    roles = find_roles(tensors)
+    first: dict[tuple, str] = {}
+    found = []
+    for tensor in tensors:
+        role = roles[tensor.name]
+        if isinstance(role, Role) and (tensor.name in names or storage_of(tensor) in first):
+            name = first.setdefault(storage_of(tensor), tensor.name)
+            found += [_tap(name, tensor, node, place) for node, place, use in weight_uses(tensor) if _same_axes(use, role)]
+    return [tap for tap in found if tap is not None]
+
+
+def _same_axes(use: Role, role: Role) -> bool:
+    """A weight that is used both as [out, in] and as [in, out] has one Hessian: that of the use which decided its role."""
+    return (use.channel_axis, use.input_axis) == (role.channel_axis, role.input_axis)
+
+
+def _tap(name: str, tensor: Tensor, node: torch.fx.Node, place: int) -> Tap | None:
+    operator = str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
+    weight = node.args[place].meta["val"].shape
+    if operator == "convolution":
+        if node.args[6]:  # transposed: an output position sees a varying part of the kernel
+            return None
+        kernel = tuple(weight[2:])
+        size = math.prod(kernel)
+        return Tap(name, node, weight[1] * size, node.args[8], size, lambda args: _patches(args[0], kernel, *args[3:6], args[8]))
+    if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[-2]:  # a batch of matrices has a Hessian for each
+        return None
+    at, left = _OTHER[operator, place]
+    inputs = node.args[at].meta["val"].shape[-2 if left else -1]
+    return Tap(name, node, inputs, 1, 1, lambda args: _flat(args[at].mT if left else args[at]))
+
+
+# (operator, place of the weight) -> (place of the other operand, whether the weight stands on the left)
+_OTHER = {
+    ("linear", 1): (0, False),
+    **{(name, 1): (0, False) for name in ("mm", "matmul", "bmm")},
+    **{(name, 0): (1, True) for name in ("mm", "matmul", "bmm")},
+    **{(name, 2): (1, False) for name in ("addmm", "baddbmm")},
+    **{(name, 1): (2, True) for name in ("addmm", "baddbmm")},
+}
+
+
+def _flat(inputs: torch.Tensor) -> torch.Tensor:
+    """[..., in] -> [1, rows, in]"""
+    return inputs.reshape(1, -1, inputs.shape[-1])
+
+
+def _patches(
+    inputs: torch.Tensor, size: tuple[int, ...], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> torch.Tensor:
+    """inputs [n, c, h, w] of a convolution -> [groups, n*h'*w', c/groups*kh*kw]: what each output position is multiplied with."""
+    rank = len(size)
+    stride, padding, dilation = ([*values] * rank if len(values) == 1 else list(values) for values in (stride, padding, dilation))
+    inputs = inputs if inputs.ndim == rank + 2 else inputs.unsqueeze(0)
+    windows = torch.nn.functional.pad(inputs, [amount for one in reversed(padding) for amount in (one, one)])
+    for axis in range(rank):
+        reach = dilation[axis] * (size[axis] - 1) + 1
+        windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+    # [n, c, h', w', kh, kw] -> [groups, n, h', w', c/groups, kh, kw]
+    n, channels, *rest = windows.shape
+    windows = windows.reshape(n, groups, channels // groups, *rest)
+    order = [1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank)]
+    return windows.permute(order).reshape(groups, n * math.prod(rest[:rank]), -1)
+
+
+def _passes(taps: list[Tap], budget: float) -> Iterator[list[Tap]]:
+    """The taps in portions whose Hessians fit the budget; taps of one weight stay together."""
+    by_name: dict[str, list[Tap]] = {}
+    for tap in taps:
+        by_name.setdefault(tap.name, []).append(tap)
+    portion, used = [], 0
+    for group in by_name.values():
+        size = 4 * group[0].groups * group[0].inputs**2
+        if portion and used + size > budget:
+            yield portion
+            portion, used = [], 0
+        portion += group
+        used += size
+    if portion:
+        yield portion
+
+
+def _sum_up(captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted: set[str], sums: dict[str, _Sums]) -> None:
+    at: dict[torch.fx.Node, list[Tap]] = {}
+    for tap in taps:
+        at.setdefault(tap.node, []).append(tap)
+
+    def look(node: torch.fx.Node, args: tuple) -> None:
+        for tap in at.get(node, ()):
+            rows = tap.rows(args).float()
+            if not rows.isfinite().all():
+                message = f"calibration: the input of the layer {tap.name} is not finite"
+                raise UserError(message, "Check the samples given with --samples, and the model on them.")
+            sums.setdefault(tap.name, _Sums(tap)).add(rows, wanted)
+
+    with torch.no_grad(), quiet():
+        for batch in batches:
+            run_tapped(captured.program, as_tensors(captured, batch), look)
+
+
+# gradients
+
+
+def gradient_squares(
+    captured: Captured, names: Iterable[str], batches: tuple[dict[str, np.ndarray], ...], seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """-> name -> float32 [*shape]: how strongly the outputs react to each weight, the mean over samples of sum_k (d output_k / d weight)^2.
+
+    That is the diagonal of J^T J, the Gauss-Newton Hessian of the squared error of the outputs, each output in units of its root mean
+    square. Hutchinson's estimate: with random signs v, E[(d <v, outputs> / d weight)^2] is this diagonal (the mixed terms average out); the
+    empirical Fisher of SqueezeLLM, https://arxiv.org/abs/2306.07629, needs labels, and at the model's own answers its gradient is zero.
+    """
+    program, names = captured.program, set(names)
+    tensors = [tensor for tensor in tensors_of(program) if tensor.name in names]
+    leaves = {storage_of(tensor): tensor.data.detach().requires_grad_() for tensor in tensors if tensor.data.is_floating_point()}
+    tied = {tensor.name: leaves[storage_of(tensor)] for tensor in tensors_of(program) if storage_of(tensor) in leaves}
+    total = {key: torch.zeros_like(leaf, requires_grad=False) for key, leaf in leaves.items()}
+    generator = torch.Generator().manual_seed(seed)
+    probes = max(1, math.ceil(PROBES / len(batches)))
+    with quiet(), torch.enable_grad():
+        for batch in batches:
+            outputs = torch.fx.Interpreter(program.graph_module).run(*_arguments(program, as_tensors(captured, batch), tied))
+            for probe in range(probes):
+                found = torch.autograd.grad(_probe(outputs, generator), list(leaves.values()), retain_graph=probe + 1 < probes, allow_unused=True)
+                for key, gradient in zip(leaves, found):
+                    if gradient is not None:
+                        total[key] += gradient.square()
+    return {tensor.name: total[storage_of(tensor)].float() / (probes * len(batches)) for tensor in tensors if storage_of(tensor) in total}
+
+
+def _probe(outputs: tuple, generator: torch.Generator) -> torch.Tensor:
+    """The outputs, in units of their root mean square, summed with random signs."""
+    parts = []
+    for output in outputs:
+        if output.is_floating_point() and output.requires_grad:
+            signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
+            spread = output.detach().square().mean().sqrt().clamp_min(1e-12)
+            parts.append((output * signs).sum() / spread)
+    return torch.stack(parts).sum()

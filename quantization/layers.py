@@ -1,0 +1,179 @@
+"""One layer: its weight and recipe enter, its CompressedWeight and the recipe as realised on its shape leave. Chooses the kernels.
+
+Where a block, group, vector or n:m does not divide the weight, or statistics are missing, the nearest scheme that can be had is taken and
+the reason told.
+"""
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .affine import quantize
+from .granularity import PerGroup, blocks_of, fit
+from .palette import palettize
+from .prune import surviving_blocks, surviving_channels, survivors, survivors_in_groups
+from .recipe import Linear, Palettize, Prune, Recipe
+from .roles import Role
+from .weight import Codes, CompressedWeight, Palette
+
+Reasons = list[str]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of pruning over all layers."""
+
+    statistics: Any = None
+    survivors: torch.Tensor | None = None
+
+    def has(self, what: str) -> bool:
+        return getattr(self.statistics, what, None) is not None
+
+
+NOTHING = Evidence()
+
+
+def compress_weight(
+    name: str, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence = NOTHING
+) -> tuple[CompressedWeight, Recipe, str]:
+    """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why that differs or "")."""
+    realised, reasons = realisable(recipe, tuple(data.shape), role, evidence)
+    mask, kept = (None, data) if realised.prune is None else _prune(data, realised.prune, role, evidence)
+    shape = tuple(data.shape)
+    if realised.values is None:
+        return CompressedWeight(name, shape, None, mask, kept.half().float()), realised, "; ".join(reasons)
+    values = _quantize if isinstance(realised.values, Linear) else _palettize
+    return CompressedWeight(name, shape, values(kept, realised.values, role, mask, evidence), mask), realised, "; ".join(reasons)
+
+
+def needs(recipe: Recipe) -> frozenset[str]:
+    """Which statistics (fields of calibration.LayerStatistics) a layer's recipe asks for."""
+    values, prune = recipe.values, recipe.prune
+    wanted = {
+        "hessian": (prune is not None and prune.kind == "sparsegpt") or (isinstance(values, Linear) and values.method != ""),
+        "mean_abs": isinstance(values, Linear) and values.method == "awq",
+        "gradient": isinstance(values, Palettize) and values.sensitive,
+    }
+    return frozenset(name for name, wanted_here in wanted.items() if wanted_here)
+
+
+# what can be had
+
+
+def realisable(recipe: Recipe, shape: tuple[int, ...], role: Role, evidence: Evidence) -> tuple[Recipe, Reasons]:
+    """-> (the recipe that can be had on this weight, why it differs from the wish)."""
+    reasons: Reasons = []
+    prune = recipe.prune if recipe.prune is None else _fit_prune(recipe.prune, shape, role, evidence, reasons)
+    values = recipe.values
+    if isinstance(values, Linear):
+        values = _fit_linear(values, shape, role, evidence, reasons)
+    elif isinstance(values, Palettize):
+        values = _fit_palette(values, prune, shape, role, evidence, reasons)
+    return replace(recipe, prune=prune, values=values), reasons
+
+
+def _fit_prune(wish: Prune, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons) -> Prune:
+    """SparseGPT needs calibration statistics and groups that divide; every other kind fits every weight."""
+    if wish.kind != "sparsegpt":
+        return wish
+    inputs, why = shape[role.input_axis], ""
+    if not _has_hessian(evidence, shape, role):
+        why = f"no calibration statistics for this {role.kind}"
+    elif wish.m and inputs % wish.m:
+        why = f"groups of {wish.m} do not divide {inputs} input channels"
+    if not why:
+        return wish
+    reasons.append(f"{why}: pruned by magnitude")
+    return replace(wish, kind="nm" if wish.m else "magnitude")
+
+
+def _has_hessian(evidence: Evidence, shape: tuple[int, ...], role: Role) -> bool:
+    """Whether there are statistics of the layer's inputs that go with the weight as [out, in, ...]."""
+    return evidence.has("hessian") and (role.channel_axis % len(shape) == 0 or len(shape) == 2)
+
+
+def _fit_linear(wish: Linear, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons) -> Linear:
+    granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
+    reasons += [reason] if reason else []
+    method = wish.method
+    if method and not _has_hessian(evidence, shape, role):
+        reasons.append(f"no calibration statistics for this {role.kind}: quantized without {method}")
+        method = ""
+    return replace(wish, granularity=granularity, method=method)
+
+
+def _fit_palette(
+    wish: Palettize, prune: Prune | None, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons
+) -> Palettize:
+    granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
+    reasons += [reason] if reason else []
+    channels = granularity.channels if isinstance(granularity, PerGroup) else shape[role.channel_axis]
+    whole = prune.size if prune and prune.kind == "block" else 1 if prune else channels  # channels that are pruned together
+    vector = next(size for size in (4, 2, 1) if size <= wish.vector and channels % size == 0 and whole % size == 0)
+    if vector != wish.vector:
+        reasons.append(f"vectors of {wish.vector} do not divide {channels if channels % wish.vector else whole} output channels: "
+                       + (f"vectors of {vector}" if vector > 1 else "single weights"))
+    if wish.sensitive and not evidence.has("gradient_square"):
+        reasons.append(f"no gradients for this {role.kind}: clusters are not weighted")
+    return replace(wish, granularity=granularity, vector=vector, sensitive=wish.sensitive and evidence.has("gradient_square"))
+
+
+# kernels
+
+
+def _prune(data: torch.Tensor, scheme: Prune, role: Role, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (mask, the weight with zeros where pruned; SparseGPT moves the survivors)."""
+    if scheme.kind == "sparsegpt":
+        from .sparsegpt import prune
+
+        mask, moved = prune(_as_matrix(data, role), evidence.statistics.hessian, (scheme.n, scheme.m) if scheme.m else scheme.fraction)
+        mask, moved = _from_matrix(mask, data, role), _from_matrix(moved, data, role)
+        return mask, moved * mask
+    if scheme.kind == "global" and evidence.survivors is not None:
+        mask = evidence.survivors
+    elif scheme.kind == "nm":
+        mask = survivors_in_groups(data, scheme.n, scheme.m, role.input_axis)
+    elif scheme.kind == "block":
+        mask = surviving_blocks(data, scheme.fraction, scheme.size, role.channel_axis)
+    elif scheme.kind == "channels":
+        mask = surviving_channels(data, scheme.fraction, role.channel_axis)
+    else:
+        mask = survivors(data, scheme.fraction)
+    return mask, data * mask
+
+
+def _quantize(kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Codes:
+    if scheme.method == "gptq":
+        return _gptq(kept, scheme, role, mask, evidence)
+    blocks = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
+    return quantize(kept, scheme.bits, blocks, scheme.mode)  # AWQ has rescaled the weight already (see `compress`)
+
+
+def _gptq(kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Codes:
+    from .gptq import gptq
+
+    matrix = _as_matrix(kept, role)
+    blocks = blocks_of(scheme.granularity, tuple(matrix.shape), 0, 1)
+    codes = gptq(matrix, evidence.statistics.hessian, scheme.bits, blocks, scheme.mode, None if mask is None else _as_matrix(mask, role))
+    if role.channel_axis % kept.ndim == 0:
+        return codes
+    turned = [None if part is None else part.t().contiguous() for part in (codes.codes, codes.scale, codes.zero_point)]
+    return Codes(codes.bits, *turned)
+
+
+def _palettize(kept: torch.Tensor, scheme: Palettize, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Palette:
+    groups = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
+    importance = evidence.statistics.gradient_square if scheme.sensitive else None
+    return palettize(
+        kept, scheme.bits, groups, mask, vector=scheme.vector, vector_axis=role.channel_axis % kept.ndim, scaled=scheme.scaled,
+        importance=importance, table_bits=scheme.table_bits,
+    )  # fmt: skip
+
+
+def _as_matrix(data: torch.Tensor, role: Role) -> torch.Tensor:
+    """[out, in], as the calibration's kernels take a weight; a weight used as [in, out] is turned."""
+    return data if role.channel_axis % data.ndim == 0 else data.t().contiguous()
+
+
+def _from_matrix(matrix: torch.Tensor, data: torch.Tensor, role: Role) -> torch.Tensor:
+    return matrix if role.channel_axis % data.ndim == 0 else matrix.t().contiguous()

@@ -1,0 +1,61 @@
+"""--dry-run: sizes within 2 % of the artifacts, from shapes alone, and nothing written."""
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cidermill.converters.coreml import write_mlpackage
+from cidermill.converters.executorch import write_pte
+from cidermill.models.capture import capture
+from cidermill.models.samples import synthetic
+from cidermill.models.source import Source, TensorSpec
+from cidermill.pipeline.cli import convert
+from cidermill.pipeline.predict import predict_size, stand_in
+from cidermill.quantization.compress import compress
+from cidermill.quantization.recipe import parse_recipe
+from cidermill.quantization.sensitivity import layers_of
+
+RECIPES = ["float16", "int8", "int4", "int4:block24", "palettize4", "palettize2:group16", "palettize6", "prune50", "prune75+palettize4", "prune:2of4",
+           "int8; 2*=palettize2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def captured():
+    torch.manual_seed(0)
+    convolutions = (torch.nn.Conv2d(3, 96, 3), torch.nn.ReLU(), torch.nn.Conv2d(96, 128, 3))
+    net = torch.nn.Sequential(*convolutions, torch.nn.Flatten(), torch.nn.Linear(2048, 100))
+    spec = TensorSpec("input", (1, 3, 8, 8), "float32")
+    source = Source("net", "module", "0", net.eval(), (spec,))
+    return capture(source, synthetic((spec,), 1))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
+def test_sizes_are_within_two_percent(captured, tmp_path, recipe, target):
+    recipe = parse_recipe(recipe)
+    compressed = compress(captured, recipe)
+    written = write_mlpackage(compressed, tmp_path / "m.mlpackage") if target == "coreml" else write_pte(compressed, tmp_path / "m.pte")
+    assert predict_size(captured, recipe, target).total == pytest.approx(written.size_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES[1:-1], "palettize4:scaled", "palettize4:int8", "palettize2:vector2", "int8:asymmetric", "prune50:channels"])
+def test_a_stand_in_stores_as_many_bits_as_the_real_form(captured, recipe):
+    compressed = compress(captured, parse_recipe(recipe))
+    for layer in layers_of(captured.program):
+        assert stand_in(layer, parse_recipe(recipe)).storage_bits() == compressed.weights[layer.name].storage_bits(), layer.name
+
+
+def test_a_dry_run_prints_every_scheme_and_writes_nothing(tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    torch.export.save(torch.export.export(net, (torch.randn(1, 64),)), tmp_path / "model.pt2")
+    monkeypatch.chdir(tmp_path)
+    options = ["model.pt2", "--dry-run", "--schemes", "palettize2,float16", "--target", "coreml", "--target", "executorch-mps"]
+    result = CliRunner().invoke(convert, [*options, "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["recipe"]: row for row in json.loads(result.stdout)["recipes"]}
+    assert set(rows) == {"palettize2", "float16"} and rows["palettize2"]["size_bytes"]["coreml"] < rows["float16"]["size_bytes"]["coreml"]
+    assert all(0 < row["low_seconds"] < row["seconds"] < row["high_seconds"] and row["peak_rss_bytes"] > 1e8 for row in rows.values())
+    shown = CliRunner().invoke(convert, options)
+    assert shown.exit_code == 0 and "palettize2" in shown.stdout and "Nothing was written" in shown.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
