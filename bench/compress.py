@@ -253,8 +253,8 @@ def report(found: Measured) -> bool:
     good = bool(errors) and not wrong and (wanted is None or ratio >= wanted)
     means = [float(np.mean([one[place] for one in errors])) if errors else float("nan") for place in (1, 2)]
     times = f"{found.ours[0]:7.3f} s {found.theirs[0]:8.3f} s {ratio:6.1f}x {f'wanted {wanted}' if wanted else '':9s}"
-    print(f"{found.model:9s} {scheme.recipe:24s} {times} (processor {processor:5.1f}x) mse {means[0]:.5e} {means[1]:.5e}, {len(worse)} of {len(errors)} weights worse: "
-          + ("ok" if good else "MISSED"), flush=True)  # fmt: skip
+    judged = f"mse {means[0]:.5e} {means[1]:.5e}, {len(worse)} of {len(errors)} weights worse"
+    print(f"{found.model:9s} {scheme.recipe:24s} {times} (processor {processor:5.1f}x) {judged}: {'ok' if good else 'MISSED'}", flush=True)
     for weight, ours, theirs in worse:
         print(f"          {weight}: {ours:.6e} against {theirs:.6e} ({ours / theirs - 1:+.1e})")
     return good
