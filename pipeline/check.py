@@ -183,8 +183,8 @@ def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
     try:
         return run()
     except OperatorFailed as error:
-        message = f"{artifact} cannot be run: {error}."
-        raise UserError(message, "Make the artifact again; if Apple's runtime computes it, that is a defect of cidermill: please report it.") from error
+        hint = "Make the artifact again; if Apple's runtime computes it, that is a defect of cidermill: please report it."
+        raise UserError(f"{artifact} cannot be run: {error}.", hint) from error
 
 
 def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str) -> dict:

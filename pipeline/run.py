@@ -117,7 +117,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Pat
     from .report import artifact_section
 
     with stages("validate"):
-        runner = open_runner(artifact.path, host="reference")
+        runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
         check = check_artifact(runner, facts.inputs, facts.samples, facts.expected, facts.reference)
         native = _native_check(artifact.path, facts)
         weights = audit(artifact.path, facts.decisions, artifact.realised)
@@ -125,7 +125,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Pat
         estimates = estimate(runner.graph, artifact.target, devices)
     judged = [judge_capture(facts.captured), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
     verdict = "pass" if all(found == "pass" for found, _ in judged) else "fail"
-    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found)]
+    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found), *runner.notes]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
     return artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
 

@@ -1,6 +1,8 @@
 """Shared by all tests: no network, one thread per worker, and the zoo's tiny architectures built once per session."""
+import gc
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,17 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+MODULES = [0]  # how many were imported when the garbage collector was last told to leave everything alone
+
+
+def pytest_runtest_setup(item):
+    """coremltools collects garbage in every conversion, which takes longer than the conversion where it walks all of torch each time."""
+    if len(sys.modules) > MODULES[0] + 50:
+        MODULES[0] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -222,13 +222,13 @@ class Cases:
         self.path, self.cases = path, {}
 
     def pytest_runtest_logreport(self, report):
-        case = self.cases.setdefault(case_name(report.nodeid), {"outcome": "passed", "reason": "", "seconds": 0.0, **dict.fromkeys(COUNTS, 0)})
+        case = self.cases.setdefault(case_name(report.nodeid), {"outcome": "unfinished", "reason": "", "seconds": 0.0, **dict.fromkeys(COUNTS, 0)})
         case["seconds"] += report.duration
         case.update(dict(report.user_properties))
         if report.outcome != "passed":
-            xfailed = hasattr(report, "wasxfail")
-            case["outcome"] = "xfailed" if xfailed else report.outcome
-            case["reason"] = report.wasxfail if xfailed else last_line(report)
+            case["outcome"], case["reason"] = report.outcome, last_line(report)
+        elif report.when == "call":
+            case["outcome"] = "passed"
 
     def pytest_sessionfinish(self):
         self.path.write_text(json.dumps(self.cases, indent=0))

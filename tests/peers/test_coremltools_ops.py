@@ -44,6 +44,7 @@ EXPLAINED = '[[failure]]\ntest = "iOS14/test_conv.py::TestConv::test_stress"\nwh
     ("failed", "", f"{CASE} failed: no"),
     ("passed", EXPLAINED, f"{CASE} passes now: remove it from coremltools_failures.toml"),
     ("failed", EXPLAINED, None),
+    ("unfinished", "", f"{CASE} unfinished: no"),
     ("passed", "", None),
     ("skipped", EXPLAINED, None),
     ("passed", EXPLAINED.replace("dim=1", "dim=3"), "test_stress dim=3 is in coremltools_failures.toml, but there is no such case"),
