@@ -5,9 +5,10 @@
 Time:   `compress` of the captured program against `coremltools.optimize.coreml`'s call on the float16 model, alternately; the least of each
         counts. Weights of ViT-Base and BERT-Base width (two layers and 2,048 words; --full: all of both), random, exact in float16.
 Error:  mean squared, of every weight, each side decompressed as it is stored; also on the trained MiniLM. coremltools' pruning is judged
-        against the ideal (see DESIGN.md). torchao's and coreai-opt's arithmetic is applied to each weight at the same storage.
+        against the ideal (see DESIGN.md). torchao's arithmetic and coreai-opt's compressors are applied to each matrix at the same storage.
 Memory: what the peak of the process grows by during `compress`, against the largest weight.
 
+Needs the extra `bench`: pip install -e ".[bench]".
 Exit code 1 where a wanted ratio is missed or an error is larger than a peer's.
 """
 import argparse
@@ -201,7 +202,7 @@ def ideal_pruning(compressed: Compressed) -> list[tuple[str, float, float]]:
 
 
 def torchao_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """-> (what, ours, torchao's) at the same storage: choose_qparams_affine, which coreai-opt uses too, with float16 scales."""
+    """-> (what, ours, torchao's) at the same storage: choose_qparams_affine with float16 scales."""
     from torchao.quantization import quant_primitives as ao
 
     rows, inputs = weight.shape
@@ -215,20 +216,40 @@ def torchao_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, t
             scale, zero = ao.choose_qparams_affine(weight, kind, (1, size), torch.int8, *limits, scale_dtype=torch.float32)
             scale = scale.half().float().clamp_min(2.0**-24)
             codes = ao.quantize_affine(weight, (1, size), scale, zero, torch.int8, *limits)
-            yield f"{name} {kind.name.lower()}", ours, ao.dequantize_affine(codes, (1, size), scale, zero, torch.int8, *limits).half().float()
+            yield f"torchao {name} {kind.name.lower()}", ours, ao.dequantize_affine(codes, (1, size), scale, zero, torch.int8, *limits).half().float()
 
 
 def coreai_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """-> (what, ours, coreai-opt's): its k-means is exact on values that it rounds to four decimals (kmeans_fake_palettize.py)."""
-    from coremltools._deps import kmeans1d  # the same code that coreai-opt ships
+    """-> (what, ours, coreai-opt's): the weight that a linear layer holds after its data-free quantizers and palettizers have been at it."""
+    from coreai_opt.palettization import KMeansPalettizer, KMeansPalettizerConfig, ModuleKMeansPalettizerConfig, PalettizationSpec
+    from coreai_opt.palettization.config.palettization_config import OpKMeansPalettizerConfig
+    from coreai_opt.quantization import Quantizer, QuantizerConfig
+    from coreai_opt.quantization.config.quantization_config import ExecutionMode
 
+    rows, inputs = weight.shape
+    for preset, bits, size in (("w8", 8, inputs), ("w4", 4, inputs), ("w4_per_block", 4, 32)):
+        config = getattr(QuantizerConfig.presets, preset)(execution_mode=ExecutionMode.EAGER)
+        ours = CompressedWeight("", tuple(weight.shape), quantize(weight, bits, (rows, inputs // size), "mse")).dense()
+        yield f"coreai-opt {preset}", ours, _coreai_dense(Quantizer, config, weight)
     for bits in (2, 4, 6):
+        spec = dict.fromkeys(OpKMeansPalettizerConfig.get_default_state_spec(), PalettizationSpec(n_bits=bits))
+        config = KMeansPalettizerConfig(global_config=ModuleKMeansPalettizerConfig(op_input_spec=None, op_output_spec=None, op_state_spec=spec))
         ours = CompressedWeight("", tuple(weight.shape), palettize(weight, bits, (1, 1))).dense()
-        values, index, counts = np.unique(np.round(weight.numpy().astype(np.float16).astype(np.float32) * 1e4) / 1e4,
-                                          return_inverse=True, return_counts=True)  # fmt: skip
-        found = kmeans1d.cluster(values, min(2**bits, len(values)), weights=counts)
-        theirs = np.array(found.centroids)[np.array(found.clusters)[index.flatten()]].astype(np.float16).astype(np.float32)
-        yield f"palettize{bits}", ours, torch.from_numpy(theirs).reshape(weight.shape)
+        yield f"coreai-opt palettize{bits}", ours, _coreai_dense(KMeansPalettizer, config, weight)
+
+
+def _coreai_dense(compressor: Any, config: Any, weight: torch.Tensor) -> torch.Tensor:
+    """What the layer multiplies by afterwards, found by giving it the unit vectors; in float16, as it would be stored."""
+    layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False))
+    layer[0].weight = torch.nn.Parameter(weight.clone())
+    identity = torch.eye(weight.shape[1])
+    with torch.no_grad(), silence():
+        made = compressor(layer, config)
+        prepared = made.prepare((identity,))
+        if hasattr(made, "enable_observer"):
+            with made.calibration_mode():
+                prepared(identity)
+        return prepared(identity).t().half().float()
 
 
 def compare(name: str, captured: Captured, mlmodel: Any, scheme: Scheme, rounds: int) -> Measured:
@@ -261,7 +282,7 @@ def report(found: Measured) -> bool:
 
 
 def kernels(name: str, program: Any) -> bool:
-    """torchao's and coreai-opt's arithmetic on every matrix."""
+    """torchao and coreai-opt on every matrix."""
     found: dict[str, list[tuple[float, float]]] = {}
     for weight in program.state_dict.values():
         if weight.dim() == 2 and weight.numel() >= 2048 and weight.shape[1] % 32 == 0:
@@ -273,8 +294,7 @@ def kernels(name: str, program: Any) -> bool:
         worse = sum(ours > theirs * EQUAL for ours, theirs in errors)
         good &= not worse
         means = " ".join(f"{np.mean(side):.5e}" for side in zip(*errors))
-        peer_name = "coreai-opt" if what.startswith("palettize") else "torchao"
-        print(f"{name:9s} {what:48s} {peer_name:10s} mse {means}, {worse} of {len(errors)} weights worse: {'MISSED' if worse else 'ok'}", flush=True)
+        print(f"{name:9s} {what:48s} mse {means}, {worse} of {len(errors)} weights worse: {'MISSED' if worse else 'ok'}", flush=True)
     return good
 
 

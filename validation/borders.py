@@ -54,8 +54,9 @@ def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[st
             shape = [low if size is None else size for size, low in zip(value.shape, least)]
             reserve(8 * math.prod(shape))
             try:
-                filled[value.name] = np.full(shape, feature.default, value.dtype)
-            except (ValueError, TypeError, OverflowError) as error:
+                own = getattr(np, value.dtype)  # by name numpy also finds what ml_dtypes adds, which torch cannot take
+                filled[value.name] = np.full(shape, feature.default, own)
+            except (ValueError, TypeError, OverflowError, AttributeError) as error:
                 raise UserError(f"the default of {value.name}, {feature.default}, does not fit {value.dtype}: {error}", "give it") from error
     return filled
 
