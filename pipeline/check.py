@@ -12,6 +12,7 @@ from ..models.errors import UnreadableArtifact, UserError
 from ..models.source import Samples, TensorSpec
 from ..validation.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
 
+ALL_DEVICES = "all"
 SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
 NO_TENSORS = ("padding", "graph", "metadata", "duplicates")  # kinds of bytes in an artifact that a budget of bits per weight leaves out
 Batches = Sequence[dict[str, np.ndarray]]
@@ -132,16 +133,22 @@ def _budget_advice(error: OutputError, min_psnr: float) -> str:
 
 
 def devices_of(names: Sequence[str]) -> list[Any]:
-    """The named devices, or the default one. Raises UserError for a name that is not known."""
-    from ..validation.devices import DEFAULT_DEVICE, find_device
+    """The named devices, or the default one; "all": one product of every chip too. The first is placed on. UserError for unknown names."""
+    from ..validation.devices import DEFAULT_DEVICE, all_devices, find_device
 
-    return [find_device(name) for name in names or (DEFAULT_DEVICE,)]
+    named = [find_device(name) for name in names if name.lower() != ALL_DEVICES] or [find_device(DEFAULT_DEVICE)]
+    if not any(name.lower() == ALL_DEVICES for name in names):
+        return named
+    chips = {device.chip: device for device in reversed(all_devices())}  # the first product of each
+    return [*named, *(device for device in reversed(chips.values()) if device.chip not in {one.chip for one in named})]
 
 
-def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all") -> dict:
-    """-> the report's `placement` (on the first device) and `latency` (on each) sections."""
+def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all", calibration: Any = None) -> dict:
+    """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of `calibrate.load_calibration`."""
     from ..validation.latency import estimate_latency, estimate_program_latency, latency_section
     from ..validation.placement import place, place_program
+    from .calibrate import calibrated
+    from .measure import placed_latency
 
     if target == "coreml":
         placement = place(graph, devices[0], compute_units)
@@ -149,7 +156,36 @@ def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str
     else:
         placement = place_program(graph, devices[0])
         latencies = [estimate_program_latency(graph, device) for device in devices]
+    latencies = calibrated(latencies, lambda device: placed_latency(graph, target, device, compute_units)[0], devices, calibration)
     return {"placement": placement.as_json(), "latency": latency_section(latencies)}
+
+
+def estimate_shapes(runner: Any, target: str, devices: Sequence[Any], compute_units: str, calibration: Any = None) -> dict:
+    """`estimate`; of a program with flexible shapes at its usual one, with `latency.shapes` for the others on the first device."""
+    from ..validation.flexible import is_flexible, variants
+
+    if target != "coreml" or not is_flexible(runner):
+        return estimate(runner.graph, target, devices, compute_units, calibration)
+    found = variants(runner)
+    usual = next((one.graph for one in found if one.graph is not None), runner.graph)
+    sections = estimate(usual, target, devices, compute_units, calibration)
+    sections["latency"]["shapes"] = [_at_shape(one, devices[0], compute_units, calibration) for one in found]
+    return sections
+
+
+def _at_shape(variant: Any, device: Any, compute_units: str, calibration: Any) -> dict:
+    from ..validation.latency import estimate_latency
+    from ..validation.placement import place
+    from .calibrate import calibrated
+
+    row = {"inputs": variant.text(), "kind": variant.kind, "problem": variant.problem}
+    if variant.graph is None:
+        return row | {"unit": None, "ms": None, "low_ms": None, "high_ms": None}
+    placement = place(variant.graph, device, compute_units, variant.barred())
+    units = placement.units()
+    uncorrected = estimate_latency(variant.graph, device, compute_units, placement)
+    latency = calibrated([uncorrected], lambda _: placement, [device], calibration)[0].as_json()
+    return row | {"unit": max(units, key=lambda unit: units[unit]["share"]), **{key: latency[key] for key in ("ms", "low_ms", "high_ms")}}
 
 
 def load_model(
@@ -203,19 +239,22 @@ def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
         raise UserError(f"{artifact} cannot be run: {error}.", hint) from error
 
 
-def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str) -> dict:
-    """Placement, latency and sizes of any artifact, in the sections of report.json."""
+def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str, calibration: Path | None = None) -> dict:
+    """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too."""
     from ..converters.artifact import measure
     from ..validation.audit import audit
     from ..validation.runners import open_runner
+    from .calibrate import load_calibration
+    from .measure import add_measured
     from .report import plain
 
     found = devices_of(devices)
+    correction = load_calibration(calibration, found)
     runner = open_runner(artifact, host="reference")
     target = "coreml" if artifact.is_dir() else "executorch-mps"
     size, digest = measure(artifact)
     try:
-        sections = {"compression": audit(artifact, ()), **estimate(runner.graph, target, found, compute_units)}
+        sections = {"compression": audit(artifact, ()), **estimate_shapes(runner, target, found, compute_units, correction)}
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:  # an operator without its arguments
         message = f"{artifact} cannot be inspected: the arguments of its operators do not fit together ({type(error).__name__}: {error})."
         raise UnreadableArtifact(message, "Run it with `cidermill validate`, which names the operator.") from error
@@ -227,6 +266,6 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str)
             "sha256": digest,
             "inputs": [vars(value) for value in runner.inputs],
             "outputs": [vars(value) for value in runner.outputs],
-            **sections,
+            **add_measured(sections, runner, target),
         }
     )

@@ -88,8 +88,13 @@ class_option = click.option(
 )
 trust_option = click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to import and run the code that it names.")
 device_option = click.option(
-    "--device", "devices", multiple=True, metavar="NAME", help='Device or chip to estimate for, as "iPhone 15 Pro" or A14. Repeatable.'
+    "--device", "devices", multiple=True, metavar="NAME",
+    help='Device or chip to estimate for, as "iPhone 15 Pro" or A14, or all. Repeatable; the first is the one that is placed on.',
 )
+calibration_option = click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="FILE",
+    help="Correct the estimates for its chip by a file of `cidermill calibrate`. A Mac finds its own by itself.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 RECIPE_HELP = (
@@ -115,6 +120,7 @@ BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is 
 @samples_option
 @click.option("--deployment-target", default="iOS18", show_default=True, metavar="OS", help="Oldest system that must run the Core ML artifact.")
 @device_option
+@calibration_option
 @class_option
 @trust_option
 @click.option("--min-psnr", type=float, metavar="DB", help=BUDGET_HELP)
@@ -214,16 +220,20 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 @main.command(context_settings=CONTEXT)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @device_option
+@calibration_option
 @click.option("--compute-units", type=click.Choice(COMPUTE_UNITS), default="all", show_default=True, help="The units that the app allows.")
 @json_option
 @exits_with_user_errors
-def inspect(artifact: Path, devices: tuple[str, ...], compute_units: str, as_json: bool) -> int:
-    """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model."""
+def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, compute_units: str, as_json: bool) -> int:
+    """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model.
+
+    On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's own plan is read.
+    """
     from .check import inspect_artifact
     from .report import json_text
     from .terminal import show_inspection
 
-    result = inspect_artifact(artifact, devices, compute_units)
+    result = inspect_artifact(artifact, devices, compute_units, calibration)
     if as_json:
         click.echo(json_text(result), nl=False)
     else:
@@ -276,6 +286,34 @@ def tune(as_json: bool, quiet: bool, **options: Any) -> int:
     elif not quiet:
         show_tuning(result)
     return 0 if result["verdict"] == "pass" else 1
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("reports", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="REPORT.json...")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where the calibration goes.  [default: ~/.config/cidermill/calibration/CHIP.json]")
+@json_option
+@exits_with_user_errors
+def calibrate(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
+    """Correct the estimates for a Mac by what was measured on it.
+
+    REPORT.json is what `convert` wrote there, with its measurements; several of one chip are better: the band comes from artifacts that the
+    fit has not seen. Later estimates for that chip use the result by themselves on such a Mac, elsewhere with --calibration. They stay estimates.
+
+    \b
+    Example:
+      cidermill calibrate a-artifacts/report.json b-artifacts/report.json --out m2pro.json
+      cidermill inspect model.mlpackage --device "M2 Pro" --calibration m2pro.json
+
+    Exit code: 0 the calibration was written, 2 bad usage or bad input (nothing is written).
+    """
+    from .calibrate import calibrate as fit_machine
+    from .calibrate import summary
+    from .report import json_text
+
+    result = fit_machine(reports, out)
+    click.echo(json_text(result) if as_json else "\n".join(summary(result)), nl=not as_json)
+    return 0
 
 
 @main.command(context_settings=CONTEXT)

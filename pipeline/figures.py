@@ -143,12 +143,13 @@ def error_problem(error: dict, tolerance_db: float | None) -> str:
 
 @dataclass(frozen=True)
 class UnitShare:
-    """A unit's part of an artifact: number of operations, and shares (0..1) of operations and of estimated time (None: no costs known)."""
+    """A unit's part of an artifact: number of operations, and shares (0..1) of operations, of estimated time and of bytes moved (None: not known)."""
 
     unit: str
     ops: int
     ops_share: float
     time_share: float | None
+    bytes_share: float | None = None
 
 
 def unit_shares(placement: dict | None) -> list[UnitShare]:
@@ -158,11 +159,14 @@ def unit_shares(placement: dict | None) -> list[UnitShare]:
     ops = placement.get("ops") or []
     counts = Counter(op["unit"] for op in ops) or Counter({unit: row["ops"] for unit, row in (placement.get("units") or {}).items()})
     times: Counter = Counter()
+    moved: Counter = Counter()
     for op in ops:
         times[op["unit"]] += op.get("cost_ms") or 0.0
-    total_ops, total_ms = sum(counts.values()), sum(times.values())
+        moved[op["unit"]] += op.get("bytes") or 0
+    total_ops, total_ms, total_bytes = (sum(found.values()) for found in (counts, times, moved))
     return [
-        UnitShare(unit, counts[unit], counts[unit] / total_ops, times[unit] / total_ms if total_ms else None)
+        UnitShare(unit, counts[unit], counts[unit] / total_ops, times[unit] / total_ms if total_ms else None,
+                  moved[unit] / total_bytes if total_bytes else None)
         for unit in UNITS
         if counts.get(unit)
     ]
@@ -173,11 +177,36 @@ def slowest(placement: dict | None, count: int = 12) -> list[dict]:
     return sorted(ops, key=lambda op: -op["cost_ms"])[:count]
 
 
-def off_ane_reasons(placement: dict | None) -> list[tuple[str, str, int]]:
-    """(unit, reason, number of operations) for everything that does not run on the Neural Engine, most frequent first."""
-    ops = (placement or {}).get("ops") or []
-    counts = Counter((op["unit"], op.get("reason") or "no reason recorded") for op in ops if op["unit"] != "ane")
-    return [(unit, reason, count) for (unit, reason), count in counts.most_common()]
+@dataclass(frozen=True)
+class OffEngine:
+    """Operations that share a unit, a reason for not being on the Neural Engine, and a rewrite ("" where none is known)."""
+
+    unit: str
+    reason: str
+    advice: str
+    ops: int
+    ms: float
+
+
+def off_ane_reasons(placement: dict | None) -> list[OffEngine]:
+    """Everything that does not run on the Neural Engine, by reason, most frequent first."""
+    counts: Counter = Counter()
+    times: Counter = Counter()
+    for op in (placement or {}).get("ops") or []:
+        if op["unit"] != "ane":
+            key = op["unit"], op.get("reason") or "no reason recorded", op.get("advice") or ""
+            counts[key] += 1
+            times[key] += op.get("cost_ms") or 0.0
+    return [OffEngine(*key, count, times[key]) for key, count in counts.most_common()]
+
+
+def crossings_text(placement: dict | None) -> str:
+    """"3 changes of unit; with the launches they cost 0.63 ms", "" where nothing changes."""
+    crossings = (placement or {}).get("crossings")
+    if not crossings:
+        return ""
+    return f"{crossings} change{'s' if crossings > 1 else ''} of unit; with the launches {'they cost' if crossings > 1 else 'it costs'} " \
+           f"{ms_text(placement.get('overhead_ms'))}"
 
 
 @dataclass(frozen=True)

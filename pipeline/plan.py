@@ -14,6 +14,7 @@ class Plan:
     """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the default device.
 
     budget ("12MB", "4.5bpw") or schemes ("int8,palettize4"): the recipe is chosen layer by layer; sensitivity: a table measured earlier.
+    calibration: a file of `cidermill calibrate` for one of the devices.
     """
 
     model: Path
@@ -34,6 +35,7 @@ class Plan:
     schemes: str | None = None
     sensitivity: Path | None = None
     dry_run: bool = False
+    calibration: Path | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once

@@ -2,10 +2,13 @@
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .calibrate import load_calibration
 from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
+from .measure import add_measured
 from .output import remove, staged
 from .plan import TARGETS, Plan
 from .stages import Stages
@@ -43,11 +46,12 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     """
     recipe = recipe_of(plan)
     devices = devices_of(plan.devices)
+    foresee = partial(estimate, devices=devices, calibration=load_calibration(plan.calibration, devices))
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
         artifacts, facts = _press(plan, recipe, folder, stages)
         gc.collect()
-        sections = [_examine(plan, artifact, facts, devices, folder, stages) for artifact in artifacts]
+        sections = [_examine(plan, artifact, facts, foresee, folder, stages) for artifact in artifacts]
         with stages("report"):
             _warn_of_earlier(plan.folder, folder, sections)
             return _report(folder, facts, sections, stages)
@@ -152,8 +156,10 @@ def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
     )  # fmt: skip
 
 
-def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Path, stages: Stages) -> dict:
-    """Open the saved bytes, run and audit them, estimate placement and latency. -> the artifact's section of the report."""
+def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages) -> dict:
+    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them. -> the artifact's section of the report.
+
+    foresee: (graph, target) -> sections with the estimates."""
     from ..validation import audit
     from ..validation.runners import open_runner
     from .report import artifact_section
@@ -164,13 +170,13 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, devices: list, folder: Pat
         native = _native_check(artifact, facts)
         weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights)
     with stages("place"):
-        estimates = estimate(runner.graph, artifact.target, devices)
+        found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target)
     judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
     judged.append(judge_budget(facts.budget, artifact, weights["bytes"]))
-    verdict = "pass" if all(found == "pass" for found, _ in judged) else "fail"
-    warnings = [*facts.source.warnings, *(warning for _, found in judged for warning in found), *runner.notes]
+    verdict = "pass" if all(one == "pass" for one, _ in judged) else "fail"
+    warnings = [*facts.source.warnings, *(warning for _, advice in judged for warning in advice), *runner.notes]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
-    section = artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **estimates}, warnings)
+    section = artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **found}, warnings)
     return section | {"predicted": {"size_bytes": facts.sizes.get(artifact.target)}}
 
 

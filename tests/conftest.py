@@ -1,8 +1,10 @@
 """Shared by all tests: no network, one thread per worker, and the zoo's tiny architectures built once per session."""
 import gc
 import importlib.util
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,12 @@ def zoo_path(zoo, tmp_path_factory):
         return folder / name if (folder / name).is_dir() else folder / f"{name}.pt2"
 
     return path
+
+
+@pytest.fixture(scope="session")
+def ct():
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import coremltools
+    return coremltools

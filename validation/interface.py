@@ -14,12 +14,14 @@ class Feature:
 
     channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the enumerated shapes; ranges: least and
     greatest size of each dimension, None without bound. Of both, one at most. default: fills an input that is left out, None where it may not be.
+    usual: the shape that the description itself gives.
     """
 
     channels: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     default: float | None = None
+    usual: tuple[int, ...] = ()
 
     def allows(self, shape: tuple[int, ...]) -> bool:
         if self.shapes:
@@ -44,7 +46,7 @@ def feature_of(kind: Any) -> Feature:
     shapes = tuple(tuple(entry.shape) for entry in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
     ranges = tuple(map(bounds, array.shapeRange.sizeRanges)) if flexible == "shapeRange" else ()
     default = (float(getattr(array, stated)) if stated else 0.0) if kind.isOptional else None
-    return Feature(shapes=shapes, ranges=ranges, default=default)
+    return Feature(shapes=shapes, ranges=ranges, default=default, usual=tuple(array.shape))
 
 
 def image_feature(image: Any) -> Feature:
@@ -57,7 +59,7 @@ def image_feature(image: Any) -> Feature:
     elif flexible == "imageSizeRange":
         sides = (image.imageSizeRange.heightRange, image.imageSizeRange.widthRange)
         ranges = ((1, 1), (depth, depth), *map(bounds, sides))
-    return Feature(channels, shapes, ranges)
+    return Feature(channels, shapes, ranges, usual=(1, depth, image.height, image.width))
 
 
 def bounds(sizes: Any) -> tuple[int, int | None]:

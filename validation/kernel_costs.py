@@ -19,11 +19,15 @@ def kernel_ms(node: Node, values: dict[str, Value], unit: str, device: Device) -
     if node.op in BOOKKEEPING:
         return 0.0
     rates = scaled_rates(device, "gpu" if unit == "gpu" else "bnns")
+    return 1e3 * max(kernel_bytes(node, values) / rates["bytes"], 2 * kernel_multiply_adds(node, values) / rates["flops"])
+
+
+def kernel_bytes(node: Node, values: dict[str, Value]) -> int:
+    """Bytes of the tensors that it reads and writes; of an embedding's table only the rows that are read."""
+    if "embedding" in node.op.lower():
+        return 2 * sum(_bytes(value) for value in node.outputs)
     tensors = [values[name] for name in references(node.inputs) if name in values]
-    moved = sum(_bytes(value) for value in (*tensors, *node.outputs))
-    if "embedding" in node.op.lower():  # reads the rows, not the table
-        moved = 2 * sum(_bytes(value) for value in node.outputs)
-    return 1e3 * max(moved / rates["bytes"], 2 * kernel_multiply_adds(node, values) / rates["flops"])
+    return sum(_bytes(value) for value in (*tensors, *node.outputs))
 
 
 def kernel_multiply_adds(node: Node, values: dict[str, Value]) -> int:

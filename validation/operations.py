@@ -59,6 +59,12 @@ class Operation:
     def operands(self) -> tuple[Operand, ...]:
         return tuple(operand for operands in self.tensors.values() for operand in operands)
 
+    @functools.cached_property
+    def moved_bytes(self) -> int:
+        """What it reads and writes: activations dense, constants as the file stores them."""
+        return sum(operand.stored_bytes if operand.constant else operand.dense_bytes for operand in self.operands) + sum(
+            result.dense_bytes for result in self.results)
+
     def shape(self, parameter: str) -> tuple[int, ...]:
         """Shape of a tensor parameter, () where it is absent or a literal number."""
         return self.tensors[parameter][0].shape if self.tensors.get(parameter) else ()

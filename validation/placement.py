@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..models.errors import UserError
+from .advice import advice
 from .costs import cost_ms, likely_ms
 from .devices import DEFAULT_DEVICE, Device, find_device, planner
 from .graph import Graph, Node
-from .kernel_costs import BOOKKEEPING, kernel_ms
+from .kernel_costs import BOOKKEEPING, kernel_bytes, kernel_ms
 from .limits import engine_refusal, gpu_refusal
 from .operations import Operation, operations
 from .path import TIE_MS, UNITS, cheapest_path, path_cost, schedule
@@ -24,7 +25,8 @@ MPS_DELEGATE = "delegate:MPSBackend"
 @dataclass(frozen=True)
 class PlacedOperation:
     """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the planner's estimate on its
-    unit, except that a gather is charged for the rows that it reads (the planner charges its whole table)."""
+    unit, except that a gather is charged for the rows that it reads (the planner charges its whole table). bytes: of its inputs, weights and
+    results. advice: a rewrite that the Neural Engine takes, "" where none is known."""
 
     name: str
     type: str
@@ -32,49 +34,70 @@ class PlacedOperation:
     unit: str
     reason: str
     cost_ms: float
+    bytes: int = 0
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A change of unit, between neighbours of the order in which the program is planned to run."""
+
+    before: str
+    after: str
+    units: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The estimated placement of a program. crossings: changes of unit; overhead_ms: what they and the launches cost."""
+    """The estimated placement of a program. crossings: changes of unit, `boundaries` says where; overhead_ms: what they and the launches cost."""
 
     device: Device
     compute_units: str
     ops: tuple[PlacedOperation, ...]
     crossings: int = 0
     overhead_ms: float = 0.0
+    boundaries: tuple[Crossing, ...] = ()
     source: str = field(default="estimate", init=False)
 
     def units(self) -> dict[str, dict]:
-        """Per unit: number of operations and share of the operations' time (of their number where all cost nothing)."""
-        total = sum(op.cost_ms for op in self.ops)
-        count = Counter(op.unit for op in self.ops)
-        spent = {unit: sum(op.cost_ms for op in self.ops if op.unit == unit) for unit in UNITS}
+        """Per unit: number of operations, share of the operations' time (of their number where all cost nothing), their milliseconds and bytes."""
+        count, spent, moved = (Counter(), Counter(), Counter())
+        for op in self.ops:
+            count[op.unit] += 1
+            spent[op.unit] += op.cost_ms
+            moved[op.unit] += op.bytes
+        total = sum(spent.values())
         shares = {unit: spent[unit] / total if total else count[unit] / max(1, len(self.ops)) for unit in UNITS}
-        return {unit: {"ops": count[unit], "share": round(shares[unit], 4)} for unit in UNITS}
+        return {unit: {"ops": count[unit], "share": round(shares[unit], 4), "ms": round(spent[unit], 6), "bytes": moved[unit]} for unit in UNITS}
 
     def as_json(self) -> dict:
         """report.json's `placement` section."""
         return {
             "source": self.source, "device": self.device.name, "chip": self.device.chip, "compute_units": self.compute_units,
             "crossings": self.crossings, "overhead_ms": round(self.overhead_ms, 6), "units": self.units(),
+            "boundaries": [{"from": one.units[0], "to": one.units[1], "before": one.before, "after": one.after} for one in self.boundaries],
             "ops": [{"name": op.name, "type": op.type, "module": op.module, "unit": op.unit, "reason": op.reason,
-                     "cost_ms": round(op.cost_ms, 7)} for op in self.ops],
+                     "cost_ms": round(op.cost_ms, 7), "bytes": op.bytes, "advice": op.advice} for op in self.ops],
         }
 
 
-def place(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all") -> Placement:
-    """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or "cpu_only"."""
-    return place_operations(operations(graph), device, compute_units)
+def place(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = "") -> Placement:
+    """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or "cpu_only".
+
+    barred: why the Neural Engine takes no operation of it, "" where it may.
+    """
+    return place_operations(operations(graph), device, compute_units, barred)
 
 
-def place_operations(steps: list[Operation], device: str | Device = DEFAULT_DEVICE, compute_units: str = "all") -> Placement:
+def place_operations(
+    steps: list[Operation], device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = ""
+) -> Placement:
     """`place` for a program whose operations have been listed already."""
     device = device if isinstance(device, Device) else find_device(device)
     units = allowed_units(compute_units)
     refusals = [_refusals(step, device) for step in steps]
-    if too_heavy := _weights_refusal(steps):
-        refusals = [{**refusal, "ane": refusal.get("ane") or too_heavy} for refusal in refusals]
+    if barred := barred or _weights_refusal(steps):
+        refusals = [{**refusal, "ane": refusal.get("ane") or barred} for refusal in refusals]
     costs = [_unit_costs(step, device, units, refusal) for step, refusal in zip(steps, refusals)]
     order = schedule(steps, [not refusal.get(units[0]) for refusal in refusals])
     chosen = cheapest_path([costs[index] for index in order])
@@ -82,11 +105,17 @@ def place_operations(steps: list[Operation], device: str | Device = DEFAULT_DEVI
     reasons = _reasons(order, unit_of, costs, refusals, units)
     placed = tuple(
         PlacedOperation(step.node.name or _first_output(step.node), step.op, step.node.scope, unit_of[index], reasons.get(index, ""),
-                        likely_ms(step, BACKENDS[unit_of[index]], device))
+                        likely_ms(step, BACKENDS[unit_of[index]], device), step.moved_bytes, advice(step, reasons.get(index, "")))
         for index, step in enumerate(steps)
     )
-    crossings = sum(before != after for before, after in zip(chosen, chosen[1:]))
-    return Placement(device, compute_units, placed, crossings, path_cost([{unit: 0.0 for unit in UNITS}] * len(chosen), chosen))
+    boundaries = _boundaries([placed[index] for index in order])
+    overhead = path_cost([{unit: 0.0 for unit in UNITS}] * len(chosen), chosen)
+    return Placement(device, compute_units, placed, len(boundaries), overhead, boundaries)
+
+
+def _boundaries(run_order: list[PlacedOperation]) -> tuple[Crossing, ...]:
+    return tuple(Crossing(before.name, after.name, (before.unit, after.unit))
+                 for before, after in zip(run_order, run_order[1:]) if before.unit != after.unit)
 
 
 def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placement:
@@ -95,19 +124,26 @@ def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placem
     There is no planner to imitate: the file says it. Costs are those of `kernel_costs.py`.
     """
     device = device if isinstance(device, Device) else find_device(device)
-    ops, before, crossings = [], None, 0
+    ops: list[PlacedOperation] = []
+    boundaries: list[Crossing] = []
     for node in (node for node in graph.nodes if node.op not in BOOKKEEPING):
-        unit = "gpu" if node.op == MPS_DELEGATE else "cpu"
-        crossings += before is not None and before != unit
-        before = unit
-        inside = [inner for block in node.blocks for inner in block.nodes] or [node]
-        reason = "delegated to MPS, which is the GPU" if unit == "gpu" else f"kernel {node.op} is outside every MPS delegate"
-        values = {**graph.values, **{name: value for block in node.blocks for name, value in block.values.items()}}
-        ops += [PlacedOperation(inner.name or _first_output(inner), inner.op, inner.scope, unit, reason,
-                                kernel_ms(inner, values, unit, device)) for inner in inside]
-    switch = planner()["switch_ms"]
+        placed = _placed_kernels(node, graph, device)
+        if ops and placed and ops[-1].unit != placed[0].unit:
+            boundaries.append(Crossing(ops[-1].name, placed[0].name, (ops[-1].unit, placed[0].unit)))
+        ops += placed
     launches = planner()["launch_ms"]["gpu"] * any(op.unit == "gpu" for op in ops)
-    return Placement(device, "mps", tuple(ops), crossings, launches + switch * crossings)
+    overhead = launches + planner()["switch_ms"] * len(boundaries)
+    return Placement(device, "mps", tuple(ops), len(boundaries), overhead, tuple(boundaries))
+
+
+def _placed_kernels(node: Node, graph: Graph, device: Device) -> list[PlacedOperation]:
+    """A kernel, or the operations inside an MPS delegate."""
+    unit = "gpu" if node.op == MPS_DELEGATE else "cpu"
+    inside = [inner for block in node.blocks for inner in block.nodes] or [node]
+    reason = "delegated to MPS, which is the GPU" if unit == "gpu" else f"kernel {node.op} is outside every MPS delegate"
+    values = {**graph.values, **{name: value for block in node.blocks for name, value in block.values.items()}}
+    return [PlacedOperation(inner.name or _first_output(inner), inner.op, inner.scope, unit, reason,
+                            kernel_ms(inner, values, unit, device), kernel_bytes(inner, values)) for inner in inside]
 
 
 def allowed_units(compute_units: str) -> tuple[str, ...]:

@@ -184,3 +184,28 @@ def test_the_users_samples_are_what_is_compared(tmp_path):
     np.savez(tmp_path / "samples.npz", input=np.ones((3, 4, 64), np.float32) * np.arange(64, dtype=np.float32))
     report = press(torch.nn.Linear(64, 64), (torch.randn(4, 64),), tmp_path, "float16", samples=str(tmp_path / "samples.npz"))
     assert report["source"]["samples"] == {"kind": "real", "count": 3, "seed": None}
+
+
+def test_all_devices_are_one_product_of_every_chip():
+    from cidermill.pipeline.check import devices_of
+    from cidermill.validation.devices import DEFAULT_DEVICE, all_chips
+
+    assert [device.name for device in devices_of(())] == [DEFAULT_DEVICE]
+    found = devices_of(("M1 Max", "all"))
+    assert found[0].name == "M1 Max" and sorted(device.chip for device in found) == sorted(chip.chip for chip in all_chips())
+    assert devices_of(("ALL",))[0].name == DEFAULT_DEVICE
+
+
+def test_a_flexible_package_is_estimated_at_each_of_its_shapes(ct, tmp_path):
+    traced = torch.jit.trace(torch.nn.Conv2d(3, 32, 3).eval(), torch.zeros(1, 3, 64, 64))
+    shape = ct.Shape((1, 3, ct.RangeDim(16, 1024, 64), 64))
+    path = tmp_path / "flexible.mlpackage"
+    ct.convert(traced, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS18, skip_model_load=True).save(str(path))
+    result = CliRunner().invoke(main, ["inspect", str(path), "--device", "M4", "--json"])
+    assert result.exit_code == 0, result.output
+    latency = json.loads(result.stdout)["latency"]
+    usual, least, most = latency["shapes"]
+    assert [row["inputs"] for row in (usual, least, most)] == ["x 1x3x64x64", "x 1x3x16x64", "x 1x3x1024x64"]
+    assert usual["ms"] == latency["devices"][0]["ms"] and most["ms"] > usual["ms"] and most["low_ms"] < most["ms"] < most["high_ms"]
+    shown = CliRunner().invoke(main, ["inspect", str(path), "--device", "M4"]).stdout
+    assert next(line for line in shown.splitlines() if "1x3x1024x64" in line).rstrip().endswith(", the slowest")

@@ -1,8 +1,6 @@
 """Fixtures for reading ML Programs: `mil_package` writes a tiny .mlpackage with coremltools' MIL builder, `run_mil` also runs it."""
 import json
-import logging
 import shutil
-import warnings
 
 import numpy as np
 import pytest
@@ -20,15 +18,6 @@ NAMED = {  # the builder names inputs after the parameters of a function
     3: lambda f: lambda x0, x1, x2: f(x0, x1, x2),
     4: lambda f: lambda x0, x1, x2, x3: f(x0, x1, x2, x3),
 }
-
-
-@pytest.fixture(scope="session")
-def ct():
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import coremltools
-    return coremltools
 
 
 @pytest.fixture(scope="session")

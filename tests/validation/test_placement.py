@@ -217,12 +217,16 @@ def test_section_is_the_reports():
     assert [unit["ops"] for unit in section["units"].values()] == [6, 0, 1]
     assert sum(unit["share"] for unit in section["units"].values()) == pytest.approx(1, abs=1e-3)
     assert [op["name"] for op in section["ops"]] == [f"v{index}" for index in range(7)]
-    assert set(section["ops"][0]) == {"name", "type", "module", "unit", "reason", "cost_ms"}
+    assert set(section["ops"][0]) == {"name", "type", "module", "unit", "reason", "cost_ms", "bytes", "advice"}
+    assert section["ops"][0]["bytes"] == 2 * 2 * 64 * 32 * 32 + 2 * 64 * 64 * 9
+    assert sum(unit["bytes"] for unit in section["units"].values()) == sum(op["bytes"] for op in section["ops"])
+    assert section["boundaries"] == [{"from": "ane", "to": "cpu", "before": "v5", "after": "v6"}]
+    assert section["ops"][6]["advice"] == "multiply by a triangular matrix of ones (linear) where the axis is fixed"
     assert section["ops"][0]["module"] == "layer.0" and section["ops"][0]["type"] == "conv" and section["ops"][0]["cost_ms"] > 0
 
 
 def test_empty_program():
-    assert place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4").units()["ane"] == {"ops": 0, "share": 0.0}
+    assert place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4").units()["ane"] == {"ops": 0, "share": 0.0, "ms": 0.0, "bytes": 0}
 
 
 def test_executorch_program_runs_on_gpu_where_delegated():
