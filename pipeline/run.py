@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
+from .choose import parse_schemes
 from .output import remove, staged
 from .plan import TARGETS, Plan
 from .stages import Stages
@@ -42,6 +43,8 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
     recipe = recipe_of(plan)
+    if plan.chooses:
+        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)  # what is wrong with them is said before any work
     devices = devices_of(plan.devices)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
@@ -89,7 +92,7 @@ def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tu
         with stages("choose"):
             recipe = choice.recipe()
         artifacts, facts = _make(plan, captured, recipe, folder, stages)
-        if attempt == ATTEMPTS - 1 or not choice.corrected(recipe, artifacts):
+        if attempt == ATTEMPTS - 1 or not choice.corrected(artifacts):
             break
         for artifact in artifacts:
             remove(artifact.path)

@@ -24,6 +24,7 @@ NARROWING = 0.9  # beyond the steps, for blocks whose outliers make an ever smal
 LEAST_SQUARES_BELOW = 7  # bits: with more, what fitting the scale to the codes would gain is lost when it is rounded to float16
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal
 LARGEST_FLOAT16 = 65504.0
+OVERFLOWS_FLOAT16 = 65520.0  # what is below rounds to the largest
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,13 @@ def _improve(block: _Block, best: torch.Tensor, candidate: torch.Tensor, error: 
 def _improve_pair(
     block: _Block, best: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, point: torch.Tensor, error: torch.Tensor
 ) -> torch.Tensor:
-    """As `_improve`, for a scale and a zero point, which is rounded and kept within the codes. -> the lower errors."""
+    """As `_improve`, for a scale and a zero point, which is rounded and kept within the codes. -> the lower errors.
+
+    Never a pair under which the code farthest from the zero point would overflow float16.
+    """
     point = point.round().clamp_(block.low, block.high)
-    tried = _error(block, scale, point)
+    farthest = torch.maximum(block.high - point, point - block.low) * scale
+    tried = torch.where(farthest < OVERFLOWS_FLOAT16, _error(block, scale, point), torch.inf)
     better = tried < error
     best.copy_(torch.where(better, scale, best))
     zero.copy_(torch.where(better, point, zero))

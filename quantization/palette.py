@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from .affine import LARGEST_FLOAT16
 from .grid import on_grid
 from .palette_line import Line, cuts_between, fit_tables, line_of, runs
 from .palette_vector import cluster_vectors
@@ -20,7 +21,7 @@ AT_ONCE = 1 << 17  # elements of the groups that are clustered together
 SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
 LARGEST_CODE = 127
 SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)  # tried for int8 tables, relative to the one that clips nothing
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 65504 / LARGEST_CODE  # float16's smallest subnormal; no code overflows float16
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 515.5  # float16's smallest subnormal; its largest number of which no code overflows float16
 REFITS = 3  # of an int8 table: assign again, fit again
 
 
@@ -145,8 +146,8 @@ def _kept_grid(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as they are."""
     largest = tables.abs().amax(1, keepdim=True).float()
     least = int(LARGEST_CODE / SCALES[-1])
-    found, scale, _ = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
-    return found, scale
+    found, scale, zero = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
+    return found & (zero == 0), scale  # a table has no zero point
 
 
 def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -171,12 +172,15 @@ def _scaled(
     counts = torch.ones(()) if mask is None else mask.float()
     counts = counts if importance is None else counts * importance
     root = ((weight.square() * counts).mean(over, keepdim=True) / counts.mean().clamp_min(1e-30)).sqrt()
+    largest = weight.abs().amax(over, keepdim=True)
     best, least = None, torch.inf
-    for scale in (weight.abs().amax(over, keepdim=True), root, torch.ones_like(root)):
+    for scale in (largest, root, torch.ones_like(root)):
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0).half().float().clamp_min_(SMALLEST_SCALE)
+        scale = torch.where(largest <= LARGEST_FLOAT16 * scale, scale, 1.0)  # the root mean square leaves out what does not count
         found = fit(weight / scale, scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight))
         found = replace(found, channel_scale=scale)
-        error = float(((CompressedWeight("", tuple(weight.shape), found).dense() - weight).square() * counts).sum())
+        noise = CompressedWeight("", tuple(weight.shape), found).dense() - weight
+        error = float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf  # a table's entry times a scale may overflow
         if best is None or error < least:
             best, least = found, error
     return best
