@@ -101,7 +101,8 @@ def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tu
 
 
 def _make(plan: Plan, captured: Any, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    from .predict import predict_cost, predict_size
+    from .dry_run import predict_cost
+    from .predict import predict_size
 
     with stages("probe"):
         capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
