@@ -260,7 +260,7 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
 
 def snr_db(source: torch.Tensor, weight: CompressedWeight) -> float | None:
     """How far a compressed weight is from its source, in decibels; None where they are equal (or the source is zero)."""
-    noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense() - source, source))
+    noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense().sub_(source), source))
     return 20 * math.log10(signal / noise) if noise and signal else None
 
 

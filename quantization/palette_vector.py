@@ -54,9 +54,11 @@ def _storable(table: torch.Tensor, table_bits: int) -> tuple[torch.Tensor, torch
 
 def _cluster(points: torch.Tensor, weights: torch.Tensor, entries: int) -> torch.Tensor:
     """points, weights [n, d] -> [entries, d] of little squared error, in the order of the first coordinate."""
-    distinct = points[weights.any(1)].unique(dim=0)
-    if len(distinct) <= entries:
-        return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct), -1)])
+    counting = points[weights.any(1)]
+    if len(counting[: 4 * entries].unique(dim=0)) <= entries:  # to sort all of them takes longer than to cluster them
+        distinct = counting.unique(dim=0)
+        if len(distinct) <= entries:
+            return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct), -1)])
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(points), generator=generator)
     few, more = ((points[order[:size]], weights[order[:size]]) for size in SAMPLES)
