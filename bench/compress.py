@@ -36,7 +36,7 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.weight import CompressedWeight
 
 EQUAL = 1 + 1e-6  # of errors that differ by the order of a sum
-WORST = 1.01  # exact k-means in float64 and ours: "within 1 % of the optimum"
+WORST = 1.01  # of a palette's error against exact k-means: within 1 % of the optimum
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,10 @@ def compare(name: str, captured: Captured, mlmodel: Any, scheme: Scheme, rounds:
 
 def report(found: Measured) -> bool:
     scheme, errors = found.scheme, found.errors
-    exact = scheme.method == "palettize_weights" and "vector" not in scheme.recipe
     worse = [(weight, ours, theirs) for weight, ours, theirs in errors if ours > theirs * EQUAL + 1e-16]
-    wrong = [one for one in worse if not exact or one[1] > one[2] * WORST]
+    wrong = [one for one in worse if scheme.method != "palettize_weights" or one[1] > one[2] * WORST]
+    if "vector" in scheme.recipe:  # nobody's k-means is exact in several dimensions: the sum decides
+        wrong = worse if sum(ours for _, ours, _ in errors) > sum(theirs for *_, theirs in errors) else []
     wanted = scheme.wanted if found.model != "MiniLM" else None
     ratio, processor = (theirs / ours for ours, theirs in zip(found.ours, found.theirs))
     good = bool(errors) and not wrong and (wanted is None or ratio >= wanted)
@@ -292,9 +293,10 @@ def kernels(name: str, program: Any) -> bool:
     good = True
     for what, errors in found.items():
         worse = sum(ours > theirs * EQUAL for ours, theirs in errors)
-        good &= not worse
+        missed = any(ours > theirs * (WORST if "palettize" in what else EQUAL) for ours, theirs in errors)
+        good &= not missed
         means = " ".join(f"{np.mean(side):.5e}" for side in zip(*errors))
-        print(f"{name:9s} {what:48s} mse {means}, {worse} of {len(errors)} weights worse: {'MISSED' if worse else 'ok'}", flush=True)
+        print(f"{name:9s} {what:48s} mse {means}, {worse} of {len(errors)} weights worse: {'MISSED' if missed else 'ok'}", flush=True)
     return good
 
 

@@ -20,7 +20,7 @@ def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool)
     nodes = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
     for name, weight in weights.items():
         node = nodes.get(holders.get(name, ""))
-        if node is None:
+        if node is None or not node.users:  # a transposed convolution's weight is turned when constants are folded
             realised[name] = _dense(weight, half, "the target's graph holds this weight only folded into another constant")
         elif isinstance(weight.values, Codes):
             realised[name] = _place_codes(work, node, name, weight, half)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import UserError
 from .quiet import quiet
+from .samples import blaming
 from .source import Samples, Source, TensorSpec
 
 
@@ -198,10 +199,12 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
     module = source.program.module() if source.program is not None else source.module
     results = []
     with torch.no_grad():
-        for batch in samples.batches:
+        for index, batch in enumerate(samples.batches):
             tensors = {name: _as_model_wants(array) for name, array in batch.items()}
             args, kwargs = ((), tensors) if source.program is None else _program_arguments(source, tensors)
-            leaves = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+            with blaming(samples, index):
+                answers = module(*args, **kwargs)
+            leaves = [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, torch.Tensor)]
             results.append({name: _to_numpy(leaf) for name, leaf in zip(names, leaves)})
     return tuple(results)
 

@@ -1,7 +1,7 @@
 """Inputs for validation and calibration: synthetic ones from the model's input specs, or the user's own, checked against them."""
 import re
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMP
     if not items:
         raise UserError(f"{option} {text} holds no samples.", _HINT)
     return Samples("real", tuple(items))
+
+
+@contextmanager
+def blaming(samples: Samples, index: int) -> Iterator[None]:
+    """While a model runs on the user's sample `index`: what torch raises there (a token beyond the vocabulary) becomes a UserError."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        if samples.kind != "real":
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        hint = "Integer inputs must lie within the model's vocabulary or table, as when the model is called in Python."
+        raise UserError(f"The model fails on sample {index} of yours: {type(error).__name__}: {reason}", hint) from error
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, limit: tuple[int, int] | None) -> np.ndarray:
@@ -84,17 +97,31 @@ def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 
 
 def _call(text: str, specs: tuple[TensorSpec, ...], most: int, option: str) -> list[dict[str, np.ndarray]]:
-    where = f"{option} {text}"
-    function = import_by_name(text, option)
+    """Stops as soon as it has enough: the user's function may yield for ever, and each of its items may be a batch of many samples."""
+    where, samples = f"{option} {text}", []
+    with current_folder_importable():
+        for index, item in enumerate(_items(text, where, option)):
+            samples += _samples_in(item, specs, f"{where}, sample {index}")
+            if len(samples) >= most:
+                break
+    return samples[:most]
+
+
+def _items(text: str, where: str, option: str) -> Iterator[Any]:
+    """What the user's function yields, one by one; a mapping that it returns is one item. Whatever it raises becomes a UserError."""
     try:
-        with current_folder_importable():
-            items = function() if callable(function) else function
-            items = list(islice(items, most)) if isinstance(items, Iterable) else items
-    except Exception as error:  # whatever the user's own function raises
+        function = import_by_name(text, option)
+        items = function() if callable(function) else function
+        if not isinstance(items, Iterable):
+            raise UserError(f"{where} returned {type(items).__name__}, which is not iterable.", _HINT)
+        yield from [items] if hasattr(items, "keys") else items
+    except UserError:
+        raise
+    except SystemExit as error:  # a script that parses our own arguments, or ends when it is imported
+        hint = "Guard what only a script should do with: if __name__ == '__main__'."
+        raise UserError(f"{where} ended the program (sys.exit({error.code!r})).", hint) from error
+    except Exception as error:
         raise UserError(f"{where} failed with {type(error).__name__}: {error}", _HINT) from error
-    if not isinstance(items, list):
-        raise UserError(f"{where} returned {type(items).__name__}, which is not iterable.", _HINT)
-    return [sample for index, item in enumerate(items) for sample in _samples_in(item, specs, f"{where}, sample {index}")][:most]
 
 
 def _samples_in(item: Any, specs: tuple[TensorSpec, ...], where: str) -> list[dict[str, np.ndarray]]:
@@ -102,14 +129,15 @@ def _samples_in(item: Any, specs: tuple[TensorSpec, ...], where: str) -> list[di
     if not hasattr(item, "keys"):
         values = item if isinstance(item, (tuple, list)) else (item,)
         if len(values) != len(specs):
-            raise UserError(f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", _HINT)
+            hint = "Leave out what is no input of the model, such as labels." if len(values) > len(specs) else _HINT
+            raise UserError(f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", hint)
         item = {spec.name: value for spec, value in zip(specs, values)}
     _check_names(item, specs, where)
-    arrays = {spec.name: _as_array(item[spec.name]) for spec in specs}
+    arrays = {spec.name: _as_array(item[spec.name], spec, where) for spec in specs}
     counts = {len(array) if spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:] else 0 for spec, array in zip(specs, arrays.values())}
     rows = counts.pop() if len(counts) == 1 else 0
     if rows > 1:
-        return [{spec.name: _one(arrays[spec.name][row], spec, where) for spec in specs} for row in range(rows)]
+        return [{spec.name: _one(arrays[spec.name][row], spec, f"{where}, row {row}") for spec in specs} for row in range(rows)]
     return [{spec.name: _one(arrays[spec.name], spec, where) for spec in specs}]
 
 
@@ -122,9 +150,15 @@ def _one(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     return _checked(array, spec, where)
 
 
-def _as_array(value: Any) -> np.ndarray:
+def _as_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
     """numpy array of an array, a list or a torch tensor (known by its methods, so that torch stays unimported)."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    try:
+        if not hasattr(value, "detach"):
+            return np.asarray(value)
+        value = value.detach().cpu()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()  # numpy has no bfloat16
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal lengths; sparse or quantized tensors
+        raise UserError(f"{where}: input {spec.name!r} cannot be read as an array ({error}).", "Give one array of numbers for each input.") from error
 
 
 def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:

@@ -75,12 +75,16 @@ def judge_capture(captured: Sequence[OutputError]) -> tuple[str, list[str]]:
     return "fail" if wrong else "pass", [_capture_advice(error) for error in wrong]
 
 
+def tensor_bytes(stored: dict[str, int]) -> int:
+    """What a budget of bits per weight counts. stored: bytes by kind, from the file."""
+    return sum(size for kind, size in stored.items() if kind not in NO_TENSORS)
+
+
 def judge_budget(budget: dict | None, artifact: Any, stored: dict[str, int]) -> tuple[str, list[str]]:
     """-> (verdict, warnings) on an artifact's size; adds what was measured to the `budget` of the report. stored: bytes by kind, from the file."""
     if budget is None:
         return "pass", []
-    tensors = sum(size for kind, size in stored.items() if kind not in NO_TENSORS)
-    bits = 8 * tensors / budget["parameters"]
+    bits = 8 * tensor_bytes(stored) / budget["parameters"]
     budget["measured"][artifact.target] = {"size_bytes": artifact.size_bytes, "bits_per_weight": bits}
     too_large = budget["size_bytes"] is not None and artifact.size_bytes > budget["size_bytes"]
     too_fine = budget["bits_per_weight"] is not None and bits > budget["bits_per_weight"] * (1 + 1e-3)  # the file rounds tensors up to bytes

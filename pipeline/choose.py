@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..models.errors import UserError
+from .plan import Budget, parse_budget
 
 DEFAULT_SCHEMES = ("int8", "int4", "palettize4", "palettize2", "float16")
 SAMPLES = 8  # on which sensitivities are measured
@@ -18,41 +19,27 @@ TABLE = "sensitivity.json"
 RECIPE_FILE = "recipe.toml"
 ATTEMPTS = 3  # conversions, where the first ones miss a size
 ROUNDS = 8  # of correcting the sum of the layers' errors by the error of the whole model
-UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """At most this many bytes for each artifact, or this many bits on average for each of the model's parameters (graph apart)."""
-
-    text: str
-    size_bytes: float | None = None
-    bits_per_weight: float | None = None
-
-
-def parse_budget(text: str) -> Budget:
-    """"12MB" or "4.5bpw". Raises UserError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
-    number = float(found[1]) if found else 0.0
-    if number > 0 and found[2] == "bpw":
-        return Budget(text.strip(), bits_per_weight=number)
-    if number > 0 and found[2] in UNITS:
-        return Budget(text.strip(), size_bytes=number * UNITS[found[2]])
-    raise UserError(f"--budget {text!r} is no size.", "Write a size such as 12MB or 800kB, or bits per weight such as 4.5bpw.")
 
 
 def parse_schemes(text: str | None, targets: tuple[str, ...], deployment_target: str) -> dict[str, Any]:
     """"int8,palettize4" -> {"int8": Recipe, ...}; None: the default list, as far as the targets hold it. Raises UserError."""
     from ..quantization.recipe import parse_recipe
 
+    hint = f"Choose among schemes such as {','.join(DEFAULT_SCHEMES)}."
+    words = DEFAULT_SCHEMES if text is None else [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UserError(f"--schemes {text!r}: a scheme is missing; it is a list of recipes with a comma between them.", hint)
     schemes = {}
-    for word in (text.split(",") if text else DEFAULT_SCHEMES):
-        recipe = parse_recipe(word.strip())
+    for recipe in map(parse_recipe, words):
         if _beyond_a_layer(recipe):
-            hint = f"Choose among schemes such as {', '.join(DEFAULT_SCHEMES)}."
             raise UserError(f"--schemes: {recipe.name} cannot be chosen for single layers.", hint)
-        if text or _held(recipe, targets, deployment_target):
-            schemes[recipe.name] = recipe
+        try:
+            _check_held(recipe, targets, deployment_target)
+        except UserError:
+            if text is not None:
+                raise
+            continue
+        schemes[recipe.name] = recipe
     return schemes
 
 
@@ -62,16 +49,12 @@ def _beyond_a_layer(recipe: Any) -> bool:
     return bool(everywhere or getattr(recipe.values, "method", "") == "awq" or getattr(recipe.prune, "kind", "") == "global")
 
 
-def _held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> bool:
+def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> None:
     from ..converters.coreml import check_target
     from ..converters.coreml_storage import required_target
 
-    try:
-        if "coreml" in targets:
-            check_target(deployment_target, recipe.name, *required_target(recipe))
-    except UserError:
-        return False
-    return True
+    if "coreml" in targets:
+        check_target(deployment_target, recipe.name, *required_target(recipe))
 
 
 @dataclass
@@ -88,7 +71,9 @@ class Choice:
     deployment_target: str
     budget: Budget | None
     min_psnr: float | None
-    excess: dict[str, float] = field(default_factory=dict)  # bytes that an artifact had more than was foreseen
+    foreseen: dict[str, float] = field(default_factory=dict)  # bytes of the last choice on each target, as far as the budget counts them
+    excess: dict[str, float] = field(default_factory=dict)  # the most bytes that an artifact had more than that
+    smallest_tried: bool = False
     predicted_db: float | None = None
 
     def recipe(self) -> Any:
@@ -97,17 +82,29 @@ class Choice:
         names = list(self.schemes)
         picked = self._smallest_near(problem) if self.budget is None else self._nearest_small(problem)
         self.predicted_db = _decibels(problem.worst(picked))
+        if self.budget is not None:
+            bits = dict(zip(self.targets, problem.total_bits(picked)))
+            self.foreseen = {target: (bits[target] + self._fixed_bits(target)) / 8 - self.excess.get(target, 0.0) for target in self.targets}
         return to_recipe({layer.name: (math.prod(layer.shape), self.schemes[names[index]]) for layer, index in zip(self._layers(), picked)})
 
-    def corrected(self, recipe: Any, artifacts: list) -> bool:
+    def corrected(self, artifacts: list) -> bool:
         """Whether an artifact is larger than the budget; what was not foreseen of it then counts in the next choice."""
-        from .predict import predict_size
-
-        if self.budget is None or self.budget.size_bytes is None or all(one.size_bytes <= self.budget.size_bytes for one in artifacts):
+        if self.budget is None:
             return False
-        for one in artifacts:
-            self.excess[one.target] = one.size_bytes - predict_size(self.captured, recipe, one.target, self.deployment_target).total
+        real = {one.target: self._counted_bytes(one) for one in artifacts}
+        if all(8 * size <= self._allowed_bits(target) for target, size in real.items()):
+            return False
+        for target, size in real.items():
+            more = size - self.foreseen[target]
+            self.excess[target] = more if self.smallest_tried else max(self.excess.get(target, 0.0), more)
         return True
+
+    def _counted_bytes(self, artifact: Any) -> int:
+        """What the budget counts of an artifact: the whole file, or the tensors in it."""
+        from ..validation.audit import audit
+        from .check import tensor_bytes
+
+        return artifact.size_bytes if self.budget.size_bytes is not None else tensor_bytes(audit(artifact.path, ())["bytes"])
 
     def as_json(self, recipe: Any) -> dict:
         """The report's `budget`; `measured` is filled in when the artifacts are judged."""
@@ -125,16 +122,20 @@ class Choice:
 
     def _problem(self) -> Any:
         from ..quantization.allocation import Problem
-        from .predict import stored_bits
 
         layers = self._layers()
         errors = [[self.table.errors[name][layer.name] for name in self.schemes] for layer in layers]
-        bits = [
-            [[stored_bits(layer, scheme, target, self.deployment_target) for target in self.targets] for scheme in self.schemes.values()]
-            for layer in layers
-        ]
+        bits = [[[self._bits(layer, scheme, target) for target in self.targets] for scheme in self.schemes.values()] for layer in layers]
         shape = (len(layers), len(self.schemes))
         return Problem(np.array(errors, float).reshape(*shape, len(self.table.outputs)), np.array(bits, float).reshape(*shape, len(self.targets)))
+
+    def _bits(self, layer: Any, scheme: Any, target: str) -> float:
+        """Of a layer under a scheme: its tensors' alone for a budget of bits per weight, of all that the file needs for it otherwise."""
+        from .predict import form_bytes, stored_bits
+
+        bits = stored_bits(layer, scheme, target, self.deployment_target)
+        by_weight = self.budget is not None and self.budget.bits_per_weight is not None
+        return bits if by_weight else bits + 8 * form_bytes(layer, scheme, target, self.deployment_target)
 
     def _nearest_small(self, problem: Any) -> np.ndarray:
         from ..quantization.allocation import least_error
@@ -143,9 +144,13 @@ class Choice:
         allowed = np.array([self._allowed_bits(target) for target in self.targets])
         smallest = problem.bits.min(axis=1).sum(axis=0) + fixed
         picked = least_error(problem, np.maximum(allowed - fixed, 1.0))
+        if picked is None and self.excess and not self.smallest_tried:  # what other choices had too much need not hold for the smallest
+            self.smallest_tried, picked = True, problem.bits.sum(axis=2).argmin(axis=1)
         if picked is None:
+            about = "" if self.excess or self.budget.size_bytes is None else "about "  # the graph is foreseen, unless an artifact was made
             raise UserError(
-                f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is {self._in_words(smallest, allowed)}.",
+                f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is "
+                f"{about}{self._in_words(smallest, allowed)}.",
                 "Raise --budget, or add smaller schemes, such as --schemes int8,int4,palettize4,palettize2,palettize1.",
             )
         if self.min_psnr is not None and _decibels(problem.worst(picked)) < self.min_psnr:

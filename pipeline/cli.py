@@ -166,7 +166,7 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
 
 
 def _dry_run(plan: Plan, as_json: bool, quiet: bool) -> int:
-    from .predict import predictions
+    from .dry_run import predictions
     from .report import json_text
     from .terminal import progress, show_predictions
 

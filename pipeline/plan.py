@@ -1,12 +1,34 @@
 """Plan: everything the user asked for, checked before any work starts."""
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.errors import UserError
 
 TARGETS = ("coreml", "executorch-mps")
+UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most this many bytes for each artifact, or this many bits on average for each of the model's parameters (graph apart)."""
+
+    text: str
+    size_bytes: float | None = None
+    bits_per_weight: float | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """"12MB" or "4.5bpw". Raises UserError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    number = float(found[1]) if found else 0.0
+    if number > 0 and found[2] == "bpw":
+        return Budget(text.strip(), bits_per_weight=number)
+    if number > 0 and found[2] in UNITS:
+        return Budget(text.strip(), size_bytes=number * UNITS[found[2]])
+    raise UserError(f"--budget {text!r} is no size.", "Write a size such as 12MB or 800kB, or bits per weight such as 4.5bpw.")
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,8 @@ class Plan:
         self._check_choice()
 
     def _check_choice(self) -> None:
+        if self.budget is not None:
+            parse_budget(self.budget)
         if self.schemes is not None and not self.dry_run and self.budget is None and self.min_psnr is None:
             raise UserError("--schemes needs a budget to choose by.", "Add --budget 12MB, --budget 4.5bpw or --min-psnr 35.")
         if self.chooses and (self.recipe != "float16" or self.palettize is not None or self.prune is not None):

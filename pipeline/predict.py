@@ -1,17 +1,13 @@
-"""What a recipe will give before any work is done: a captured model and recipes enter; sizes, times and memory leave, as estimates.
-
-Sizes follow from shapes and the recipe alone. Times and memory rest on the speed of this machine, probed on one layer.
-"""
+"""How large an artifact will be: a captured model, a recipe and a target enter, bytes leave, from shapes and the recipe alone."""
 import math
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..models.graphs import module_path, source_line
 from ..quantization.granularity import blocks_of
-from ..quantization.layers import NOTHING, compress_weight, realisable
+from ..quantization.layers import NOTHING, realisable
 from ..quantization.overrides import layer_recipes
 from ..quantization.recipe import Linear, Palettize, Prune, Recipe
 from ..quantization.roles import Role, Tensor, find_roles, storage_of, tensors_of
@@ -38,7 +34,8 @@ def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: 
     tensors = tensors_of(captured.program)
     chosen = layer_recipes(recipe, tensors, find_roles(tensors))
     bits = [stored_bits(layer, chosen[layer.name], target, deployment_target) for layer in layers]
-    return Size(math.ceil(sum(bits) / 8), other_bytes(captured, recipe.compute), graph_bytes(captured, recipe, target))
+    around = sum(form_bytes(layer, chosen[layer.name], target, deployment_target) for layer in layers)
+    return Size(math.ceil(sum(bits) / 8), other_bytes(captured, recipe.compute), graph_bytes(captured, recipe, target) + round(around))
 
 
 def stored_bits(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> int:
@@ -46,7 +43,7 @@ def stored_bits(layer: Layer, recipe: Recipe, target: str, deployment_target: st
     if not recipe.compresses:
         return math.prod(layer.shape) * (32 if recipe.compute == "float32" else 16)
     form = stand_in(layer, recipe)
-    return _coreml_bits(form, deployment_target) if target == "coreml" else _mps_bits(form)
+    return _coreml_bits(_coreml_form(form, deployment_target)) if target == "coreml" else _mps_bits(form)
 
 
 def stand_in(layer: Layer, recipe: Recipe) -> CompressedWeight:
@@ -97,11 +94,17 @@ def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.ones((), dtype=dtype).expand(tuple(shape))
 
 
-def _coreml_bits(form: CompressedWeight, deployment_target: str) -> int:
+def _coreml_bits(form: CompressedWeight) -> int:
     from ..converters import coreml_storage
 
-    held, _ = coreml_storage.storable(form, deployment_target in ("iOS26", "macOS26"))
-    return coreml_storage.stored_bits(held)
+    return coreml_storage.stored_bits(form)
+
+
+def _coreml_form(form: CompressedWeight, deployment_target: str) -> CompressedWeight:
+    """The form as Core ML holds it."""
+    from ..converters import coreml_storage
+
+    return coreml_storage.storable(form, deployment_target in ("iOS26", "macOS26"))[0]
 
 
 def _mps_bits(form: CompressedWeight) -> int:
@@ -136,29 +139,73 @@ def _bytes_each(tensor: Tensor, compute: str) -> int:
     return min(4, tensor.data.element_size())  # int64 is stored as int32
 
 
-# Bytes of the graph, fitted to eight small architectures of the zoo and the digits network at float16, int8 and int4 on 2026-11-21, where it leaves
-# at most 1.9 % of the artifact (Core ML) and 2.7 % (MPS); in models of megabytes the graph hardly counts. Core ML: fixed, for each axis of each
-# operation's result, for each character of the tensors' names and of the map of modules, for each compressed weight. MPS: fixed, for each
-# operation, tensor and compressed weight.
-COREML_GRAPH = (4350, 75, 3.6, 3.4, 230)
-MPS_GRAPH = (1900, 162, 100, 210)
+# Bytes of the graph, fitted to small architectures of the zoo and two small convolutional networks on 2026-11-21, where it leaves at most 2 % of
+# the artifact at 4 bits (Core ML; MPS 3 %, of programs below 50 kB up to 3 kB); in models of megabytes the graph hardly counts. Core ML: fixed,
+# for each axis of each operation's result, for each character of the tensors' names and of the map of modules, for each convolution or pooling
+# (strides, padding and dilations are constants of their own). MPS: fixed, for each operation and tensor.
+COREML_GRAPH = (4600, 75, 3.8, 3.4, 240)
+MPS_GRAPH = (1900, 162, 100)
 SMALL_BYTES = 5_000_000  # below it the graph is counted after lowering, as it will be written, which takes a moment
 
 
 def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
     """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
-    weights = len(layers_of(captured.program)) if recipe.compresses else 0
     if target == "coreml":
-        fixed, axis, character, module, compressed = COREML_GRAPH
-        axes, characters, modules = _graph_counts(captured)
-        return round(fixed + axis * axes + character * characters + module * modules + compressed * weights + len(recipe.name))
-    fixed, operation, tensor, compressed = MPS_GRAPH
+        fixed, *each = COREML_GRAPH
+        return round(fixed + sum(size * count for size, count in zip(each, _graph_counts(captured))) + len(recipe.name))
+    fixed, operation, tensor = MPS_GRAPH
     operations = sum(node.op == "call_function" for node in captured.program.graph.nodes)
-    return round(fixed + operation * operations + tensor * len(tensors_of(captured.program)) + compressed * weights)
+    return round(fixed + operation * operations + tensor * len(tensors_of(captured.program)))
 
 
-def _graph_counts(captured: Any) -> tuple[int, int, int]:
-    """-> (axes of all results, characters of the tensors' names, of the map of modules); kept with the graph, as every recipe needs them."""
+# Bytes of the graph beside each compressed weight's own bits, fitted to fourteen recipes on a small BERT and a small convolutional network on
+# 2026-11-21. Core ML: an operation for codes, indices or a mask; zero points; then, for each further operation in the chain, a fixed part and the
+# weight's name again. 8-bit activations add their scales and two operations.
+COREML_FORM = {"codes": 175, "indices": 200, "mask": 170, "zero points": 150, "activations": 800}
+COREML_MORE = {"int8 table": 265, "channel scales": 335, "mask": 455}
+COREML_NAME = 2.4  # for each character of the weight's name, in every further operation
+MPS_FORM = {"codes": 235, "4-bit codes": 280, "indices": 670, "zero points": 150, "more tables": 200, "channel scales": 160}
+
+
+def form_bytes(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> float:
+    """Bytes of the operations, tensors and padding that a target needs to hold one weight compressed rather than dense."""
+    if not recipe.compresses:
+        return 0.0
+    form = stand_in(layer, recipe)
+    if target == "coreml":
+        activations = COREML_FORM["activations"] if recipe.activations is not None else 0
+        return activations + _coreml_form_bytes(_coreml_form(form, deployment_target), len(layer.name))
+    return _mps_form_bytes(form)
+
+
+def _coreml_form_bytes(form: CompressedWeight, characters: int) -> float:
+    values = form.values
+    if values is None:
+        return COREML_FORM["mask"]
+    more = ["mask"] if form.mask is not None else []
+    if isinstance(values, Palette):
+        more += ["int8 table"] * (values.table_scale is not None) + ["channel scales"] * (values.channel_scale is not None)
+        first = COREML_FORM["indices"]
+    else:
+        first = COREML_FORM["codes"] + (COREML_FORM["zero points"] if values.zero_point is not None else 0)
+    return first + sum(COREML_MORE[one] + COREML_NAME * characters for one in more)
+
+
+def _mps_form_bytes(form: CompressedWeight) -> float:
+    from ..converters.mps_weights import why_not_int4
+
+    values = form.values
+    if values is None or _mps_bits(form) >= 16 * math.prod(form.shape):
+        return 0.0
+    if isinstance(values, Codes):
+        kind = "codes" if why_not_int4(form, half=True) else "4-bit codes"
+        return MPS_FORM[kind] + MPS_FORM["zero points"] * (values.zero_point is not None)
+    more = ["more tables"] * (values.lut.shape[:-2].numel() > 1) + ["channel scales"] * (values.channel_scale is not None)
+    return MPS_FORM["indices"] + sum(MPS_FORM[one] for one in more)
+
+
+def _graph_counts(captured: Any) -> tuple[int, int, int, int]:
+    """-> what `COREML_GRAPH` has a size for, in its order; kept with the graph, as every recipe needs it."""
     meta = captured.program.graph_module.meta
     if "cidermill.counts" not in meta:
         meta["cidermill.counts"] = _count(_as_written(captured))
@@ -175,90 +222,10 @@ def _as_written(captured: Any) -> Any:
         return lower(captured.program, "float16")
 
 
-def _count(program: Any) -> tuple[int, int, int]:
+def _count(program: Any) -> tuple[int, int, int, int]:
     operations = [node for node in program.graph.nodes if node.op == "call_function"]
     axes = sum(getattr(node.meta.get("val"), "ndim", 0) for node in operations)
     places = {f"{module_path(node)} ({source_line(node)})" for node in operations if module_path(node)}
     modules = sum(len(place) + 6 for place in places) + sum(len(node.name) + 3 for node in operations if module_path(node))
-    return axes, sum(len(tensor.node.name) for tensor in tensors_of(program)), modules
-
-
-def predictions(plan: Any, show: Any) -> dict:
-    """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes": [...]}; writes nothing."""
-    from ..models.capture import capture
-    from .check import load_model
-
-    recipes = _recipes(plan)
-    with show("load"):
-        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
-    with show("capture"):
-        started = time.perf_counter()
-        captured = capture(source, samples)
-        capture_seconds = time.perf_counter() - started
-    with show("probe", len(recipes)) as step:
-        rows = []
-        for recipe in recipes:
-            step(recipe.name)
-            rows.append(_row(plan, captured, recipe, capture_seconds))
-    return {"model": str(plan.model), "recipes": rows}
-
-
-def _recipes(plan: Any) -> list[Recipe]:
-    """Those of --schemes where given, else the one of --quant."""
-    from .choose import parse_schemes
-    from .run import recipe_of
-
-    if plan.chooses:
-        return list(parse_schemes(plan.schemes, plan.targets, plan.deployment_target).values())
-    return [recipe_of(plan)]
-
-
-def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float) -> dict:
-    sizes = {target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets}
-    cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
-    return {"recipe": recipe.name, "size_bytes": {target: size.total for target, size in sizes.items()}, "parts": {
-        target: vars(size) for target, size in sizes.items()}, **cost}
-
-
-# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as capture times the first figure, plus
-# the second for each MB of float32 weights; the reference runner needs `RUNNER` times what torch does for a sample.
-CONVERT_SECONDS = {"coreml": (1.0, 0.02), "executorch-mps": (0.8, 0.03)}
-RUNNER = 4.0
-COPIES = {"coreml": 2.0, "executorch-mps": 2.5}  # of the float32 weights that are in memory beside the model while a target is written
-BAND = 2.0  # times and memory were within this factor
-
-
-def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float) -> dict:
-    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer."""
-    import psutil
-
-    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
-    source_mb = sum(tensor.data.numel() for tensor in tensors) * 4 / 1e6
-    seconds = _compress_seconds(captured, recipe) + _run_seconds(captured) * len(captured.samples.batches) * (1 + RUNNER * len(targets))
-    seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
-    resident = psutil.Process().memory_info().rss
-    peak = resident + 1e6 * source_mb * max(COPIES[target] for target in targets)
-    return {"seconds": seconds, "low_seconds": seconds / BAND, "high_seconds": seconds * BAND, "peak_rss_bytes": int(peak), "source": "estimate"}
-
-
-def _compress_seconds(captured: Any, recipe: Recipe) -> float:
-    """The time of the kernel on the layer of median size, for as many elements as all layers have."""
-    layers = sorted(layers_of(captured.program), key=lambda layer: math.prod(layer.shape))
-    if not layers or not recipe.compresses:
-        return 0.0
-    layer = layers[len(layers) // 2]
-    plain = replace(recipe, overrides=())
-    started = time.perf_counter()
-    compress_weight(layer.name, layer.tensors[0].data.detach().float().contiguous(), layer.role, plain)
-    elapsed = time.perf_counter() - started
-    return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
-
-
-def _run_seconds(captured: Any) -> float:
-    """One run of the captured program on the first sample."""
-    from ..models.capture import evaluate
-
-    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
-    started = time.perf_counter()
-    evaluate(captured.program, first)
-    return time.perf_counter() - started
+    windows = sum("convolution" in str(node.target) or "pool" in str(node.target) for node in operations)
+    return axes, sum(len(tensor.node.name) for tensor in tensors_of(program)), modules, windows

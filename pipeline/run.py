@@ -8,6 +8,7 @@ from typing import Any
 
 from .calibrate import load_calibration
 from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
+from .choose import parse_schemes
 from .measure import add_measured
 from .output import remove, staged
 from .plan import TARGETS, Plan
@@ -45,6 +46,8 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
     recipe = recipe_of(plan)
+    if plan.chooses:
+        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)  # what is wrong with them is said before any work
     devices = devices_of(plan.devices)
     foresee = partial(estimate, devices=devices, calibration=load_calibration(plan.calibration, devices))
     stages = Stages(show)
@@ -93,7 +96,7 @@ def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tu
         with stages("choose"):
             recipe = choice.recipe()
         artifacts, facts = _make(plan, captured, recipe, folder, stages)
-        if attempt == ATTEMPTS - 1 or not choice.corrected(recipe, artifacts):
+        if attempt == ATTEMPTS - 1 or not choice.corrected(artifacts):
             break
         for artifact in artifacts:
             remove(artifact.path)
@@ -102,7 +105,8 @@ def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tu
 
 
 def _make(plan: Plan, captured: Any, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    from .predict import predict_cost, predict_size
+    from .dry_run import predict_cost
+    from .predict import predict_size
 
     with stages("probe"):
         capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")

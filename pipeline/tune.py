@@ -1,4 +1,5 @@
 """`cidermill tune`: a model, a recipe and data enter; an exported program whose weights compress exactly to the recipe is on disk when it leaves."""
+import glob
 import hashlib
 import math
 import os
@@ -6,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..models.errors import UserError
 
@@ -66,9 +69,10 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
     identity = _identity(plan, source, samples, tuning, recipe)
     earlier = _read_checkpoint(plan, identity) if plan.checkpoint else None
     with show("tune", plan.steps) as step:
-        if earlier:
-            for _ in range(earlier["step"]):
-                step("resumed")
+        if plan.resume:
+            step.note = f"resumed after step {earlier['step']}" if earlier else f"no checkpoint in {plan.checkpoint} yet: from the beginning"
+        for _ in range(earlier["step"] if earlier else 0):
+            step("resumed")
         program, losses = tune(captured, recipe, tuning, earlier, _after_step(plan, identity, step))
     with show("judge"):
         psnr = _judge(captured, recipe, program)
@@ -98,6 +102,9 @@ def _check_places(plan: TunePlan) -> None:
         raise UserError(f"{plan.checkpoint} holds the checkpoint of an earlier run.", "Go on from it with --resume, or choose another folder.")
     if plan.checkpoint and plan.checkpoint.exists() and not plan.checkpoint.is_dir():
         raise UserError(f"--checkpoint {plan.checkpoint} is not a folder.", "Give a folder; it is created where there is none.")
+    if plan.resume and not plan.checkpoint.exists():
+        hint = "Correct --checkpoint, or leave --resume out to begin anew."
+        raise UserError(f"--resume: there is no folder {plan.checkpoint} to go on from.", hint)
 
 
 def _load(plan: TunePlan) -> tuple[Any, Any]:
@@ -160,6 +167,8 @@ def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> 
 
     def told(training: Any) -> None:
         nonlocal last
+        if plan.checkpoint and not plan.checkpoint.exists():  # not before the first step: until then, input may turn out to be bad
+            _make_folder(plan.checkpoint)
         step(f"loss {training.losses[-1]:.4g}")
         if plan.checkpoint and training.step - last >= plan.every and can_stop(training):
             _write_checkpoint(plan.checkpoint, identity, saved(training))
@@ -168,10 +177,16 @@ def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> 
     return told
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}.", "Choose another place with --checkpoint.") from error
+
+
 def _write_checkpoint(folder: Path, identity: dict, state: dict) -> None:
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
     held = {"identity": identity, "threads": torch.get_num_threads(), "state": state}
     _whole(folder / "tune.pt", lambda stream: torch.save(held, stream))
 
@@ -203,7 +218,10 @@ def _with_output_names(program: Any, names: list[str]) -> Any:
 
 
 def _whole(path: Path, write: Callable[[Any], None]) -> None:
-    """A file that is there whole or not at all."""
+    """A file that is there whole or not at all. What killed processes left of theirs is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if (pid := left.name.split(".")[-2]).isdigit() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as stream:

@@ -3,27 +3,31 @@
 For each block the scale (and, where wished, the zero point) is searched that gives the smallest squared error; codes are always chosen with
 the scale as it is stored. Zeros stay zeros, so a pruned weight is fitted on its survivors.
 """
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from .grid import on_grid
-from .parallel import in_parallel
 from .weight import Codes, from_rows, to_rows
 
-CHUNK_ELEMENTS = 1 << 17  # three times 512 kB of float32: the passes of the search stay in the processor's cache
+CHUNK_ELEMENTS = 1 << 19  # a piece and its two working copies stay in the processor's cache, and a pass is worth sharing among its cores
 APART = 336  # elements between the two halves of a search's room
 SAMPLED = 64  # rows that tell whether to look for a grid in all
 STEPS = {  # scales tried, relative to the one that clips nothing; the fewer the bits, the more it pays to clip
     2: (1.3, 1.15, 0.9, 0.8, 0.7, 0.62, 0.55, 0.48, 0.42, 0.37), 3: (1.2, 1.1, 0.93, 0.86, 0.8, 0.73, 0.67, 0.6, 0.52, 0.45),
-    4: (0.94, 0.87, 0.79, 0.7), 5: (1.03, 0.96, 0.92, 0.87, 0.82, 0.76, 0.7), 6: (0.97, 0.93, 0.88, 0.82), 7: (0.96, 0.91),
+    4: (0.94, 0.88, 0.8), 5: (1.03, 0.96, 0.92, 0.87, 0.82, 0.76, 0.7), 6: (0.97, 0.93, 0.88, 0.82), 7: (0.96, 0.91),
     8: (0.96,),
 }  # fmt: skip
 NARROWING = 0.9  # beyond the steps, for blocks whose outliers make an ever smaller scale better
 LEAST_SQUARES_BELOW = 7  # bits: with more, what fitting the scale to the codes would gain is lost when it is rounded to float16
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal
 LARGEST_FLOAT16 = 65504.0
+OVERFLOWS_FLOAT16 = 65520.0  # what is below rounds to the largest
+
+
+Limit = int | torch.Tensor  # of the codes: for all rows, or [n, 1]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class _Block:
     root: torch.Tensor | None
     bits: int
     room: tuple[torch.Tensor, torch.Tensor]
+
+    @functools.cached_property
+    def extremes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(smallest, largest) [n, 1]; five times as fast as aminmax along an axis."""
+        return self.rows.amin(1, keepdim=True), self.rows.amax(1, keepdim=True)
 
     @property
     def low(self) -> int:
@@ -61,14 +70,16 @@ def quantize(weight: torch.Tensor, bits: int, blocks: tuple[int, ...], mode: str
     scale, zero = torch.empty(len(rows), 1), torch.zeros(len(rows), 1)
     step = max(1, CHUNK_ELEMENTS // rows.shape[1])
 
-    def search(part: slice) -> None:
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
         block = _Block(rows[part], None if roots is None else roots[part], bits, _room(rows[part]))
         scale[part], zero[part] = _keep_grid(block, mode, *SEARCHES[mode](block))
         low, high = (block.low, block.high) if mode != "asymmetric" else (block.low - zero[part], block.high - zero[part])
-        nearest = (block.rows / scale[part]).round_().clamp_(low, high)
-        codes[part] = nearest if mode != "asymmetric" else nearest.add_(zero[part])
+        for start in range(0, block.rows.shape[1], CHUNK_ELEMENTS):
+            columns = slice(start, start + CHUNK_ELEMENTS)
+            nearest = _nearest(block, scale[part], low, high, columns)[1]
+            codes[part, columns] = nearest if mode != "asymmetric" else nearest.add_(zero[part])
 
-    in_parallel(search, (slice(start, start + step) for start in range(0, len(rows), step)))
     zero_point = zero.reshape(blocks).to(torch.int8) if mode == "asymmetric" else None
     return Codes(bits, from_rows(codes, weight.shape, blocks), scale.reshape(blocks), zero_point)
 
@@ -88,14 +99,9 @@ def _like(importance: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return importance.float().expand(weight.shape)
 
 
-def _extremes(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (smallest, largest) [n, 1]; five times as fast as aminmax along an axis."""
-    return block.rows.amin(1, keepdim=True), block.rows.amax(1, keepdim=True)
-
-
 def _keep_grid(block: _Block, mode: str, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point [n, 1], but those that give a row back exactly where it was on their grid: decompressed weights stay as they are."""
-    low, high = _extremes(block)
+    low, high = block.extremes
     if mode == "asymmetric":
         extent, most = high.clamp_min(0) - low.clamp_max(0), block.high - block.low
     else:
@@ -111,7 +117,7 @@ def _keep_grid(block: _Block, mode: str, scale: torch.Tensor, zero: torch.Tensor
 
 def _minmax(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (scale [n, 1] that represents the largest magnitude, zero points of 0)."""
-    low, high = _extremes(block)
+    low, high = block.extremes
     largest = torch.maximum(high, -low)
     scale = _storable(largest / block.high, block.bits)
     return torch.where(largest > 0, scale, 1.0), torch.zeros_like(scale)
@@ -119,7 +125,7 @@ def _minmax(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _symmetric(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (the storable scale [n, 1] with the least squared error among those tried, zero points of 0); 1 for rows of zeros."""
-    low, high = _extremes(block)
+    low, high = block.extremes
     widest = torch.maximum(high / block.high, low / block.low)
     best = _storable(widest, block.bits, up=True)
     error = _error(block, best)
@@ -138,7 +144,7 @@ def _symmetric(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
 def _asymmetric(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (scale, zero point) [n, 1] with the least squared error among those tried: ranges that keep the smallest weight, the largest weight or
     the middle between them, and the best symmetric scale."""
-    low, high = (edge.clamp(*limits) for edge, limits in zip(_extremes(block), ((None, 0), (0, None))))
+    low, high = (edge.clamp(*limits) for edge, limits in zip(block.extremes, ((None, 0), (0, None))))
     widest = (high - low) / (block.high - block.low)
     best, zero = _symmetric(block)
     error = _error(block, best, zero)
@@ -186,9 +192,13 @@ def _improve(block: _Block, best: torch.Tensor, candidate: torch.Tensor, error: 
 def _improve_pair(
     block: _Block, best: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, point: torch.Tensor, error: torch.Tensor
 ) -> torch.Tensor:
-    """As `_improve`, for a scale and a zero point, which is rounded and kept within the codes. -> the lower errors."""
+    """As `_improve`, for a scale and a zero point, which is rounded and kept within the codes. -> the lower errors.
+
+    Never a pair under which the code farthest from the zero point would overflow float16.
+    """
     point = point.round().clamp_(block.low, block.high)
-    tried = _error(block, scale, point)
+    farthest = torch.maximum(block.high - point, point - block.low) * scale
+    tried = torch.where(farthest < OVERFLOWS_FLOAT16, _error(block, scale, point), torch.inf)
     better = tried < error
     best.copy_(torch.where(better, scale, best))
     zero.copy_(torch.where(better, point, zero))
@@ -198,12 +208,11 @@ def _improve_pair(
 def _error(block: _Block, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
     """The root of the summed squared error of each row, [n, 1]; squared in units of a code, where tiny weights cannot underflow."""
     low, high = (block.low, block.high) if zero is None else (block.low - zero, block.high - zero)
-    inverse, parts = scale.reciprocal(), []
+    parts = []
     for start in range(0, block.rows.shape[1], CHUNK_ELEMENTS):
         columns = slice(start, start + CHUNK_ELEMENTS)
-        rows = block.rows[:, columns]
-        exact, errors = (part[:, : rows.shape[1]] for part in block.room)
-        torch.round(torch.mul(rows, inverse, out=exact), out=errors).clamp_(low, high).sub_(exact)
+        exact, codes = _nearest(block, scale, low, high, columns)
+        errors = codes.sub_(exact)
         parts.append(torch.linalg.vector_norm(errors if block.root is None else errors.mul_(block.root[:, columns]), dim=1))
     together = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return together.unsqueeze(1) * scale
@@ -212,12 +221,23 @@ def _error(block: _Block, scale: torch.Tensor, zero: torch.Tensor | None = None)
 def _least_squares(block: _Block, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
     """The scale that fits the codes of `scale` best: <w, q> / <q, q>, computed on w / scale to keep away from underflow."""
     low, high = (block.low, block.high) if zero is None else (block.low - zero, block.high - zero)
-    exact = block.rows / scale
-    codes = exact.round().clamp_(low, high)
-    if block.root is not None:
-        codes, exact = codes.mul_(block.root), exact.mul_(block.root)
-    square = codes.square().sum(1, keepdim=True)
-    return torch.where(square > 0, (exact * codes).sum(1, keepdim=True) / square, 1.0) * scale
+    products, squares = torch.zeros_like(scale), torch.zeros_like(scale)
+    for start in range(0, block.rows.shape[1], CHUNK_ELEMENTS):
+        columns = slice(start, start + CHUNK_ELEMENTS)
+        exact, codes = _nearest(block, scale, low, high, columns)
+        if block.root is not None:
+            codes, exact = codes.mul_(block.root[:, columns]), exact.mul_(block.root[:, columns])
+        products += exact.mul_(codes).sum(1, keepdim=True)
+        squares += codes.square_().sum(1, keepdim=True)
+    return torch.where(squares > 0, products / squares, 1.0) * scale
+
+
+def _nearest(block: _Block, scale: torch.Tensor, low: Limit, high: Limit, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> (weights in units of a code, the nearest codes without zero point), of some columns, in the block's room."""
+    rows = block.rows[:, columns]
+    exact, codes = (part[:, : rows.shape[1]] for part in block.room)
+    torch.mul(rows, scale.reciprocal(), out=exact)
+    return exact, torch.round(exact, out=codes).clamp_(low, high)
 
 
 def _storable(scale: torch.Tensor, bits: int, up: bool = False) -> torch.Tensor:

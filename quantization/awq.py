@@ -4,8 +4,10 @@ Lin et al. 2023, https://arxiv.org/abs/2306.00978. Input channel i of a linear l
 multiplied by it: in exact arithmetic nothing changes, but the column's rounding error is divided by s_i. A Captured enters, a Captured leaves
 that computes the same; `compress` then quantizes its weights as any others.
 """
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from ..models.quiet import quiet
 from .affine import quantize
 from .calibration import LayerStatistics
 from .granularity import blocks_of, fit
+from .roles import storage_of, tensors_of
 from .schemes import Linear
 from .weight import CompressedWeight
 
@@ -27,13 +30,14 @@ SEARCHED_ROWS = 128  # output channels, evenly spread, on which alphas are compa
 def rescale(captured: Captured, layers: Mapping[str, Linear], statistics: Mapping[str, LayerStatistics]) -> Captured:
     """The same function with the inputs of these linear layers rescaled where that lowers their output error on the calibration data.
 
-    layers: name of a weight -> how it will be quantized. statistics: with `hessian` and `mean_abs`. Layers that share an input share its
-    scale. The inverse goes into the layer norm or the multiplication by a vector that makes the input, where nobody else reads it; else
-    one multiplication of the input is added, a form that every target has.
+    layers: name of a weight -> how it will be quantized; only those `rescalable` change. statistics: with `hessian` and `mean_abs`. Layers
+    that share an input share its scale. The inverse goes into the layer norm or the multiplication by a vector that makes the input, where
+    nobody else reads it; else one multiplication of the input is added, a form that every target has.
     """
+    able = {name for names in rescalable(captured.program, layers) for name in names}
     with quiet():
         work = draft(captured.program)
-        for source, nodes in _by_input(work, layers, statistics).items():
+        for source, nodes in _by_input(work, able, statistics).items():
             names = [work.constants[node.args[1].name][0] for node in nodes]
             weights = [work.tensor_of(node.args[1]).detach().float() for node in nodes]
             scale = search_scale(weights, [layers[name] for name in names], statistics[names[0]])
@@ -77,14 +81,27 @@ def _scale(mean_abs: torch.Tensor, alpha: float) -> torch.Tensor:
     return 1 / (1 / scale).half().float()
 
 
-def _by_input(work: Draft, layers: Mapping[str, Linear], statistics: Mapping[str, LayerStatistics]) -> dict[torch.fx.Node, list[torch.fx.Node]]:
-    """input -> the linear layers on it that can be rescaled: their weight is used by nothing else and the data has passed through them."""
+def rescalable(program: Any, names: Iterable[str]) -> list[list[str]]:
+    """Those of the named weights that one linear layer uses and nothing else, under this or a tied name; layers on one input together."""
+    tensors, wanted = tensors_of(program), set(names)
+    holders = Counter(storage_of(tensor) for tensor in tensors)
+    found: dict[torch.fx.Node, list[str]] = {}
+    for tensor in tensors:
+        user = next(iter(tensor.node.users), None)
+        if tensor.name in wanted and holders[storage_of(tensor)] == len(tensor.node.users) == 1:
+            if is_op(user, aten.linear.default) and user.args[1] is tensor.node:
+                found.setdefault(user.args[0], []).append(tensor.name)
+    return list(found.values())
+
+
+def _by_input(work: Draft, names: set[str], statistics: Mapping[str, LayerStatistics]) -> dict[torch.fx.Node, list[torch.fx.Node]]:
+    """input -> the linear layers on it that can be rescaled and that the data has passed through."""
     found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
     for node in work.graph.nodes:
-        if not is_op(node, aten.linear.default) or work.tensor_of(node.args[1]) is None or len(node.args[1].users) > 1:
+        if not is_op(node, aten.linear.default) or work.tensor_of(node.args[1]) is None:
             continue
         known = statistics.get(name := work.constants[node.args[1].name][0])
-        if name in layers and known is not None and known.hessian is not None and known.mean_abs is not None:
+        if name in names and known is not None and known.hessian is not None and known.mean_abs is not None:
             found.setdefault(node.args[0], []).append(node)
     return found
 

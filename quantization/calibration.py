@@ -62,6 +62,22 @@ def calibrate(
     }
 
 
+def portions(captured: Captured, groups: Iterable[list[str]], budget: int) -> list[list[str]]:
+    """Groups of names joined, in their order, as long as their Hessians together take at most `budget` bytes (or one group's, where more)."""
+    groups = list(groups)
+    sizes = {tap.name: 4 * tap.groups * tap.inputs**2 for tap in _find_taps(captured.program, {name for group in groups for name in group})}
+    joined: list[list[str]] = []
+    used = 0
+    for group in groups:
+        size = sum(sizes.get(name, 0) for name in group)
+        if not joined or used + size > budget:
+            joined.append([])
+            used = 0
+        joined[-1] += group
+        used += size
+    return joined
+
+
 def too_few_rows(statistics: LayerStatistics) -> str:
     """A sentence for the user where a Hessian rests on too few rows to be trusted, else ""."""
     if statistics.hessian is None:

@@ -15,7 +15,7 @@ from ..models.errors import UserError
 from ..models.quiet import quiet
 from .activations import ActivationPlan, insert_grids, plan_activations
 from .affine import LARGEST_FLOAT16
-from .layers import NOTHING, Evidence, compress_weight, needs
+from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all
 from .recipe import Linear, Recipe
@@ -23,6 +23,7 @@ from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .weight import CompressedWeight
 
 NAMED_IN_ERRORS = 5
+HELD_BYTES = 1 << 28  # of Hessians at once: those of BERT-Base take three passes over the samples
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, s
     roles = find_roles(tensors)
     _refuse_nonfinite(tensors, roles)
     chosen = layer_recipes(recipe, tensors, roles)
-    evidence = _evidence(captured, tensors, chosen, progress)
-    captured = _rescaled(captured, chosen, evidence)
+    survivors = _survivors(tensors, chosen)
+    few: dict[str, str] = {}
+    captured, rescaled = _rescaled(captured, chosen, few, progress)
     tensors = tensors_of(captured.program)
     roles = find_roles(tensors)  # rescaling adds constants
+    statistics_of = _calibrated(captured, chosen, few, progress)
     total = sum(layer.compresses for layer in chosen.values())
     weights: dict[str, CompressedWeight] = {}
     decisions: list[Decision] = []
@@ -82,11 +85,12 @@ def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, s
         if first != tensor.name and first in weights:
             weight, decision = weights[first], _tied(tensor.name, first, decisions)
         else:
-            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence.get(tensor.name, NOTHING))
+            evidence = Evidence(statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled)
+            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence)
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
-    warnings = _calibration_warnings(captured, evidence)
+    warnings = _calibration_warnings(captured, few)
     return _with_activations(Compressed(captured, recipe, weights, tuple(decisions), warnings=warnings), chosen, progress)
 
 
@@ -145,46 +149,66 @@ def _compress_tensor(
     return weight, Decision(tensor.name, tuple(data.shape), recipe.words, realised.words, weight.bits_per_weight(), reason, snr_db(data, weight))
 
 
-def _evidence(captured: Captured, tensors: list[Tensor], chosen: dict[str, Recipe], progress: Any) -> dict[str, Evidence]:
-    """Calibrate once for all layers that ask for the same statistics, and find what survives pruning over all layers."""
+def _calibrated(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any) -> Callable[[str], Any]:
+    """-> name -> its LayerStatistics or None, to be asked in graph order: only one portion of the layers is held for each kind of statistics.
+
+    few: takes for each layer what the user should know about the data that its Hessian rests on.
+    """
     wanted: dict[frozenset[str], list[str]] = {}
     for name, layer in chosen.items():
         if needs(layer):
             wanted.setdefault(needs(layer), []).append(name)
-    statistics: dict[str, Any] = {}
-    for kinds, names in wanted.items():
-        from .calibration import calibrate
+    if not wanted:
+        return {}.get
+    from .calibration import calibrate, portions, too_few_rows
 
-        if progress:
-            progress(0, len(names), "calibrate")
-        statistics |= calibrate(captured, names, set(kinds))
-    masks = _survivors(tensors, chosen)
-    return {name: Evidence(statistics.get(name), masks.get(name)) for name in {**statistics, **masks}}
+    parts = {kinds: portions(captured, [[name] for name in names], HELD_BYTES) if "hessian" in kinds else [names] for kinds, names in wanted.items()}
+    place = {name: (kinds, index) for kinds, lists in parts.items() for index, names in enumerate(lists) for name in names}
+    held: dict[frozenset[str], tuple[int, dict[str, Any]]] = {}
+
+    def statistics_of(name: str) -> Any:
+        if name not in place:
+            return None
+        kinds, index = place[name]
+        if kinds not in held or held[kinds][0] != index:
+            if progress:
+                progress(0, len(parts[kinds][index]), "calibrate")
+            held.pop(kinds, None)  # before the next portion is made
+            held[kinds] = index, calibrate(captured, parts[kinds][index], set(kinds))
+            few.update({name: too_few_rows(found) for name, found in held[kinds][1].items()})
+        return held[kinds][1].get(name)
+
+    return statistics_of
 
 
-def _calibration_warnings(captured: Captured, evidence: dict[str, Evidence]) -> tuple[str, ...]:
-    """What the user should know about the data that weights were calibrated on."""
-    known = {name: found.statistics for name, found in evidence.items() if found.statistics is not None}
-    if not known:
+def _calibration_warnings(captured: Captured, few: dict[str, str]) -> tuple[str, ...]:
+    """What the user should know about the data that weights were calibrated on. few: layer -> that its data is too little, or ""."""
+    if not few:
         return ()
-    from .calibration import too_few_rows
-
-    few = {name: told for name, statistics in known.items() if (told := too_few_rows(statistics))}
-    warnings = [f"{len(few)} of {len(known)} layers rest on few samples; {name} was {told}" for name, told in list(few.items())[:1]]
+    short = {name: told for name, told in few.items() if told}
+    warnings = [f"{len(short)} of {len(few)} layers rest on few samples; {name} was {told}" for name, told in list(short.items())[:1]]
     if captured.samples.kind == "synthetic":
         warnings.append("weights were calibrated on random inputs, which say little about real ones\nGive real inputs with --samples.")
     return tuple(warnings)
 
 
-def _rescaled(captured: Captured, chosen: dict[str, Recipe], evidence: dict[str, Evidence]) -> Captured:
-    """The captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights with them."""
+def _rescaled(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any) -> tuple[Captured, set[str]]:
+    """-> (the captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights with them; those layers)."""
     asked = {name: layer.values for name, layer in chosen.items() if isinstance(layer.values, Linear) and layer.values.method == "awq"}
-    layers = {name: values for name, values in asked.items() if name in evidence and evidence[name].has("mean_abs")}
-    if not layers:
-        return captured
-    from .awq import rescale
+    if not asked:
+        return captured, set()
+    from .awq import rescalable, rescale
+    from .calibration import calibrate, portions, too_few_rows
 
-    return rescale(captured, layers, {name: evidence[name].statistics for name in layers})
+    done: set[str] = set()
+    for some in portions(captured, rescalable(captured.program, asked), HELD_BYTES):
+        if progress:
+            progress(0, len(some), "calibrate")
+        statistics = calibrate(captured, some, {"hessian", "mean_abs"})
+        captured = rescale(captured, {name: asked[name] for name in statistics}, statistics)
+        few.update({name: too_few_rows(found) for name, found in statistics.items()})
+        done |= set(statistics)
+    return captured, done
 
 
 def _survivors(tensors: list[Tensor], chosen: dict[str, Recipe]) -> dict[str, torch.Tensor]:
@@ -236,7 +260,7 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
 
 def snr_db(source: torch.Tensor, weight: CompressedWeight) -> float | None:
     """How far a compressed weight is from its source, in decibels; None where they are equal (or the source is zero)."""
-    noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense() - source, source))
+    noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense().sub_(source), source))
     return 20 * math.log10(signal / noise) if noise and signal else None
 
 

@@ -21,10 +21,12 @@ Reasons = list[str]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of pruning over all layers."""
+    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of pruning over all layers;
+    rescaled: whether AWQ has searched the scale of the layer's input (see `compress`)."""
 
     statistics: Any = None
     survivors: torch.Tensor | None = None
+    rescaled: bool = False
 
     def has(self, what: str) -> bool:
         return getattr(self.statistics, what, None) is not None
@@ -39,6 +41,8 @@ def compress_weight(
     """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why that differs or "")."""
     realised, reasons = realisable(recipe, tuple(data.shape), role, evidence)
     mask, kept = (None, data) if realised.prune is None else _prune(data, realised.prune, role, evidence)
+    if isinstance(realised.values, Linear) and realised.values.method == "gptq" and (mask is None or realised.prune.kind != "sparsegpt"):
+        kept = data  # its sweep makes up for what the mask takes; SparseGPT's own has done so already
     shape = tuple(data.shape)
     if realised.values is None:
         return CompressedWeight(name, shape, None, mask, kept.half().float()), realised, "; ".join(reasons)
@@ -47,11 +51,10 @@ def compress_weight(
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
-    """Which statistics (fields of calibration.LayerStatistics) a layer's recipe asks for."""
+    """Which statistics (fields of calibration.LayerStatistics) a layer's kernels ask for; what AWQ asks for before them is not among these."""
     values, prune = recipe.values, recipe.prune
     wanted = {
-        "hessian": (prune is not None and prune.kind == "sparsegpt") or (isinstance(values, Linear) and values.method != ""),
-        "mean_abs": isinstance(values, Linear) and values.method == "awq",
+        "hessian": (prune is not None and prune.kind == "sparsegpt") or (isinstance(values, Linear) and values.method == "gptq"),
         "gradient": isinstance(values, Palettize) and values.sensitive,
     }
     return frozenset(name for name, wanted_here in wanted.items() if wanted_here)
@@ -73,10 +76,13 @@ def realisable(recipe: Recipe, shape: tuple[int, ...], role: Role, evidence: Evi
 
 
 def _fit_prune(wish: Prune, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons) -> Prune:
-    """SparseGPT needs calibration statistics and groups that divide; every other kind fits every weight."""
+    """SparseGPT needs calibration statistics and groups that divide; every other kind fits every weight, if need be with groups filled up."""
+    inputs, why = shape[role.input_axis], ""
+    if wish.kind == "nm" and inputs % wish.m:
+        left = max(0, wish.n + inputs % wish.m - wish.m)  # zeros are the first that go
+        reasons.append(f"groups of {wish.m} do not divide {inputs} input channels: {left} of the last {inputs % wish.m} are pruned")
     if wish.kind != "sparsegpt":
         return wish
-    inputs, why = shape[role.input_axis], ""
     if not _has_hessian(evidence, shape, role):
         why = f"no calibration statistics for this {role.kind}"
     elif wish.m and inputs % wish.m:
@@ -84,7 +90,7 @@ def _fit_prune(wish: Prune, shape: tuple[int, ...], role: Role, evidence: Eviden
     if not why:
         return wish
     reasons.append(f"{why}: pruned by magnitude")
-    return replace(wish, kind="nm" if wish.m else "magnitude")
+    return _fit_prune(replace(wish, kind="nm" if wish.m else "magnitude"), shape, role, evidence, reasons)
 
 
 def _has_hessian(evidence: Evidence, shape: tuple[int, ...], role: Role) -> bool:
@@ -96,7 +102,10 @@ def _fit_linear(wish: Linear, shape: tuple[int, ...], role: Role, evidence: Evid
     granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
     reasons += [reason] if reason else []
     method = wish.method
-    if method and not _has_hessian(evidence, shape, role):
+    if method == "awq" and not evidence.rescaled:
+        reasons.append("awq is for linear layers whose weight nothing else uses: quantized without awq")
+        method = ""
+    elif method == "gptq" and not _has_hessian(evidence, shape, role):
         reasons.append(f"no calibration statistics for this {role.kind}: quantized without {method}")
         method = ""
     return replace(wish, granularity=granularity, method=method)

@@ -9,18 +9,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from .affine import LARGEST_FLOAT16
 from .grid import on_grid
 from .palette_line import Line, cuts_between, fit_tables, line_of, runs
 from .palette_vector import cluster_vectors
-from .parallel import in_parallel
-from .weight import CompressedWeight, Palette, from_rows, to_rows
+from .weight import CompressedWeight, Palette, from_rows, pieces, to_rows
 
 KEYS = 65536  # float16 bit patterns
-AT_ONCE = 1 << 17  # elements of the groups that are clustered together
+AT_ONCE = 1 << 19  # elements of the groups that are clustered together
 SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
 LARGEST_CODE = 127
 SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)  # tried for int8 tables, relative to the one that clips nothing
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 65504 / LARGEST_CODE  # float16's smallest subnormal; no code overflows float16
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 515.5  # float16's smallest subnormal; its largest number of which no code overflows float16
 REFITS = 3  # of an int8 table: assign again, fit again
 
 
@@ -51,7 +51,8 @@ def _cluster_values(
     indices, tables, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows), 2**bits), torch.empty(len(rows), 1)
     step = max(1, AT_ONCE // rows.shape[1]) if rows.shape[1] <= KEYS else 1
 
-    def cluster(part: slice) -> None:
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
         keys = _keys(rows[part])
         line = _line(keys, None if kept is None else kept[part], None if counts is None else counts[part])
         found = fit_tables(line, 2**bits)
@@ -60,7 +61,6 @@ def _cluster_values(
         tables[part] = found.half().float()
         indices[part] = _nearest(keys, tables[part])
 
-    in_parallel(cluster, (slice(start, start + step) for start in range(0, len(rows), step)))
     table_scale = None if table_bits == 16 else scales.reshape(*groups, 1, 1)
     return Palette(bits, from_rows(indices, weight.shape, groups), tables.reshape(*groups, 2**bits, 1), table_scale=table_scale)
 
@@ -98,13 +98,13 @@ def _line(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.Tenso
 
 def _histogram(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.Tensor | None) -> Line:
     """keys [elements] -> a Line of one row: the distinct values and what they weigh together."""
-    shifted = keys.int() + KEYS // 2
     counts = importance if importance is None or mask is None else importance * mask
-    if counts is None and mask is not None:
-        shifted = shifted[mask]
-    sums = torch.bincount(shifted, None if counts is None else counts.double(), minlength=KEYS).double()
+    counts = mask if counts is None else counts
+    sums = torch.zeros(KEYS, dtype=torch.float64)
+    for _, part in pieces(1, len(keys)):
+        sums += torch.bincount(_places(keys[part]), None if counts is None else counts[part].double(), minlength=KEYS)
     if not sums.any():
-        sums = torch.bincount(keys.int() + KEYS // 2, minlength=KEYS).double()
+        sums = torch.bincount(_places(keys), minlength=KEYS).double()
     used = sums.nonzero().flatten()
     return line_of(_all_values()[used].unsqueeze(0), sums[used].unsqueeze(0))
 
@@ -118,8 +118,16 @@ def _nearest(keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     lengths = torch.nn.functional.pad(torch.nn.functional.pad(edges, (1, 0)), (0, 1), value=KEYS).diff(dim=1)
     entries = torch.arange(tables.shape[1], dtype=torch.uint8).repeat(len(tables))
     by_key = torch.from_numpy(np.repeat(entries.numpy(), lengths.flatten().numpy()))
-    places = keys.int() + (torch.arange(len(keys), dtype=torch.int32).unsqueeze(1) * KEYS + KEYS // 2)
-    return by_key.index_select(0, places.flatten()).reshape(keys.shape)
+    starts = KEYS * torch.arange(len(keys), dtype=torch.int32).unsqueeze(1)
+    found = torch.empty(keys.shape, dtype=torch.uint8)
+    for piece in pieces(*keys.shape):
+        torch.index_select(by_key, 0, _places(keys[piece]).add_(starts[piece[0]]).flatten(), out=found[piece].view(-1))
+    return found
+
+
+def _places(keys: torch.Tensor) -> torch.Tensor:
+    """int32, from 0."""
+    return keys.int().add_(KEYS // 2)
 
 
 def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,8 +153,8 @@ def _kept_grid(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as they are."""
     largest = tables.abs().amax(1, keepdim=True).float()
     least = int(LARGEST_CODE / SCALES[-1])
-    found, scale, _ = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
-    return found, scale
+    found, scale, zero = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
+    return found & (zero == 0), scale  # a table has no zero point
 
 
 def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -171,12 +179,15 @@ def _scaled(
     counts = torch.ones(()) if mask is None else mask.float()
     counts = counts if importance is None else counts * importance
     root = ((weight.square() * counts).mean(over, keepdim=True) / counts.mean().clamp_min(1e-30)).sqrt()
+    largest = weight.abs().amax(over, keepdim=True)
     best, least = None, torch.inf
-    for scale in (weight.abs().amax(over, keepdim=True), root, torch.ones_like(root)):
+    for scale in (largest, root, torch.ones_like(root)):
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0).half().float().clamp_min_(SMALLEST_SCALE)
+        scale = torch.where(largest <= LARGEST_FLOAT16 * scale, scale, 1.0)  # the root mean square leaves out what does not count
         found = fit(weight / scale, scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight))
         found = replace(found, channel_scale=scale)
-        error = float(((CompressedWeight("", tuple(weight.shape), found).dense() - weight).square() * counts).sum())
+        noise = CompressedWeight("", tuple(weight.shape), found).dense() - weight
+        error = float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf  # a table's entry times a scale may overflow
         if best is None or error < least:
             best, least = found, error
     return best

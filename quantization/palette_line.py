@@ -15,9 +15,9 @@ BINS = 16  # for each entry, from which the density of the values is read
 REBINNINGS = 3
 CAPPINGS = 10  # rounds of taking importance from bins that have too few values for it
 STEPS = 8  # candidates on each side of a cut, by value and by weight
-NARROW_STEPS = 4  # candidates on each side later, when a cut moves within its cell
+NARROW_STEPS = 8  # candidates on each side later, when a cut moves within its cell
 REACH = 8  # candidates on each side of a cut in the end, when it moves by so many values:
-STRIDES = (8, 1, 4, 1)
+STRIDES = (32, 8, 1)
 NARROWING = 2  # the first of those moves looks half as far as the neighbours, each further one as far as a step of the one before
 JUMPS = (2, 4, 8, 16, 32)  # cuts
 ROUNDS = 12  # moves of one stage at most
@@ -133,12 +133,17 @@ def _by_values(line: Line, cuts: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 def _settle(line: Line, cuts: torch.Tensor, candidates: Callable[[Line, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Move the cuts until none moves."""
+    """Move the cuts until none moves; rows that are settled are left out."""
+    left, rest = torch.arange(len(cuts)), line
     for _ in range(ROUNDS):
-        moved = _move(line, candidates(line, cuts))
-        if torch.equal(moved, cuts):
+        before = cuts[left]
+        moved = _move(rest, candidates(rest, before))
+        cuts = cuts.index_copy(0, left, moved)
+        moves = (moved != before).any(1)
+        if not moves.any():
             break
-        cuts = moved
+        if not moves.all():
+            left, rest = left[moves], Line(rest.values[moves], rest.weight[moves], rest.total[moves])
     return cuts
 
 

@@ -14,6 +14,7 @@ STARTS = 6
 START_ROUNDS, SAMPLE_ROUNDS, ROUNDS = 40, 60, 5
 ENOUGH = 1e-4  # a round that lowers the error by less than this share is the last
 AT_ONCE = 1 << 20  # distances held at once
+LARGEST_SCALE = 515.5  # of an int8 table: float16's largest number of which 127 times does not overflow float16
 
 
 def cluster_vectors(
@@ -47,15 +48,17 @@ def _storable(table: torch.Tensor, table_bits: int) -> tuple[torch.Tensor, torch
     """-> (the table as it is stored, its scale or None): float16, or int8 codes times a float16 scale."""
     if table_bits == 16:
         return table.half().float(), None
-    scale = (table.abs().amax() / 127).half().float().clamp_min(2.0**-24) if table.any() else torch.ones(())
+    scale = (table.abs().amax() / 127).half().float().clamp(2.0**-24, LARGEST_SCALE) if table.any() else torch.ones(())
     return ((table / scale).round().clamp(-127, 127) * scale).half().float(), scale
 
 
 def _cluster(points: torch.Tensor, weights: torch.Tensor, entries: int) -> torch.Tensor:
     """points, weights [n, d] -> [entries, d] of little squared error, in the order of the first coordinate."""
-    distinct = points[weights.any(1)].unique(dim=0)
-    if len(distinct) <= entries:
-        return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct), -1)])
+    counting = points[weights.any(1)]
+    if len(counting[: 4 * entries].unique(dim=0)) <= entries:  # to sort all of them takes longer than to cluster them
+        distinct = counting.unique(dim=0)
+        if len(distinct) <= entries:
+            return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct), -1)])
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(points), generator=generator)
     few, more = ((points[order[:size]], weights[order[:size]]) for size in SAMPLES)

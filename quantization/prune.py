@@ -25,8 +25,6 @@ def survivors_of_all(weights: Sequence[torch.Tensor], fraction: Fraction) -> lis
         counts += torch.bincount(_keys(weight).int(), minlength=KEYS)
     pruned = round(fraction * int(counts.sum()))
     threshold = int(torch.searchsorted(counts.cumsum(0), pruned))  # the first key that not all values of go
-    if threshold == KEYS:
-        return [torch.zeros(weight.shape, dtype=torch.bool) for weight in weights]
     masks, borders = zip(*(_split(weight, threshold) for weight in weights))
     order = torch.cat([weight.flatten()[border].abs() for weight, border in zip(weights, borders)]).argsort(stable=True)
     kept = torch.ones(len(order), dtype=torch.bool)

@@ -3,6 +3,7 @@
 One layer at a time is compressed and the program run on the samples from that layer on; what comes before it is computed once.
 """
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,19 +163,21 @@ def read_table(path: Path) -> Sensitivities:
             raise ValueError(f"schema {held['schema']!r}")
         outputs = tuple(str(name) for name in held["outputs"])
         errors = {scheme: {layer: [float(error) for error in row] for layer, row in rows.items()} for scheme, rows in held["errors"].items()}
-        if any(len(row) != len(outputs) or min(row, default=0) < 0 for rows in errors.values() for row in rows.values()):
+        if any(len(row) != len(outputs) for rows in errors.values() for row in rows.values()):
             raise ValueError("its rows do not fit its outputs")
+        if not all(0 <= error < math.inf for rows in errors.values() for row in rows.values() for error in row):
+            raise ValueError("an error in it is negative, infinite or NaN")
         return Sensitivities(str(held["source"]), str(held["samples"]), outputs, errors)
     except OSError as error:
         raise UserError(f"The table of sensitivities {path} cannot be read: {error.strerror or error}.", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no table of sensitivities ({error}).", hint) from error
 
 
 def fits(table: Sensitivities, captured: Captured, identity: tuple[str, str]) -> str:
     """"" where the table was measured on this model and these samples, else what differs."""
     names = {layer.name for layer in layers_of(captured.program)}
-    if table.source != identity[0]:
+    if table.source != identity[0] or table.outputs != tuple(spec.name for spec in captured.outputs):
         return "another model"
     if table.samples != identity[1]:
         return "other samples"

@@ -14,6 +14,7 @@ import torch
 from ..models.capture import Captured
 from ..models.errors import UserError
 from ..models.quiet import quiet
+from ..models.samples import blaming
 from .compress import compress
 from .fake import fake_weight, learns_table, table_of
 from .recipe import Recipe
@@ -22,6 +23,7 @@ from .schemes import Linear, Palettize
 from .weight import CompressedWeight
 
 LOSSES = ("auto", "soft", "mse")
+MOST = 2**63  # what torch's generator takes as a seed
 TEMPERATURE = 2.0
 SETTLE_ROUNDS = 32
 TEACHER_BYTES = 1 << 28  # answers of the teacher that are kept rather than computed again
@@ -44,12 +46,15 @@ class Tuning:
     loss: str = "auto"
 
     def __post_init__(self):
-        for name, least in (("steps", 1), ("accumulation", 1), ("seed", 0), ("refresh", 0)):
-            if getattr(self, name) < least:
+        for option, value, least in (
+            ("--steps", self.steps, 1), ("--batch-accumulation", self.accumulation, 1), ("--seed", self.seed, 0), ("--refresh", self.refresh, 0)
+        ):  # fmt: skip
+            if not least <= value < MOST:
                 hint = "--steps 200 --batch-accumulation 8 is a start."
-                raise UserError(f"tune: {name} is {getattr(self, name)}; allowed are {least} and more", hint)
+                allowed = f"{least} and more" if value < least else f"numbers up to {MOST - 1}"
+                raise UserError(f"tune: {option} is {value}; allowed are {allowed}.", hint)
         if not 0 < self.rate < math.inf:
-            raise UserError(f"tune: a learning rate of {self.rate:g} is not possible; allowed are positive numbers", "--lr 1e-4 is a start.")
+            raise UserError(f"tune: --lr {self.rate:g} is not possible; allowed are positive numbers.", "--lr 1e-4 is a start.")
         if self.loss not in LOSSES:
             raise UserError(f"tune: unknown loss {self.loss!r}; allowed are {', '.join(LOSSES)}", "Leave --loss out to choose by the outputs.")
 
@@ -202,7 +207,8 @@ def _update(training: Training) -> float:
     leaves = {name: value.detach().requires_grad_() for name, value in dense.items()}  # so that the estimator runs once for all samples
     for _ in range(tuning.accumulation):
         index = _next_sample(training)
-        loss = distance(run_program(training, leaves, index), teach(training, index), training) / tuning.accumulation
+        wanted = teach(training, index)
+        loss = distance(run_program(training, leaves, index), wanted, training) / tuning.accumulation
         loss.backward()
         total += float(loss)
     if not math.isfinite(total):
@@ -239,9 +245,13 @@ def teach(training: Training, index: int) -> list[torch.Tensor]:
     """What the uncompressed model answers on sample `index`."""
     if index in training.teacher:
         return training.teacher[index]
-    with torch.no_grad():
+    with torch.no_grad(), blaming(training.captured.samples, index):
         source = {tensor.name: tensor.data.detach() for tensor in tensors_of(training.captured.program)}
         answer = run_program(training, {first: source[first] for first in training.weights}, index)
+    for spec, value in zip(training.captured.outputs, answer):
+        if not value.isfinite().all():
+            hint = "Remove such samples, or scale them to what the model was trained on."
+            raise UserError(f"tune: the source model's own output {spec.name!r} is not finite on sample {index} of --data.", hint)
     if len(training.teacher) * sum(value.nbytes for value in answer) < TEACHER_BYTES:
         training.teacher[index] = answer
     return answer

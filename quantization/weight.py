@@ -3,9 +3,12 @@
 Three storages, which may be combined: integer codes with scales, indices into a lookup table, a mask of survivors.
 """
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+AT_ONCE = 1 << 18  # elements that are worked on at once: copies of them use the same memory again, and fresh pages cost more than arithmetic
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,10 @@ class CompressedWeight:
 
     def dense(self) -> torch.Tensor:
         """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would decompress it."""
-        if isinstance(self.values, Codes):
-            weight = _dequantize(self.values)
-        elif isinstance(self.values, Palette):
-            weight = _look_up(self.values, self.shape)
-        else:
-            weight = self.kept
-        weight = weight.half().float()
+        if self.values is None:
+            return self.kept.half().float()
+        weight = _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
+        weight.copy_(weight.half())  # in place: fresh pages cost more than the arithmetic
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
 
     def storage_bits(self) -> int:
@@ -85,7 +85,7 @@ class CompressedWeight:
         """
         count = math.prod(self.shape)
         vector = self.values.lut.shape[-1] if isinstance(self.values, Palette) else 1
-        kept = count if self.mask is None else int(self.mask.sum())
+        kept = count if self.mask is None else int(self.mask.count_nonzero())
         bits = 0 if self.mask is None else count // vector
         if isinstance(self.values, Codes):
             bits += kept * self.values.bits + 16 * self.values.scale.numel()
@@ -114,6 +114,14 @@ def from_rows(rows: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...
     return split.permute([order.index(axis) for axis in range(len(order))]).reshape(shape)
 
 
+def pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of [rows, width] that lie in one piece of memory each and hold about AT_ONCE elements."""
+    several, some = max(1, AT_ONCE // width), min(width, AT_ONCE)
+    for row in range(0, rows, several):
+        for column in range(0, width, some):
+            yield slice(row, row + several), slice(column, column + some)
+
+
 def _blocks_first(rank: int) -> list[int]:
     """rank 2 -> [0, 2, 1, 3]: axes (count, size, count, size) to (count, count, size, size)."""
     return [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]
@@ -121,18 +129,22 @@ def _blocks_first(rank: int) -> list[int]:
 
 def _dequantize(values: Codes) -> torch.Tensor:
     shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
-    codes = to_rows(values.codes, blocks).float()
+    weight = to_rows(values.codes, blocks).float()
     if values.zero_point is not None:
-        codes = codes - values.zero_point.reshape(-1, 1)
-    return from_rows(codes * values.scale.reshape(-1, 1), shape, blocks)
+        weight.sub_(values.zero_point.reshape(-1, 1))
+    return from_rows(weight.mul_(values.scale.reshape(-1, 1)), shape, blocks)
 
 
 def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
     *groups, entries, vector = values.lut.shape
     stored = tuple(values.indices.shape)
-    indices = to_rows(values.indices, tuple(groups)).int()  # index_select takes int32: half the memory of int64
-    indices += entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
-    rows = values.lut.reshape(-1, vector).index_select(0, indices.flatten())  # [indices, vector]
+    indices = to_rows(values.indices, tuple(groups))
+    found = torch.empty(*indices.shape, vector)
+    starts = entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
+    for piece in pieces(*indices.shape):
+        places = indices[piece].int().add_(starts[piece[0]]).flatten()  # index_select takes int32: half the memory of int64
+        torch.index_select(values.lut.reshape(-1, vector), 0, places, out=found[piece].view(-1, vector))
+    rows = found.view(-1, vector)
     columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]
     weight = columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(shape)
-    return weight if values.channel_scale is None else weight * values.channel_scale
+    return weight if values.channel_scale is None else weight.mul_(values.channel_scale)

@@ -15,7 +15,7 @@ import torch
 
 from ..converters.artifact import files_of
 from .decoded import Decoder, same
-from .graph import Graph
+from .graph import Graph, OperatorFailed
 from .mil_read import Package, read_package
 from .pte_read import open_program
 from .stored import StoredWeight, stored_weights
@@ -74,6 +74,8 @@ def _compare(
         if id(weight) not in seen:
             first = [matched[name]] if name in matched else []
             others = [] if named and first else [other for other in free if other not in first]
+            if not (named and first):  # equal weights may be stored once: the same bytes then stand for both
+                others += [other for other in weights if other not in first and other not in others]
             seen[id(weight)] = _find(decoders, weight.dense(), [*first, *others], bool(first))
         checked[name], found = seen[id(weight)]
         if found is not None:
@@ -85,9 +87,16 @@ def _compare(
 def _find(decoders: Sequence[Decoder], dense: torch.Tensor, candidates: Sequence[StoredWeight], matched: bool) -> tuple[str, StoredWeight | None]:
     """-> (what was found out, the first candidate that decodes to `dense`)."""
     for weight in candidates:
-        if weight.size == dense.numel() and any(same(value, dense) for decoder in decoders for value in decoder.values(weight)):
+        if weight.size == dense.numel() and any(_decodes_to(decoder, weight, dense) for decoder in decoders):
             return EQUAL, weight
     return (DIFFERS if matched else "not run: not stored by itself"), None
+
+
+def _decodes_to(decoder: Decoder, weight: StoredWeight, dense: torch.Tensor) -> bool:
+    try:
+        return any(same(value, dense) for value in decoder.values(weight))
+    except OperatorFailed:  # indices beyond a table, masks that do not fit their data: what no converter has written
+        return False
 
 
 def _duplicates(graphs: Sequence[Graph], weights: Sequence[StoredWeight]) -> set[str]:

@@ -62,11 +62,12 @@ def _computed(block: Graph, last: Node, call) -> torch.Tensor:
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two weights hold the same values, rounded to float16, in the same order or with axes reordered or of length 1 left out."""
+    """Whether two weights hold the same values, rounded to float16, in the same order, with axes reordered or of length 1 left out, or turned as
+    the weight of a transposed convolution that is computed as a plain one."""
     if found.numel() != expected.numel():
         return False
     found, expected = found.half(), expected.half()
-    if torch.equal(found.reshape(-1), expected.reshape(-1)):
+    if torch.equal(found.reshape(-1), expected.reshape(-1)) or _is_turned(found, expected):
         return True
     target = _long_axes(found)
     squeezed = expected.reshape(_long_axes(expected))
@@ -75,6 +76,15 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     found = found.reshape(target)
     orders = (order for order in permutations(range(squeezed.ndim)) if [squeezed.shape[axis] for axis in order] == target)
     return any(torch.equal(found, squeezed.permute(order)) for order in orders)
+
+
+def _is_turned(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """expected [groups * in, out, *kernel], found [groups * out, in, *kernel] with the kernel read backwards."""
+    if expected.ndim < 3 or found.shape[0] % expected.shape[1] or expected.shape[0] % (groups := found.shape[0] // expected.shape[1]):
+        return False
+    kernel = list(expected.shape[2:])
+    turned = expected.reshape(groups, -1, expected.shape[1], *kernel).transpose(1, 2).flip(list(range(3, 3 + len(kernel))))
+    return torch.equal(found.reshape(-1), turned.reshape(-1))
 
 
 def _long_axes(tensor: torch.Tensor) -> list[int]:

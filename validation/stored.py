@@ -201,16 +201,16 @@ def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
     parts += [Part(name, kind, graph.values[name].dtype, graph.values[name].shape) for name, kind in others.items()]
     tables = [part for part in parts if part.kind == "tables"]
     scales = [part for part in parts if part.kind == "scales"]
-    if tables:
-        vector = graph.values[next(part.name for part in tables if part.dtype.startswith("float"))].shape[1]
-        return StoredWeight(value.name, (*value.shape, vector) if vector > 1 else value.shape, _mps_palette_words(tables), tuple(parts))
+    rows = next((part for part in tables if part.dtype.startswith("float") and len(part.shape) == 2), None)  # a damaged file may have none
+    if rows is not None:
+        vector = rows.shape[1]
+        return StoredWeight(value.name, (*value.shape, vector) if vector > 1 else value.shape, _mps_palette_words(rows, tables), tuple(parts))
     scheme = f"{value.dtype} {_granularity(scales[-1].shape, value.shape)}" if scales else value.dtype
     return StoredWeight(value.name, value.shape, scheme, tuple(parts))
 
 
-def _mps_palette_words(tables: list[Part]) -> str:
+def _mps_palette_words(rows: Part, tables: list[Part]) -> str:
     """Rows of all tables [64, 1] and, where there are several, the first row of each [4, 1] -> "palettize4 4 tables"."""
-    rows = next(part for part in tables if part.dtype.startswith("float"))
     count = max([math.prod(part.shape) for part in tables if part.dtype == "int32"], default=1)
     words = f"palettize{max(1, int(math.log2(rows.shape[0] // count)))}"
     words += f" {count} tables" if count > 1 else ""

@@ -1,10 +1,11 @@
 """Synthetic inputs and the user's own."""
 import numpy as np
 import pytest
+import torch
 
 from cidermill.models.errors import UserError
-from cidermill.models.samples import load_samples, synthetic
-from cidermill.models.source import TensorSpec
+from cidermill.models.samples import blaming, load_samples, synthetic
+from cidermill.models.source import Samples, TensorSpec
 
 X = TensorSpec("x", (1, 3), "float32")
 IDS = TensorSpec("ids", (1, 64), "int32")
@@ -107,10 +108,22 @@ def broken(): raise KeyError("table")
 def number(): return 5
 def wrong(): return [numpy.ones((2, 4))]
 def poison(): return [numpy.ones((1, 3)), numpy.full((1, 3), numpy.nan)]
+def one(): return {"x": numpy.ones((4, 3))}
+def brain(): yield {"x": torch.ones(1, 3, dtype=torch.bfloat16)}
+def ragged(): yield {"x": [[1, 2], [3]]}
+def row(): return [numpy.concatenate([numpy.ones((2, 3)), numpy.full((1, 3), numpy.nan)])]
+def leaves(): raise SystemExit(3)
+def wrong_for_ever():
+    while True: yield numpy.ones((2, 4))
+asked = []
+def large_batches():
+    while True:
+        asked.append(1)
+        yield numpy.ones((5, 3))
 """
 
 
-@pytest.mark.parametrize("function, count", [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6), ("batches", 5)])
+@pytest.mark.parametrize("function, count", [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6), ("batches", 5), ("one", 4), ("brain", 1)])
 def test_function(package, function, count):
     name = package("my_data", DATA)
     samples = load_samples(f"{name}:{function}", (X,), most=6)
@@ -126,6 +139,10 @@ def test_function(package, function, count):
         ("wrong", "sample 0: input 'x' has shape 2x4, the model takes 1x3."),
         ("poison", "sample 1: input 'x' has 3 NaN or infinite values."),
         ("nothing", "my_data has no nothing."),
+        ("ragged", "sample 0: input 'x' cannot be read as an array"),
+        ("row", "sample 0, row 2: input 'x' has 3 NaN or infinite values."),
+        ("leaves", "ended the program (sys.exit(3))"),
+        ("wrong_for_ever", "sample 0: input 'x' has shape 2x4"),
     ],
 )
 def test_bad_function(package, function, message):
@@ -133,3 +150,18 @@ def test_bad_function(package, function, message):
     with pytest.raises(UserError) as error:
         load_samples(f"{name}:{function}", (X,))
     assert message in error.value.message and error.value.hint
+
+
+def test_a_function_is_asked_for_no_more_than_is_needed(package):
+    """A DataLoader's batches were all read, as many as samples were wanted, before the first was looked at."""
+    name = package("my_data", DATA)
+    assert len(load_samples(f"{name}:large_batches", (X,), most=12).batches) == 12
+    assert len(__import__(name).asked) == 3
+
+
+def test_what_torch_raises_on_the_users_sample_names_it():
+    with pytest.raises(UserError, match="The model fails on sample 3 of yours: IndexError: index out of range"):
+        with blaming(Samples("real", ()), 3):
+            torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))
+    with pytest.raises(IndexError), blaming(Samples("synthetic", ()), 0):  # ours: a defect
+        torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))

@@ -1,5 +1,6 @@
 """Budgets: they are kept, the table serves the next one, impossible ones name the nearest possible."""
 import json
+import re
 
 import pytest
 import torch
@@ -43,6 +44,52 @@ def test_a_size_is_kept_and_the_table_serves_the_next_budget(model, tmp_path):
     assert json.loads(again.stdout)["budget"]["measured"]["coreml"]["bits_per_weight"] <= 3.003
 
 
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """Long names, which every override repeats in the file's metadata, and constants that only lowering makes."""
+
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embeddings_of_the_words = torch.nn.Embedding(64, 48)
+            self.layers_in_the_middle = torch.nn.ModuleList([torch.nn.Linear(48, 48) for _ in range(8)])
+
+        def forward(self, ids):
+            state = self.embeddings_of_the_words(ids)
+            for layer in self.layers_in_the_middle:
+                state = state + torch.tanh(layer(torch.nn.functional.rms_norm(state, (48,))))
+            return state.masked_fill(ids.unsqueeze(-1) == 0, 0.0)
+
+    path = tmp_path_factory.mktemp("tokens") / "model.pt2"
+    torch.manual_seed(0)
+    torch.export.save(torch.export.export(Reader().eval(), (torch.arange(1, 13)[None],)), path)
+    return path
+
+
+@pytest.mark.parametrize("budget", ["5bpw", "49kB"])
+def test_what_the_choice_could_not_foresee_is_corrected(tokens, tmp_path, budget):
+    """Sizes were exceeded by the text of the chosen recipe, bits per weight by the graph's own constants, and the verdict failed."""
+    result = run(tokens, tmp_path / "out", "--budget", budget, "--schemes", "int8,int4,palettize4,palettize2,float16")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)["budget"]["measured"]["coreml"]
+    wanted = parse_budget(budget)
+    assert measured["size_bytes"] <= (wanted.size_bytes or 1e9) and measured["bits_per_weight"] <= (wanted.bits_per_weight or 99)
+
+
+def test_a_budget_that_only_the_artifact_shows_to_be_too_small_names_its_size(tokens, tmp_path):
+    options = ["--schemes", "palettize4,palettize2"]
+    about = float(re.search(r"about (\S+)kB", " ".join(run(tokens, tmp_path / "out", "--budget", "20kB", *options).stderr.split()))[1])
+    refused = " ".join(run(tokens, tmp_path / "out", "--budget", f"{about}kB", *options).stderr.split())
+    exact = re.search(r"the nearest possible is (\S+kB)", refused)[1]
+    assert run(tokens, tmp_path / "out", "--budget", exact, *options).exit_code == 0
+
+
+def test_the_nearest_possible_is_possible(model, tmp_path):
+    refused = " ".join(run(model, tmp_path / "out", "--budget", "9kB", *SCHEMES).stderr.split())
+    nearest = re.search(r"the nearest possible is about (\S+)\.", refused)[1]
+    assert run(model, tmp_path / "out", "--budget", nearest, *SCHEMES).exit_code == 0
+
+
 def test_the_recipe_file_gives_the_same_artifact(model, tmp_path):
     first = json.loads(run(model, tmp_path / "a", "--budget", "75kB", *SCHEMES).stdout)
     result = run(model, tmp_path / "b", "--quant", str(tmp_path / "a" / "recipe.toml"))
@@ -64,12 +111,18 @@ def test_an_error_is_kept_with_as_few_bytes_as_it_takes(model, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--budget", "9kB", *SCHEMES], "the nearest possible is 2"),
+        (["--budget", "9kB", *SCHEMES], "the nearest possible is about 2"),
         (["--budget", "1bpw", *SCHEMES], "the nearest possible is 2"),
         (["--min-psnr", "150", "--schemes", "palettize4,palettize2"], "the nearest possible is 3"),
         (["--budget", "45kB", "--min-psnr", "80", *SCHEMES], "cannot be kept together"),
         (["--budget", "much"], "--budget 'much' is no size"),
         (["--budget", "0MB"], "is no size"),
+        (["--budget", ""], "--budget '' is no size"),
+        (["--dry-run", "--budget", "12XB"], "--budget '12XB' is no size"),
+        (["--budget", "1MB", "--schemes", ""], "--schemes '': a scheme is missing"),
+        (["--budget", "1MB", "--schemes", "int8,,int4"], "a scheme is missing"),
+        (["--budget", "1MB", "--schemes", "int8,int4", "--deployment-target", "iOS16"], "iOS16 cannot hold int4"),
+        (["--dry-run", "--device", "abacus"], "abacus"),
         (["--schemes", "int8,int4"], "--schemes needs a budget"),
         (["--budget", "1MB", "--quant", "int8"], "A recipe and a budget"),
         (["--budget", "1MB", "--schemes", "int8,w8a8"], "w8a8 cannot be chosen for single layers"),

@@ -39,7 +39,23 @@ def test_sizes_are_within_two_percent(captured, tmp_path, recipe, target):
     assert predict_size(captured, recipe, target).total == pytest.approx(written.size_bytes, rel=0.02)
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES[1:-1], "palettize4:scaled", "palettize4:int8", "palettize2:vector2", "int8:asymmetric", "prune50:channels"])
+@pytest.mark.parametrize("recipe", ["float16", "int4:asymmetric", "palettize4:int8", "palettize4:scaled", "prune50+int4", "prune75+palettize4:int8"])
+def test_what_is_around_a_weight_is_foreseen_too(tmp_path, recipe):
+    """In a file of 15 kB, the second and third operation of a joint form were 10 % that nobody had foreseen."""
+    torch.manual_seed(0)
+    pool, convolutions = torch.nn.MaxPool2d(2), [torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.Conv2d(16, 32, 3, padding=1)]
+    net = torch.nn.Sequential(convolutions[0], pool, torch.nn.ReLU(), convolutions[1], pool, torch.nn.Flatten(), torch.nn.Linear(512, 32))
+    spec = TensorSpec("input", (1, 1, 16, 16), "float32")
+    captured = capture(Source("net", "module", "0", net.eval(), (spec,)), synthetic((spec,), 1))
+    written = write_mlpackage(compress(captured, parse_recipe(recipe)), tmp_path / "m.mlpackage")
+    padding = 64 * 2 * 3  # up to 64 bytes behind each of three blobs of two weights, which only the average is foreseen of
+    assert predict_size(captured, parse_recipe(recipe), "coreml").total == pytest.approx(written.size_bytes, abs=0.02 * written.size_bytes + padding)
+
+
+STAND_INS = [*RECIPES[1:-1], "palettize4:scaled", "palettize4:int8", "palettize2:vector2", "int8:asymmetric", "prune50:channels"]
+
+
+@pytest.mark.parametrize("recipe", STAND_INS)
 def test_a_stand_in_stores_as_many_bits_as_the_real_form(captured, recipe):
     compressed = compress(captured, parse_recipe(recipe))
     for layer in layers_of(captured.program):

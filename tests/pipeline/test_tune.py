@@ -24,6 +24,7 @@ def endless():
 def wrong(): return [np.ones((1, 65), np.float32)]
 def poison(): return [np.full((1, 64), np.nan, np.float32)]
 def empty(): return []
+def labelled(): yield np.ones((1, 64), np.float32), 7
 """
 QUICK = ["--steps", "6", "--lr", "1e-3", "--batch-accumulation", "4", "--refresh", "2"]
 
@@ -92,6 +93,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder):
         (["--out", "model.pt2"], "data_of_tune:batches", "palettize2", "is the model itself"),
         (["--out", "."], "data_of_tune:batches", "palettize2", "is a folder"),
         (["--checkpoint-every", "0"], "data_of_tune:batches", "palettize2", "--checkpoint-every 0"),
+        (["--checkpoint", "none", "--resume"], "data_of_tune:batches", "palettize2", "there is no folder none to go on from"),
+        (["--checkpoint", "model.pt2/ck"], "data_of_tune:batches", "palettize2", "The folder model.pt2/ck cannot be made"),
+        ([], "data_of_tune:labelled", "palettize2", "has 2 values, the model takes 1"),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(folder, options, data, recipe, message):

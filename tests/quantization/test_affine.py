@@ -103,6 +103,16 @@ def test_the_largest_weights_do_not_overflow():
             assert (dense - weight).abs().max() <= 65504 / 2 ** (bits - 1) * 1.01
 
 
+@pytest.mark.parametrize("bits", [4, 7, 8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_zero_point_makes_the_largest_weights_overflow(bits, sign):
+    weight = sign * torch.rand(4, 30, generator=torch.Generator().manual_seed(0))
+    weight *= 65504 / weight.abs().amax(1, keepdim=True)
+    dense = CompressedWeight("w", (4, 30), quantize(weight, bits, (4, 1), "asymmetric")).dense()
+    assert dense.isfinite().all()
+    assert (dense - weight).abs().max() <= 65504 / (2**bits - 1) * 1.01
+
+
 def test_many_rows_are_cut_into_chunks_and_joined_again():
     weight = torch.randn(3, 1 << 17, generator=torch.Generator().manual_seed(3))  # two rows to a chunk
     together = quantize(weight, 8, (3, 1))

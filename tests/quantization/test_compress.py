@@ -8,6 +8,8 @@ from torch import nn
 
 from cidermill.models.errors import UserError
 from cidermill.models.source import Samples, TensorSpec
+from cidermill.quantization import compress as compress_module
+from cidermill.quantization.calibration import calibrate
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.weight import Codes, Palette
@@ -212,3 +214,86 @@ def test_what_weights_were_calibrated_on_is_told(net, text, warned):
     assert bool(warnings) == warned
     assert not warned or any("random inputs" in warning and "--samples" in warning for warning in warnings)
     assert not warned or any("layers rest on few samples" in warning and "rows for 64 inputs" in warning for warning in warnings)
+
+
+# calibration
+
+
+class Chain(nn.Module):
+    """A convolution, a norm with two linear layers on it, and two linear layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(16, 64, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm(64)
+        self.norm.weight.data[::16] *= 20
+        self.left, self.right = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        hidden = self.norm(self.conv(x).transpose(1, 2))
+        return self.second(torch.relu(self.first(self.left(hidden) * self.right(hidden))))
+
+
+@pytest.fixture(scope="module")
+def chain(captured):
+    arrays = [np.random.default_rng(seed).standard_normal((1, 16, 40)).astype(np.float32) for seed in range(8)]
+    samples = Samples("real", tuple({"x": array} for array in arrays), 0)
+    return replace(captured(Chain(), torch.from_numpy(arrays[0])), samples=samples, inputs=(TensorSpec("x", (1, 16, 40), "float32"),))
+
+
+def output_error(captured, name, dense, source):
+    """tr(E H E^T), written out with numpy."""
+    hessian = calibrate(captured, [name], {"hessian"})[name].hessian.double().numpy()
+    error = (dense - source).double().numpy()
+    return float(np.einsum("oi,ij,oj->", error, hessian, error))
+
+
+def test_awq_says_which_layers_it_is_not_for(chain):
+    compressed = compress(chain, parse_recipe("int4:awq"))
+    decisions = {decision.name: decision for decision in compressed.decisions}
+    assert decisions["left.weight"].realised == decisions["right.weight"].realised == "int4:awq"
+    for name in ("conv.weight", "second.weight"):
+        assert decisions[name].realised.startswith("int4") and "awq" not in decisions[name].realised
+        assert "awq is for linear layers whose weight nothing else uses: quantized without awq" in decisions[name].reason
+
+
+def test_gptq_makes_up_for_what_magnitude_pruning_takes(chain):
+    source = chain.program.state_dict["left.weight"].detach()
+    pruned, quantized = (compress(chain, parse_recipe(text)).weights["left.weight"].dense() for text in ("prune50", "prune50+int8:gptq"))
+    assert output_error(chain, "left.weight", quantized, source) < 0.9 * output_error(chain, "left.weight", pruned, source)
+    assert torch.equal(quantized == 0, (quantized == 0) | (pruned == 0))
+
+
+def test_sparsegpt_sees_the_inputs_that_awq_has_rescaled(chain):
+    both = compress(chain, parse_recipe("prune50:sparsegpt+int8:awq"))
+    assert not torch.equal(both.captured.program.state_dict["left.weight"], chain.program.state_dict["left.weight"])
+    again = compress(both.captured, parse_recipe("prune50:sparsegpt+int8"))
+    assert torch.equal(both.weights["left.weight"].dense(), again.weights["left.weight"].dense())
+
+
+@pytest.mark.parametrize("text, portions", [
+    ("int4:gptq", 4), ("int4:awq", 1), ("prune50:sparsegpt; left*=palettize4:sensitive", 4),  # layers on one input stay together
+])  # fmt: skip
+def test_statistics_in_portions_give_the_same(chain, text, portions, monkeypatch):
+    together = compress(chain, parse_recipe(text))
+    told = []
+    monkeypatch.setattr(compress_module, "HELD_BYTES", 1)
+    apart = compress(chain, parse_recipe(text), lambda done, total, what: told.append(what))
+    assert told.count("calibrate") == portions
+    assert together.warnings == apart.warnings and together.decisions == apart.decisions
+    assert all(torch.equal(weight.dense(), apart.weights[name].dense()) for name, weight in together.weights.items())
+
+
+@pytest.mark.parametrize("inputs, kept, reason", [
+    (1, 2048, "groups of 4 do not divide 1 input channels: 0 of the last 1 are pruned"),
+    (3, 2048 * 2, "groups of 4 do not divide 3 input channels: 1 of the last 3 are pruned"),
+    (4, 2048 * 2, ""),
+])  # fmt: skip
+def test_groups_that_do_not_divide_the_inputs_are_told(captured, inputs, kept, reason):
+    layer = nn.Conv1d(inputs, 256, 8, bias=False)
+    compressed = compress(captured(layer, torch.randn(1, inputs, 16)), parse_recipe("prune:2of4"))
+    assert int(compressed.weights["weight"].mask.sum()) == kept
+    assert compressed.decisions[0].reason == reason

@@ -256,6 +256,34 @@ def test_int8_tables_cost_little(bits, groups, vector):
     assert errors[1] <= errors[0] * (1.02 if bits < 6 else 1.2)
 
 
+@pytest.mark.parametrize("vector, scaled", [(1, False), (2, False), (1, True), (2, True)])
+def test_int8_tables_of_the_largest_weights_do_not_overflow(vector, scaled):
+    weight = torch.rand(4, 20, generator=torch.Generator().manual_seed(0))
+    weight *= 65504 / weight.max()
+    palette = palettize(weight, 4, (1, 1), vector=vector, scaled=scaled, table_bits=8)
+    assert torch.equal((palette.table_codes().float() * palette.table_scale).half().float(), palette.lut)
+    assert torch.equal(palette.table_scale.half().float(), palette.table_scale)
+    assert CompressedWeight("w", (4, 20), palette).dense().isfinite().all()
+
+
+def test_a_table_that_is_on_a_grid_with_a_zero_point_does_not_wrap_around():
+    """-52, 29, 105 and 150 scales of 2 subnormals: within 255 codes, but not within -127..127."""
+    weight = torch.tensor([-104.0, 58.0, 210.0, 300.0]).repeat(2, 8) * 2.0**-24
+    palette = palettize(weight, 2, (1, 1), table_bits=8)
+    assert torch.equal((palette.table_codes().float() * palette.table_scale).half().float(), palette.lut)
+    assert (CompressedWeight("w", (2, 32), palette).dense() - weight).abs().max() <= 3 * 2.0**-24
+
+
+@pytest.mark.parametrize("vector", [1, 2])
+def test_scales_of_what_counts_do_not_make_the_rest_overflow(vector):
+    """The root mean square of a channel whose only large weight has no importance."""
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) * 1e-4
+    weight[0, 0] = 65504
+    importance = (weight.abs() < 1).float()
+    palette = palettize(weight, 2, (1, 1), vector=vector, scaled=True, importance=importance)
+    assert CompressedWeight("w", (4, 32), palette).dense().isfinite().all()
+
+
 def test_int8_tables_are_fitted_jointly():
     """Better than rounding the float16 table with the largest entry on 127, which is what coremltools' joint compression does."""
     weight = torch.from_numpy(np.random.default_rng(0).standard_t(3, (64, 64)).astype(np.float32))

@@ -75,12 +75,16 @@ def test_a_table_of_something_else_is_noticed(captured, table):
     assert fits(table, captured, ("model", "other")) == "other samples"
     renamed = replace(table, errors={"int8": {"x": [0.0, 0.0]}})
     assert fits(renamed, captured, ("model", "samples")) == "other layers"
+    assert fits(replace(table, outputs=("x", "y")), captured, ("model", "samples")) == "another model"
 
 
 UNEVEN = '{"schema": "cidermill.sensitivity/1", "source": "", "samples": "", "outputs": ["a"], "errors": {"int8": {"w": [1, 2]}}}'
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "x"}', "null", UNEVEN])
+WRONG = [UNEVEN.replace("[1, 2]", f"[{error}]") for error in ("NaN", "Infinity", "-1", "1" + 400 * "0", '"a"')]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "x"}', "null", UNEVEN, "[" * 100_000, *WRONG])
 def test_files_that_are_no_table(tmp_path, text):
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(UserError, match="no table of sensitivities"):

@@ -11,7 +11,7 @@ from cidermill.models.samples import synthetic
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.tune import Tuning, can_stop, distance, saved, start, teach, tune
+from cidermill.quantization.tune import Tuning, can_stop, compressed_now, distance, run_program, saved, start, teach, tune
 
 FEW = Tuning(steps=6, rate=1e-3, accumulation=2, refresh=2)
 
@@ -117,8 +117,9 @@ def test_the_loss_is_zero_on_the_teacher_itself(captured):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"steps": 0}, "steps is 0"), ({"rate": 0.0}, "a learning rate of 0"), ({"rate": float("nan")}, "a learning rate of nan"),
-     ({"accumulation": 0}, "accumulation is 0"), ({"loss": "l1"}, "unknown loss 'l1'"), ({"refresh": -1}, "refresh is -1")],
+    [({"steps": 0}, "--steps is 0"), ({"rate": 0.0}, "--lr 0 is"), ({"rate": float("nan")}, "--lr nan is"),
+     ({"seed": 2**63}, "--seed is 9223372036854775808"), ({"accumulation": 0}, "--batch-accumulation is 0"),
+     ({"loss": "l1"}, "unknown loss 'l1'"), ({"refresh": -1}, "--refresh is -1")],
 )  # fmt: skip
 def test_bad_options(options, message):
     with pytest.raises(UserError) as error:
@@ -141,3 +142,25 @@ def test_recipes_that_are_not_trained(captured, recipe, message):
 def test_a_rate_that_blows_up_is_refused_in_words(captured):
     with pytest.raises(UserError, match="the loss is (nan|inf)"):
         tune(captured, parse_recipe("palettize2"), replace(FEW, rate=1e30))
+
+
+def test_a_source_that_overflows_on_a_sample_is_not_blamed_on_the_rate(captured):
+    spec = TensorSpec("input", (1, 64), "float32")
+    source = Source("net", "module", "0", torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)).eval(), (spec,))
+    overflowing = capture(source, Samples("real", ({"input": np.full((1, 64), 3e38, np.float32)},)))
+    with pytest.raises(UserError, match="output 'output' is not finite on sample 0 of --data"):
+        tune(overflowing, parse_recipe("palettize2"), FEW)
+
+
+@pytest.mark.parametrize("recipe", ["palettize2", "int4"])
+def test_accumulated_gradients_are_those_of_one_large_batch(captured, recipe):
+    tuning, found = replace(FEW, steps=1, accumulation=4, loss="mse"), {}
+    tune(captured, parse_recipe(recipe), tuning, after_step=lambda training: found.update({**training.weights, **training.tables}))
+    training = start(captured, parse_recipe(recipe), tuning)
+    batch = torch.randperm(12, generator=torch.Generator().manual_seed(tuning.seed))[:4].tolist()
+    dense = compressed_now(training)
+    sum(distance(run_program(training, dense, index), teach(training, index), training) / 4 for index in batch).backward()
+    mine = {**training.weights, **training.tables}
+    assert mine.keys() == found.keys() and any(value.grad is not None for value in mine.values())
+    for name, value in mine.items():
+        torch.testing.assert_close(found[name].grad, value.grad, rtol=1e-4, atol=1e-7)

@@ -12,7 +12,7 @@ from cidermill.converters.artifact import measure
 from cidermill.models.errors import UnreadableArtifact
 from cidermill.validation.audit import NOT_STORED, audit, judge, match_names, match_shapes
 from cidermill.validation.graph import Graph, Node, Ref, Value
-from cidermill.validation.stored import Part, StoredWeight, bits_of, stored_weights
+from cidermill.validation.stored import Part, StoredWeight, _plain, bits_of, stored_weights
 
 
 @dataclass(frozen=True)
@@ -284,6 +284,35 @@ def test_every_weight_is_decoded_and_compared(written, target):
 
 
 @pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
+def test_equal_weights_and_transposed_convolutions_are_found(target, tmp_path):
+    """Two layers with equal weights are stored once; MPS turns the weights of transposed convolutions, and stores them in float16."""
+    from pathlib import Path
+
+    from cidermill.converters.coreml import write_mlpackage
+    from cidermill.converters.executorch import write_pte
+    from cidermill.models.capture import capture
+    from cidermill.models.source import Samples, Source, TensorSpec
+    from cidermill.quantization.compress import compress
+    from cidermill.quantization.recipe import parse_recipe
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.ConvTranspose1d(32, 24, 6, groups=2), torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False))
+    net[2].weight.data.copy_(net[1].weight.data)
+    array = RANDOM.standard_normal((1, 32, 59)).astype(np.float32)
+    source = Source(Path("m.pt"), "module", "0", net.eval(), (TensorSpec("input", (1, 32, 59), "float32"),))
+    compressed = compress(capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("palettize4"))
+    write, name = (write_mlpackage, "m.mlpackage") if target == "coreml" else (write_pte, "m.pte")
+    artifact = write(compressed, tmp_path / name)
+    section = audited(compressed, artifact)
+    entries = {entry["name"]: entry for entry in section["weights"] if entry["name"] in compressed.weights}
+    assert len(entries) == len(compressed.weights) == 3
+    assert {entry["decoded"] for entry in entries.values()} == {"equal"} and section["verdict"] == "pass"
+    if target == "executorch-mps":
+        assert entries["0.weight"]["realised"] == "float16" and artifact.realised["0.weight"][1] == 16
+        assert "only folded into another constant" in entries["0.weight"]["reason"]
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
 def test_one_changed_code_fails_the_verdict_and_names_the_weight(written, target, tmp_path):
     compressed, artifacts = written
     codes = compressed.weights["2.weight"].values.codes.numpy().tobytes()
@@ -299,6 +328,29 @@ def test_one_changed_code_fails_the_verdict_and_names_the_weight(written, target
     file.write_bytes(bytes(content))
     verdict, (warning,) = judge(audited(compressed, artifacts[target], broken))
     assert verdict == "fail" and "does not hold the weights that the recipe made: 2.weight decodes to other values" in warning
+
+
+def test_a_mask_that_does_not_fit_its_data_fails_the_verdict(written, tmp_path):
+    """The operator that decodes the weight refuses it: a verdict, not a crash."""
+    from cidermill.converters.coreml import write_mlpackage
+    from cidermill.quantization.compress import compress
+    from cidermill.quantization.recipe import parse_recipe
+
+    compressed = compress(written[0].captured, parse_recipe("prune50+int8"))
+    artifact = write_mlpackage(compressed, tmp_path / "m.mlpackage")
+    file = artifact.path / "Data/com.apple.CoreML/weights/weight.bin"
+    content = bytearray(file.read_bytes())
+    mask = np.packbits(compressed.weights["2.weight"].mask.numpy().reshape(-1), bitorder="little").tobytes()
+    assert content.count(mask) == 1
+    content[content.index(mask) + 10] ^= 1
+    file.write_bytes(bytes(content))
+    verdict, (warning,) = judge(audited(compressed, artifact))
+    assert verdict == "fail" and "2.weight decodes to other values" in warning
+
+
+def test_a_palette_whose_table_lost_its_type_is_no_palette():
+    graph = Graph((), (), (), {}, {"w": Value("w", "int8", (4, 8)), "t": Value("t", "int32", (16, 1))})
+    assert _plain(graph, graph.values["w"], {"t": "tables"}).scheme == "int8"
 
 
 def test_swapped_weights_are_found_where_names_tell(written):

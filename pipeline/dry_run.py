@@ -1,0 +1,96 @@
+"""`convert --dry-run`: a Plan enters; size, time and memory of each recipe leave, as estimates, before any work is done.
+
+Times and memory rest on the speed of this machine, probed on one layer and one run of the model.
+"""
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from ..quantization.layers import compress_weight
+from ..quantization.recipe import Recipe
+from ..quantization.roles import storage_of, tensors_of
+from ..quantization.sensitivity import layers_of
+from .predict import predict_size
+
+
+def predictions(plan: Any, show: Any) -> dict:
+    """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes": [...]}; writes nothing."""
+    from ..models.capture import capture
+    from .check import devices_of, load_model
+
+    recipes = _recipes(plan)
+    devices_of(plan.devices)
+    with show("load"):
+        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
+    with show("capture"):
+        started = time.perf_counter()
+        captured = capture(source, samples)
+        capture_seconds = time.perf_counter() - started
+    with show("probe", len(recipes)) as step:
+        rows = []
+        for recipe in recipes:
+            step(recipe.name)
+            rows.append(_row(plan, captured, recipe, capture_seconds))
+    return {"model": str(plan.model), "recipes": rows}
+
+
+def _recipes(plan: Any) -> list[Recipe]:
+    """Those of --schemes where given, else the one of --quant."""
+    from .choose import parse_schemes
+    from .run import recipe_of
+
+    if plan.chooses:
+        return list(parse_schemes(plan.schemes, plan.targets, plan.deployment_target).values())
+    return [recipe_of(plan)]
+
+
+def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float) -> dict:
+    sizes = {target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets}
+    cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
+    return {"recipe": recipe.name, "size_bytes": {target: size.total for target, size in sizes.items()}, "parts": {
+        target: vars(size) for target, size in sizes.items()}, **cost}
+
+
+# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as capture times the first figure, plus
+# the second for each MB of float32 weights; the reference runner needs `RUNNER` times what torch does for a sample.
+CONVERT_SECONDS = {"coreml": (1.0, 0.02), "executorch-mps": (0.8, 0.03)}
+RUNNER = 4.0
+COPIES = {"coreml": 2.0, "executorch-mps": 2.5}  # of the float32 weights that are in memory beside the model while a target is written
+BAND = 2.0  # times and memory were within this factor
+
+
+def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float) -> dict:
+    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer."""
+    import psutil
+
+    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
+    source_mb = sum(tensor.data.numel() for tensor in tensors) * 4 / 1e6
+    seconds = _compress_seconds(captured, recipe) + _run_seconds(captured) * len(captured.samples.batches) * (1 + RUNNER * len(targets))
+    seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
+    resident = psutil.Process().memory_info().rss
+    peak = resident + 1e6 * source_mb * max(COPIES[target] for target in targets)
+    return {"seconds": seconds, "low_seconds": seconds / BAND, "high_seconds": seconds * BAND, "peak_rss_bytes": int(peak), "source": "estimate"}
+
+
+def _compress_seconds(captured: Any, recipe: Recipe) -> float:
+    """The time of the kernel on the layer of median size, for as many elements as all layers have."""
+    layers = sorted(layers_of(captured.program), key=lambda layer: math.prod(layer.shape))
+    if not layers or not recipe.compresses:
+        return 0.0
+    layer = layers[len(layers) // 2]
+    plain = replace(recipe, overrides=())
+    started = time.perf_counter()
+    compress_weight(layer.name, layer.tensors[0].data.detach().float().contiguous(), layer.role, plain)
+    elapsed = time.perf_counter() - started
+    return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
+
+
+def _run_seconds(captured: Any) -> float:
+    """One run of the captured program on the first sample."""
+    from ..models.capture import evaluate
+
+    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
+    started = time.perf_counter()
+    evaluate(captured.program, first)
+    return time.perf_counter() - started
