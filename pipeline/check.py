@@ -243,18 +243,18 @@ def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
         raise UserError(f"{artifact} cannot be run: {error}.", hint) from error
 
 
-def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str, calibration: Path | None = None) -> dict:
+def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str, calibration: Path | None = None, measure_here: bool = True) -> dict:
     """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too."""
     from ..converters.artifact import measure
     from ..validation.audit import audit
-    from ..validation.runners import open_runner
+    from ..validation.runners import open_to_read
     from .calibrate import load_calibration
     from .measure import add_measured
     from .report import plain
 
     found = devices_of(devices)
     correction = load_calibration(calibration, found)
-    runner = open_runner(artifact, host="reference")
+    runner = open_to_read(artifact)
     target = "coreml" if artifact.is_dir() else "executorch-mps"
     size, digest = measure(artifact)
     try:
@@ -270,6 +270,6 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str,
             "sha256": digest,
             "inputs": [vars(value) for value in runner.inputs],
             "outputs": [vars(value) for value in runner.outputs],
-            **add_measured(sections, runner, target),
+            **add_measured(sections, runner, target, measure_here),
         }
     )

@@ -95,6 +95,9 @@ calibration_option = click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="FILE",
     help="Correct the estimates for its chip by a file of `cidermill calibrate`. A Mac finds its own by itself.",
 )  # fmt: skip
+measure_option = click.option(
+    "--measure/--no-measure", default=True, show_default=True, help="On macOS, time the artifact on this machine as well; elsewhere nothing happens."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 RECIPE_HELP = (
@@ -121,6 +124,7 @@ BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is 
 @click.option("--deployment-target", default="iOS18", show_default=True, metavar="OS", help="Oldest system that must run the Core ML artifact.")
 @device_option
 @calibration_option
+@measure_option
 @class_option
 @trust_option
 @click.option("--min-psnr", type=float, metavar="DB", help=BUDGET_HELP)
@@ -221,10 +225,11 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 @click.argument("artifact", type=click.Path(path_type=Path))
 @device_option
 @calibration_option
+@measure_option
 @click.option("--compute-units", type=click.Choice(COMPUTE_UNITS), default="all", show_default=True, help="The units that the app allows.")
 @json_option
 @exits_with_user_errors
-def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, compute_units: str, as_json: bool) -> int:
+def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, measure: bool, compute_units: str, as_json: bool) -> int:
     """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model.
 
     On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's own plan is read.
@@ -233,7 +238,7 @@ def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, 
     from .report import json_text
     from .terminal import show_inspection
 
-    result = inspect_artifact(artifact, devices, compute_units, calibration)
+    result = inspect_artifact(artifact, devices, compute_units, calibration, measure)
     if as_json:
         click.echo(json_text(result), nl=False)
     else:

@@ -10,11 +10,13 @@ from ..models.errors import UserError
 from ..validation.path import UNITS
 
 Section = dict | str
+NOT_ASKED = "not run: --no-measure"
 
 
-def add_measured(sections: dict, runner: Any, target: str) -> dict:
-    """`sections` with what this machine measures beside the estimates, which stay as they are. runner: the reference runner of the artifact."""
-    found = measured(runner, target)
+def add_measured(sections: dict, runner: Any, target: str, wanted: bool = True) -> dict:
+    """`sections` with what this machine measures beside the estimates, which stay as they are. runner: the reference runner of the artifact;
+    wanted: whether the user lets it be measured."""
+    found = measured(runner, target) if wanted else {"placement": NOT_ASKED, "latency": NOT_ASKED}
     return {**sections, **{name: {**sections[name], "measured": found[name]} for name in found}}
 
 

@@ -36,7 +36,7 @@ class Plan:
     """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the default device.
 
     budget ("12MB", "4.5bpw") or schemes ("int8,palettize4"): the recipe is chosen layer by layer; sensitivity: a table measured earlier.
-    calibration: a file of `cidermill calibrate` for one of the devices.
+    calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this machine, where it can run them.
     """
 
     model: Path
@@ -58,6 +58,7 @@ class Plan:
     sensitivity: Path | None = None
     dry_run: bool = False
     calibration: Path | None = None
+    measure: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once

@@ -174,7 +174,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dic
         native = _native_check(artifact, facts)
         weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights)
     with stages("place"):
-        found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target)
+        found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target, plan.measure)
     judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
     judged.append(judge_budget(facts.budget, artifact, weights["bytes"]))
     verdict = "pass" if all(one == "pass" for one, _ in judged) else "fail"

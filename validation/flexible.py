@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.errors import UserError
 from .graph import Graph, Node, OperatorFailed, Value
 from .runners import Runner
 
@@ -91,7 +92,7 @@ def _at(runner: Runner, shapes: dict[str, tuple[int, ...]], kind: str) -> Varian
     types = {value.name: "float32" if value.dtype == "bfloat16" else value.dtype for value in runner.inputs}
     try:
         runner({name: np.zeros(shape, types[name]) for name, shape in shapes.items()}, tap=note)
-    except OperatorFailed as error:
+    except (OperatorFailed, UserError) as error:
         return Variant(shapes, kind, None, str(error))
     return Variant(shapes, kind, _fixed(runner.graph, found))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..converters.coreml_tools import import_coremltools
-from ..models.errors import UnreadableArtifact, UserError
+from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from .borders import STORED_AS, as_array, check_inputs, to_picture
 from .budget import DEFAULT_LIMITS, Budget, Limits
 from .graph import Graph, Node, Tap, Value, interpret
@@ -128,6 +128,21 @@ def open_runner(
     return native_executorch(path, program) if native else replace(reference_executorch(path, program, precision), limits=limits)
 
 
+def open_to_read(path: str | Path) -> Runner:
+    """The reference runner; of a Core ML package with operators that it cannot compute, one whose border and graph can be read. Calling that one
+    raises what opening it would have."""
+    try:
+        return open_runner(path, host="reference")
+    except UnsupportedOperators as error:
+        package = read_package(Path(path))
+        graph, features, states, inputs, outputs = border(package, function_name(package, "main"))
+        return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), partial(_refuse, error), states, features)
+
+
+def _refuse(error: Exception, *_: Any) -> dict[str, Any]:
+    raise error
+
+
 def _first_bytes(path: Path) -> bytes:
     """Of a file; nothing of a folder. UnreadableArtifact for a path that is neither or that the system refuses."""
     try:
@@ -165,13 +180,17 @@ def function_name(package: Package, function: str) -> str:
     return name
 
 
-def reference_coreml(package: Package, function: str, precision: str, keep_weights: bool) -> Runner:
-    name = function_name(package, function)
-    graph, features = package.functions[name], package.features[name]
-    require_operators(graph)
+def border(package: Package, function: str) -> tuple[Graph, dict[str, Feature], tuple[Value, ...], tuple[Value, ...], tuple[Value, ...]]:
+    """-> (graph, features, states, inputs, outputs) of one of its functions."""
+    graph = package.functions[function]
     states = tuple(value for value in graph.inputs if value in package.states)
     inputs = tuple(value for value in graph.inputs if value not in package.states)
-    outputs = tuple(graph.values[name] for name in graph.outputs)
+    return graph, package.features[function], states, inputs, tuple(graph.values[name] for name in graph.outputs)
+
+
+def reference_coreml(package: Package, function: str, precision: str, keep_weights: bool) -> Runner:
+    graph, features, states, inputs, outputs = border(package, function_name(package, function))
+    require_operators(graph)
     call = partial(call_operator, rounding=precision == "declared")
     folded = fold_constants(with_tensors(graph), call)
     program = remember_constants(folded) if keep_weights else folded
@@ -201,12 +220,9 @@ def reference_executorch(path: Path, program: Any, precision: str) -> Runner:
 def native_coreml(package: Package, function: str) -> Runner:
     """Core ML itself (macOS)."""
     name = function_name(package, function)
-    graph, features = package.functions[name], package.features[name]
+    graph, features, states, inputs, outputs = border(package, name)
     several = {"function_name": name} if len(package.functions) > 1 else {}
     model = import_coremltools().models.MLModel(str(package.path), **several)
-    states = tuple(value for value in graph.inputs if value in package.states)
-    inputs = tuple(value for value in graph.inputs if value not in package.states)
-    outputs = tuple(graph.values[name] for name in graph.outputs)
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: Any) -> dict[str, Any]:
         pictures = {name: feature.channels for name, feature in features.items() if feature.channels}

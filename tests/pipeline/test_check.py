@@ -196,11 +196,16 @@ def test_all_devices_are_one_product_of_every_chip():
     assert devices_of(("ALL",))[0].name == DEFAULT_DEVICE
 
 
+def packaged(ct, module, shape, folder):
+    """A package of an image network, by coremltools' own converter."""
+    traced, path = torch.jit.trace(module.eval(), torch.zeros(1, 3, 64, 64)), folder / "model.mlpackage"
+    model = ct.convert(traced, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+    model.save(str(path))
+    return path
+
+
 def test_a_flexible_package_is_estimated_at_each_of_its_shapes(ct, tmp_path):
-    traced = torch.jit.trace(torch.nn.Conv2d(3, 32, 3).eval(), torch.zeros(1, 3, 64, 64))
-    shape = ct.Shape((1, 3, ct.RangeDim(16, 1024, 64), 64))
-    path = tmp_path / "flexible.mlpackage"
-    ct.convert(traced, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS18, skip_model_load=True).save(str(path))
+    path = packaged(ct, torch.nn.Conv2d(3, 32, 3), ct.Shape((1, 3, ct.RangeDim(16, 1024, 64), 64)), tmp_path)
     result = CliRunner().invoke(main, ["inspect", str(path), "--device", "M4", "--json"])
     assert result.exit_code == 0, result.output
     latency = json.loads(result.stdout)["latency"]
@@ -209,3 +214,17 @@ def test_a_flexible_package_is_estimated_at_each_of_its_shapes(ct, tmp_path):
     assert usual["ms"] == latency["devices"][0]["ms"] and most["ms"] > usual["ms"] and most["low_ms"] < most["ms"] < most["high_ms"]
     shown = CliRunner().invoke(main, ["inspect", str(path), "--device", "M4"]).stdout
     assert next(line for line in shown.splitlines() if "1x3x1024x64" in line).rstrip().endswith(", the slowest")
+
+
+def test_an_operator_of_a_newer_file_is_placed_on_the_cpu_and_said(ct, tmp_path):
+    path = packaged(ct, torch.nn.ReLU(), (1, 3, 64, 64), tmp_path)
+    program = next(path.rglob("model.mlmodel"))
+    data = program.read_bytes()
+    assert data.count(b"\x04relu") == 1
+    program.write_bytes(data.replace(b"\x04relu", b"\x04next"))
+    result = CliRunner().invoke(main, ["inspect", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    (op,) = (op for op in found["placement"]["ops"] if op["type"] == "next")
+    assert (op["unit"], op["reason"]) == ("cpu", "operator next is not known here")
+    assert "not known" in found["latency"]["devices"][0]["basis"]
