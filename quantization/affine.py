@@ -129,8 +129,6 @@ def _symmetric(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
     widest = torch.maximum(high / block.high, low / block.low)
     best = _storable(widest, block.bits, up=True)
     error = _error(block, best)
-    symmetric = torch.maximum(high, -low) / block.high  # keeps a weight that was already on such a grid
-    _, error = _improve(block, best, _storable(symmetric, block.bits), error)
     better, factors = None, list(_factors(block))
     for factor in factors:
         better, error = _improve(block, best, _storable(widest * factor, block.bits), error)
