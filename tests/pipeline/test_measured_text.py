@@ -14,7 +14,9 @@ CRASHED = {"compute_units": "cpu_and_ne", "compile_ms": 118.0, "problem": "crash
 
 
 @pytest.fixture
-def shown(sample_report, capsys):
+def shown(sample_report, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
     def show(latency, placement):
         artifact = sample_report["artifacts"][0]
         artifact["latency"]["measured"], artifact["placement"]["measured"] = latency, placement

@@ -205,6 +205,7 @@ def test_html_of_outputs_that_could_not_be_compared(sample_report):
         (figures.ms_text, 0.0123, "12.3 µs"),
         (figures.ms_text, 4.123, "4.12 ms"),
         (figures.ms_text, 0.0, "0.00 ms"),
+        (figures.ms_text, 3e-8, "<0.01 µs"),
         (figures.ms_text, 1234.0, "1.23 s"),
         (figures.seconds_text, 9.96, "10.0 s"),
         (figures.seconds_text, 75, "1 min 15 s"),
@@ -239,3 +240,16 @@ def test_unit_shares_by_operations_and_time(sample_report):
     assert (ane.ops, gpu.ops, cpu.ops) == (280, 8, 12)
     assert sum(share.ops_share for share in (ane, gpu, cpu)) == pytest.approx(1)
     assert sum(share.time_share for share in (ane, gpu, cpu)) == pytest.approx(1)
+
+
+def test_html_shows_what_was_measured_beside_the_estimate(sample_report):
+    estimate = {"ms": 1.0, "low_ms": 0.8, "high_ms": 1.25}
+    units = [{"compute_units": "all", "ms": 1.5, "low_ms": 1.4, "high_ms": 1.6, "first_ms": 9.0, "cold_load_ms": 512.0, "load_ms": 31.0,
+              "compile_ms": 88.0, "runs": 100, "estimate": estimate},
+             {"compute_units": "cpu_only", "problem": "crashed: signal 11 (SIGSEGV) in cold load", "compile_ms": 87.0}]
+    machine = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
+    sample_report["artifacts"][0]["latency"]["measured"] = {"source": "measured", "machine": machine, "estimator": "1", "units": units}
+    sample_report["artifacts"][1]["latency"]["measured"] = "not run: needs macOS"
+    page = report.html_text(sample_report)
+    for words in ("Measured on this M2 Pro", "1.50 ms (1.40–1.60)", "512 ms", "1.00 ms (0.80–1.25)", "✗ crashed: signal 11", "not run: needs macOS."):
+        assert words in page
