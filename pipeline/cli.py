@@ -4,12 +4,9 @@ Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or 
 """
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import click
 from .. import __version__
 from ..models.errors import UserError
 from .plan import TARGETS, Plan
+from .signals import Stopped, ends_in_order
 
 # Waiting OpenMP threads must sleep, not spin: beside any other load, spinning makes torch up to ten times slower. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,29 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash for a failed verdict
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
-
-
-class Stopped(BaseException):
-    """The signal, by its number, that asked this process to end."""
-
-
-@contextmanager
-def ends_in_order() -> Iterator[None]:
-    """A signal that asks to end (Ctrl-C, a scheduler's SIGTERM, a closed terminal) unwinds the work, so that nothing is left behind."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped(number)
-
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
-        yield
-        return
-    earlier = {number: signal.signal(number, stop) for number in signals if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import figures as fig
 from .inspection import inspection_parts
+from .signals import raise_again
 from .terminal_text import arrow, clean, line, table, verdict_text
 
 PLAIN_WIDTH = 120  # columns where there is no terminal and COLUMNS does not say
@@ -54,12 +56,20 @@ class Step:
 def progress(enabled: bool = True) -> Iterator[Show]:
     """-> `show(name, total=None)`, a context manager per stage that yields a Step. Not enabled: the same, silently."""
     if not enabled:
-        yield _silent
+        yield partial(_unless_stopped, _silent)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _live() as show:
-            yield show
+            yield partial(_unless_stopped, show)
     else:
-        yield _plain
+        yield partial(_unless_stopped, _plain)
+
+
+@contextmanager
+def _unless_stopped(show: Show, name: str, total: int | None = None) -> Iterator[Step]:
+    """The stage, which does not end well where the user asked the process to end."""
+    with show(name, total) as step:
+        yield step
+        raise_again()
 
 
 @contextmanager
