@@ -44,6 +44,8 @@ def ms_text(milliseconds: float | None) -> str:
         return NONE
     if milliseconds >= 999.5:
         return seconds_text(milliseconds / 1e3)
+    if 0 < milliseconds < 5e-6:
+        return "<0.01 µs"
     return f"{_three(milliseconds)} ms" if milliseconds >= 0.1 or not milliseconds else f"{_three(milliseconds * 1e3)} µs"
 
 

@@ -51,6 +51,8 @@ BY_OPERATOR = {
 
 def advice(operation: Operation, reason: str) -> str:
     """A rewrite for an operation that stands off the Neural Engine for `reason` (a text of `limits.engine_refusal` or `placement`)."""
+    if not reason:
+        return ""
     if "has no Neural Engine form" in reason:
         return BY_OPERATOR.get(operation.op, "")
     return next((say(operation) for marks, say in BY_REASON if any(mark in reason for mark in marks)), "")
@@ -67,6 +69,8 @@ def _whole_numbers(operation: Operation) -> str:
 
 
 def _float32(operation: Operation) -> str:
+    if operation.op == "cast":  # a program of float16 has them too, at float32 inputs and outputs
+        return "give the program float16 inputs and outputs, which need no cast"
     return "convert with float16 compute (any --quant but float32)"
 
 

@@ -244,7 +244,9 @@ def caveats(graph: Graph, steps: list[Operation], counted: list[Operation]) -> l
     """What the estimate assumes of a program that it cannot know in full."""
     unknown = sorted({step.op for step in steps} - CPU_ONLY - KNOWN_TO_ENGINE - UNKNOWN_TO_ENGINE - set(FREE))
     flexible = [value.name for value in graph.inputs if None in value.shape]
+    outer = sorted({step.op for step in steps if step.node.blocks})
     notes = [f"operators not known here counted by their bytes on the CPU: {', '.join(unknown)}"] * bool(unknown)
+    notes += [f"what runs inside {', '.join(outer)} not counted"] * bool(outer)
     notes += [f"flexible dimensions counted as 1: {', '.join(flexible)}"] * bool(flexible)
     notes += ["the guards around softmax that torch.export adds not counted"] * (len(counted) < len(steps))
     weightless = not any(operand.constant for step in steps for operand in step.operands)

@@ -35,7 +35,7 @@ KNOWN_TO_ENGINE = frozenset("""
 """.split())
 SINCE_GENERATION = {
     "resize": 14, "resize_bilinear": 14, "resize_nearest_neighbor": 14, "upsample_bilinear": 14, "gather": 14, "gather_along_axis": 14,
-    "gather_nd": 14, "resample": 14, "affine": 14, "sin": 15, "cos": 15,
+    "gather_nd": 14, "resample": 14, "affine": 14, "sin": 15, "cos": 15, "reduce_argmax": 15,
 }
 RUNTIME_LITERALS = {"gather": ("indices",), "gather_nd": ("indices",), "slice_by_index": ("begin", "end"), "slice_by_size": ("begin",),
                     "reshape": ("shape",), "tile": ("reps",), "pad": ("pad",)}

@@ -168,42 +168,58 @@ def _unit_costs(step: Operation, device: Device, units: tuple[str, ...], refusal
 
 def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]) -> dict[int, str]:
     """Reason for every operation off the Neural Engine; those that it could run are judged by the stretch that they stand in."""
-    reasons, stretch = {}, []
-    for index in order:
-        if unit_of[index] == "ane":
+    chosen = [unit_of[index] for index in order]
+    reasons: dict[int, str] = {}
+    stretch: list[int] = []  # places in `order`
+    for turn, index in enumerate(order):
+        if chosen[turn] == "ane":
             pass
         elif "ane" not in units:
             reasons[index] = "Neural Engine excluded by the compute units"
         elif refusals[index]["ane"]:
             reasons[index] = refusals[index]["ane"]
         else:
-            if stretch and unit_of[stretch[-1]] != unit_of[index]:
-                reasons.update(_stretch_reasons(stretch, unit_of, costs))
+            if stretch and chosen[stretch[-1]] != chosen[turn]:
+                reasons.update(_stretch_reasons(stretch, order, chosen, costs))
                 stretch = []
-            stretch.append(index)
+            stretch.append(turn)
             continue
-        reasons.update(_stretch_reasons(stretch, unit_of, costs))
+        reasons.update(_stretch_reasons(stretch, order, chosen, costs))
         stretch = []
-    return {**reasons, **_stretch_reasons(stretch, unit_of, costs)}
+    return {**reasons, **_stretch_reasons(stretch, order, chosen, costs)}
 
 
-def _stretch_reasons(stretch: list[int], unit_of: dict[int, str], costs: list) -> dict[int, str]:
+def _stretch_reasons(stretch: list[int], order: list[int], chosen: list[str], costs: list) -> dict[int, str]:
     """A run of operations that the Neural Engine could take: what it would save there, and what going there would cost."""
     if not stretch:
         return {}
-    rules = planner()
-    saved = sum(costs[index][unit_of[index]] - costs[index]["ane"] for index in stretch)
-    elsewhere = UNIT_NAMES[unit_of[stretch[0]]]
+    members, unit = [order[turn] for turn in stretch], chosen[stretch[0]]
+    saved = sum(costs[index][unit] - costs[index]["ane"] for index in members)
+    elsewhere = UNIT_NAMES[unit]
     if abs(saved) < TIE_MS:
         text = f"costs the same on {elsewhere}"
     elif saved < 0:
-        text = f"cheaper on {elsewhere}: saves {-saved:.2g} ms"
+        text = f"cheaper on {elsewhere}: saves {_ms_text(-saved)}"
     else:
-        overhead = rules["switch_ms"] + max(rules["launch_ms"]["ane"], rules["output_ms"]["ane"])
         where = f"these {len(stretch)} operations" if len(stretch) > 1 else "it"
-        costs_more = f"going there and back costs {overhead:.2g} ms or more"
-        text = f"cheaper on {elsewhere}: the Neural Engine saves {saved:.2g} ms on {where}, {costs_more}"
-    return dict.fromkeys(stretch, text)
+        detour = f"going there and back costs {_detour_ms(stretch[0], stretch[-1], chosen):.3g} ms"
+        text = f"cheaper on {elsewhere}: the Neural Engine saves {_ms_text(saved)} on {where}, {detour}"
+    return dict.fromkeys(members, text)
+
+
+def _ms_text(milliseconds: float) -> str:
+    return f"{milliseconds:.2g} ms" if milliseconds >= 1e-4 else "less than 0.0001 ms"
+
+
+def _detour_ms(first: int, last: int, chosen: list[str]) -> float:
+    """What the path would cost more in switches, launches and output, were chosen[first..last] on the Neural Engine; the path is the
+    cheapest, so that they save no more there."""
+    rules, unit = planner(), chosen[first]
+    neighbours = [*chosen[max(0, first - 1):first], *chosen[last + 1:last + 2]]
+    switches = sum((other != "ane") - (other != unit) for other in neighbours)
+    launches = rules["launch_ms"]["ane"] * ("ane" not in chosen) - rules["launch_ms"][unit] * (chosen.count(unit) == last - first + 1)
+    output = rules["output_ms"]["ane"] - rules["output_ms"][unit] if last == len(chosen) - 1 else 0.0
+    return rules["switch_ms"] * switches + launches + output
 
 
 def _first_output(node: Node) -> str:

@@ -45,6 +45,11 @@ def test_what_to_do(step, device, words):
     assert words in found and bool(found) == bool(words)
 
 
+def test_a_cast_at_a_float32_input_is_not_told_to_convert_with_float16():
+    cast = one("cast", given=("float32", (1, 64, 32, 32)))
+    assert "float16 inputs and outputs" in advice(cast, engine_refusal(cast, A13))
+
+
 def test_no_advice_where_another_unit_is_simply_cheaper():
     assert advice(one("relu"), "cheaper on CPU: saves 0.2 ms") == ""
 

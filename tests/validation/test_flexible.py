@@ -5,6 +5,7 @@ import torch
 from cidermill.validation import open_runner
 from cidermill.validation.flexible import is_flexible, variants
 from cidermill.validation.placement import place
+from cidermill.validation.runners import open_to_read
 
 
 class Net(torch.nn.Module):
@@ -60,3 +61,11 @@ def test_a_range_is_compiled_for_its_usual_shape_only(ct, converted):
 def test_shapes_too_large_to_run_are_said(ct, converted):
     found = variants(converted(ct.Shape((1, 3, ct.RangeDim(32, 10**6, 64), 64)), "wide"))
     assert [one.problem for one in found] == ["", "", "too large to run here"] and found[2].graph is None
+
+
+def test_an_operator_newer_than_the_runner_is_named_in_one_line(ct, converted):
+    runner = converted(ct.EnumeratedShapes([(1, 3, 64, 64), (1, 3, 96, 32)]), "newer")
+    file = runner.path / "Data/com.apple.CoreML/model.mlmodel"
+    file.write_bytes(file.read_bytes().replace(b"relu", b"rexu"))
+    problems = {one.problem for one in variants(open_to_read(runner.path))}
+    assert len(problems) == 1 and all("rexu" in problem and "\n" not in problem for problem in problems)

@@ -261,6 +261,13 @@ def test_a_select_of_its_own_is_no_guard():
     assert without_softmax_guards(steps) == steps
 
 
+def looping():
+    x, y = Value("x", "float16", (1, 64)), Value("y", "float16", (1, 64))
+    body = Graph((x,), ("y",), (Node("exp", {"x": Ref("x")}, (y,), "y"),), {}, {"x": x, "y": y})
+    loop = Node("while_loop", {"loop_vars": (Ref("x"),)}, (y,), "y", blocks=(body, body))
+    return Graph((x,), ("y",), (loop,), {}, {"x": x, "y": y})
+
+
 def test_slower_units_are_slower():
     times = [estimate_latency(convolutions(100), "M1", units).ms for units in ("all", "cpu_and_gpu", "cpu_only")]
     assert times == sorted(times) and times[0] < times[1]
@@ -272,6 +279,7 @@ def test_slower_units_are_slower():
     (chain("conv", "warp_drive", shape=(1, 64, None, 32)), "by their bytes on the CPU: warp_drive; flexible dimensions counted as 1: x"),
     (chain("relu", "softmax"), "the program holds no weights"),
     (Graph((), (), (), {}, {}), "the program has no operations"),
+    (looping(), "what runs inside while_loop not counted"),
 ])
 @pytest.mark.parametrize("chip", ["A12", "M5 Max"])
 def test_programs_known_in_part_have_an_estimate_with_its_reason(graph, note, chip):

@@ -11,8 +11,8 @@ from cidermill.validation.devices import all_chips, all_devices, find_device
 from cidermill.validation.graph import Graph, Node, Ref, Value
 from cidermill.validation.limits import engine_refusal
 from cidermill.validation.operations import operations
-from cidermill.validation.path import cheapest_path, path_cost, schedule
-from cidermill.validation.placement import place, place_program
+from cidermill.validation.path import UNITS, cheapest_path, path_cost, schedule
+from cidermill.validation.placement import _detour_ms, place, place_program
 
 MAP = (1, 64, 32, 32)
 M4 = find_device("M4")
@@ -106,6 +106,7 @@ def test_older_engines_refuse_more():
     assert engine_refusal(tall, find_device("A14")) == "dimension 20000 > 16384"
     assert engine_refusal(tall, find_device("A16")) == ""
     assert engine_refusal(one("cos"), find_device("A14")) == "operator cos needs a Neural Engine of A15 or later, A14 is older"
+    assert engine_refusal(one("reduce_argmax", dtype="uint16"), find_device("M1")).startswith("operator reduce_argmax needs a Neural Engine of A15")
     assert engine_refusal(conv((15, 15)), find_device("A15")) == "kernel 15 > 13"
 
 
@@ -189,8 +190,29 @@ def test_work_enough_goes_to_the_neural_engine_and_little_does_not():
     ops = place(body(2), "M4", "cpu_and_ne").ops
     assert {op.unit for op in ops} == {"cpu"}
     assert ops[0].reason == (
-        "cheaper on CPU: the Neural Engine saves 0.19 ms on these 2 operations, going there and back costs 0.25 ms or more"
+        "cheaper on CPU: the Neural Engine saves 0.19 ms on these 2 operations, going there and back costs 0.25 ms"
     )
+
+
+def test_the_price_of_the_neural_engine_is_what_that_stretch_would_pay():
+    """It read "saves 0.29 ms, going there and back costs 0.25 ms or more" of work between two operations for the CPU, which pays 0.375."""
+    argmax = ("reduce_argmax", {"axis": 1}, "int32", MAP)
+    ends = chain(("cumsum", {"axis": 3}, "float16", MAP), *[("conv", {"weight": Ref("w")}, "float16", MAP)] * 3, argmax,
+                 weights=[("w", "float16", (64, 64, 3, 3))])
+    middle = place(ends, "M4", "cpu_and_ne").ops[1]
+    assert (middle.unit, middle.reason) == (
+        "cpu", "cheaper on CPU: the Neural Engine saves 0.29 ms on these 3 operations, going there and back costs 0.375 ms")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_stretch_saves_more_on_the_neural_engine_than_going_there_costs(seed):
+    source = random.Random(seed)
+    chosen = source.choices(UNITS, k=7)
+    first = next((index for index, unit in enumerate(chosen) if unit != "ane"), None)
+    last = next((index - 1 for index in range(first + 1, 7) if chosen[index] != chosen[first]), 6)
+    free = [dict.fromkeys(UNITS, 0.0)] * 7
+    there = [*chosen[:first], *["ane"] * (last - first + 1), *chosen[last + 1:]]
+    assert _detour_ms(first, last, chosen) == pytest.approx(path_cost(free, there) - path_cost(free, chosen))
 
 
 def test_refused_operation_splits_the_program():
