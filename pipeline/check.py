@@ -150,13 +150,16 @@ def devices_of(names: Sequence[str]) -> list[Any]:
 def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all", calibration: Any = None) -> dict:
     """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of `calibrate.load_calibration`."""
     from ..validation.latency import estimate_latency, estimate_program_latency, latency_section
-    from ..validation.placement import place, place_program
+    from ..validation.operations import operations
+    from ..validation.placement import place_operations, place_program
     from .calibrate import calibrated
     from .measure import placed_latency
 
     if target == "coreml":
-        placement = place(graph, devices[0], compute_units)
-        latencies = [estimate_latency(graph, device, compute_units) for device in devices]
+        every = operations(graph)
+        placement = place_operations(every, devices[0], compute_units)
+        known = {devices[0]: placement}
+        latencies = [estimate_latency(graph, device, compute_units, known.get(device), every) for device in devices]
     else:
         placement = place_program(graph, devices[0])
         latencies = [estimate_program_latency(graph, device) for device in devices]
@@ -256,6 +259,9 @@ def inspect_artifact(artifact: Path, devices: Sequence[str], compute_units: str,
     correction = load_calibration(calibration, found)
     runner = open_to_read(artifact)
     target = "coreml" if artifact.is_dir() else "executorch-mps"
+    if target != "coreml" and compute_units != "all":
+        message = f"--compute-units {compute_units} is of Core ML; {artifact.name} is an ExecuTorch program."
+        raise UserError(message, "Leave it out: the file itself says what is delegated to the GPU.")
     size, digest = measure(artifact)
     try:
         sections = {"compression": audit(artifact, ()), **estimate_shapes(runner, target, found, compute_units, correction)}

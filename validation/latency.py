@@ -76,11 +76,13 @@ def latency_section(latencies: Iterable[Latency]) -> dict:
 
 
 def estimate_latency(
-    graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", placement: Placement | None = None
+    graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", placement: Placement | None = None,
+    every: list[Operation] | None = None,
 ) -> Latency:
-    """Latency of a Core ML program; `placement` saves the work where it is known already for this device and these units."""
+    """Latency of a Core ML program. `placement` saves the work where it is known already for this device and these units, `every` (its
+    operations) where several devices are asked for."""
     device = device if isinstance(device, Device) else find_device(device)
-    every = operations(graph)
+    every = operations(graph) if every is None else every
     placement = placement or place_operations(every, device, compute_units)
     steps = without_softmax_guards(every)
     if len(steps) < len(every) and placement.units()["ane"]["ops"]:

@@ -228,3 +228,11 @@ def test_an_operator_of_a_newer_file_is_placed_on_the_cpu_and_said(ct, tmp_path)
     (op,) = (op for op in found["placement"]["ops"] if op["type"] == "next")
     assert (op["unit"], op["reason"]) == ("cpu", "operator next is not known here")
     assert "not known" in found["latency"]["devices"][0]["basis"]
+
+
+def test_compute_units_are_of_core_ml(tmp_path):
+    torch.export.save(torch.export.export(torch.nn.Linear(8, 8), (torch.zeros(1, 8),)), tmp_path / "net.pt2")
+    made = CliRunner().invoke(main, ["convert", str(tmp_path / "net.pt2"), "--target", "executorch-mps", "--out", str(tmp_path / "out"), "--quiet"])
+    assert made.exit_code == 0, made.output
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "out" / "net.pte"), "--compute-units", "cpu_only"])
+    assert result.exit_code == 2 and "--compute-units cpu_only is of Core ML; net.pte is an ExecuTorch program" in result.stderr
