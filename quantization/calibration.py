@@ -4,7 +4,7 @@ The captured program is run by an fx interpreter that looks at the inputs of the
 uncompressed model: one pass serves all layers (GPTQ's own code runs layer after layer and shows each the errors of those before it).
 """
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +65,19 @@ def calibrate(
 def portions(captured: Captured, groups: Iterable[list[str]], budget: int) -> list[list[str]]:
     """Groups of names joined, in their order, as long as their Hessians together take at most `budget` bytes (or one group's, where more)."""
     groups = list(groups)
-    sizes = {tap.name: 4 * tap.groups * tap.inputs**2 for tap in _find_taps(captured.program, {name for group in groups for name in group})}
-    joined: list[list[str]] = []
+    sizes = {tap.name: tap.hessian_bytes for tap in _find_taps(captured.program, {name for group in groups for name in group})}
+    return _packed([(group, sum(sizes.get(name, 0) for name in group)) for group in groups], budget)
+
+
+def _packed(groups: Iterable[tuple[list, int]], budget: float) -> list[list]:
+    """(items, bytes) joined in their order as long as they stay within the budget together."""
+    joined: list[list] = []
     used = 0
-    for group in groups:
-        size = sum(sizes.get(name, 0) for name in group)
+    for items, size in groups:
         if not joined or used + size > budget:
             joined.append([])
             used = 0
-        joined[-1] += group
+        joined[-1] += items
         used += size
     return joined
 
@@ -100,7 +104,7 @@ def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
 
 def run_tapped(program: Any, inputs: list[torch.Tensor], tap: Callable[[torch.fx.Node, tuple], Any]) -> tuple:
     """Run a program on tensors in the order of its inputs; `tap(node, args)` sees each operator before it runs and may return other args."""
-    return _Tapped(program.graph_module, tap).run(*_arguments(program, inputs))
+    return _Tapped(program.graph_module, tap).run(*arguments_of(program, inputs))
 
 
 class _Tapped(torch.fx.Interpreter):
@@ -115,9 +119,9 @@ class _Tapped(torch.fx.Interpreter):
         return node.target(*(self.tap(node, args) or args), **kwargs)
 
 
-def _arguments(program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None) -> list[torch.Tensor]:
+def arguments_of(program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None) -> list[torch.Tensor]:
     """Every graph input in order: constants by name (from `instead` where it has them), then the user's."""
-    held = {tensor.node.name: (instead or {}).get(tensor.name, tensor.data) for tensor in tensors_of(program)}
+    held = {tensor.node.name: (instead or {}).get(tensor.name, tensor.data.detach()) for tensor in tensors_of(program)}
     given = iter(inputs)
     return [held[node.name] if node.name in held else next(given) for node in program.graph.nodes if node.op == "placeholder"]
 
@@ -139,6 +143,10 @@ class Tap:
     groups: int
     kernel: int  # positions per input channel
     rows: Callable[[tuple], torch.Tensor]
+
+    @property
+    def hessian_bytes(self) -> int:
+        return 4 * self.groups * self.inputs**2
 
 
 @dataclass
@@ -237,21 +245,12 @@ def _patches(
     return windows.permute(order).reshape(groups, n * math.prod(rest[:rank]), -1)
 
 
-def _passes(taps: list[Tap], budget: float) -> Iterator[list[Tap]]:
+def _passes(taps: list[Tap], budget: float) -> list[list[Tap]]:
     """The taps in portions whose Hessians fit the budget; taps of one weight stay together."""
     by_name: dict[str, list[Tap]] = {}
     for tap in taps:
         by_name.setdefault(tap.name, []).append(tap)
-    portion, used = [], 0
-    for group in by_name.values():
-        size = 4 * group[0].groups * group[0].inputs**2
-        if portion and used + size > budget:
-            yield portion
-            portion, used = [], 0
-        portion += group
-        used += size
-    if portion:
-        yield portion
+    return _packed([(group, group[0].hessian_bytes) for group in by_name.values()], budget)
 
 
 def _sum_up(captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted: set[str], sums: dict[str, _Sums]) -> None:
@@ -293,7 +292,7 @@ def gradient_squares(
     probes = max(1, math.ceil(PROBES / len(batches)))
     with quiet(), torch.enable_grad():
         for batch in batches:
-            outputs = torch.fx.Interpreter(program.graph_module).run(*_arguments(program, as_tensors(captured, batch), tied))
+            outputs = torch.fx.Interpreter(program.graph_module).run(*arguments_of(program, as_tensors(captured, batch), tied))
             for probe in range(probes):
                 found = torch.autograd.grad(_probe(outputs, generator), list(leaves.values()), retain_graph=probe + 1 < probes, allow_unused=True)
                 for key, gradient in zip(leaves, found):

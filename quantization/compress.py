@@ -102,7 +102,8 @@ def decompressed(compressed: Compressed) -> Any:
     program = compressed.captured.program
     if not compressed.weights:
         return program
-    dense = _with_dense_weights(program, compressed.weights)
+    decoded = {id(weight): weight.dense() for weight in compressed.weights.values()}  # by identity: tied weights stay tied
+    dense = with_weights(program, {name: decoded[id(weight)] for name, weight in compressed.weights.items()})
     return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
 
 
@@ -116,23 +117,20 @@ def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progres
     return replace(compressed, activations=plan_activations(compressed.captured, decompressed(compressed), layers))
 
 
-def _with_dense_weights(program: Any, weights: dict[str, CompressedWeight]) -> Any:
-    dense: dict[int, torch.Tensor] = {}  # by identity: tied weights stay tied
-    for weight in weights.values():
-        if id(weight) not in dense:
-            dense[id(weight)] = weight.dense()
-    held = {name: _in_place_of(program, name, dense[id(weight)]) for name, weight in weights.items()}
-    state = {name: held.get(name, value) for name, value in program.state_dict.items()}
-    constants = {name: held.get(name, value) for name, value in program.constants.items()}
+def with_weights(program: Any, values: dict[str, torch.Tensor]) -> Any:
+    """The program with other tensors under the names of `values`, each in the dtype and kind (parameter or not) of what it replaces; the graph
+    and everything else are shared."""
+
+    def held(old: Any) -> dict:
+        return {name: _like(old[name], values[name]) if name in values else old[name] for name in old}
+
     with quiet():
-        return program._update(program.graph_module, program.graph_signature, state_dict=state, constants=constants)
+        return program._update(program.graph_module, program.graph_signature, state_dict=held(program.state_dict), constants=held(program.constants))
 
 
-def _in_place_of(program: Any, name: str, dense: torch.Tensor) -> torch.Tensor:
-    """`dense` in the dtype and kind (parameter or not) of what it replaces."""
-    old = program.state_dict[name] if name in program.state_dict else program.constants[name]
-    dense = dense.to(old.dtype)
-    return torch.nn.Parameter(dense, requires_grad=False) if isinstance(old, torch.nn.Parameter) else dense
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    new = new.detach().to(old.dtype)
+    return torch.nn.Parameter(new, requires_grad=False) if isinstance(old, torch.nn.Parameter) else new
 
 
 def _compress_tensor(

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .affine import LARGEST_FLOAT16
+from .affine import LARGEST_FLOAT16, SMALLEST_SCALE
 from .grid import on_grid
 from .palette_line import Line, cuts_between, fit_tables, line_of, runs
-from .palette_vector import cluster_vectors
+from .palette_vector import LARGEST_SCALE, cluster_vectors
 from .weight import CompressedWeight, Palette, from_rows, pieces, to_rows
 
 KEYS = 65536  # float16 bit patterns
@@ -20,7 +20,6 @@ AT_ONCE = 1 << 19  # elements of the groups that are clustered together
 SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
 LARGEST_CODE = 127
 SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)  # tried for int8 tables, relative to the one that clips nothing
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 515.5  # float16's smallest subnormal; its largest number of which no code overflows float16
 REFITS = 3  # of an int8 table: assign again, fit again
 
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from .affine import SMALLEST_SCALE
 from .weight import Palette, from_rows, to_rows
 
 SAMPLES = (1 << 13, 1 << 16)  # vectors that the starts are tried on; that the best of them is improved on, before all
@@ -14,7 +15,7 @@ STARTS = 6
 START_ROUNDS, SAMPLE_ROUNDS, ROUNDS = 40, 60, 5
 ENOUGH = 1e-4  # a round that lowers the error by less than this share is the last
 AT_ONCE = 1 << 20  # distances held at once
-LARGEST_SCALE = 515.5  # of an int8 table: float16's largest number of which 127 times does not overflow float16
+LARGEST_SCALE = 515.5  # of an int8 table: float16's largest number of which no code overflows float16
 
 
 def cluster_vectors(
@@ -48,7 +49,7 @@ def _storable(table: torch.Tensor, table_bits: int) -> tuple[torch.Tensor, torch
     """-> (the table as it is stored, its scale or None): float16, or int8 codes times a float16 scale."""
     if table_bits == 16:
         return table.half().float(), None
-    scale = (table.abs().amax() / 127).half().float().clamp(2.0**-24, LARGEST_SCALE) if table.any() else torch.ones(())
+    scale = (table.abs().amax() / 127).half().float().clamp(SMALLEST_SCALE, LARGEST_SCALE) if table.any() else torch.ones(())
     return ((table / scale).round().clamp(-127, 127) * scale).half().float(), scale
 
 

@@ -15,7 +15,8 @@ from ..models.capture import Captured
 from ..models.errors import UserError
 from ..models.quiet import quiet
 from ..models.samples import blaming
-from .compress import compress
+from .calibration import arguments_of, as_tensors
+from .compress import compress, with_weights
 from .fake import fake_weight, learns_table, table_of
 from .recipe import Recipe
 from .roles import Role, Tensor, find_roles, storage_of, tensors_of
@@ -175,21 +176,6 @@ def refresh(training: Training) -> None:
     training.forms = compress(replace(training.captured, program=with_weights(training.captured.program, now)), training.recipe).weights
 
 
-def with_weights(program: Any, values: dict[str, torch.Tensor]) -> Any:
-    """The program with other tensors under the names of `values`; the graph and everything else are shared."""
-
-    def held(old: dict) -> dict:
-        return {name: _like(old[name], values[name]) if name in values else old[name] for name in old}
-
-    with quiet():
-        return program._update(program.graph_module, program.graph_signature, state_dict=held(program.state_dict), constants=held(program.constants))
-
-
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    new = new.detach().to(old.dtype)
-    return torch.nn.Parameter(new, requires_grad=False) if isinstance(old, torch.nn.Parameter) else new
-
-
 def compressed_now(training: Training) -> dict[str, torch.Tensor]:
     """Every trained tensor as the compressed model holds it, by its first name; gradients reach `weights` and `tables`."""
     forms, tables = training.forms, training.tables
@@ -228,17 +214,9 @@ def _next_sample(training: Training) -> int:
 
 def run_program(training: Training, values: dict[str, torch.Tensor], index: int) -> list[torch.Tensor]:
     """The outputs of the program on sample `index` with the trained tensors `values` (by first name)."""
-    program, arguments = training.captured.program, []
-    batch = training.captured.samples.batches[index]
-    inputs = iter(training.captured.inputs)
-    held = {tensor.node.name: tensor for tensor in tensors_of(program)}
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in held:
-            tensor = held[node.name]
-            arguments.append(values[training.names[tensor.name]] if tensor.name in training.names else tensor.data.detach())
-        elif node.op == "placeholder":
-            arguments.append(torch.from_numpy(batch[next(inputs).name].copy()))
-    return list(program.graph_module(*arguments))
+    captured = training.captured
+    instead = {name: values[first] for name, first in training.names.items()}
+    return list(captured.program.graph_module(*arguments_of(captured.program, as_tensors(captured, captured.samples.batches[index]), instead)))
 
 
 def teach(training: Training, index: int) -> list[torch.Tensor]:
