@@ -3,7 +3,6 @@
 The file (JSON, schema cidermill.calibration/1) lies in the user's configuration folder under the chip's name, where that machine finds it by
 itself, or wherever --out says, for --calibration. It corrects estimates of the version that it was fitted with, and no others.
 """
-import hashlib
 import json
 import math
 import os
@@ -154,6 +153,7 @@ def _correction(content: dict) -> Any:
 
 def _read_report(path: Path) -> dict:
     """-> {"machine", "rows", "provenance"}"""
+    from ..converters.artifact import measure
     from ..validation.correction import estimator
 
     report = _read_json(path, "a report", REPORT, HINT)
@@ -172,7 +172,7 @@ def _read_report(path: Path) -> dict:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
         raise _unmeasured(path, [unit.get("problem") for _, measured in timed for unit in measured["units"]])
-    return {"machine": machine, "rows": rows, "provenance": {"path": str(path), "sha256": _digest(path), "artifacts": made}}
+    return {"machine": machine, "rows": rows, "provenance": {"path": str(path), "sha256": measure(path)[1], "artifacts": made}}
 
 
 def _rows(artifact: str, units: Sequence[dict]) -> list[Any]:
@@ -231,7 +231,3 @@ def _read_json(path: Path, what: str, schema: str, hint: str) -> dict:
     if given != schema:
         raise UserError(f"{path} is not {what}: its schema is {given!r}, not {schema!r}.", hint)
     return content
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

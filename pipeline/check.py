@@ -149,22 +149,16 @@ def devices_of(names: Sequence[str]) -> list[Any]:
 
 def estimate(graph: Any, target: str, devices: Sequence[Any], compute_units: str = "all", calibration: Any = None) -> dict:
     """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of `calibrate.load_calibration`."""
-    from ..validation.latency import estimate_latency, estimate_program_latency, latency_section
+    from ..validation.latency import latency_section
     from ..validation.operations import operations
-    from ..validation.placement import place_operations, place_program
     from .calibrate import calibrated
     from .measure import placed_latency
 
-    if target == "coreml":
-        every = operations(graph)
-        placement = place_operations(every, devices[0], compute_units)
-        known = {devices[0]: placement}
-        latencies = [estimate_latency(graph, device, compute_units, known.get(device), every) for device in devices]
-    else:
-        placement = place_program(graph, devices[0])
-        latencies = [estimate_program_latency(graph, device) for device in devices]
-    latencies = calibrated(latencies, lambda device: placed_latency(graph, target, device, compute_units)[0], devices, calibration)
-    return {"placement": placement.as_json(), "latency": latency_section(latencies)}
+    every = operations(graph) if target == "coreml" else None
+    found = [placed_latency(graph, target, device, compute_units, every) for device in devices]
+    placements = dict(zip(devices, (placement for placement, _ in found)))
+    latencies = calibrated([latency for _, latency in found], placements.__getitem__, devices, calibration)
+    return {"placement": found[0][0].as_json(), "latency": latency_section(latencies)}
 
 
 def estimate_shapes(runner: Any, target: str, devices: Sequence[Any], compute_units: str, calibration: Any = None) -> dict:

@@ -131,11 +131,11 @@ class Choice:
 
     def _bits(self, layer: Any, scheme: Any, target: str) -> float:
         """Of a layer under a scheme: its tensors' alone for a budget of bits per weight, of all that the file needs for it otherwise."""
-        from .predict import form_bytes, stored_bits
+        from .predict import footprint
 
-        bits = stored_bits(layer, scheme, target, self.deployment_target)
+        bits, around = footprint(layer, scheme, target, self.deployment_target)
         by_weight = self.budget is not None and self.budget.bits_per_weight is not None
-        return bits if by_weight else bits + 8 * form_bytes(layer, scheme, target, self.deployment_target)
+        return bits if by_weight else bits + 8 * around
 
     def _nearest_small(self, problem: Any) -> np.ndarray:
         from ..quantization.allocation import least_error

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash for a failed verdict
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
+
+
+def _tell(result: dict, as_json: bool, quiet: bool, show: Callable[[dict], Any]) -> None:
+    """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
+    from .report import json_text
+
+    if as_json:
+        click.echo(json_text(result), nl=False)
+    elif not quiet:
+        show(result)
 
 
 def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
@@ -128,7 +138,6 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
 
     Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is written).
     """
-    from .report import json_text
     from .run import run
     from .terminal import progress, show_report
 
@@ -137,24 +146,17 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
         return _dry_run(plan, as_json, quiet)
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
-    if as_json:
-        click.echo(json_text(report), nl=False)
-    elif not quiet:
-        show_report(report, plan.folder)
+    _tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
     return 0 if report["verdict"] == "pass" else 1
 
 
 def _dry_run(plan: Plan, as_json: bool, quiet: bool) -> int:
     from .dry_run import predictions
-    from .report import json_text
     from .terminal import progress, show_predictions
 
     with progress(enabled=not (quiet or as_json)) as show:
         found = predictions(plan, show)
-    if as_json:
-        click.echo(json_text(found), nl=False)
-    elif not quiet:
-        show_predictions(found)
+    _tell(found, as_json, quiet, show_predictions)
     return 0
 
 
@@ -184,15 +186,11 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
     Exit code: 0 it agrees, 1 it does not, 2 bad usage or bad input.
     """
     from .check import validate_artifact
-    from .report import json_text
     from .terminal import progress, show_validation
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, against, show=show, **options)
-    if as_json:
-        click.echo(json_text(result), nl=False)
-    elif not quiet:
-        show_validation(result)
+    _tell(result, as_json, quiet, show_validation)
     return 0 if result["verdict"] == "pass" else 1
 
 
@@ -210,14 +208,10 @@ def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, 
     On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's own plan is read.
     """
     from .check import inspect_artifact
-    from .report import json_text
     from .terminal import show_inspection
 
     result = inspect_artifact(artifact, devices, compute_units, calibration, measure)
-    if as_json:
-        click.echo(json_text(result), nl=False)
-    else:
-        show_inspection(result)
+    _tell(result, as_json, False, show_inspection)
     return 0
 
 
@@ -255,16 +249,12 @@ def tune(as_json: bool, quiet: bool, **options: Any) -> int:
 
     Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad input (nothing is written).
     """
-    from .report import json_text
     from .terminal import progress, show_tuning
     from .tune import TunePlan, run_tune
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_tune(TunePlan(**options), show)
-    if as_json:
-        click.echo(json_text(result), nl=False)
-    elif not quiet:
-        show_tuning(result)
+    _tell(result, as_json, quiet, show_tuning)
     return 0 if result["verdict"] == "pass" else 1
 
 
@@ -289,10 +279,9 @@ def calibrate(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> int
     """
     from .calibrate import calibrate as fit_machine
     from .calibrate import summary
-    from .report import json_text
 
     result = fit_machine(reports, out)
-    click.echo(json_text(result) if as_json else "\n".join(summary(result)), nl=not as_json)
+    _tell(result, as_json, False, lambda found: click.echo("\n".join(summary(found))))
     return 0
 
 

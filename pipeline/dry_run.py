@@ -28,10 +28,10 @@ def predictions(plan: Any, show: Any) -> dict:
         captured = capture(source, samples)
         capture_seconds = time.perf_counter() - started
     with show("probe", len(recipes)) as step:
-        rows = []
+        rows, one_run = [], run_seconds(captured)
         for recipe in recipes:
             step(recipe.name)
-            rows.append(_row(plan, captured, recipe, capture_seconds))
+            rows.append(_row(plan, captured, recipe, capture_seconds, one_run))
     return {"model": str(plan.model), "recipes": rows}
 
 
@@ -45,9 +45,9 @@ def _recipes(plan: Any) -> list[Recipe]:
     return [recipe_of(plan)]
 
 
-def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float) -> dict:
+def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float, one_run: float) -> dict:
     sizes = {target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets}
-    cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
+    cost = predict_cost(captured, recipe, plan.targets, capture_seconds, one_run)
     return {"recipe": recipe.name, "size_bytes": {target: size.total for target, size in sizes.items()}, "parts": {
         target: vars(size) for target, size in sizes.items()}, **cost}
 
@@ -60,13 +60,15 @@ COPIES = {"coreml": 2.0, "executorch-mps": 2.5}  # of the float32 weights that a
 BAND = 2.0  # times and memory were within this factor
 
 
-def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float) -> dict:
-    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer."""
+def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float, one_run: float) -> dict:
+    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer.
+
+    one_run: of `run_seconds`."""
     import psutil
 
     tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
     source_mb = sum(tensor.data.numel() for tensor in tensors) * 4 / 1e6
-    seconds = _compress_seconds(captured, recipe) + _run_seconds(captured) * len(captured.samples.batches) * (1 + RUNNER * len(targets))
+    seconds = _compress_seconds(captured, recipe) + one_run * len(captured.samples.batches) * (1 + RUNNER * len(targets))
     seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
     resident = psutil.Process().memory_info().rss
     peak = resident + 1e6 * source_mb * max(COPIES[target] for target in targets)
@@ -86,7 +88,7 @@ def _compress_seconds(captured: Any, recipe: Recipe) -> float:
     return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
 
 
-def _run_seconds(captured: Any) -> float:
+def run_seconds(captured: Any) -> float:
     """One run of the captured program on the first sample."""
     from ..models.capture import evaluate
 

@@ -80,15 +80,19 @@ def _agreement(ops: Sequence[dict], graph: Any, chip: Any) -> float | None:
     return round(sum(op["unit"] == estimate[op["name"]] for op in common) / len(common), 4) if common else None
 
 
-def placed_latency(graph: Any, target: str, device: Any, compute_units: str) -> tuple[Any, Any]:
-    """-> (Placement, Latency), both uncorrected estimates. An ExecuTorch program has its own units: the GPU where delegated, else the CPU."""
+def placed_latency(graph: Any, target: str, device: Any, compute_units: str, every: Sequence[Any] | None = None) -> tuple[Any, Any]:
+    """-> (Placement, Latency), both uncorrected estimates. An ExecuTorch program has its own units: the GPU where delegated, else the CPU.
+
+    every: the operations of a Core ML program, where they are known already."""
     from ..validation.latency import estimate_latency, estimate_program_latency
-    from ..validation.placement import place, place_program
+    from ..validation.operations import operations
+    from ..validation.placement import place_operations, place_program
 
     if target != "coreml":
         return place_program(graph, device), estimate_program_latency(graph, device)
-    placement = place(graph, device, compute_units)
-    return placement, estimate_latency(graph, device, compute_units, placement)
+    every = operations(graph) if every is None else every
+    placement = place_operations(every, device, compute_units)
+    return placement, estimate_latency(graph, device, compute_units, placement, every)
 
 
 def known_chip(chip: str) -> Any:

@@ -10,9 +10,10 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,6 +50,19 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
     finally:
         tempfile.tempdir = temporary
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
+    """A file that is there whole or not at all. write(stream): its bytes."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def remove(artifact: Path) -> None:

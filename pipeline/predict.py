@@ -33,17 +33,22 @@ def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: 
     layers = layers_of(captured.program)
     tensors = tensors_of(captured.program)
     chosen = layer_recipes(recipe, tensors, find_roles(tensors))
-    bits = [stored_bits(layer, chosen[layer.name], target, deployment_target) for layer in layers]
-    around = sum(form_bytes(layer, chosen[layer.name], target, deployment_target) for layer in layers)
-    return Size(math.ceil(sum(bits) / 8), other_bytes(captured, recipe.compute), graph_bytes(captured, recipe, target) + round(around))
+    held = [footprint(layer, chosen[layer.name], target, deployment_target) for layer in layers]
+    bits, around = (sum(part) for part in zip(*held)) if held else (0, 0)
+    return Size(math.ceil(bits / 8), other_bytes(captured, recipe.compute), graph_bytes(captured, recipe, target) + round(around))
 
 
-def stored_bits(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> int:
-    """Bits of the tensors that hold one weight on a target, blobs' padding apart."""
+def footprint(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> tuple[int, float]:
+    """-> (bits of the tensors that hold one weight on a target, blobs' padding apart; bytes of the operations, further tensors and padding that
+    holding it compressed needs)."""
     if not recipe.compresses:
-        return math.prod(layer.shape) * (32 if recipe.compute == "float32" else 16)
+        return math.prod(layer.shape) * (32 if recipe.compute == "float32" else 16), 0.0
     form = stand_in(layer, recipe)
-    return _coreml_bits(_coreml_form(form, deployment_target)) if target == "coreml" else _mps_bits(form)
+    if target != "coreml":
+        return _mps_bits(form), _mps_form_bytes(form)
+    form = _coreml_form(form, deployment_target)
+    activations = COREML_FORM["activations"] if recipe.activations is not None else 0
+    return _coreml_bits(form), activations + _coreml_form_bytes(form, len(layer.name))
 
 
 def stand_in(layer: Layer, recipe: Recipe) -> CompressedWeight:
@@ -165,17 +170,6 @@ COREML_FORM = {"codes": 175, "indices": 200, "mask": 170, "zero points": 150, "a
 COREML_MORE = {"int8 table": 265, "channel scales": 335, "mask": 455}
 COREML_NAME = 2.4  # for each character of the weight's name, in every further operation
 MPS_FORM = {"codes": 235, "4-bit codes": 280, "indices": 670, "zero points": 150, "more tables": 200, "channel scales": 160}
-
-
-def form_bytes(layer: Layer, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> float:
-    """Bytes of the operations, tensors and padding that a target needs to hold one weight compressed rather than dense."""
-    if not recipe.compresses:
-        return 0.0
-    form = stand_in(layer, recipe)
-    if target == "coreml":
-        activations = COREML_FORM["activations"] if recipe.activations is not None else 0
-        return activations + _coreml_form_bytes(_coreml_form(form, deployment_target), len(layer.name))
-    return _mps_form_bytes(form)
 
 
 def _coreml_form_bytes(form: CompressedWeight, characters: int) -> float:

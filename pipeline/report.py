@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import __version__
 from . import figures
+from .output import write_whole
 
 SCHEMA = "cidermill.report/1"
 PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
@@ -121,12 +122,14 @@ def json_text(report: dict) -> str:
 
 def write_json(report: dict, path: Path) -> None:
     """Write report.json whole or not at all."""
-    _replace(path, json_text(report).encode("ascii"))
+    content = json_text(report).encode("ascii")
+    write_whole(path, lambda stream: stream.write(content))
 
 
 def write_html(report: dict, path: Path) -> None:
     """Write report.html whole or not at all: one file that loads nothing."""
-    _replace(path, html_text(report).encode("utf-8", "backslashreplace"))
+    content = html_text(report).encode("utf-8", "backslashreplace")
+    write_whole(path, lambda stream: stream.write(content))
 
 
 def html_text(report: dict) -> str:
@@ -139,15 +142,3 @@ def html_text(report: dict) -> str:
     report = plain(report)
     name = PurePath(report["source"]["path"]).name or report["source"]["path"]
     return env.get_template("report.html.j2").render(report=report, name=name)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -105,12 +105,12 @@ def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tu
 
 
 def _make(plan: Plan, captured: Any, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    from .dry_run import predict_cost
+    from .dry_run import predict_cost, run_seconds
     from .predict import predict_size
 
     with stages("probe"):
         capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
-        cost = predict_cost(captured, recipe, plan.targets, capture_seconds)
+        cost = predict_cost(captured, recipe, plan.targets, capture_seconds, run_seconds(captured))
         sizes = {target: predict_size(captured, recipe, target, plan.deployment_target).total for target in plan.targets}
     with stages("compress") as step:
         compressed, expected, errors = _compress(captured, recipe, step)
@@ -186,10 +186,11 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dic
 
 def _native_check(artifact: Any, facts: Facts) -> Check | str:
     """The same comparison in the platform's real runtime, where this host has it."""
+    from ..validation.native import NEEDS_MACOS
     from ..validation.runners import has_native_runtime, open_runner
 
     if not has_native_runtime(artifact.path):
-        return "not run: needs macOS"
+        return NEEDS_MACOS
     runner = open_runner(artifact.path, host="native")
     return check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from ..models.errors import UserError
+from .output import write_whole
 
 JUDGED = 64  # samples on which the result is compared with the source
 MOST_DATA_BYTES = 2 << 30  # of samples held in memory
@@ -222,17 +223,10 @@ def _whole(path: Path, write: Callable[[Any], None]) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if (pid := left.name.split(".")[-2]).isdigit() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
+        write_whole(path, write)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}.", "Free some space, or choose another place.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, float]]:

