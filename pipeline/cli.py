@@ -1,90 +1,32 @@
-"""The command line: words enter, a Plan is made, `run` does the work, and what it found is shown. Only this folder prints.
+"""The command line: options enter, a Plan is made, `run` does the work, and what it found is shown. Only this folder prints.
 
 Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input.
 """
 import json
-import os
-import sys
-import traceback
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..models.errors import UserError
+from .cli_options import (
+    CONTEXT,
+    calibration_option,
+    class_option,
+    device_option,
+    exits_with_user_errors,
+    input_option,
+    json_option,
+    measure_option,
+    quiet_option,
+    samples_option,
+    tell,
+    trust_option,
+)  # fmt: skip
 from .plan import TARGETS, Plan
-from .signals import Stopped, ends_in_order
 
-# Waiting OpenMP threads must sleep, not spin: beside any other load, spinning makes torch up to ten times slower. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash for a failed verdict
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
-
-
-def _tell(result: dict, as_json: bool, quiet: bool, show: Callable[[dict], Any]) -> None:
-    """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
-    from .report import json_text
-
-    if as_json:
-        click.echo(json_text(result), nl=False)
-    elif not quiet:
-        show(result)
-
-
-def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
-    """Turn a command's result into the exit code, and a UserError into one message without a traceback; a defect of ours keeps its own."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            with ends_in_order():
-                code = command(*args, **kwargs)
-        except UserError as error:
-            from .terminal import show_error
-
-            show_error(error)
-            code = 2
-        except Stopped as stopped:
-            click.echo("interrupted; nothing was written", err=True)
-            code = 128 + stopped.args[0]
-        except Exception:
-            traceback.print_exc()
-            click.echo("This is a defect of cidermill, not of your model: please report it with the lines above. Nothing was written.", err=True)
-            code = DEFECT
-        sys.exit(code)
-
-    return wrapped
-
-
-input_option = click.option(
-    "--input", "inputs", multiple=True, metavar="NAME:1x3x224x224[:DTYPE]",
-    help="Name, shape and type of an input, where the file does not say. Repeatable.",
-)  # fmt: skip
-samples_option = click.option(
-    "--samples", metavar="FILE.npz|MODULE:FUNCTION", help="Real inputs for validation; without them random ones are drawn from a fixed seed."
-)
-class_option = click.option(
-    "--model-class", metavar="PACKAGE.MODULE:FACTORY", help="Builds the module that a state dict or a safetensors file belongs to."
-)
-trust_option = click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to import and run the code that it names.")
-device_option = click.option(
-    "--device", "devices", multiple=True, metavar="NAME",
-    help='Device or chip to estimate for, as "iPhone 15 Pro" or A14, or all. Repeatable; the first is the one that is placed on.',
-)
-calibration_option = click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="FILE",
-    help="Correct the estimates for its chip by a file of `cidermill calibrate`. A Mac finds its own by itself.",
-)  # fmt: skip
-measure_option = click.option(
-    "--measure/--no-measure", default=True, show_default=True, help="On macOS, time the artifact on this machine as well; elsewhere nothing happens."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")
 RECIPE_HELP = (
     "How to store the weights: float32, float16, intN[:blockN...], palettizeN[:groupN...], pruneP[:global...], w8a8, joined by +; layers of their "
     "own after a semicolon, as in 'int4; lm_head*=int8'; or a .toml file. The README lists every option."
@@ -146,7 +88,7 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
         return _dry_run(plan, as_json, quiet)
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
-    _tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
+    tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
     return 0 if report["verdict"] == "pass" else 1
 
 
@@ -156,7 +98,7 @@ def _dry_run(plan: Plan, as_json: bool, quiet: bool) -> int:
 
     with progress(enabled=not (quiet or as_json)) as show:
         found = predictions(plan, show)
-    _tell(found, as_json, quiet, show_predictions)
+    tell(found, as_json, quiet, show_predictions)
     return 0
 
 
@@ -190,7 +132,7 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, against, show=show, **options)
-    _tell(result, as_json, quiet, show_validation)
+    tell(result, as_json, quiet, show_validation)
     return 0 if result["verdict"] == "pass" else 1
 
 
@@ -211,7 +153,7 @@ def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, 
     from .terminal import show_inspection
 
     result = inspect_artifact(artifact, devices, compute_units, calibration, measure)
-    _tell(result, as_json, False, show_inspection)
+    tell(result, as_json, False, show_inspection)
     return 0
 
 
@@ -254,7 +196,7 @@ def tune(as_json: bool, quiet: bool, **options: Any) -> int:
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_tune(TunePlan(**options), show)
-    _tell(result, as_json, quiet, show_tuning)
+    tell(result, as_json, quiet, show_tuning)
     return 0 if result["verdict"] == "pass" else 1
 
 
@@ -281,7 +223,7 @@ def calibrate(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> int
     from .calibrate import summary
 
     result = fit_machine(reports, out)
-    _tell(result, as_json, False, lambda found: click.echo("\n".join(summary(found))))
+    tell(result, as_json, False, lambda found: click.echo("\n".join(summary(found))))
     return 0
 
 
