@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +19,80 @@ from ..models.graphs import describe, draft, finish, module_path, source_line
 from ..models.quiet import quiet
 from .artifact import Artifact, measure
 from .coreml_activations import activation_warnings, with_grids
+from .coreml_program import OTHER_OPERATORS, MilProgram, fill, first_of_each, with_places, with_weights, write_package
 from .coreml_storage import scheme_of, storable, stored_bits
 from .coreml_tools import import_coremltools
-from .coreml_weights import mark_compressed, weights_from_codes
 from .lower_coreml import lower
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
 DEFAULT_TARGET = "iOS18"
-OTHER_OPERATORS = "Replace these operators in the model, or convert a part of the model without them."
 
 
-def write_mlpackage(compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET) -> Artifact:
+@dataclass(frozen=True)
+class Template:
+    """What all conversions of one captured program that compress the same weights share: the MIL program, and the package's metadata."""
+
+    captured: Any
+    mil: MilProgram
+    metadata: dict[str, str]
+
+
+def write_mlpackage(
+    compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: dict[tuple, Template] | None = None
+) -> Artifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
-    Raises UnsupportedOperators with every operator that coremltools has no translation for.
+    templates: kept by the caller between conversions of one captured program; where one fits, the graph is not converted again. The bytes are
+    the same with and without. Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
-    captured = compressed.captured
-    ct = import_coremltools()
+    import_coremltools()
     with quiet():
-        program = _lower(compressed)
-        _check_operators(program)
         forms = _forms(compressed.weights, _generation(deployment_target) >= 26)
         weights = {name: weight for name, (weight, _) in forms.items()}
-        names = mark_compressed(program, weights)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as folder, weights_from_codes(weights, names):
-            model = _convert(
-                program,
-                outputs=[ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs],
-                minimum_deployment_target=getattr(ct.target, deployment_target),
-                compute_precision=ct.precision.FLOAT32 if compressed.recipe.compute == "float32" else ct.precision.FLOAT16,
-                package_dir=str(Path(folder) / "model.mlpackage"),
-                skip_model_load=True,
-                pass_pipeline=_passes(),
-            )
-            metadata = {"cidermill.version": __version__, "cidermill.recipe": compressed.recipe.name, "cidermill.modules": _module_map(program)}
-            _make_reproducible(Path(folder) / "model.mlpackage", model.get_spec(), metadata)
-            shutil.move(Path(folder) / "model.mlpackage", path)
+        template = _template(compressed, weights, deployment_target, {} if templates is None else templates)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as name:
+            folder = Path(name)
+            (folder / "weights").mkdir()
+            if template.mil.places:
+                fill(template.mil, weights)
+            spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
+            _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
+            shutil.move(folder / "model.mlpackage", path)
     size, digest = measure(path)
     realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}
     return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
+
+
+def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, templates: dict[tuple, Template]) -> Template:
+    """The template that fits, made where there is none; kept in `templates` where another recipe could fill it."""
+    captured = compressed.captured
+    key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
+    if compressed.activations is None and key in templates and templates[key].captured is captured:
+        return templates[key]
+    target = getattr(import_coremltools().target, deployment_target)
+    program, given = _lower(compressed)
+    _check_operators(program)
+    metadata = _metadata(program)
+    options = (_outputs(captured), target, compressed.recipe.compute)
+    mil = with_places(program, weights, *options) if weights and not given else None
+    template = Template(captured, mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata)
+    if template.mil.places and compressed.activations is None:
+        templates[key] = template
+    return template
+
+
+def _outputs(captured: Any) -> list:
+    ct = import_coremltools()
+    return [ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs]
+
+
+def _metadata(program: Any) -> dict[str, str]:
+    """What a package says of itself: coremltools' own entries without the date and the build of torch, and ours."""
+    ct = import_coremltools()
+    entries = {"source": f"torch=={torch.__version__.partition('+')[0]}", "source_dialect": f"TorchExport::{program.dialect}",
+               "version": ct.__version__}
+    ours = {"cidermill.version": __version__, "cidermill.modules": _module_map(program)}
+    return {**{f"com.github.apple.coremltools.{key}": value for key, value in entries.items()}, **ours}
 
 
 def _forms(weights: dict[str, Any], ios26: bool) -> dict[str, tuple[Any, str]]:
@@ -65,25 +101,16 @@ def _forms(weights: dict[str, Any], ios26: bool) -> dict[str, tuple[Any, str]]:
     return {name: forms[id(weight)] for name, weight in weights.items()}
 
 
-def _passes() -> Any:
-    """coremltools' passes without the one that turns tables and scales around: it repeats a table for every scale, and drops vector axes."""
-    import coremltools as ct
-
-    passes = ct.PassPipeline.DEFAULT
-    passes.remove_passes({"common::canonicalize_quantized_lut_pattern"})
-    return passes
-
-
-def _lower(compressed: Any) -> Any:
-    """The captured program in Core ML's operators. A compressed weight that a rewrite computes with goes in decompressed."""
+def _lower(compressed: Any) -> tuple[Any, bool]:
+    """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite computes with them)."""
     program, weights = _with_vectors_for_scalars(with_grids(compressed)), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]
     if not consumed:
-        return lowered
+        return lowered, False
     state = {**program.state_dict, **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed}}
     dense = program._update(program.graph_module, program.graph_signature, state_dict=state, constants=program.constants)
-    return lower(dense, compressed.recipe.compute)
+    return lower(dense, compressed.recipe.compute), True
 
 
 def _with_vectors_for_scalars(program: Any) -> Any:
@@ -100,32 +127,6 @@ def _with_vectors_for_scalars(program: Any) -> Any:
         node.replace_all_uses_with(scalar, delete_user_cb=lambda user, scalar=scalar: user is not scalar)
         node.meta["val"] = node.meta["val"].reshape(1)
     return finish(work)
-
-
-def _convert(program: Any, **options: Any) -> Any:
-    """ct.convert, whose complaints about an operator become UnsupportedOperators with its module and source line."""
-    import coremltools as ct
-
-    try:
-        return ct.convert(program, **options)
-    except Exception as error:
-        node = _failing_node(error, program)
-        if node is None:
-            raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UnsupportedOperators("Core ML", [f"{describe(node)}: {reason}"], OTHER_OPERATORS) from error
-
-
-def _failing_node(error: Exception, program: Any) -> Any:
-    """The node whose translation raised, named by a frame of coremltools' frontend or by a message ('Layer "view_7_cast_fp16"', '%add_54:')."""
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == "convert_single_node":
-            return nodes.get(trace.tb_frame.f_locals["node"].name)
-        trace = trace.tb_next
-    layer = re.search(r'(?:Layer "|%)(\w+)', str(error))
-    return max((node for name, node in nodes.items() if layer and layer[1].startswith(name)), key=lambda node: len(node.name), default=None)
 
 
 def _check_operators(program: Any) -> None:
@@ -154,12 +155,8 @@ def _module_map(program: Any) -> str:
 
 
 def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> None:
-    """Rewrite what coremltools fills with dates and random identifiers: the metadata, the protobuf's map order, the manifest."""
-    user_defined = spec.description.metadata.userDefined
-    for key in [key for key in user_defined if "date" in key.lower()]:
-        del user_defined[key]
-    for key, value in metadata.items():
-        user_defined[key] = value
+    """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow from the contents."""
+    spec.description.metadata.userDefined.update(metadata)
     model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = json.loads((package / "Manifest.json").read_text())

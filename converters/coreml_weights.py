@@ -1,5 +1,9 @@
-"""CompressedWeights in, `constexpr_*` operations of the opset being written out: each weight from its own codes."""
-from collections.abc import Iterator
+"""CompressedWeights in, `constexpr_*` operations of the opset being written out: each weight from its own codes.
+
+Scales, tables and float values are exact in float16. `dtype` says in which type they are written: numpy's float32 while coremltools' frontend
+builds a program (its passes make them float16), what the program holds there afterwards.
+"""
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +14,14 @@ from torch.export.graph_signature import InputKind
 from ..quantization.weight import Codes, CompressedWeight, Palette
 from .coreml_storage import NATIVE_BITS, TABLE_BITS
 
+FIRST_SCALE = 0x3C00  # the bits of 1 in float16: up to 65504 there are 16384 numbers to tell weights apart by
+MOST_PLACES = 0x7C00 - FIRST_SCALE
+
 
 def mark_compressed(program: Any, weights: dict[str, CompressedWeight]) -> dict[str, str]:
     """Announce the compressed weights through coremltools' state-dict protocol. -> placeholder name -> qualified weight name.
 
-    Only `compression_type` is announced: the codes themselves go in through `weights_from_codes`. coremltools would
+    Only `compression_type` is announced: the codes themselves go in through `weights_built_by`. coremltools would
     recover them from a dense copy by division (or, for tables, by a search that needs weight x table memory).
     """
     kinds = {"prune": 1, "palettize": 2, "quantize": 3}
@@ -33,14 +40,14 @@ def mark_compressed(program: Any, weights: dict[str, CompressedWeight]) -> dict[
 
 
 @contextmanager
-def weights_from_codes(weights: dict[str, CompressedWeight], names: dict[str, str]) -> Iterator[None]:
-    """Let coremltools' frontend build each announced weight from its `CompressedWeight`."""
+def weights_built_by(build: Callable[[str, str], Any], names: dict[str, str]) -> Iterator[None]:
+    """Let coremltools' frontend build each announced weight by `build(qualified name, name of the operation)`."""
     from coremltools.converters.mil.frontend.torch.converter import TorchConverter
 
     original = TorchConverter._construct_compression_op
 
     def construct(self: Any, value: np.ndarray, name: str) -> Any:
-        return emit(weights[names[name]], name)
+        return build(names[name], name)
 
     TorchConverter._construct_compression_op = construct
     try:
@@ -49,11 +56,30 @@ def weights_from_codes(weights: dict[str, CompressedWeight], names: dict[str, st
         TorchConverter._construct_compression_op = original
 
 
-def emit(weight: CompressedWeight, name: str) -> Any:
+def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
     """A CompressedWeight (as `storable` left it) in the `constexpr_*` operations of the opset being written. -> their Var, called `name`."""
     if not _has("iOS18"):
-        return _emit_ios16(weight, name)
-    return _emit_dense(weight.values, name) if weight.mask is None else _emit_sparse(weight, name)
+        return _emit_ios16(weight, name, dtype)
+    return _emit_dense(weight.values, name, dtype) if weight.mask is None else _emit_sparse(weight, name, dtype)
+
+
+def emit_place(shape: tuple[int, ...], index: int, name: str) -> Any:
+    """An operation that stands for a weight while a program is made of which only the weights are not known yet. -> its Var.
+
+    It decompresses zeros that take no memory, times a scale by which `place_index` knows it again.
+    """
+    from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op
+
+    scale = (np.uint16(FIRST_SCALE + index)).view(np.float16).astype(np.float32).reshape([1] * len(shape))
+    return _construct_constexpr_dequant_op(np.broadcast_to(np.int8(0), shape), None, scale, axis=0, name=name)
+
+
+def place_index(operation: Any) -> int | None:
+    """The index of an operation of `emit_place` in a finished program, None for any other."""
+    if operation.op_type not in ("constexpr_blockwise_shift_scale", "constexpr_affine_dequantize"):
+        return None
+    bits = int(np.float16(operation.scale.val.reshape(-1)[0]).view(np.uint16))
+    return bits - FIRST_SCALE if operation.scale.val.size == 1 and bits >= FIRST_SCALE else None
 
 
 def _has(target: str) -> bool:
@@ -64,7 +90,7 @@ def _has(target: str) -> bool:
     return is_current_opset_version_compatible_with(AvailableTarget[target])
 
 
-def _emit_ios16(weight: CompressedWeight, name: str) -> Any:
+def _emit_ios16(weight: CompressedWeight, name: str, dtype: type) -> Any:
     """8-bit codes with scales along one axis, one table, or sparse values: all that iOS16 has (see `required_target`)."""
     from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op, _construct_constexpr_lut_op
     from coremltools.converters.mil.mil import Builder as mb
@@ -72,32 +98,32 @@ def _emit_ios16(weight: CompressedWeight, name: str) -> Any:
     values = weight.values
     if isinstance(values, Codes):
         zero_point = None if values.zero_point is None else values.zero_point.numpy()
-        return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy(), name=name)
+        return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy().astype(dtype), name=name)
     if isinstance(values, Palette):
-        return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy(), None, name)
-    dense, bits = weight.kept.numpy(), np.packbits(weight.mask.numpy().reshape(-1), bitorder="little")
+        return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy().astype(dtype), None, name)
+    dense, bits = weight.kept.numpy().astype(dtype), np.packbits(weight.mask.numpy().reshape(-1), bitorder="little")
     return mb.constexpr_sparse_to_dense(nonzero_data=dense[weight.mask.numpy()], mask=bits, shape=np.uint32(dense.shape), name=name)
 
 
-def _emit_dense(values: Codes | Palette, name: str) -> Any:
+def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
     from coremltools.converters.mil.mil import Builder as mb
 
-    table, after = _table_and_scales(values, name)
+    table, after = _table_and_scales(values, name, dtype)
     if table is None:
         return mb.constexpr_blockwise_shift_scale(data=_as_bits(values.codes.numpy(), "int", values.bits), **after, name=name)
     found = mb.constexpr_lut_to_dense(**table, indices=_indices(values), name=f"{name}_palettized" if after else name)
     return mb.constexpr_blockwise_shift_scale(data=found, **after, name=name) if after else found
 
 
-def _emit_sparse(weight: CompressedWeight, name: str) -> Any:
+def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
     """The survivors, decompressed as `_emit_dense` does but before they are laid out under the mask."""
     from coremltools.converters.mil.mil import Builder as mb
 
     mask, values = weight.mask.numpy(), weight.values
     kept = _as_bits(mask.astype(np.uint8), "uint", 1)
     if values is None:
-        return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask], mask=kept, name=name)
-    table, after = _table_and_scales(values, name)
+        return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=kept, name=name)
+    table, after = _table_and_scales(values, name, dtype)
     if table is None:
         data = _as_bits(values.codes.numpy()[mask], "int", values.bits)
     else:
@@ -110,25 +136,25 @@ def _emit_sparse(weight: CompressedWeight, name: str) -> Any:
     return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=kept, name=name)
 
 
-def _table_and_scales(values: Codes | Palette, name: str) -> tuple[dict | None, dict]:
+def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[dict | None, dict]:
     """-> (lut and vector_axis of the table that comes first, or None where the codes are integers; scale and offset of what comes after)."""
     if isinstance(values, Codes):
         integers = values.bits in NATIVE_BITS
-        after = {"scale": values.scale.numpy()}
+        after = {"scale": values.scale.numpy().astype(dtype)}
         if values.zero_point is not None:  # in the type of the data; a table's is int8
             after["offset"] = _as_bits(values.zero_point.numpy(), "int", values.bits if integers else 8)
         return (None if integers else {"lut": _table_of_codes(values)}), after
-    after = {} if values.channel_scale is None else {"scale": values.channel_scale.numpy()}
+    after = {} if values.channel_scale is None else {"scale": values.channel_scale.numpy().astype(dtype)}
     if values.table_scale is None:
-        return {"lut": values.lut.numpy(), "vector_axis": values.vector_axis}, after
-    return _int8_table(values, name, after)
+        return {"lut": values.lut.numpy().astype(dtype), "vector_axis": values.vector_axis}, after
+    return _int8_table(values, name, after, dtype)
 
 
-def _int8_table(values: Palette, name: str, after: dict) -> tuple[dict, dict]:
+def _int8_table(values: Palette, name: str, after: dict, dtype: type) -> tuple[dict, dict]:
     """The table's own scale comes before the table up to iOS18 and after it from iOS26: the orders that coremltools makes for each."""
     from coremltools.converters.mil.mil import Builder as mb
 
-    codes, scale = values.table_codes().numpy(), values.table_scale.numpy()
+    codes, scale = values.table_codes().numpy(), values.table_scale.numpy().astype(dtype)
     if _has("iOS26") and not after:
         return {"lut": codes, "vector_axis": values.vector_axis}, {"scale": scale[..., 0, 0]}
     table = mb.constexpr_blockwise_shift_scale(data=codes, scale=scale, name=f"{name}_table")
