@@ -1,12 +1,10 @@
 """Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own codes, identical bytes every time."""
-import difflib
 import json
 import math
-import re
 import shutil
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +12,47 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..models.errors import UnsupportedOperators, UserError
+from ..models.errors import UnsupportedOperators
 from ..models.graphs import describe, draft, finish, module_path, source_line
 from ..models.quiet import quiet
 from .artifact import Artifact, measure
 from .coreml_activations import activation_warnings, with_grids
 from .coreml_program import OTHER_OPERATORS, MilProgram, fill, first_of_each, with_places, with_weights, write_package
 from .coreml_storage import scheme_of, storable, stored_bits
+from .coreml_targets import DEFAULT_TARGET, generation
 from .coreml_tools import import_coremltools
 from .lower_coreml import lower
-
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
-DEFAULT_TARGET = "iOS18"
 
 
 @dataclass(frozen=True)
 class Template:
     """What all conversions of one captured program that compress the same weights share: the MIL program, and the package's metadata."""
 
-    captured: Any
     mil: MilProgram
     metadata: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Templates:
+    """The templates of one captured program, kept between conversions."""
+
+    captured: Any
+    held: dict[tuple, Template] = field(default_factory=dict)
+
+
 def write_mlpackage(
-    compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: dict[tuple, Template] | None = None
+    compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: Templates | None = None
 ) -> Artifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
-    templates: kept by the caller between conversions of one captured program; where one fits, the graph is not converted again. The bytes are
-    the same with and without. Raises UnsupportedOperators with every operator that coremltools has no translation for.
+    templates: where one fits, the graph is not converted again; the bytes are the same with and without. Raises UnsupportedOperators with every
+    operator that coremltools has no translation for.
     """
     import_coremltools()
     with quiet():
-        forms = _forms(compressed.weights, _generation(deployment_target) >= 26)
+        forms = _forms(compressed.weights, deployment_target)
         weights = {name: weight for name, (weight, _) in forms.items()}
-        template = _template(compressed, weights, deployment_target, {} if templates is None else templates)
+        template = _template(compressed, weights, deployment_target, templates)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as name:
             folder = Path(name)
             (folder / "weights").mkdir()
@@ -63,21 +66,29 @@ def write_mlpackage(
     return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
 
 
-def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, templates: dict[tuple, Template]) -> Template:
-    """The template that fits, made where there is none; kept in `templates` where another recipe could fill it."""
-    captured = compressed.captured
+def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
+    """Make the template that conversions of `compressed` and its like will use."""
+    import_coremltools()
+    with quiet():
+        forms = _forms(compressed.weights, deployment_target)
+        _template(compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates)
+
+
+def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, templates: Templates | None) -> Template:
+    """The template that fits, made where there is none; kept where another recipe could fill it: not where this one has changed the graph."""
+    shared = templates is not None and compressed.activations is None and compressed.captured is templates.captured
     key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
-    if compressed.activations is None and key in templates and templates[key].captured is captured:
-        return templates[key]
+    if shared and key in templates.held:
+        return templates.held[key]
     target = getattr(import_coremltools().target, deployment_target)
     program, given = _lower(compressed)
     _check_operators(program)
     metadata = _metadata(program)
-    options = (_outputs(captured), target, compressed.recipe.compute)
+    options = (_outputs(compressed.captured), target, compressed.recipe.compute)
     mil = with_places(program, weights, *options) if weights and not given else None
-    template = Template(captured, mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata)
-    if template.mil.places and compressed.activations is None:
-        templates[key] = template
+    template = Template(mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata)
+    if shared and template.mil.places:
+        templates.held[key] = template
     return template
 
 
@@ -95,9 +106,9 @@ def _metadata(program: Any) -> dict[str, str]:
     return {**{f"com.github.apple.coremltools.{key}": value for key, value in entries.items()}, **ours}
 
 
-def _forms(weights: dict[str, Any], ios26: bool) -> dict[str, tuple[Any, str]]:
+def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[Any, str]]:
     """name -> what `storable` answers; tied weights stay one object."""
-    forms = {id(weight): storable(weight, ios26) for weight in weights.values()}
+    forms = {id(weight): storable(weight, generation(deployment_target) >= 26) for weight in weights.values()}
     return {name: forms[id(weight)] for name, weight in weights.items()}
 
 
@@ -166,22 +177,3 @@ def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> No
     manifest["itemInfoEntries"] = {derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])}
     manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
-
-
-def check_target(name: str, recipe: str, needed: str, reason: str) -> None:
-    """Refuse an unknown deployment target, or one whose operators cannot hold the recipe (`needed`, e.g. "iOS18", can, because of `reason`)."""
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"Unknown deployment target {name!r}.", f"{hint}The targets are {', '.join(TARGETS)}.")
-    if _generation(name) < _generation(needed):
-        raise UserError(
-            f"{name} cannot hold {recipe}: {reason}.",
-            f"Pass --deployment-target {needed} (or later), or choose another recipe.",
-        )
-
-
-def _generation(target: str) -> int:
-    """iOS and macOS releases with the same operator set share a number: macOS15 is iOS18."""
-    number = int(re.sub(r"\D", "", target))
-    return number + 3 if target.startswith("macOS") and number < 26 else number

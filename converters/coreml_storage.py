@@ -11,8 +11,6 @@ from dataclasses import replace
 
 import torch
 
-from ..quantization.granularity import PerBlock, PerGroup
-from ..quantization.recipe import Linear, Palettize, Recipe
 from ..quantization.weight import Codes, CompressedWeight, Palette
 
 NATIVE_BITS = (4, 8)  # widths of MIL's integers
@@ -91,38 +89,3 @@ def with_scales_in_tables(values: Palette) -> Palette:
     else:
         scale = scale[..., None, None]
     return replace(values, lut=(lut * scale).half().float(), channel_scale=None, table_scale=None)
-
-
-def required_target(recipe: Recipe) -> tuple[str, str]:
-    """-> (lowest Core ML deployment target whose operators hold every layer's recipe, why)."""
-    return max((_required(layer) for layer in recipe.layers), key=lambda found: int(found[0].removeprefix("iOS")))
-
-
-def _required(recipe: Recipe) -> tuple[str, str]:
-    """Source: coremltools 9.0, mil/ops/defs/iOS16/constexpr_ops.py (8-bit affine with one axis of scales; one table of 2, 4, 16, 64 or 256
-    entries; sparse), iOS17/quantization_ops.py (activations) and iOS18/compression.py (blocks, sub-byte integers, grouped and 3-bit tables,
-    vectors, chains of these operators, sparsity joined with either).
-    """
-    values = recipe.values
-    if recipe.prune is not None and values is not None:
-        return "iOS18", "sparse weights whose values are compressed too"
-    if isinstance(values, Linear) and values.bits < 8:
-        return "iOS18", f"{values.bits}-bit integer weights"
-    if isinstance(values, Linear) and isinstance(values.granularity, PerBlock):
-        return "iOS18", "scales per block"
-    if isinstance(values, Palettize):
-        return _required_by_tables(values)
-    if recipe.activations is not None:
-        return "iOS17", "8-bit activations"
-    if recipe.prune is not None or values is not None:
-        return "iOS16", "compressed weights"
-    return "iOS15", "an ML Program"
-
-
-def _required_by_tables(values: Palettize) -> tuple[str, str]:
-    reasons = {
-        "3-bit lookup tables": values.bits == 3, "lookup tables per group of channels": isinstance(values.granularity, PerGroup),
-        "lookup tables of vectors": values.vector > 1, "lookup tables with scales per channel": values.scaled,
-        "lookup tables of 8-bit entries": values.table_bits == 8,
-    }  # fmt: skip
-    return next((("iOS18", reason) for reason, needed in reasons.items() if needed), ("iOS16", "lookup tables"))

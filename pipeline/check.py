@@ -20,17 +20,22 @@ Batches = Sequence[dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Check:
-    """What running an artifact showed. `compression` is empty where only one model was compared (`cidermill validate`)."""
+    """What running an artifact showed. `compression` is empty where only one model was compared (`cidermill validate`).
+
+    total: of the saved artifact against the source, both errors together; answers: what the artifact gave for each sample.
+    """
 
     runner: str
     conversion: tuple[OutputError, ...]
     compression: tuple[OutputError, ...]
     tolerance_db: float
+    total: tuple[OutputError, ...] = ()
+    answers: Batches = ()
 
     def as_json(self) -> dict:
         from .report import validation_section
 
-        return validation_section(self.runner, self.conversion, self.compression, self.tolerance_db)
+        return validation_section(self.runner, self.conversion, self.compression, self.tolerance_db, self.total)
 
 
 def check_artifact(runner: Any, inputs: Sequence[TensorSpec], samples: Samples, expected: Batches, reference: Batches) -> Check:
@@ -40,7 +45,8 @@ def check_artifact(runner: Any, inputs: Sequence[TensorSpec], samples: Samples, 
     reference: what the source itself answers (compression error: the recipe's price).
     """
     answers = [ask(runner, inputs, batch, expected[0]) for batch in samples.batches]
-    return Check(runner.kind, compare(expected, answers), compare(reference, expected), TOLERANCE_DB[runner.precision])
+    errors = (compare(expected, answers), compare(reference, expected), TOLERANCE_DB[runner.precision], compare(reference, answers))
+    return Check(runner.kind, *errors, tuple(answers))
 
 
 def ask(runner: Any, inputs: Sequence[TensorSpec], batch: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -223,7 +229,7 @@ def validate_artifact(
         captured = capture(source, chosen)
     with show("validate"):
         check = run_unvouched(artifact, partial(check_artifact, runner, captured.inputs, chosen, captured.reference, captured.reference))
-    check = Check(check.runner, check.conversion, (), check.tolerance_db if tolerance is None else tolerance)
+    check = Check(check.runner, check.conversion, (), check.tolerance_db if tolerance is None else tolerance, check.total)
     decided, warnings = judge(check, None)
     warnings = [*warnings, *runner.notes]
     return plain({"artifact": str(artifact), "against": str(against), "verdict": decided, "validation": check.as_json(), "warnings": warnings})

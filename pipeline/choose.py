@@ -50,8 +50,7 @@ def _beyond_a_layer(recipe: Any) -> bool:
 
 
 def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> None:
-    from ..converters.coreml import check_target
-    from ..converters.coreml_storage import required_target
+    from ..converters.coreml_targets import check_target, required_target
 
     if "coreml" in targets:
         check_target(deployment_target, recipe.name, *required_target(recipe))
@@ -241,18 +240,24 @@ def _exactly(name: str) -> str:
     return re.sub(r"([\[*?])", r"[\1]", name) if not fnmatch.fnmatchcase(name, name) or re.search(r"[*?\[]", name) else name
 
 
-def prepare(captured: Any, plan: Any, folder: Path, step: Callable[[str], None]) -> Choice:
+def prepare_choice(captured: Any, plan: Any, folder: Path, step: Callable[[str], None]) -> Choice:
     """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to choose."""
     from ..quantization.sensitivity import measure, write_table
-    from .tune import samples_digest
 
     schemes = parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
     few = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]), reference=captured.reference[:SAMPLES])
-    identity = (f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(few.samples))
+    identity = identity_of(few)
     table = measure(few, schemes, identity, _known(plan, captured, identity), step)
     write_table(table, folder / TABLE)
     budget = parse_budget(plan.budget) if plan.budget else None
     return Choice(captured, schemes, table, plan.targets, plan.deployment_target, budget, plan.min_psnr)
+
+
+def identity_of(captured: Any) -> tuple[str, str]:
+    """What a table of sensitivities belongs to: (the model and the shapes of its inputs, the samples)."""
+    from .tune import samples_digest
+
+    return f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(captured.samples)
 
 
 def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:

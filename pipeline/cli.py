@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from .. import __version__
+from .cache_command import cache
 from .cli_options import (
     CONTEXT,
+    cache_option,
     calibration_option,
     class_option,
     device_option,
@@ -25,6 +27,11 @@ from .cli_options import (
     trust_option,
 )  # fmt: skip
 from .plan import TARGETS, Plan
+from .release.build_commands import build, init
+from .release.bundle_commands import bundle, keygen, verify
+from .release.ci_options import ci_option, junit_option, publish
+from .release.gate_commands import check, diff
+from .study.commands import study
 
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 RECIPE_HELP = (
@@ -38,6 +45,8 @@ SCHEMES_HELP = (
 )
 TARGET_HELP = "What to write. Repeatable."
 BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is further than this from the source."
+LATENCY_HELP = "Fail where DEVICE is estimated to take longer (a time measured here on its chip comes first). Repeatable."
+ANE_HELP = "Fail where less of a Core ML artifact's estimated time is on the Neural Engine (0 to 1), on the first device."
 
 
 @click.command(context_settings=CONTEXT)
@@ -55,17 +64,23 @@ BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is 
 @class_option
 @trust_option
 @click.option("--min-psnr", type=float, metavar="DB", help=BUDGET_HELP)
+@click.option("--max-size", metavar="SIZE", help="Fail where an artifact is larger than 12MB, 800kB, ...")
+@click.option("--max-latency", multiple=True, metavar="DEVICE=TIME", help=LATENCY_HELP)
+@click.option("--min-ane-share", type=float, metavar="SHARE", help=ANE_HELP)
 @click.option("--budget", metavar="SIZE|BPW", help=SIZE_HELP)
 @click.option("--schemes", metavar="LIST", help=SCHEMES_HELP)
 @click.option("--sensitivity", type=click.Path(path_type=Path), metavar="FILE", help="The sensitivity.json of an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.  [default: NAME-artifacts]")
 @click.option("--force", is_flag=True, help="Write into a folder that holds files of others (they are kept).")
+@cache_option
+@ci_option
+@junit_option
 @json_option
 @quiet_option
 @click.version_option(__version__, prog_name="cidermill")
 @exits_with_user_errors
-def convert(as_json: bool, quiet: bool, **options: Any) -> int:
+def convert(as_json: bool, quiet: bool, ci: bool, junit: Path | None, **options: Any) -> int:
     """Press MODEL into proven artifacts for Apple devices.
 
     MODEL is an exported program, a Hugging Face folder, a pickled torch.nn module, a TorchScript file, or (with --model-class) a
@@ -89,6 +104,7 @@ def convert(as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
     tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
+    publish([report], ci, junit, as_json)
     return 0 if report["verdict"] == "pass" else 1
 
 
@@ -109,6 +125,15 @@ def main() -> None:
 
 
 main.add_command(convert)
+main.add_command(study)
+main.add_command(cache)
+main.add_command(build)
+main.add_command(init)
+main.add_command(check)
+main.add_command(diff)
+main.add_command(bundle)
+main.add_command(verify)
+main.add_command(keygen)
 
 
 @main.command(context_settings=CONTEXT)

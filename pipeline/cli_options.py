@@ -41,9 +41,13 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
             from .terminal import show_error
 
             show_error(error)
+            if kwargs.get("ci"):
+                from .release.ci import annotation
+
+                click.echo(annotation("error", "cidermill", str(error)), err=bool(kwargs.get("as_json")))
             code = 2
         except Stopped as stopped:
-            click.echo("interrupted; nothing was written", err=True)
+            click.echo(f"interrupted; {(*stopped.args, 'nothing was written')[1]}", err=True)
             code = 128 + stopped.args[0]
         except Exception:
             traceback.print_exc()
@@ -75,6 +79,9 @@ calibration_option = click.option(
 )  # fmt: skip
 measure_option = click.option(
     "--measure/--no-measure", default=True, show_default=True, help="On macOS, time the artifact on this machine as well; elsewhere nothing happens."
+)
+cache_option = click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Take what an equal conversion made before from the cache (see `cidermill cache`)."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only errors.")

@@ -28,7 +28,7 @@ def predictions(plan: Any, show: Any) -> dict:
         captured = capture(source, samples)
         capture_seconds = time.perf_counter() - started
     with show("probe", len(recipes)) as step:
-        rows, one_run = [], run_seconds(captured)
+        rows, one_run = [], first_run(captured)[0]
         for recipe in recipes:
             step(recipe.name)
             rows.append(_row(plan, captured, recipe, capture_seconds, one_run))
@@ -63,16 +63,26 @@ BAND = 2.0  # times and memory were within this factor
 def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float, one_run: float) -> dict:
     """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer.
 
-    one_run: of `run_seconds`."""
+    one_run: seconds of `first_run`."""
     import psutil
 
-    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
-    source_mb = sum(tensor.data.numel() for tensor in tensors) * 4 / 1e6
+    source_mb = _source_bytes(captured) / 1e6
     seconds = _compress_seconds(captured, recipe) + one_run * len(captured.samples.batches) * (1 + RUNNER * len(targets))
     seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
     resident = psutil.Process().memory_info().rss
-    peak = resident + 1e6 * source_mb * max(COPIES[target] for target in targets)
+    peak = resident + predict_peak(captured, targets)
     return {"seconds": seconds, "low_seconds": seconds / BAND, "high_seconds": seconds * BAND, "peak_rss_bytes": int(peak), "source": "estimate"}
+
+
+def predict_peak(captured: Any, targets: tuple[str, ...]) -> int:
+    """Bytes that a conversion takes beside the captured model."""
+    return int(_source_bytes(captured) * max(COPIES[target] for target in targets))
+
+
+def _source_bytes(captured: Any) -> int:
+    """Of all tensors in float32, each stored once."""
+    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
+    return 4 * sum(tensor.data.numel() for tensor in tensors)
 
 
 def _compress_seconds(captured: Any, recipe: Recipe) -> float:
@@ -88,11 +98,11 @@ def _compress_seconds(captured: Any, recipe: Recipe) -> float:
     return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
 
 
-def run_seconds(captured: Any) -> float:
-    """One run of the captured program on the first sample."""
+def first_run(captured: Any) -> tuple[float, tuple]:
+    """-> (seconds, answers) of one run of the captured program on the first sample."""
     from ..models.capture import evaluate
 
     first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
     started = time.perf_counter()
-    evaluate(captured.program, first)
-    return time.perf_counter() - started
+    answers = evaluate(captured.program, first)
+    return time.perf_counter() - started, answers

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.errors import UserError
-from ..validation.path import UNITS
 
 Section = dict | str
 NOT_ASKED = "not run: --no-measure"
@@ -65,6 +64,8 @@ def planned_section(outcome: Any, graph: Any, chip: Any, here: dict) -> dict:
 
 def _by_unit(ops: Sequence[dict]) -> dict[str, dict]:
     """Per unit: number of operations and share of the planned cost (of their number where the plan gives no cost)."""
+    from ..validation.path import UNITS
+
     count, spent = Counter(op["unit"] for op in ops), Counter()
     for op in ops:
         spent[op["unit"]] += op["weight"] or 0.0

@@ -24,11 +24,15 @@ _NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No s
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class DiskFull(UserError):
+    """No space is left where results go."""
+
+
 @contextmanager
-def staged(out: Path, force: bool) -> Iterator[Path]:
+def staged(out: Path, force: bool, keep: bool = True) -> Iterator[Path]:
     """Yield an empty folder to build in; when the block ends without an error it becomes `out`.
 
-    Files of an earlier run that the new one does not replace are kept. Raises UserError where `out` holds something that is
+    Files of an earlier run that the new one does not replace are kept, unless `keep` is False. Raises UserError where `out` holds something that is
     not ours (unless `force`), where it cannot be written, and where the disk is full.
     """
     check_ours(out, force)
@@ -37,29 +41,39 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
     staging = _staging_name(out, os.getpid())
     temporary = tempfile.tempdir
     try:
-        _make(staging, out)
-        scratch = staging / ".scratch"
-        scratch.mkdir()
-        tempfile.tempdir = str(scratch)  # whatever the tools write on the way stays on this disk and is cleared with it
-        yield staging
-        shutil.rmtree(scratch)
-        _keep_earlier(out, staging)
-        _put_in_place(staging, out)
-    except Exception as error:
-        raise _disk_error(error, out) from error
+        with disk_errors(out):
+            _make(staging, out)
+            scratch = staging / ".scratch"
+            scratch.mkdir()
+            tempfile.tempdir = str(scratch)  # whatever the tools write on the way stays on this disk and is cleared with it
+            yield staging
+            shutil.rmtree(scratch)
+            if keep:
+                _keep_earlier(out, staging)
+            _put_in_place(staging, out)
     finally:
         tempfile.tempdir = temporary
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """A file that is there whole or not at all. write(stream): its bytes."""
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Where a file of `out` could not be written for want of space, the error says so."""
+    try:
+        yield
+    except Exception as error:
+        raise _disk_error(error, out) from error
+
+
+def write_whole(path: Path, write: Callable[[Any], Any], durable: bool = True) -> None:
+    """A file that is there whole or not at all. write(stream): its bytes; durable: even after the machine has crashed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as stream:
             write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -93,6 +107,15 @@ def check_ours(out: Path, force: bool) -> None:
         f"The output folder {out} holds files that cidermill did not write ({_some_names(out)}).",
         "Choose another folder with --out, or pass --force to add the results to it (nothing else in it is removed).",
     )
+
+
+def check_parent(out: Path) -> None:
+    """Refuse a folder that cannot be made, without making it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
+    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"The folder {nearest} cannot be written to.", "Choose a folder that you may write to with --out.")
 
 
 def clear_leftovers(out: Path) -> None:
@@ -202,7 +225,7 @@ def _disk_error(error: Exception, out: Path) -> Exception:
 
 def _unwritable(out: Path, reason: str) -> UserError:
     free = shutil.disk_usage(out.parent).free
-    return UserError(
+    return DiskFull(
         f"The results could not be written to {out} ({reason}; {free / 1e6:.1f} MB are free now). Nothing was changed there.",
         "Free some space, or choose a folder on another disk with --out.",
     )

@@ -3,6 +3,7 @@
 The sections are plain dicts, so that a report read back from disk renders like a fresh one.
 """
 
+import functools
 import json
 import math
 import os
@@ -57,13 +58,14 @@ def source_section(source, samples, inputs: Iterable, outputs: Iterable, paramet
     }
 
 
-def validation_section(runner: str, conversion: Sequence, compression: Sequence, tolerance_db: float) -> dict:
-    """runner: "native", "reference" or "not run: reason"; conversion, compression: validation.compare.OutputError per output."""
+def validation_section(runner: str, conversion: Sequence, compression: Sequence, tolerance_db: float, total: Sequence = ()) -> dict:
+    """runner: "native", "reference" or "not run: reason"; conversion, compression, total (both in one): compare.OutputError per output."""
     return {
         "runner": runner,
         "conversion": [error.as_json() for error in conversion],
         "compression": [error.as_json() for error in compression],
         "tolerance_db": tolerance_db,
+        "total": [error.as_json() for error in total],
     }
 
 
@@ -134,11 +136,20 @@ def write_html(report: dict, path: Path) -> None:
 
 def html_text(report: dict) -> str:
     """The report as one HTML page. Every value is escaped: names come from files that we did not write."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    env.globals["fig"] = figures
     report = plain(report)
     name = PurePath(report["source"]["path"]).name or report["source"]["path"]
-    return env.get_template("report.html.j2").render(report=report, name=name)
+    return page_templates().get_template("report.html.j2").render(report=report, name=name)
+
+
+@functools.cache
+def page_templates() -> Any:
+    """jinja2's environment for the pages of reports and studies; it keeps what it has compiled."""
+    import jinja2
+
+    from .release import limits
+
+    here = Path(__file__).parent
+    loader = jinja2.FileSystemLoader([here, here / "study"])
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    env.globals |= {"fig": figures, "limits": limits}
+    return env

@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .cache import open_cache
 from .calibrate import load_calibration
 from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
 from .choose import parse_schemes
 from .measure import add_measured
 from .output import remove, staged
-from .plan import TARGETS, Plan
+from .plan import Plan
+from .release.limits import limited
+from .remember import captured_key, conversion_key, recall, remember
 from .stages import Stages
 
 
@@ -40,6 +43,22 @@ class Facts:
     budget: dict | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A captured model and what every conversion of it shares.
+
+    errors: how far the captured graph is from the source, on the first sample; run_seconds: of the captured graph for it; capture_seconds: of the
+    capture; templates: of converters.coreml; known_weights: see `quantization.compress.compress`, None to compress every time.
+    """
+
+    captured: Any
+    errors: tuple
+    run_seconds: float
+    capture_seconds: float
+    templates: Any
+    known_weights: Any = None
+
+
 def run(plan: Plan, show: Callable[..., Any]) -> dict:
     """Load, capture, compress, convert, validate, place, report. -> the report, which is also written to the plan's folder.
 
@@ -48,16 +67,61 @@ def run(plan: Plan, show: Callable[..., Any]) -> dict:
     recipe = recipe_of(plan)
     if plan.chooses:
         parse_schemes(plan.schemes, plan.targets, plan.deployment_target)  # what is wrong with them is said before any work
-    devices = devices_of(plan.devices)
-    foresee = partial(estimate, devices=devices, calibration=load_calibration(plan.calibration, devices))
+    examine = examiner(plan)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
-        artifacts, facts = _press(plan, recipe, folder, stages)
-        gc.collect()
-        sections = [_examine(plan, artifact, facts, foresee, folder, stages) for artifact in artifacts]
+        report = limited(plan, _remembered(plan, recipe, examine, folder, stages))
         with stages("report"):
-            _warn_of_earlier(plan.folder, folder, sections)
-            return _report(folder, facts, sections, stages)
+            write_report(report, plan, folder)
+        return report
+
+
+def _remembered(plan: Plan, recipe: Any, examine: Callable[..., dict], folder: Path, stages: Stages) -> dict:
+    """What `_converted` gives, from the cache where an equal conversion was made before."""
+    cache = open_cache() if plan.cache else None
+    if cache is None:
+        return _converted(plan, prepare(plan, stages), recipe, examine, folder, stages)
+    calibration = examine.keywords["calibration"]
+    prepared = []  # a list, so that `_converted` can be given the only reference
+    key = conversion_key(plan, recipe, calibration)
+    if key is None:
+        prepared.append(prepare(plan, stages))
+        key = captured_key(plan, recipe, calibration, prepared[0].captured)
+    report = recall(cache, key, plan, folder, stages)
+    if report is None:
+        report = _converted(plan, prepared.pop() if prepared else prepare(plan, stages), recipe, examine, folder, stages)
+        remember(cache, key, plan, report, folder)
+    return report
+
+
+def _converted(plan: Plan, prepared: Prepared, recipe: Any, examine: Callable[..., dict], folder: Path, stages: Stages) -> dict:
+    artifacts, facts = _press(plan, prepared, recipe, folder, stages)
+    del prepared  # its weights, before an artifact is run
+    gc.collect()
+    return finish(plan, artifacts, facts, examine, folder, stages)[0]
+
+
+def examiner(plan: Plan) -> Callable[..., dict]:
+    """-> (graph, target) -> the report's sections with the estimates. Raises UserError for devices and calibrations that are not known."""
+    devices = devices_of(plan.estimated_devices)
+    return partial(estimate, devices=devices, calibration=load_calibration(plan.calibration, devices))
+
+
+def finish(
+    plan: Plan, artifacts: list, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages
+) -> tuple[dict, list[Check]]:
+    """Examine what was made in `folder`. -> (the report, what running each artifact showed)."""
+    found = [_examine(plan, artifact, facts, foresee, folder, stages) for artifact in artifacts]
+    return _report(facts, [section for section, _ in found], stages), [check for _, check in found]
+
+
+def write_report(report: dict, plan: Plan, folder: Path) -> None:
+    """report.json and report.html, in the folder that will become the plan's."""
+    from .report import write_html, write_json
+
+    _warn_of_earlier(plan.folder, folder, report["artifacts"])
+    write_json(report, folder / "report.json")
+    write_html(report, folder / "report.html")
 
 
 def recipe_of(plan: Plan) -> Any:
@@ -66,83 +130,90 @@ def recipe_of(plan: Plan) -> Any:
 
     recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
     if "coreml" in plan.targets:
-        from ..converters.coreml import check_target
-        from ..converters.coreml_storage import required_target
+        from ..converters.coreml_targets import check_target, required_target
 
         check_target(plan.deployment_target, recipe.name, *required_target(recipe))
     return recipe
 
 
-def _press(plan: Plan, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    """Load, capture, compress and convert. When it returns, the model itself is no longer referred to."""
+def prepare(plan: Plan, stages: Stages, known_weights: Any = None) -> Prepared:
+    """Load and capture the plan's model."""
+    from ..converters.coreml import Templates
     from ..models.capture import capture
+    from ..validation.compare import compare
+    from .dry_run import first_run
 
     with stages("load"):
         source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
     with stages("capture"):
         captured = capture(source, samples)
-    if plan.chooses:
-        return _press_within(plan, captured, folder, stages)
-    return _make(plan, captured, recipe, folder, stages)
+    with stages("probe"):
+        seconds, answers = first_run(captured)
+        errors = compare(captured.reference[:1], answers)
+    capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
+    return Prepared(captured, errors, seconds, capture_seconds, Templates(captured), known_weights)
 
 
-def _press_within(plan: Plan, captured: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    """As `_press`, with the recipe chosen by the budget; again where an artifact's graph turned out larger than foreseen."""
-    from .choose import ATTEMPTS, RECIPE_FILE, prepare, write_recipe
+def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
+    """Make the artifacts, by the recipe that was given or by one that is chosen."""
+    if not plan.chooses:
+        return press(plan, prepared, recipe, folder, stages)
+    from .choose import ATTEMPTS, RECIPE_FILE, prepare_choice, write_recipe
 
     with stages("measure") as step:
-        choice = prepare(captured, plan, folder, step)
+        choice = prepare_choice(prepared.captured, plan, folder, step)
     for attempt in range(ATTEMPTS):
         with stages("choose"):
             recipe = choice.recipe()
-        artifacts, facts = _make(plan, captured, recipe, folder, stages)
+        artifacts, facts = press(plan, prepared, recipe, folder, stages)
         if attempt == ATTEMPTS - 1 or not choice.corrected(artifacts):
-            break
+            break  # else an artifact's graph turned out larger than foreseen
         for artifact in artifacts:
             remove(artifact.path)
     write_recipe(recipe, folder / RECIPE_FILE)
     return artifacts, replace(facts, budget=choice.as_json(recipe))
 
 
-def _make(plan: Plan, captured: Any, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    from .dry_run import predict_cost, run_seconds
+def press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
+    """Foresee, compress and convert: an artifact in `folder` for each of the plan's targets."""
+    from .dry_run import predict_cost
     from .predict import predict_size
 
-    with stages("probe"):
-        capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
-        cost = predict_cost(captured, recipe, plan.targets, capture_seconds, run_seconds(captured))
+    captured = prepared.captured
+    with stages("foresee"):
+        cost = predict_cost(captured, recipe, plan.targets, prepared.capture_seconds, prepared.run_seconds)
         sizes = {target: predict_size(captured, recipe, target, plan.deployment_target).total for target in plan.targets}
     with stages("compress") as step:
-        compressed, expected, errors = _compress(captured, recipe, step)
+        compressed, expected = _compress(prepared, recipe, plan.targets, step)
     artifacts = []
     for target in plan.targets:
         with stages("convert") as step:
-            artifacts.append(_convert(compressed, target, folder, plan, step))
-    return artifacts, replace(_facts(compressed, expected, errors), sizes=sizes, cost=cost)
+            artifacts.append(_convert(compressed, target, folder, plan, prepared.templates, step))
+    return artifacts, replace(_facts(compressed, expected, prepared.errors if compressed.weights else ()), sizes=sizes, cost=cost)
 
 
-def _compress(captured: Any, recipe: Any, step: Callable[[str], None]) -> tuple[Any, dict, tuple]:
-    """-> (Compressed, what a perfect conversion of it would answer on each target, errors of the captured graph on the first sample: see `Facts`)."""
+def _compress(prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: Callable[[str], None]) -> tuple[Any, dict]:
+    """-> (Compressed, what a perfect conversion of it would answer on each target)."""
     from ..models.capture import evaluate
     from ..quantization.compress import compress, decompressed
-    from ..validation.compare import compare
 
-    compressed = compress(captured, recipe, lambda done, total, name: step(name))
+    captured = prepared.captured
+    compressed = compress(captured, recipe, lambda done, total, name: step(name), prepared.known_weights)
     if not compressed.weights:
-        return compressed, dict.fromkeys(TARGETS, captured.reference), ()
-    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
-    errors = compare(captured.reference[:1], evaluate(captured.program, first))
-    expected = dict.fromkeys(TARGETS, evaluate(decompressed(compressed), captured))
-    if compressed.activations is not None:  # the MPS target keeps them in float
+        return compressed, dict.fromkeys(targets, captured.reference)
+    expected = {}
+    if compressed.activations is not None and "executorch-mps" in targets:  # it keeps them in float
         expected["executorch-mps"] = evaluate(decompressed(replace(compressed, activations=None)), captured)
-    return compressed, expected, errors
+    if set(targets) - expected.keys():
+        expected = dict.fromkeys(targets, evaluate(decompressed(compressed), captured)) | expected
+    return compressed, expected
 
 
-def _convert(compressed: Any, target: str, folder: Path, plan: Plan, step: Callable[[str], None]) -> Any:
+def _convert(compressed: Any, target: str, folder: Path, plan: Plan, templates: Any, step: Callable[[str], None]) -> Any:
     if target == "coreml":
         from ..converters.coreml import write_mlpackage
 
-        return write_mlpackage(compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target)
+        return write_mlpackage(compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target, templates)
     from ..converters.executorch import write_pte
 
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
@@ -160,10 +231,9 @@ def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
     )  # fmt: skip
 
 
-def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages) -> dict:
-    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them. -> the artifact's section of the report.
-
-    foresee: (graph, target) -> sections with the estimates."""
+def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages) -> tuple[dict, Check]:
+    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them. -> the artifact's section of the
+    report, and what the reference runner showed."""
     from ..validation import audit
     from ..validation.runners import open_runner
     from .report import artifact_section
@@ -172,7 +242,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dic
         runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
         check = check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
         native = _native_check(artifact, facts)
-        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights)
+        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights, runner.program)
     with stages("place"):
         found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target, plan.measure)
     judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
@@ -181,7 +251,7 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dic
     warnings = [*facts.source.warnings, *(warning for _, advice in judged for warning in advice), *runner.notes]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
     section = artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **found}, warnings)
-    return section | {"predicted": {"size_bytes": facts.sizes.get(artifact.target)}}
+    return section | {"predicted": {"size_bytes": facts.sizes.get(artifact.target)}}, check
 
 
 def _native_check(artifact: Any, facts: Facts) -> Check | str:
@@ -211,14 +281,12 @@ def _spent(stages: Stages) -> dict:
     return {"seconds": sum(one.seconds for one in foreseen), "peak_rss_bytes": max(one.peak_rss_bytes for one in foreseen)}
 
 
-def _report(folder: Path, facts: Facts, sections: list[dict], stages: Stages) -> dict:
-    from .report import build_report, environment, source_section, write_html, write_json
+def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:
+    from .report import build_report, environment, plain, source_section
 
     source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
     report = build_report(source, stages.records, sections, environment())
     report["predicted"] = facts.cost | {"measured": _spent(stages)}
     if facts.budget:
         report["budget"] = facts.budget
-    write_json(report, folder / "report.json")
-    write_html(report, folder / "report.html")
-    return report
+    return plain(report)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """The signal, by its number, that asked this process to end."""
+    """The signal, by its number, that asked this process to end; then, where it is not nothing, what of the work is done."""
 
 
 _asked: list[int] = []  # signals that came while the command runs; they belong to the process, as their handlers do

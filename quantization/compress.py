@@ -15,6 +15,7 @@ from ..models.errors import UserError
 from ..models.quiet import quiet
 from .activations import ActivationPlan, insert_grids, plan_activations
 from .affine import LARGEST_FLOAT16
+from .known import Known, Made, keep, key_of, recalled
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all
@@ -58,8 +59,10 @@ class Compressed:
     warnings: tuple[str, ...] = ()
 
 
-def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None) -> Compressed:
-    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each.
+def compress(
+    captured: Captured, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None, known: Known | None = None
+) -> Compressed:
+    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. known: weights that were compressed before.
 
     Raises UserError on NaN or infinite weights, which it names.
     """
@@ -86,7 +89,7 @@ def compress(captured: Captured, recipe: Recipe, progress: Callable[[int, int, s
             weight, decision = weights[first], _tied(tensor.name, first, decisions)
         else:
             evidence = Evidence(statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled)
-            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence)
+            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence, known)
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
@@ -134,7 +137,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _compress_tensor(
-    tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence
+    tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence, known: Known | None
 ) -> tuple[CompressedWeight | None, Decision]:
     if not recipe.compresses:
         return None, _left(tensor, recipe, "")
@@ -143,8 +146,21 @@ def _compress_tensor(
     data = tensor.data.detach().float().contiguous()
     if _largest(data) > LARGEST_FLOAT16:
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
-    weight, realised, reason = compress_weight(tensor.name, data, role, recipe, evidence)
-    return weight, Decision(tensor.name, tuple(data.shape), recipe.words, realised.words, weight.bits_per_weight(), reason, snr_db(data, weight))
+    made = _made(tensor, data, role, recipe, evidence, known)
+    bits = made.weight.bits_per_weight()
+    return made.weight, Decision(tensor.name, tuple(data.shape), recipe.words, made.realised, bits, made.reason, made.snr_db)
+
+
+def _made(tensor: Tensor, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence, known: Known | None) -> Made:
+    """One weight through its kernels, or from where it is known. data: the tensor's, as `compress_weight` takes it."""
+    key = key_of(known, tensor.data, role, recipe, evidence) if known else ""
+    made = recalled(known, key, tensor.name) if known else None
+    if made is None:
+        weight, realised, reason = compress_weight(tensor.name, data, role, recipe, evidence)
+        made = Made(weight, realised.words, reason, snr_db(data, weight))
+        if known:
+            keep(known, key, made)
+    return made
 
 
 def _calibrated(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any) -> Callable[[str], Any]:

@@ -38,10 +38,11 @@ class Tensor:
 def tensors_of(program: Any) -> list[Tensor]:
     """Every parameter, buffer and lifted constant that is an input of the graph, in graph order."""
     signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    parameters = signature.inputs_to_parameters  # computed anew whenever it is asked for
+    names = {**parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     held = {**program.constants, **program.state_dict}
     return [
-        Tensor(names[node.name], held[names[node.name]], node.name in signature.inputs_to_parameters, node)
+        Tensor(names[node.name], held[names[node.name]], node.name in parameters, node)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in names
     ]

@@ -28,12 +28,14 @@ EXPLAINED = 1.02  # the file may hold this much more than was decided before it 
 
 
 def audit(
-    path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: Mapping[str, Any] | None = None
-) -> dict:
+    path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: Mapping[str, Any] | None = None,
+    program: Graph | None = None,
+) -> dict:  # fmt: skip
     """The "compression" section of report.json for a saved .mlpackage or .pte.
 
     decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised: converters.Artifact.realised, of which only
-    the reasons are used; made: name -> CompressedWeight, to compare the decoded weights with. Every decision gives one entry, then come the
+    the reasons are used; made: name -> CompressedWeight, to compare the decoded weights with; program: of the runner of the file's only function,
+    so that nothing is decoded twice. Every decision gives one entry, then come the
     file's other weights. "bytes" adds up to the artifact's size. Raises UnreadableArtifact.
     """
     path = Path(path)
@@ -41,7 +43,8 @@ def audit(
     graphs = list(package.functions.values()) if package else [open_program(path).graph]
     weights = _unique(weight for graph in graphs for weight in stored_weights(graph))
     matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
-    checked = _compare(graphs, weights, matched, made or {}, named=package is not None)
+    decoders = [Decoder(graph, program if len(graphs) == 1 else None) for graph in graphs] if made else []
+    checked = _compare(decoders, weights, matched, made or {}, named=package is not None)
     reasons = {name: entry[2] for name, entry in (realised or {}).items()}
     entries = [_entry(decision, matched, reasons.get(decision.name, ""), checked.get(decision.name)) for decision in decisions]
     taken = {weight.name for weight in matched.values()}
@@ -63,10 +66,9 @@ def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _compare(
-    graphs: Sequence[Graph], weights: Sequence[StoredWeight], matched: dict[str, StoredWeight], made: Mapping[str, Any], named: bool
+    decoders: Sequence[Decoder], weights: Sequence[StoredWeight], matched: dict[str, StoredWeight], made: Mapping[str, Any], named: bool
 ) -> dict[str, str]:
     """Name -> whether its stored weight decodes to what was made. Where no name tells (never in a .pte), values do, and correct `matched`."""
-    decoders = [Decoder(graph) for graph in graphs] if made else []
     checked: dict[str, str] = {}
     seen: dict[int, tuple[str, StoredWeight | None]] = {}  # tied weights are one object
     free = list(weights)
@@ -187,13 +189,14 @@ def _entry(decision: Any, matched: Mapping[str, StoredWeight], target_reason: st
         "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
         "snr_db": getattr(decision, "snr_db", None),
         "decoded": checked or "not run: not compressed",
+        "stored_as": weight.name if weight else None,
     }
 
 
 def _unclaimed(weight: StoredWeight, decided: bool) -> dict:
     reason = "a constant of the graph that is no weight of the source by name" if decided else ""
     entry = {"name": weight.name, "requested": "", "realised": weight.scheme, "bits_per_weight": weight.bits_per_weight, "reason": reason}
-    return entry | {"snr_db": None, "decoded": "not run: nothing to compare it with"}
+    return entry | {"snr_db": None, "decoded": "not run: nothing to compare it with", "stored_as": weight.name}
 
 
 def _bytes(path: Path, package: Package | None, weights: Sequence[StoredWeight], again: set[str]) -> dict[str, int]:

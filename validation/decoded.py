@@ -18,8 +18,9 @@ LARGEST_RANK = 5  # of weights whose axes may have been reordered
 class Decoder:
     """Decodes stored weights of a graph and of the delegates inside it. Nothing is kept between two weights."""
 
-    def __init__(self, graph: Graph):
-        self.graph = fold_constants(with_tensors(graph), call_operator)
+    def __init__(self, graph: Graph, program: Graph | None = None):
+        """program: what a runner has made of the graph, where one has decoded it already."""
+        self.graph = fold_constants(with_tensors(graph), call_operator) if program is None else program
         self.delegates = [block for node in graph.nodes if node.op == "delegate:MPSBackend" for block in node.blocks]
 
     def values(self, weight: StoredWeight) -> Iterator[torch.Tensor]:

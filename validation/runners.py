@@ -55,6 +55,7 @@ class Runner:
     features: dict[str, Feature] = field(default_factory=dict)
     native_state: Callable[[], Any] | None = None
     decode: Callable[[], None] | None = None
+    program: Graph | None = None  # what it runs: the graph with its constants to be decoded, or remembered when they have been
     limits: Limits = DEFAULT_LIMITS
     notes: tuple[str, ...] = ()
 
@@ -201,7 +202,7 @@ def reference_coreml(package: Package, function: str, precision: str, keep_weigh
         return {value.name: as_array(results[value.name], value, precision) for value in outputs}
 
     decode = partial(decode_constants, program)
-    return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), run, states, features, decode=decode)
+    return Runner(package.path, "reference", inputs, outputs, graph, compute_precision(graph), run, states, features, decode=decode, program=program)
 
 
 def reference_executorch(path: Path, program: Any, precision: str) -> Runner:

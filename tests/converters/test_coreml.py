@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml import check_target, write_mlpackage
+from cidermill.converters.coreml import write_mlpackage
+from cidermill.converters.coreml_targets import check_target
 from cidermill.models.capture import capture, evaluate
 from cidermill.models.errors import UnsupportedOperators, UserError
 from cidermill.models.source import Samples, Source, TensorSpec

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml import write_mlpackage
+from cidermill.converters.coreml import Templates, write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress
@@ -39,18 +39,18 @@ def captured():
 
 @pytest.mark.parametrize(("recipes", "target"), [(RECIPES, "iOS18"), (OLDER, "iOS16"), (RECIPES, "iOS26")])
 def test_a_program_that_was_filled_before_gives_the_same_bytes(captured, recipes, target, tmp_path):
-    templates = {}
+    templates = Templates(captured)
     for turn, recipe in enumerate([*recipes, *reversed(recipes)]):
         compressed = compress(captured, parse_recipe(recipe))
         alone = write_mlpackage(compressed, tmp_path / f"{turn}-alone.mlpackage", target)
         shared = write_mlpackage(compressed, tmp_path / f"{turn}-shared.mlpackage", target, templates)
         assert shared.sha256 == alone.sha256, recipe
         assert judge(audit(shared.path, compressed.decisions, shared.realised, compressed.weights))[0] == "pass", recipe
-    assert len(templates) == 1
+    assert len(templates.held) == 1
 
 
 def test_equal_weights_are_stored_once_and_part_again_where_a_recipe_parts_them(captured, tmp_path):
-    templates = {}
+    templates = Templates(captured)
     counts = {}
     for recipe in ("int8", "int8; second*=palettize4", "int8; second*=float16", "int8"):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.mlpackage"
@@ -63,7 +63,7 @@ def test_equal_weights_are_stored_once_and_part_again_where_a_recipe_parts_them(
 
 def test_no_place_is_left_in_a_file(captured, tmp_path):
     """A place holds zeros: one that stayed would be found by its data."""
-    write_mlpackage(compress(captured, parse_recipe("int8")), tmp_path / "net.mlpackage", templates={})
+    write_mlpackage(compress(captured, parse_recipe("int8")), tmp_path / "net.mlpackage", templates=Templates(captured))
     graph = read_package(tmp_path / "net.mlpackage").functions["main"]
     stored = [np.asarray(constant() if callable(constant) else constant) for constant in graph.constants.values()]
     assert all(array.any() for array in stored if array.dtype == np.int8 and array.size > 1000)

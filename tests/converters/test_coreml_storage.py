@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cidermill.converters.coreml import write_mlpackage
-from cidermill.converters.coreml_storage import required_target, storable, stored_bits
+from cidermill.converters.coreml_storage import storable, stored_bits
+from cidermill.converters.coreml_targets import required_target
 from cidermill.converters.executorch import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.source import Samples, Source, TensorSpec

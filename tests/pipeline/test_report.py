@@ -54,7 +54,7 @@ def test_names_are_those_of_the_schema(tmp_path):
     assert list(built["source"]) == ["path", "sha256", "format", "parameters", "inputs", "outputs", "samples"]
     assert list(built["stages"][0]) == ["name", "seconds", "peak_rss_bytes", "cached"]
     assert list(built["artifacts"][0]) == ARTIFACT_KEYS
-    assert list(built["artifacts"][0]["validation"]) == ["runner", "conversion", "compression", "tolerance_db"]
+    assert list(built["artifacts"][0]["validation"]) == ["runner", "conversion", "compression", "tolerance_db", "total"]
     assert built["artifacts"][0]["path"] == "net0.mlpackage" and built["artifacts"][0]["warnings"] == ["a\nb", "c"]
     assert {"python", "arch", "os", "torch", "coremltools", "executorch"} <= set(built["environment"])
 

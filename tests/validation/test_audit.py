@@ -124,7 +124,7 @@ def test_core_ml_storage(package, case):
     section = audit(path, [Decided("fc.weight", SHAPE, bits_per_weight=20)])
     (entry,) = [entry for entry in section["weights"] if entry["name"] == "fc.weight"]
     sizes = section["bytes"]
-    assert list(entry) == ["name", "requested", "realised", "bits_per_weight", "reason", "snr_db", "decoded"]
+    assert list(entry) == ["name", "requested", "realised", "bits_per_weight", "reason", "snr_db", "decoded", "stored_as"]
     assert (entry["requested"], entry["realised"], entry["reason"]) == ("int8", scheme, "")
     assert entry["bits_per_weight"] == pytest.approx(8 * sum(stored.values()) / SIZE, abs=0.001)
     assert {kind: sizes.get(kind) for kind in stored} == stored

@@ -1,0 +1,107 @@
+"""`cidermill init`: a folder enters; a `cidermill.toml` for the models that lie in it leaves, to be completed by hand."""
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...models.errors import UserError
+
+SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
+DEPTH = 4  # folders below the one that is searched
+HEAD = """\
+# What `cidermill build` makes. The keys are the long options of `convert` (see `convert --help`); paths are relative to this file.
+
+[defaults]                        # for every model
+device = ["iPhone 15 Pro"]        # latency and placement are estimated for these
+target = ["coreml"]               # "executorch-mps" too, or instead
+# out = "build"                   # a folder for each model goes here
+# min-psnr = 30                   # budgets: what breaks one fails the build
+"""
+TAIL = """
+# Several artifacts of one model, each with options of its own, instead of the one above:
+# [[models.{name}.variants]]
+# name = "small"
+# quant = "palettize4"
+"""
+SHAPES = '# input = "input:1x3x224x224"   # needed: the file does not say its shapes'
+FACTORY = '# model-class = "nets:build"    # needed{when}: what makes the module that the weights belong to'
+KINDS = {  # of models.formats -> what it is called, what cannot be known from the file
+    "hugging-face": ("a Hugging Face folder", ()),
+    "exported-program": ("an exported program", ()),
+    "torchscript": ("TorchScript", (SHAPES,)),
+    "torch-zip": ("a pickled module, or weights", (SHAPES, FACTORY.format(when=" for weights"))),
+    "torch-legacy": ("a pickled module, or weights", (SHAPES, FACTORY.format(when=" for weights"))),
+    "safetensors": ("weights", (SHAPES, FACTORY.format(when=""))),
+}
+
+
+def write_config(file: Path) -> dict:
+    """Write it where there is none. -> {"file", "models": [{"name", "path", "format"}]}. Raises UserError: it exists, or there is no model."""
+    from ..output import write_whole
+
+    if file.exists() or file.is_symlink():
+        raise UserError(f"{file} is there already.", "Add your models to it, or write another with --config.")
+    found = [{"name": "", "path": path.relative_to(file.parent).as_posix(), "format": kind} for path, kind in find_models(file.parent)]
+    if not found:
+        hint = f"cidermill looks for Hugging Face folders, and for files in {', '.join(SUFFIXES)}."
+        raise UserError(f"No model lies in {file.parent.resolve()}, nor up to {DEPTH} folders below.", hint)
+    _name(found)
+    text = config_text(found).encode()
+    try:
+        write_whole(file, lambda stream: stream.write(text))
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}.", "Choose another place with --config.") from error
+    return {"file": str(file), "models": found}
+
+
+def config_text(models: list[dict]) -> str:
+    return HEAD + "".join(map(_table, models)) + TAIL.format(name=models[0]["name"])
+
+
+def find_models(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, str]]:
+    """(path, format) of what `convert` takes, in the order of the names. Neither hidden folders nor environments nor results are searched."""
+    from ...models.formats import recognise
+
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not _readable(path):
+            continue
+        if path.suffix in SUFFIXES and path.is_file() or _like_hugging_face(path):
+            try:
+                yield path, recognise(path)
+                continue
+            except UserError:  # some other file of that name
+                pass
+        if path.is_dir() and not path.is_symlink() and depth and not _foreign(path):
+            yield from find_models(path, depth - 1)
+
+
+def _like_hugging_face(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _readable(path: Path) -> bool:
+    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+
+
+def _foreign(folder: Path) -> bool:
+    ours = folder.suffix == ".mlpackage" or (folder / "report.json").is_file()
+    return ours or (folder / "pyvenv.cfg").is_file() or folder.name in ("node_modules", "__pycache__", "site-packages")
+
+
+def _name(models: list[dict]) -> None:
+    """Each model gets its file's name, with a number where that is taken."""
+    taken = set()
+    for model in models:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", model["path"].rpartition("/")[2].partition(".")[0]).strip("-") or "model"
+        number = 1
+        while (name := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
+            number += 1
+        taken.add(name.casefold())
+        model["name"] = name
+
+
+def _table(model: dict) -> str:
+    called, missing = KINDS[model["format"]]
+    path = json.dumps(model["path"], ensure_ascii=False)  # JSON's strings are TOML's basic strings
+    return "\n".join([f"\n[models.{model['name']}]  # {called}", f"path = {path}", 'quant = "int8"', *missing, ""])

@@ -1,0 +1,248 @@
+"""A study's folder enters, study.html leaves: one file that loads nothing, with the scatter, the layers, the trials and any two side by side.
+
+What the page's script shows is put together here as one dict (`page_data`); study.js.j2 draws it and computes only differences.
+"""
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ...models.errors import UserError
+from .. import figures as fig
+from ..output import write_whole
+from ..report import plain
+from .constraints import parse_constraints
+from .pictures import difference_coded, factor_for, png_url, shrink
+from .results import FIGURES, Row, Study, best_of, error_of, first_line, is_exact, load_study, measured_by_metric
+
+PAGE = "study.html"
+
+
+def write_page(folder: Path) -> Path:
+    """Write study.html whole or not at all. Raises UserError where the folder is no study."""
+    path = folder / PAGE
+    content = html_text(load_study(folder)).encode("utf-8", "backslashreplace")
+    write_whole(path, lambda stream: stream.write(content))
+    return path
+
+
+def html_text(study: Study) -> str:
+    """Every value is escaped: names come from files that we did not write. Equal studies give equal text."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    here = Path(__file__).parent
+    loader = jinja2.FileSystemLoader([here, here.parent])
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    env.globals["fig"] = fig
+    data, notes = page_data(study)
+    groups = list(dict.fromkeys((one["model"], one["target"]) for one in data["trials"]))
+    by_size = sorted(data["trials"], key=lambda one: (groups.index((one["model"], one["target"])), one["size_bytes"] or math.inf, one["trial"]))
+    return env.get_template("study.html.j2").render(
+        header=study.header, data=data, rows=by_size, notes=notes, counts=_counts(study), best=_best(study), plotly=get_plotlyjs(),
+        data_json=script_json(data), title=", ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} models",
+    )  # fmt: skip
+
+
+def script_json(data: Any) -> str:
+    """JSON that is safe inside <script>: no "<", "&" or line separators, so that no name can end the element."""
+    text = json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _counts(study: Study) -> dict:
+    return {
+        "trials": len(study.rows),
+        "passed": sum(row.get("verdict") == "pass" and row["state"] == "done" for row in study.rows),
+        "failing": sum(row.get("verdict") == "fail" and row["state"] == "done" for row in study.rows),
+        "failed": sum(row["state"] == "failed" for row in study.rows),
+        "front": len(study.front),
+    }
+
+
+def _best(study: Study) -> list[dict]:
+    """For each model its best trial within the constraints that the study was made with; without any, nothing."""
+    if not study.header.get("constraints"):
+        return []
+    return best_of(study, parse_constraints(study.header["constraints"]))["models"]
+
+
+def page_data(study: Study) -> tuple[dict, list[str]]:
+    """-> (what the script draws, notes on what could not be read)."""
+    notes: list[str] = []
+    reports = {row["trial"]: _report(study.folder, row, notes) for row in study.rows if row["state"] == "done"}
+    by_metric = measured_by_metric(study.rows)
+    on_front = study.front
+    layers = {model: _layers(study.of_model(model), reports) for model in study.models}
+    return {
+        "trials": [_trial(row, row["trial"] in on_front, study.devices) for row in study.rows],
+        "models": study.models,
+        "targets": list(dict.fromkeys(row["target"] for row in study.rows)),
+        "devices": study.devices,
+        "by_metric": by_metric,
+        "goal": study.goal,
+        "layers": layers,
+        "heat": [heat for model in study.models if (heat := _heat(study, model, layers[model], _tables(study, model, reports, notes)))],
+        "pictures": _pictures(study, by_metric, notes),
+    }, notes
+
+
+def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
+    """One trial: its figures as numbers and, in `texts`, as people read them."""
+    latency = {one["device"]: one for one in row.get("latency") or []}
+    numbers = {key: row.get(key) for key in FIGURES}
+    return {
+        **{key: row.get(key) for key in ("trial", "model", "target", "recipe", "state", "verdict")},
+        **numbers,
+        "short": fig.recipe_text(row["recipe"]),
+        "exact": is_exact(row),
+        "front": on_front,
+        "reason": first_line(row.get("reason")),
+        "report": quote(row["report"]) if row.get("report") else None,  # a ":" is coded as well: nothing but a path
+        "latency": [latency.get(device, {}).get("ms") for device in devices],
+        "texts": {
+            "size_bytes": fig.size_text(numbers["size_bytes"]),
+            "bits_per_weight": fig.bits_text(numbers["bits_per_weight"]),
+            "psnr_db": fig.db_text(math.inf if is_exact(row) else numbers["psnr_db"]),
+            "cosine": fig.number_text(numbers["cosine"]),
+            "conversion_psnr_db": fig.db_text(numbers["conversion_psnr_db"]),
+            "metric": fig.number_text(numbers["metric"]),
+            "ane_share": fig.percent_text(numbers["ane_share"]),
+            "latency": [fig.band_text(latency.get(device, {})) for device in devices],
+        },
+    }
+
+
+# Layers
+
+
+def _report(folder: Path, row: Row, notes: list[str]) -> dict:
+    """The full report of a trial, {} where it cannot be read."""
+    if not row.get("report"):
+        return {}
+    path = (folder / row["report"]).with_name("report.json")
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError("it lies outside the study")
+        found = json.loads(path.read_bytes())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError) as error:
+        notes.append(f"The report of trial {row['trial']} could not be read: {getattr(error, 'strerror', None) or error}.")
+        return {}
+
+
+def _layers(rows: list[Row], reports: dict[int, dict]) -> dict:
+    """names: the weights that any trial compressed, in the order of the model; trials: number -> bits, SNR in dB and form of each, null: unknown."""
+    weights = {row["trial"]: _weights(row, reports.get(row["trial"], {})) for row in rows}
+    names = list(dict.fromkeys(name for found in weights.values() for name in found))
+    compressed = [name for name in names if any(found.get(name, {}).get("snr_db") is not None for found in weights.values())]
+    forms = list(dict.fromkeys(weight["realised"] for found in weights.values() for weight in found.values()))
+    trials = {
+        trial: {
+            "bits": [_rounded(found.get(name, {}).get("bits_per_weight")) for name in compressed],
+            "snr": [_rounded(found.get(name, {}).get("snr_db")) for name in compressed],
+            "form": [forms.index(found[name]["realised"]) if name in found else None for name in compressed],
+        }
+        for trial, found in weights.items()
+        if found
+    }
+    return {"names": compressed, "forms": forms, "trials": trials}
+
+
+def _weights(row: Row, report: dict) -> dict[str, dict]:
+    """name -> entry of the report's compression section, of the artifact that is the trial's."""
+    artifact = next((one for one in report.get("artifacts") or [] if one.get("target") == row["target"]), {})
+    return {weight["name"]: weight for weight in (artifact.get("compression") or {}).get("weights") or []}
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.5g}")
+
+
+def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict | None:
+    """Layers x schemes in decibels, the higher the better: the output's PSNR where one layer alone is compressed, if that was measured, else the
+    SNR of each weight in the trials. None where neither is known."""
+    if table := next(tables, None):
+        names = list(dict.fromkeys(name for rows in table.errors.values() for name in rows))
+        columns = [[_alone_db(rows.get(name)) for name in names] for rows in table.errors.values()]
+        return {"model": model, "measured": True, "layers": names, "columns": list(table.errors), "values": [list(row) for row in zip(*columns)]}
+    first: dict[str, list] = {}
+    for row in study.of_model(model):
+        if found := layers["trials"].get(row["trial"]):
+            first.setdefault(row["recipe"], found["snr"])
+    columns = {recipe: snr for recipe, snr in first.items() if any(value is not None for value in snr)}
+    if not columns:
+        return None
+    values = [list(row) for row in zip(*columns.values())]
+    return {"model": model, "measured": False, "layers": layers["names"], "columns": list(map(fig.recipe_text, columns)), "values": values}
+
+
+def _tables(study: Study, model: str, reports: dict[int, dict], notes: list[str]) -> Iterator[Any]:
+    """The sensitivities in the study's folder that were measured on this model: `source` begins with the digest that its reports have as well."""
+    from ...quantization.sensitivity import read_table
+
+    digests = {(reports.get(row["trial"], {}).get("source") or {}).get("sha256") for row in study.of_model(model)} - {None}
+    for path in sorted(study.folder.glob("sensitivity*.json")):
+        try:
+            table = read_table(path)
+        except UserError as error:
+            notes.append(error.message)
+            continue
+        if table.errors and digests & set(table.source.split()[:1]):
+            yield table
+
+
+def _alone_db(errors: list[float] | None) -> float | None:
+    """PSNR of the worst output; None where nothing was measured or nothing was lost."""
+    worst = max(errors or [0.0])
+    return _rounded(-10 * math.log10(worst)) if worst else None
+
+
+# Pictures
+
+
+def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict:
+    """model -> output -> a base picture (that of the most exact trial) and each trial's difference from it, as PNGs in data URLs."""
+    held: dict[tuple[str, str, tuple], dict[int, np.ndarray]] = {}
+    for row in sorted(study.rows, key=partial(error_of, by_metric=by_metric, goal=study.goal)):
+        for name, picture in _load_pictures(study.folder, row, notes).items():
+            held.setdefault((row["model"], name, picture.shape), {})[row["trial"]] = picture
+    factor = factor_for([picture.shape for trials in held.values() for picture in trials.values()])
+    found: dict[str, dict] = {}
+    for (model, name, _), trials in held.items():
+        small = {trial: shrink(picture, factor) for trial, picture in trials.items()}
+        if min(next(iter(small.values())).shape[:2]) and name not in found.setdefault(model, {}):
+            found[model][name] = _coded(small)
+    return found
+
+
+def _coded(pictures: dict[int, np.ndarray]) -> dict:
+    base = np.rint(next(iter(pictures.values())) * 255).astype(np.uint8)
+    trials = {}
+    for trial, picture in sorted(pictures.items()):
+        pixels, scale = difference_coded(picture, base / 255)
+        trials[trial] = {"url": png_url(pixels), "scale": _rounded(scale)}
+    return {"height": base.shape[0], "width": base.shape[1], "base": png_url(base), "trials": trials}
+
+
+def _load_pictures(folder: Path, row: Row, notes: list[str]) -> dict[str, np.ndarray]:
+    if not row.get("pictures"):
+        return {}
+    try:
+        with np.load(folder / row["pictures"], allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if _is_picture(file[name])}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        notes.append(f"The pictures of trial {row['trial']} could not be read: {getattr(error, 'strerror', None) or error}.")
+        return {}
+
+
+def _is_picture(array: np.ndarray) -> bool:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    return shaped and array.dtype.kind == "f" and array.size > 0 and bool(np.isfinite(array).all())

@@ -1,0 +1,154 @@
+"""One trial: a Task enters; its artifact and report are on disk, and its row of the journal leaves. What goes wrong is a row as well.
+
+A process loads and captures a model once and keeps it for the trials that follow.
+"""
+import contextlib
+import functools
+import gc
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...models.errors import UserError
+from ..cache import fetch, make_room, open_cache, store
+from ..output import DiskFull, staged
+from ..remember import code_digest
+from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
+from ..stages import Stages
+from .pictures import pictures_of, write_pictures
+from .plan import Subject, Task
+
+PICTURES = "pictures.npz"
+EVAL_HINT = "It is called with a function that takes inputs as the model does, {name: array}, and returns its outputs; it must give one number."
+FORKS = sys.platform == "linux"  # workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
+Row = dict[str, Any]
+
+
+@functools.lru_cache(maxsize=1)
+def prepared(subject: Subject) -> Prepared:
+    """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
+    stages = Stages(_unseen)
+    return prepare(subject.plan("coreml", "float16", Path("unused")), stages, _known_weights() if subject.cache else None)
+
+
+def _known_weights() -> Any:
+    """Compressed weights in the cache, None where there is no cache."""
+    from importlib import metadata
+
+    from ...quantization.known import Known
+
+    cache = open_cache()
+    if cache is None:
+        return None
+    version = f"{code_digest()} torch {metadata.version('torch')}"
+    return Known(version, functools.partial(fetch, cache), lambda key, what, content: store(cache, key, "weight", what, content))
+
+
+def run_trial(task: Task) -> Row:
+    """Compress, convert, validate, place, evaluate. -> the row of the journal; never raises what one trial can be blamed for."""
+    started = time.perf_counter()
+    row = failed_row(task, "")
+    try:
+        row |= _figures(task)
+    except DiskFull:  # every other trial would fail as well: the study stops, and goes on when there is space
+        raise
+    except UserError as error:
+        row["reason"] = str(error)
+    except MemoryError:
+        row["reason"] = "The memory of this machine is full.\nUse fewer --workers."
+    except Exception as error:  # a trial's row, not the study's end
+        row["reason"] = f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model and the recipe."
+    return row | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def failed_row(task: Task, reason: str) -> Row:
+    names = {"trial": task.trial, "model": task.model, "target": task.target, "recipe": task.recipe}
+    return {**names, "state": "failed", "reason": reason, "verdict": None, "seconds": None}
+
+
+def warm(tasks: Sequence[Task]) -> None:
+    """Make what the trials of the first task's model share beside the captured graph, before workers are forked: the program for Core ML."""
+    from ...quantization.compress import compress
+    from ...quantization.recipe import parse_recipe
+
+    shared = [task for task in tasks if task.target == "coreml" and parse_recipe(task.recipe).compresses and "w8a8" not in task.recipe]
+    if len(shared) < 2 or not FORKS:
+        return
+    from ...converters.coreml import make_template
+
+    ready = prepared(shared[0].subject)
+    with contextlib.suppress(UserError):  # the trial says it in its row
+        compressed = compress(ready.captured, parse_recipe(shared[0].recipe), None, ready.known_weights)
+        make_template(compressed, shared[0].subject.deployment_target, ready.templates)
+
+
+def _figures(task: Task) -> Row:
+    ready, stages = prepared(task.subject), Stages(_unseen)
+    plan = task.subject.plan(task.target, task.recipe, task.folder)
+    examine = examiner(plan)
+    with staged(task.folder, force=True) as folder:
+        artifacts, facts = press(plan, ready, recipe_of(plan), folder, stages)
+        gc.collect()  # graphs refer to themselves, and would keep weights
+        report, checks = finish(plan, artifacts, facts, examine, folder, stages)
+        pictures = pictures_of(checks[0].answers[0], facts.reference[0])
+        if pictures:
+            with (folder / PICTURES).open("wb") as stream:
+                write_pictures(pictures, stream)
+        write_report(report, plan, folder)
+    if ready.known_weights is not None and (cache := open_cache()):
+        make_room(cache)
+    section = report["artifacts"][0]
+    where = f"{task.folder.parent.name}/{task.folder.name}"
+    figures = _row_figures(section, checks[0].total, report) | {
+        "report": f"{where}/report.html", "pictures": f"{where}/{PICTURES}" if pictures else None, "state": "done",
+        "peak_rss_bytes": max(stage.peak_rss_bytes for stage in stages.records),
+    }  # fmt: skip
+    return figures | _evaluated(task, task.folder / section["path"])
+
+
+def _row_figures(section: dict, total: Any, report: dict) -> Row:
+    """What a trial is compared by, from its report. total: errors of the saved artifact against the source."""
+    from ..check import tensor_bytes
+
+    known = [error.psnr_db for error in total]
+    worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
+    cosines = [error.cosine for error in total]
+    conversion = [error["psnr_db"] for error in section["validation"]["conversion"]]
+    placement = section["placement"]
+    return {
+        "verdict": section["verdict"], "reason": "" if section["verdict"] == "pass" else "\n".join(section["warnings"][:1]),
+        "size_bytes": section["size_bytes"], "sha256": section["sha256"],
+        "bits_per_weight": 8 * tensor_bytes(section["compression"]["bytes"]) / max(1, report["source"]["parameters"]),
+        "psnr_db": worst if worst is not None and math.isfinite(worst) else None, "exact": worst == math.inf,
+        "cosine": min(cosines) if cosines and None not in cosines else None,
+        "conversion_psnr_db": min(conversion) if conversion and None not in conversion else None,
+        "ane_share": placement["units"]["ane"]["share"] if section["target"] == "coreml" else 0.0,
+        "latency": [{**{key: one[key] for key in ("device", "chip", "ms", "low_ms", "high_ms")}, "source": "estimate"}
+                    for one in section["latency"]["devices"]],
+    }  # fmt: skip
+
+
+def _evaluated(task: Task, artifact: Path) -> Row:
+    """The user's own figure. A function that raises, or gives no number, fails the trial; its other figures stay."""
+    if task.subject.evaluate is None:
+        return {"metric": None}
+    from ...models.by_name import import_by_name
+    from ...validation.runners import open_runner
+
+    evaluate = import_by_name(task.subject.evaluate, "--eval")
+    try:
+        value = float(evaluate(open_runner(artifact)))
+    except Exception as error:  # whatever the user's own function raises
+        return {"metric": None, "state": "failed", "reason": f"--eval {task.subject.evaluate} raised {type(error).__name__}: {error}\n{EVAL_HINT}"}
+    if not math.isfinite(value):
+        return {"metric": None, "state": "failed", "reason": f"--eval {task.subject.evaluate} gave {value}, which is no number.\n{EVAL_HINT}"}
+    return {"metric": value}
+
+
+@contextlib.contextmanager
+def _unseen(name: str, total: int | None = None) -> Any:
+    """Stages of a trial are not shown: several run at once."""
+    yield lambda label="": None

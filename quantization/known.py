@@ -1,0 +1,106 @@
+"""Weights that were compressed before: a weight, its recipe and the evidence enter, what `compress_weight` gave for them the last time leaves.
+
+The key is over the values themselves, so that a weight is clustered or quantized once for each scheme, whatever model or file it is in.
+"""
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .layers import Evidence
+from .recipe import Recipe
+from .roles import Role
+from .weight import Codes, CompressedWeight, Palette
+
+KINDS = {"codes": Codes, "palette": Palette}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Where compressed weights are kept. version: of the kernels; read and write take a key and an entry's bytes (None: there is none)."""
+
+    version: str
+    read: Callable[[str], bytes | None]
+    write: Callable[[str, str, bytes], None]
+    digests: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)  # by memory; the tensor is held so that its memory stays its own
+
+    def digest(self, tensor: torch.Tensor) -> str:
+        """Of a tensor of the captured program, computed once."""
+        place = tensor.data_ptr()
+        if place not in self.digests or self.digests[place][0].shape != tensor.shape:
+            self.digests[place] = (tensor, tensor_digest(tensor))
+        return self.digests[place][1]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compressed weight, the recipe as realised (its words), why that differs from the wish, and how near it is (None: equal)."""
+
+    weight: CompressedWeight
+    realised: str
+    reason: str
+    snr_db: float | None
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 over the type, shape and bytes."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    total = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return total.hexdigest()
+
+
+def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence) -> str:
+    statistics = evidence.statistics
+    tensors = {part.name: getattr(statistics, part.name) for part in fields(statistics)} if statistics is not None else {}
+    parts = {
+        "version": known.version, "weight": known.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
+        "survivors": None if evidence.survivors is None else tensor_digest(evidence.survivors),
+        "statistics": {name: tensor_digest(value) if isinstance(value, torch.Tensor) else str(value) for name, value in tensors.items()},
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def recalled(known: Known, key: str, name: str) -> Made | None:
+    """name: of the weight, which may be another one than when it was kept."""
+    content = known.read(key)
+    if content is None:
+        return None
+    try:
+        tensors = load(content)
+        about = json.loads(bytes(tensors.pop("about").numpy()))
+    except (SafetensorError, KeyError, ValueError):  # of another version of this file
+        return None
+    values, shape = about["values"], tuple(about["shape"])
+    if "mask" in tensors:
+        bits = np.unpackbits(tensors["mask"].numpy(), count=math.prod(shape))
+        tensors["mask"] = torch.from_numpy(bits).bool().reshape(shape)
+    parts = {part: tensors.get(f"values.{part}", about["plain"].get(part)) for part in about["parts"]}
+    weight = CompressedWeight(
+        name, shape, KINDS[values](**parts) if values else None, tensors.get("mask"), tensors.get("kept")
+    )
+    return Made(weight, about["realised"], about["reason"], about["snr_db"])
+
+
+def keep(known: Known, key: str, made: Made) -> None:
+    weight, values = made.weight, made.weight.values
+    parts: dict[str, Any] = {part.name: getattr(values, part.name) for part in fields(values)} if values is not None else {}
+    tensors = {f"values.{name}": value for name, value in parts.items() if isinstance(value, torch.Tensor)}
+    tensors |= {name: value for name, value in (("mask", weight.mask), ("kept", weight.kept)) if value is not None}
+    about = {
+        "shape": list(weight.shape), "values": next((name for name, kind in KINDS.items() if isinstance(values, kind)), None), "parts": list(parts),
+        "plain": {name: value for name, value in parts.items() if not isinstance(value, torch.Tensor)},
+        "realised": made.realised, "reason": made.reason, "snr_db": made.snr_db,
+    }  # fmt: skip
+    held = {name: value.contiguous() for name, value in tensors.items()}
+    if weight.mask is not None:
+        held["mask"] = torch.from_numpy(np.packbits(weight.mask.numpy().reshape(-1)))
+    held["about"] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    known.write(key, f"{weight.name} {made.realised}", save(held))
