@@ -1,4 +1,5 @@
 """Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own codes, identical bytes every time."""
+import hashlib
 import json
 import math
 import shutil
@@ -15,8 +16,9 @@ from .. import __version__
 from ..models.errors import UnsupportedOperators
 from ..models.graphs import describe, draft, finish, module_path, source_line
 from ..models.quiet import quiet
-from .artifact import Artifact, measure
-from .coreml_activations import activation_warnings, with_grids
+from ..quantization.compress import with_grids
+from .artifact import Artifact, add_files, files_of
+from .coreml_activations import activation_warnings
 from .coreml_program import OTHER_OPERATORS, MilProgram, fill, first_of_each, with_places, with_weights, write_package
 from .coreml_storage import scheme_of, storable, stored_bits
 from .coreml_targets import DEFAULT_TARGET, generation
@@ -59,9 +61,8 @@ def write_mlpackage(
             if template.mil.places:
                 fill(template.mil, weights)
             spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
-            _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
+            size, digest = _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
             shutil.move(folder / "model.mlpackage", path)
-    size, digest = measure(path)
     realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}
     return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
 
@@ -165,15 +166,17 @@ def _module_map(program: Any) -> str:
     return json.dumps(places, separators=(",", ":"))
 
 
-def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> None:
+def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> tuple[int, str]:
     """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow from the contents."""
     spec.description.metadata.userDefined.update(metadata)
     model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = json.loads((package / "Manifest.json").read_text())
-    _, digest = measure(package / "Data")
+    size, total = add_files(hashlib.sha256(), package, files_of(package)[:-1])  # Manifest.json, the last by name, takes its identifiers from them
     entries = manifest["itemInfoEntries"]
-    derived = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, digest + entry["path"])) for old, entry in entries.items()}
+    derived = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"])) for old, entry in entries.items()}
     manifest["itemInfoEntries"] = {derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])}
     manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
+    more, total = add_files(total, package, [package / "Manifest.json"])
+    return size + more, total.hexdigest()

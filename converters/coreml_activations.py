@@ -5,8 +5,6 @@ uint8 with zero point 0, the same values.
 """
 from typing import Any
 
-from ..quantization.activations import insert_grids
-
 NAMED = 8  # layers in a warning
 
 
@@ -23,9 +21,3 @@ def activation_warnings(compressed: Any) -> tuple[str, ...]:
         more = f"; and {len(plan.left) - NAMED} more" if len(plan.left) > NAMED else ""
         found.append(f"{len(plan.left)} layers keep float activations: {named}{more}")
     return tuple(found)
-
-
-def with_grids(compressed: Any) -> Any:
-    """The captured program of a `Compressed` model, the inputs of planned layers rounded to their grids."""
-    program = compressed.captured.program
-    return program if compressed.activations is None else insert_grids(program, compressed.activations)

@@ -44,23 +44,6 @@ def capture(source: Source, samples: Samples) -> Captured:
     return Captured(source, program, source.inputs, outputs, samples, reference)
 
 
-def evaluate(program: Any, captured: Captured) -> tuple[dict[str, np.ndarray], ...]:
-    """Run a program with the captured signature on the captured samples, in float32 torch."""
-    import torch
-
-    signature, held = program.graph_signature, {**program.constants, **program.state_dict}
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
-    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
-    interpreter = torch.fx.Interpreter(program.graph_module)  # program.module() would copy the graph first
-    results = []
-    with torch.no_grad(), quiet():
-        for batch in captured.samples.batches:
-            given = iter([torch.from_numpy(np.array(batch[spec.name])) for spec in captured.inputs])
-            outputs = interpreter.run(*[held[names[name]] if name in names else next(given) for name in placeholders])
-            results.append({spec.name: value.resolve_conj().resolve_neg().numpy() for spec, value in zip(captured.outputs, outputs)})
-    return tuple(results)
-
-
 def kept_composites() -> set:
     """Operators that both targets have a form of, and that are therefore not decomposed."""
     import torch

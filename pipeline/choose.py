@@ -209,7 +209,7 @@ class Choice:
 
     def _measured_error(self, picked: np.ndarray) -> float:
         """Of the worst output, of the whole model with every layer compressed as picked."""
-        from ..models.capture import evaluate
+        from ..models.evaluate import evaluate
         from ..quantization.compress import compress, decompressed
         from ..validation.compare import compare
 

@@ -100,7 +100,7 @@ def _compress_seconds(captured: Any, recipe: Recipe) -> float:
 
 def first_run(captured: Any) -> tuple[float, tuple]:
     """-> (seconds, answers) of one run of the captured program on the first sample."""
-    from ..models.capture import evaluate
+    from ..models.evaluate import evaluate
 
     first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
     started = time.perf_counter()

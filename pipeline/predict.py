@@ -63,7 +63,7 @@ def stand_in(layer: Layer, recipe: Recipe) -> CompressedWeight:
         return CompressedWeight(layer.name, shape, Codes(values.bits, _empty(shape, torch.int8), _empty(blocks), zero), mask)
     if isinstance(values, Palettize):
         return CompressedWeight(layer.name, shape, _empty_palette(values, shape, role), mask)
-    return CompressedWeight(layer.name, shape, None, mask, _empty(shape))
+    return CompressedWeight(layer.name, shape, None, mask, _empty(shape, torch.float16))
 
 
 def _mask(shape: tuple[int, ...], role: Role, scheme: Prune) -> torch.Tensor:

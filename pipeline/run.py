@@ -174,14 +174,16 @@ def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: St
     return artifacts, replace(facts, budget=choice.as_json(recipe))
 
 
-def press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
-    """Foresee, compress and convert: an artifact in `folder` for each of the plan's targets."""
+def press(
+    plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages, probe: bool = True
+) -> tuple[list, Facts]:
+    """Foresee, compress and convert: an artifact in `folder` for each of the plan's targets. probe: foresee the time as well, by trying."""
     from .dry_run import predict_cost
     from .predict import predict_size
 
     captured = prepared.captured
     with stages("foresee"):
-        cost = predict_cost(captured, recipe, plan.targets, prepared.capture_seconds, prepared.run_seconds)
+        cost = predict_cost(captured, recipe, plan.targets, prepared.capture_seconds, prepared.run_seconds) if probe else {}
         sizes = {target: predict_size(captured, recipe, target, plan.deployment_target).total for target in plan.targets}
     with stages("compress") as step:
         compressed, expected = _compress(prepared, recipe, plan.targets, step)
@@ -194,18 +196,19 @@ def press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Sta
 
 def _compress(prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: Callable[[str], None]) -> tuple[Any, dict]:
     """-> (Compressed, what a perfect conversion of it would answer on each target)."""
-    from ..models.capture import evaluate
-    from ..quantization.compress import compress, decompressed
+    from ..models.evaluate import evaluate
+    from ..quantization.compress import compress, with_grids
 
     captured = prepared.captured
     compressed = compress(captured, recipe, lambda done, total, name: step(name), prepared.known_weights)
     if not compressed.weights:
         return compressed, dict.fromkeys(targets, captured.reference)
     expected = {}
+    dense = {name: weight.dense for name, weight in compressed.weights.items()}
     if compressed.activations is not None and "executorch-mps" in targets:  # it keeps them in float
-        expected["executorch-mps"] = evaluate(decompressed(replace(compressed, activations=None)), captured)
+        expected["executorch-mps"] = evaluate(compressed.captured.program, compressed.captured, dense)
     if set(targets) - expected.keys():
-        expected = dict.fromkeys(targets, evaluate(decompressed(compressed), captured)) | expected
+        expected = dict.fromkeys(targets, evaluate(with_grids(compressed), compressed.captured, dense)) | expected
     return compressed, expected
 
 
@@ -286,7 +289,8 @@ def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:
 
     source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
     report = build_report(source, stages.records, sections, environment())
-    report["predicted"] = facts.cost | {"measured": _spent(stages)}
+    if facts.cost:
+        report["predicted"] = facts.cost | {"measured": _spent(stages)}
     if facts.budget:
         report["budget"] = facts.budget
     return plain(report)

@@ -231,7 +231,7 @@ def _whole(path: Path, write: Callable[[Any], None]) -> None:
 
 def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, float]]:
     """output -> (PSNR of the compressed model, of the tuned one) against the source, on the first samples."""
-    from ..models.capture import evaluate
+    from ..models.evaluate import evaluate
     from ..quantization.compress import compress, decompressed
     from ..validation.compare import compare
 

@@ -110,6 +110,12 @@ def decompressed(compressed: Compressed) -> Any:
     return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
 
 
+def with_grids(compressed: Compressed) -> Any:
+    """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights are the source's."""
+    program = compressed.captured.program
+    return program if compressed.activations is None else insert_grids(program, compressed.activations)
+
+
 def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progress: Any) -> Compressed:
     """The grids of the activations of every layer whose recipe asks for them and whose weight was compressed."""
     layers = {name: layer.activations for name, layer in chosen.items() if layer.activations is not None and name in compressed.weights}

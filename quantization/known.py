@@ -50,9 +50,9 @@ class Made:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """sha256 over the type, shape and bytes."""
+    """blake2b over the type, shape and bytes."""
     flat = tensor.detach().contiguous().reshape(-1)
-    total = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    total = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
     total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
     return total.hexdigest()
 

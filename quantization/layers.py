@@ -45,7 +45,7 @@ def compress_weight(
         kept = data  # its sweep makes up for what the mask takes; SparseGPT's own has done so already
     shape = tuple(data.shape)
     if realised.values is None:
-        return CompressedWeight(name, shape, None, mask, kept.half().float()), realised, "; ".join(reasons)
+        return CompressedWeight(name, shape, None, mask, kept.half()), realised, "; ".join(reasons)
     values = _quantize if isinstance(realised.values, Linear) else _palettize
     return CompressedWeight(name, shape, values(kept, realised.values, role, mask, evidence), mask), realised, "; ".join(reasons)
 

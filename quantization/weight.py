@@ -60,7 +60,7 @@ class CompressedWeight:
     """One weight after compression. `shape` is the source weight's; exactly what is stored decides `dense()`.
 
     mask: bool [*shape], True where the weight survived pruning; None when not pruned.
-    values: Codes, Palette, or None: then the surviving weights are stored in float16 in `kept` (float32 [*shape], zero where pruned).
+    values: Codes, Palette, or None: then the surviving weights are stored in `kept` (float16 [*shape], zero where pruned).
     Where a mask is present, codes and indices of pruned positions carry no information and are not counted in `storage_bits`.
     """
 
@@ -73,7 +73,7 @@ class CompressedWeight:
     def dense(self) -> torch.Tensor:
         """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would decompress it."""
         if self.values is None:
-            return self.kept.half().float()
+            return self.kept.float()
         weight = _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
         weight.copy_(weight.half())  # in place: fresh pages cost more than the arithmetic
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)

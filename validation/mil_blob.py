@@ -143,8 +143,10 @@ def unpack(data: np.ndarray, bits: int, count: int, signed: bool = False) -> np.
     data = np.asarray(data)
     if count * bits > data.size * 8:
         raise ValueError(f"{count} values of {bits} bits need {-(-count * bits // 8)} bytes, {data.size} are stored")
-    if bits == 4:
-        values = np.stack([data & 15, data >> 4], 1).reshape(-1)[:count]
+    if bits == 1:
+        values = np.unpackbits(data, bitorder="little", count=count)
+    elif 8 % bits == 0:
+        values = np.stack([data >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], 1).reshape(-1)[:count]
     else:
         single = np.unpackbits(data, bitorder="little", count=count * bits).reshape(count, bits)
         values = np.packbits(single, axis=1, bitorder="little").reshape(count)

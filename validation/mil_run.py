@@ -148,8 +148,22 @@ def ancestors(name: str, makers: dict[str, Node]) -> set[int]:
 
 
 def remember_constants(graph: Graph) -> Graph:
-    """Every constant is decoded at most once."""
-    return replace(graph, constants={name: cache(constant) for name, constant in graph.constants.items()})
+    """Every constant is decoded at most once. What float16 holds exactly is kept in it, in half the memory."""
+    return replace(graph, constants={name: partial(_widen, cache(partial(_narrowed, constant))) for name, constant in graph.constants.items()})
+
+
+def _narrowed(constant: Callable[[], Any]) -> Any:
+    value = constant()
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.numel() < PIECE:
+        return value
+    half = value.half()
+    pieces = zip(half.reshape(-1).split(PIECE), value.reshape(-1).split(PIECE))
+    return half if all(torch.equal(one.float(), other) for one, other in pieces) else value
+
+
+def _widen(remembered: Callable[[], Any]) -> Any:
+    value = remembered()
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.float16 else value
 
 
 def decode_constants(graph: Graph) -> None:

@@ -7,8 +7,10 @@ The summary, build.json (schema cidermill.build/1), holds nothing that another d
                        "verdict": "pass"|"fail"|"not made", "reason": text|null,
                        "artifacts": [{"target", "recipe", "path", "size_bytes", "sha256", "verdict"}]}] }    (paths are relative to build.json)
 """
+import gc
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -63,7 +65,18 @@ def build(config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[
         with watch(job) as show:
             outcomes.append(_made(job, show))
         finished(outcomes[-1])
+        _let_go(outcomes[-1].error)
     return tuple(outcomes)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free the model of a finished job before the next is loaded: what failed keeps it through the frames that it passed."""
+    seen = []  # `raise error from error` is its own cause
+    while error is not None and error not in seen:
+        traceback.clear_frames(error.__traceback__)
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) -> dict:

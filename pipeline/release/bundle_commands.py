@@ -18,17 +18,17 @@ from ..cli_options import CONTEXT, exits_with_user_errors, json_option, quiet_op
 @click.option("--min-memory", multiple=True, metavar="VARIANT=SIZE",
               help="Use a variant only on devices sold with this much memory, as 6GB. Repeatable.")
 @click.option("--allow-failed", is_flag=True, help="Ship artifacts whose verdict is fail; the manifest says so.")
-@click.option("--archive", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write the bundle as a zip as well, whose bytes are as fixed.")
+@click.option("--archive", type=click.Path(path_type=Path), metavar="FILE.zip", help="Write the bundle as a zip, too; equal bundles give equal zips.")
 @click.option("--force", is_flag=True, help="Replace a bundle that was changed after it was made.")
 @json_option
 @quiet_option
 @exits_with_user_errors
 def bundle(as_json: bool, quiet: bool, **options: Any) -> int:
-    """Put the artifacts of REPORTs (report.json files or their folders) into a Swift package that an app can take as it is.
+    """Make a Swift package of the artifacts of REPORTs.
 
-    Artifacts of one source with the same inputs and outputs become variants of one model: at run time the app gets the first that fits the
-    device and loads, the most demanding first, then as listed here. Core ML packages that share weights are stored once where their deployment
-    target allows. Equal arguments give equal bytes.
+    An app can take it as it is. A REPORT is a report.json or its folder; NAME= names the model. Artifacts of one source with the same inputs and
+    outputs become variants of one model: at run time the app gets the first that fits the device and loads, the most demanding first, then as
+    listed here. Core ML packages that share weights are stored once where their deployment target allows. Equal arguments give equal bytes.
 
     \b
     Examples:
@@ -55,8 +55,9 @@ def bundle(as_json: bool, quiet: bool, **options: Any) -> int:
 @quiet_option
 @exits_with_user_errors
 def verify(bundle: Path, key: Path | None, run: bool, as_json: bool, quiet: bool) -> int:
-    """Check every file of BUNDLE (a folder, or the zip of --archive) against its manifest, and the manifest against its signature.
+    """Check a bundle's files, manifest and signature.
 
+    BUNDLE is its folder, or the zip of --archive: every file is checked against the manifest, and the manifest against its signature.
     Without --key, a signature shows only that the bundle is as somebody signed it, not who.
 
     Exit code: 0 it is as it was made, 1 it is not (the files are named), 2 bad usage or no bundle.
@@ -74,7 +75,10 @@ def verify(bundle: Path, key: Path | None, run: bool, as_json: bool, quiet: bool
 @json_option
 @exits_with_user_errors
 def keygen(key: Path, as_json: bool) -> int:
-    """Make an Ed25519 key to sign bundles with: KEY.pem, to be kept secret, and KEY.pub.pem, for those who verify. Never overwrites."""
+    """Make an Ed25519 key to sign bundles with.
+
+    KEY.pem is to be kept secret, KEY.pub.pem beside it is for those who verify. Nothing is overwritten.
+    """
     from .bundle_terminal import show_key
     from .signature import write_keys
 

@@ -10,7 +10,7 @@ MACHINE = re.compile(r"(iPhone|iPad|Mac|MacBookPro|MacBookAir|Macmini|iMac|Apple
 
 
 def with_conditions(models: Sequence[Model], only_on: Sequence[str], min_memory: Sequence[str]) -> list[Model]:
-    """only_on: "VARIANT=CHIP"; min_memory: "VARIANT=6GB". VARIANT: a variant's name, its recipe, or MODEL/VARIANT.
+    """only_on: "VARIANT=CHIP"; min_memory: "VARIANT=6GB". VARIANT: a variant's name, MODEL/VARIANT, or a recipe.
 
     Raises UserError for a variant or device that nobody knows.
     """
@@ -65,17 +65,18 @@ def _split(text: str, option: str) -> tuple[str, str]:
 
 
 def _changed(models: Sequence[Model], name: str, option: str, change: Callable[[Requirements], Requirements]) -> list[Model]:
-    """Apply `change` to what the variants that `name` means require."""
-    def meant(model: Model, one: Variant) -> bool:
-        return name in (one.name, one.section["recipe"], f"{model.name}/{one.name}")
-
-    if not any(meant(model, one) for model in models for one in model.variants):
-        names = ", ".join(dict.fromkeys(one.name for model in models for one in model.variants))
+    """Apply `change` to what the variants that `name` means require: those of this name, or where there are none, of this recipe."""
+    every = [(model, one) for model in models for one in model.variants]
+    named = [one for model, one in every if name in (one.name, f"{model.name}/{one.name}")]
+    meant = named or [one for _, one in every if name == one.section["recipe"]]
+    if not meant:
+        names = ", ".join(dict.fromkeys(one.name for _, one in every))
         raise UserError(f"{option}: no variant is called {name!r}.", f"The variants are {names}.")
-    return [
-        replace(model, variants=tuple(replace(one, requires=change(one.requires)) if meant(model, one) else one for one in model.variants))
-        for model in models
-    ]  # fmt: skip
+
+    def changed(one: Variant) -> Variant:
+        return replace(one, requires=change(one.requires)) if any(one is other for other in meant) else one
+
+    return [replace(model, variants=tuple(map(changed, model.variants))) for model in models]
 
 
 def _bytes(value: str) -> int:

@@ -5,7 +5,8 @@
   "signer": {"algorithm", "public_key", "fingerprint"} | null           (signature.py)
   "models": [{"name", "swift_type", "source": {"name", "sha256", "format", "parameters"}, "inputs", "outputs": [{"name", "dtype", "shape"}],
      "variants": [                                                      in the order in which a device tries them
-        {"name", "target", "recipe", "verdict", "resource", "function", "sha256", "size_bytes": of the artifact that was judged,
+        {"name", "target", "recipe", "verdict", "resource": in Sources/NAME/Resources, "function": of a package with several, else "",
+         "sha256", "size_bytes": of the artifact that was judged,
          "requires": {"iOS", "macOS", "chips", "memory_bytes"}, "tools": {package: version}, "metrics": {...}}]}],
   "sharing": [{"variants", "shared_bytes", "stored": "once"|"separately", "resource", "proof" | "reason"}],
   "files": {path: {"sha256", "size_bytes"}} }                           all but manifest.json and manifest.json.sig

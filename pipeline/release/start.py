@@ -19,7 +19,7 @@ target = ["coreml"]               # "executorch-mps" too, or instead
 # min-psnr = 30                   # budgets: what breaks one fails the build
 """
 TAIL = """
-# Several artifacts of one model, each with options of its own, instead of the one above:
+# Several artifacts of one model, each with options of its own:
 # [[models.{name}.variants]]
 # name = "small"
 # quant = "palettize4"

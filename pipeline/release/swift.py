@@ -49,7 +49,7 @@ def swift_files(name: str, models: Sequence[Model], digests: Mapping[str, str]) 
         f"Sources/{name}/ModelRuntime.swift": render("ModelRuntime.swift.j2", machines=known),
     }
     for model, kind in zip(models, types):
-        files[f"Sources/{name}/{kind}.swift"] = render("Model.swift.j2", model=model, type=kind, digests=digests, **_parts(model))
+        files[f"Sources/{name}/{kind}.swift"] = render("Model.swift.j2", model=model, type=kind, digests=digests, floor=(ios, macos), **_parts(model))
     return files
 
 
@@ -101,8 +101,13 @@ def _renderer() -> Any:
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )  # fmt: skip
-    env.filters |= {"literal": literal, "comment": comment}
+    env.filters |= {"literal": literal, "comment": comment, "everywhere": _everywhere}
     return lambda template, **values: env.get_template(template).render(cidermill=__version__, **values)
+
+
+def _everywhere(systems: tuple[str, str], floor: tuple[str, str]) -> bool:
+    """Whether what a variant needs is no more than what the package needs: Swift warns of a check that always holds."""
+    return all(version(needed) <= version(least) for needed, least in zip(systems, floor))
 
 
 def _type_name(name: str) -> str:

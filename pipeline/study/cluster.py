@@ -1,53 +1,53 @@
 """The same tasks on a Dask cluster: each worker loads the model itself, from a path that it must be able to read; what a trial made comes back."""
+import contextlib
 import io
+import logging
+import os
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..output import staged
+from ..output import DiskFull, staged
 from .plan import Task
 from .trial import Row, failed_row, run_trial
 
 CONNECT_SECONDS = 10
+EMPTY_SECONDS = 60  # a cluster without a worker for so long is lost
+POLL_SECONDS = 5
+AGAIN = "Start the same study again: it goes on with the trials that are left."
+START = "Start one with `dask scheduler` and workers with `dask worker ADDRESS`; an address is like tcp://10.0.0.1:8786."
 _one_at_a_time = threading.Lock()  # Dask runs tasks in threads; a conversion needs the process for itself
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[Row]:
     """Run the tasks on the scheduler at `address`. A worker that dies is no matter as long as another is left: its tasks go there.
 
-    Raises UserError where there is no scheduler, or `distributed` is not installed.
+    Raises UserError where there is no scheduler, it is lost or has no workers, or `distributed` is not installed.
     """
-    client, lost = _connect(address)
-    from distributed import as_completed
-
-    try:
-        by_key = {f"cidermill-{task.folder}-{task.trial}": task for task in tasks}
-        futures = [client.submit(run_and_pack, task, key=key, pure=False, retries=2) for key, task in by_key.items()]
-        for future in as_completed(futures):
-            task = by_key[future.key]
-            if future.status != "finished":
-                yield _lost(task, future.exception())
-                continue
-            row, content = future.result()
-            if content:
-                _unpack(content, task.folder)
-            future.release()
-            yield row
-    except lost as error:
-        hint = "Start the same study again: it goes on with the trials that are left."
-        raise UserError(f"The cluster at {address} was lost: {error}.", hint) from error
-    finally:
-        client.close()
+    run = uuid.uuid4().hex  # workers outlive a study: neither its keys nor its models are to be taken for those of another
+    with connected(address) as client:
+        waiting = {}
+        for task in tasks:
+            known = replace(task, subject=replace(task.subject, run=run))
+            future = client.submit(run_and_pack, known, os.getcwd(), key=f"cidermill-{run}-{task.trial}", pure=False)
+            waiting[future] = task
+        while waiting:
+            for future in _some_done(client, list(waiting), address):
+                yield _received(waiting.pop(future), future, address)
 
 
-def run_and_pack(task: Task) -> tuple[Row, bytes]:
-    """On a worker: the trial in a folder of its own. -> (its row, the folder as a tar archive; empty where nothing was made)"""
-    with _one_at_a_time, tempfile.TemporaryDirectory(prefix="cidermill-") as name:
+def run_and_pack(task: Task, home: str) -> tuple[Row, bytes]:
+    """On a worker: the trial in a folder of its own. -> (its row, the folder as a tar archive; empty where nothing was made)
+
+    home: the folder that the command was given in, which relative paths and --eval start from where the worker has it.
+    """
+    with _one_at_a_time, tempfile.TemporaryDirectory(prefix="cidermill-") as name, contextlib.chdir(home if Path(home).is_dir() else "."):
         folder = Path(name) / task.folder.parent.name / task.folder.name
         row = run_trial(replace(task, folder=folder))
         content = io.BytesIO()
@@ -58,24 +58,49 @@ def run_and_pack(task: Task) -> tuple[Row, bytes]:
     return row, content.getvalue()
 
 
-def _unpack(content: bytes, folder: Path) -> None:
-    with staged(folder, force=True) as inside, tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(inside, filter="data")
-
-
-def _connect(address: str) -> tuple[Any, type]:
-    """-> (a client of the scheduler, the error of a connection that is lost)."""
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A client of the scheduler. Dask's own log says at length what our one message says."""
     try:
         from distributed import Client
-        from distributed.comm.core import CommClosedError
     except ImportError as error:
         raise UserError("--cluster needs the package distributed, which is not installed.", 'Install it: pip install "cidermill[cluster]"') from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        return Client(address, timeout=CONNECT_SECONDS), CommClosedError
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        hint = "Start one with `dask scheduler` and workers with `dask worker ADDRESS`; an address is like tcp://10.0.0.1:8786."
-        raise UserError(f"There is no Dask scheduler at {address}: {error}.", hint) from error
+        raise UserError(f"There is no Dask scheduler at {address}: {error}.", START) from error
+    try:
+        yield client
+    finally:
+        client.close(timeout=CONNECT_SECONDS)
 
 
-def _lost(task: Task, error: Any) -> Row:
-    return failed_row(task, f"The cluster could not finish it: {type(error).__name__}: {error}")
+def _some_done(client: Any, futures: list, address: str) -> list:
+    """Wait until some are done, or the cluster is lost."""
+    from distributed import wait
+
+    idle = 0
+    while idle < EMPTY_SECONDS:
+        try:
+            return list(wait(futures, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            idle = 0 if client.scheduler_info().get("workers") else idle + POLL_SECONDS
+    raise UserError(f"The cluster at {address} has no workers.", f"{START} {AGAIN}")
+
+
+def _received(task: Task, future: Any, address: str) -> Row:
+    """The row of a future that is done; what it made is put in its place. A trial that ended several workers is a failed row."""
+    if future.status == "error":
+        error = future.exception()
+        if isinstance(error, DiskFull):
+            raise error
+        return failed_row(task, f"The cluster could not finish it: {type(error).__name__}: {error}")
+    if future.status != "finished":
+        raise UserError(f"The cluster at {address} was lost ({future.status}).", AGAIN)
+    row, content = future.result()
+    future.release()
+    if content:
+        with staged(task.folder, force=True, keep=False) as inside, tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            archive.extractall(inside, filter="data")
+    return row

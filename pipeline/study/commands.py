@@ -70,6 +70,7 @@ def study(models: tuple[Path, ...], best: str | None, list_recipes: bool, as_jso
     Examples:
       cidermill study model.pt --recipes standard --samples inputs.npz --out study
       cidermill study model.pt --trials 40 --constraint "size<=12MB" --eval my_data:accuracy
+      cidermill study study
       cidermill study study --best "size<=12MB, psnr>=30"
 
     Exit code: 0 trials passed and the constraints can be met, 1 not, 2 bad usage or bad input.
@@ -80,6 +81,8 @@ def study(models: tuple[Path, ...], best: str | None, list_recipes: bool, as_jso
         raise UserError("There is no MODEL.", "Name one or more models, or with --best the folder of a study.")
     if best is not None:
         return _show_best(models, best, as_json, quiet)
+    if len(models) == 1 and (models[0] / "study.jsonl").is_file():
+        return _show_again(models[0], as_json, quiet)
     from ..terminal import progress
     from .show import show_study
     from .study import run_study
@@ -95,7 +98,7 @@ def _plan(models: tuple[Path, ...], *, recipes: str | None, targets: tuple, goal
           seed: int, batch: int, storage: str | None, workers: int, cluster: str | None, sensitivity: bool | None, **of_subjects: Any) -> Any:
     from .plan import StudyPlan, Subject
 
-    subjects = tuple(Subject(model, **of_subjects) for model in models)
+    subjects = tuple(Subject(model, **of_subjects) for model in dict.fromkeys(models))
     folder = out if out is not None else Path(f"{subjects[0].name}-study")
     return StudyPlan(
         subjects, folder, recipes, tuple(dict.fromkeys(targets)), goal, constraints, trials, seed, batch, workers, cluster, storage, sensitivity
@@ -112,6 +115,16 @@ def _show_best(folders: tuple[Path, ...], text: str, as_json: bool, quiet: bool)
     found = load_study(folders[0])
     result = best_of(found, parse_constraints(text, found.devices))
     tell(result, as_json, quiet, show_best)
+    return 0 if result["verdict"] == "pass" else 1
+
+
+def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
+    """What a study has found so far, without going on with it."""
+    from .results import load_study
+    from .show import show_study, study_result
+
+    result = study_result(load_study(folder))
+    tell(result, as_json, quiet, show_study)
     return 0 if result["verdict"] == "pass" else 1
 
 

@@ -218,8 +218,9 @@ def _miss(constraint: Constraint, row: Row) -> str:
     if value is None:
         return f"no figure ({_unknown(constraint)})"
     by = value_text(constraint.quantity, abs(value - constraint.bound))
-    percent = f" ({100 * share:.2g} %)" if constraint.bound and constraint.quantity != "psnr" else ""
-    return f"{value_text(constraint.quantity, value)}, {by}{percent} too {'much' if constraint.relation == '<=' else 'little'}"
+    percent = f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+    relative = f" ({percent} %)" if constraint.bound and constraint.quantity != "psnr" else ""
+    return f"{value_text(constraint.quantity, value)}, {by}{relative} too {'much' if constraint.relation == '<=' else 'little'}"
 
 
 def value_text(quantity: str, value: float | None) -> str:

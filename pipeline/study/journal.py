@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,55 +13,109 @@ from ...models.errors import UserError
 from ..report import plain
 from .results import JOURNAL, Row, load_study
 
-IDENTITY = ("schema", "models", "samples", "eval", "goal", "options")  # of a header: what a study that goes on must share
+LOCK_SECONDS = 3.0  # workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)
+Key = tuple[str, str, str]  # of a trial: model, target, recipe
 
 
 @dataclass
 class Journal:
-    """`rows`: what is done, by (model, target, recipe)."""
+    """stream: the open file, which holds the lock. rows: what is done, by key."""
 
-    path: Path
+    stream: Any
     header: dict
-    rows: dict[tuple[str, str, str], Row]
+    rows: dict[Key, Row]
 
     def add(self, row: Row) -> None:
         """Append a row and see it on the disk before anything else happens."""
         row = plain(row)
-        _append(self.path, row)
-        self.rows[row["model"], row["target"], row["recipe"]] = row
+        _append(self.stream, row)
+        self.rows[key_of(row)] = row
+
+
+def key_of(row: Row) -> Key:
+    return row["model"], row["target"], row["recipe"]
 
 
 @contextmanager
 def opened(folder: Path, header: dict) -> Iterator[Journal]:
-    """The journal in a folder, made where there is none. Raises UserError: the folder holds another study, or one that is running."""
-    fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    """The journal in a folder, made where there is none. Raises UserError: the folder is no study's, holds another study, or one that is running."""
     path = folder / JOURNAL
-    with (folder / ".lock").open("w") as lock:
+    if folder.is_dir() and any(folder.iterdir()) and not path.exists():
+        raise UserError(f"{folder} holds files and no study.", "Choose another folder with --out.")
+    fresh = _make(folder)
+    with _locked(path) as stream:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"Another process is at work on the study in {folder}.", "Wait for it, or choose another folder with --out.") from error
-        try:
-            yield _open(path, header)
+            yield _open(stream, path, plain(header))
         finally:
-            (folder / ".lock").unlink(missing_ok=True)
-            if fresh and not any(folder.iterdir()):
-                folder.rmdir()
+            if not _has_line(path):  # its header did not find space
+                path.unlink()
+                if fresh:
+                    folder.rmdir()
 
 
-def _open(path: Path, header: dict) -> Journal:
-    if not path.exists() or not _has_line(path):
-        path.unlink(missing_ok=True)
-        _append(path, plain(header))
-        return Journal(path, header, {})
+def identity(header: dict) -> dict[str, Any]:
+    """What a study that goes on must share with its beginning, by words for people. Files count by their bytes, wherever they are."""
+    samples, options = header.get("samples") or {}, header.get("options") or {}
+    return {
+        "its models": [[model["name"], model.get("sha256")] for model in header["models"]],
+        "--samples": samples.get("sha256") or samples.get("from"),
+        **{f"--{name}": value for name, value in options.items() if name != "samples"},
+        "--device": header.get("devices"), "--eval": header.get("eval"), "--goal": header.get("goal"), "its search": header.get("search"),
+    }  # fmt: skip
+
+
+def _make(folder: Path) -> bool:
+    """-> whether it was not there."""
+    fresh = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.") from error
+    return fresh
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Any]:
+    """The file, open to append, while no other process has it."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with path.open("ab", buffering=0) as stream:
+            if _lock(stream) and path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:  # not one that was just removed
+                yield stream
+                return
+        if time.monotonic() > deadline:
+            raise UserError(f"Another process is at work on the study in {path.parent}.", "Wait for it, or choose another folder with --out.")
+        time.sleep(0.1)
+
+
+def _lock(stream: Any) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open(stream: Any, path: Path, header: dict) -> Journal:
+    if not _has_line(path):
+        stream.truncate(0)
+        _append(stream, header)
+        return Journal(stream, header, {})
     study = load_study(path.parent)
-    different = [name for name in IDENTITY if study.header.get(name) != plain(header)[name]]
-    if different:
-        pairs = "; ".join(f"{name}: {json.dumps(study.header.get(name))[:80]} then, {json.dumps(plain(header)[name])[:80]} now" for name in different)
-        raise UserError(f"{path.parent} holds a study that differs in {pairs}.", "Repeat the earlier options, or choose another folder with --out.")
+    _check_same(path.parent, identity(study.header), identity(header))
     _cut_broken_end(path)
-    return Journal(path, study.header, {(row["model"], row["target"], row["recipe"]): row for row in study.rows})
+    return Journal(stream, study.header, {key_of(row): row for row in study.rows})
+
+
+def _check_same(folder: Path, then: dict, now: dict) -> None:
+    different = [name for name in now if then.get(name) != now[name]]
+    if different:
+        pairs = "; ".join(f"{name}: {_short(then.get(name))} then, {_short(now[name])} now" for name in different)
+        raise UserError(f"{folder} holds a study that differs in {pairs}.", "Repeat the earlier options, or choose another folder with --out.")
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]
 
 
 def _has_line(path: Path) -> bool:
@@ -71,14 +126,16 @@ def _has_line(path: Path) -> bool:
 def _cut_broken_end(path: Path) -> None:
     """Remove a last line that a kill cut off, so that the next one begins at its beginning."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(whole)
+    os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _append(path: Path, record: Any) -> None:
-    with path.open("ab") as stream:
-        stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        stream.flush()
+def _append(stream: Any, record: Any) -> None:
+    """A whole line, or where the disk is full nothing."""
+    line, start = json.dumps(record, allow_nan=False).encode() + b"\n", os.fstat(stream.fileno()).st_size
+    try:
+        while line:
+            line = line[stream.write(line) :]
         os.fsync(stream.fileno())
+    except OSError:
+        stream.truncate(start)
+        raise

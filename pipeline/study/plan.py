@@ -14,7 +14,10 @@ SLUG = 48  # characters of a recipe in a folder's name
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as its trials use it. A worker loads and captures it once (see `trial.prepared`), so equal subjects must be equal values."""
+    """A model as its trials use it. A worker loads and captures it once (see `trial.prepared`), so equal subjects must be equal values.
+
+    run: where processes outlive a study, tells its models from earlier ones at the same path.
+    """
 
     model: Path
     inputs: tuple[str, ...] = ()
@@ -25,6 +28,7 @@ class Subject:
     devices: tuple[str, ...] = ()
     evaluate: str | None = None
     cache: bool = True
+    run: str = ""
 
     @property
     def name(self) -> str:
@@ -100,11 +104,10 @@ class StudyPlan:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the subjects; models of one name are told apart by a number."""
-        seen: dict[str, int] = {}
-        names = []
+        names: list[str] = []
         for subject in self.subjects:
-            seen[subject.name] = seen.get(subject.name, 0) + 1
-            names.append(subject.name if seen[subject.name] == 1 else f"{subject.name}-{seen[subject.name]}")
+            candidates = (subject.name, *(f"{subject.name}-{number}" for number in range(2, len(self.subjects) + 2)))
+            names.append(next(name for name in candidates if name not in names))
         return tuple(names)
 
     def task(self, trial: int, subject: int, target: str, recipe: str) -> Task:

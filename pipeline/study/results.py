@@ -168,12 +168,20 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 def best(rows: Iterable[Row], constraints: Sequence[Constraint], goal: str = "maximize") -> Row | None:
     """The trial with the smallest error among those that passed and meet every constraint; of equals the smallest, then the fastest.
 
+    Where constraints only say how good the answers must be, so that they would all choose the largest, it is the smallest that is good enough.
     rows: of one model. None where there is no such trial.
     """
     rows = list(rows)
     by_metric = measured_by_metric(rows)
     feasible = [row for row in rows if usable(row) and total_violation(constraints, row) == 0 and error_of(row, by_metric, goal) < math.inf]
-    return min(feasible, key=lambda row: (error_of(row, by_metric, goal), row["size_bytes"], first_latency_ms(row), row["trial"]), default=None)
+    asked = {constraint.quantity for constraint in constraints}
+    smallest = bool(asked & {"psnr", "cosine", "metric"}) and not asked & {"size", "bits", "latency"}
+
+    def rank(row: Row) -> tuple:
+        error, size = error_of(row, by_metric, goal), row["size_bytes"]
+        return (*((size, error) if smallest else (error, size)), first_latency_ms(row), row["trial"])
+
+    return min(feasible, key=rank, default=None)
 
 
 def best_of(study: Study, constraints: Sequence[Constraint]) -> dict:

@@ -1,19 +1,25 @@
 """A search instead of a grid: Optuna proposes recipes by what came of the earlier ones, for several objectives and under constraints.
 
-Proposals depend on the seed, the size of a batch and the results told so far, and on nothing else: a search that was killed goes on as if it had not.
+Proposals depend on the seed, the size of a batch and the rows of earlier batches, and on nothing else. So a search that was killed is asked again
+from its last whole batch on, and goes on as if it had not been. Optuna's storage holds the finished batches, for that and for Optuna's own tools.
 """
+import hashlib
+import json
+import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from .constraints import Constraint, violation
+from .constraints import violation
 from .results import Row, error_of, first_latency_ms
 
 STORAGE = "optuna.journal"
-NAME = "cidermill"
+STORAGE_HINT = "Give a URL that Optuna takes, such as sqlite:///study.db."
 SPACE = {
     "kind": ("float16", "int", "palettize"),
     "int bits": (8, 6, 5, 4, 3, 2),
@@ -23,21 +29,22 @@ SPACE = {
     "prune": (0, 20, 30, 40, 50, 60, 75),
 }
 UNKNOWN_MS = 1e9  # where no latency is known, it is so for every trial
+STARTUP_TRIALS = 8  # at random, before there is something to learn from
 
 
 @dataclass(frozen=True)
-class Search:
+class Space:
     """choices: what Optuna may vary, name -> values; recipe_of: a choice of them -> a recipe's text."""
 
     choices: dict[str, tuple]
     recipe_of: Callable[[dict], str]
 
 
-def search_space(recipes: Sequence[Any] | None) -> Search:
+def search_space(recipes: Sequence[Any] | None) -> Space:
     """Over a list of recipes, or over bits, scales, tables and pruning."""
     if recipes:
-        return Search({"recipe": tuple(recipe.name for recipe in recipes)}, lambda choice: choice["recipe"])
-    return Search(SPACE, _recipe)
+        return Space({"recipe": tuple(recipe.name for recipe in recipes)}, lambda choice: choice["recipe"])
+    return Space(SPACE, _recipe)
 
 
 def _recipe(choice: dict) -> str:
@@ -50,32 +57,56 @@ def _recipe(choice: dict) -> str:
     return parse_recipe("+".join(filter(None, (prune, values))) or "float16").name
 
 
-def proposals(
-    plan: Any, search: Search, told: Callable[[list[str]], list[Row]], constraints: Sequence[Constraint], goal: str
-) -> Iterator[tuple[int, str]]:
-    """Ask, run and tell until plan.trials are done. told(recipes) -> their rows, from the journal or run now.
+def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], identity: dict) -> None:
+    """Ask, run and tell, a batch at a time, until plan.trials are done. told(recipes) -> their rows, from the journal or run now.
 
-    -> (number, recipe) of each as it is asked."""
+    identity: what decides the search (JSON values). Raises UserError where the storage cannot be used.
+    """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _open(plan.storage, plan.out)
-    _forget_unfinished(study)
-    done = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
-    while done < plan.trials:
-        asked = []
-        for place in range(min(plan.batch, plan.trials - done)):
-            study.sampler = _sampler(plan.seed, done + place, plan.batch)
-            distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in search.choices.items()}
-            asked.append(study.ask(distributions))
-        recipes = [search.recipe_of(trial.params) for trial in asked]
-        yield from enumerate(recipes, done)
-        for trial, row in zip(asked, told(recipes)):
-            broken = [min(violation(one, row), UNKNOWN_MS) for one in constraints]
-            trial.set_user_attr("violations", [*broken, 0.0 if row["verdict"] == "pass" else 1.0])
-            trial.set_user_attr("recipe", row["recipe"])
-            study.tell(trial, _values(row, goal))
-        done += len(asked)
+    with _silent(), _storage_errors(plan.storage):
+        stored = _open(plan.storage, plan.out, identity)
+        kept = stored.get_trials(deepcopy=False)
+        study = optuna.create_study(directions=["minimize"] * 3)
+    for first in range(0, plan.trials, plan.batch):
+        count = min(plan.batch, plan.trials - first)
+        earlier = kept[first : first + count]
+        if len(earlier) == count:
+            study.add_trials(earlier)
+            told([space.recipe_of(trial.params) for trial in earlier])
+            continue
+        with _silent():
+            asked = [_ask(study, space, plan.seed, number, plan.batch) for number in range(first, first + count)]
+        rows = told([space.recipe_of(trial.params) for trial in asked])
+        with _silent(), _storage_errors(plan.storage):
+            for trial, row in zip(asked, rows):
+                _tell(study, trial, row, plan)
+            stored.add_trials(study.get_trials(deepcopy=False)[first + len(earlier) :])
+
+
+def check_storage(url: str) -> None:
+    """Raises UserError where Optuna cannot open it."""
+    import optuna
+
+    with _silent(), _storage_errors(url):
+        optuna.storages.get_storage(url)
+
+
+def _ask(study: Any, space: Space, seed: int, number: int, batch: int) -> Any:
+    """A sampler of its own for each proposal: its random numbers do not depend on whether the process has been running since the first one."""
+    import optuna
+
+    own = random.Random(f"{seed} {number}").getrandbits(32)
+    study.sampler = optuna.samplers.TPESampler(seed=own, n_startup_trials=max(STARTUP_TRIALS, batch), constant_liar=True)
+    return study.ask({name: optuna.distributions.CategoricalDistribution(values) for name, values in space.choices.items()})
+
+
+def _tell(study: Any, trial: Any, row: Row, plan: Any) -> None:
+    for constraint in plan.parsed:
+        trial.set_constraint(constraint.text, min(violation(constraint, row), UNKNOWN_MS))
+    trial.set_constraint("verdict", 0.0 if row["verdict"] == "pass" and row["state"] == "done" else 1.0)
+    trial.set_user_attr("recipe", row["recipe"])
+    study.tell(trial, _values(row, plan.goal))
 
 
 def _values(row: Row, goal: str) -> tuple[float, float, float]:
@@ -86,36 +117,49 @@ def _values(row: Row, goal: str) -> tuple[float, float, float]:
     return float(row["size_bytes"]), max(-UNKNOWN_MS, min(error, UNKNOWN_MS)), min(first_latency_ms(row), UNKNOWN_MS)
 
 
-def _sampler(seed: int, number: int, batch: int) -> Any:
-    """A sampler of its own for each proposal: its random numbers do not depend on whether the process has been running since the first one."""
-    import optuna
-    from optuna.samplers import TPESampler
-
-    def violations(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
-        return trial.user_attrs.get("violations", (1.0,))
-
-    own = random.Random(f"{seed} {number}").getrandbits(32)
-    return TPESampler(seed=own, n_startup_trials=max(8, batch), constraints_func=violations, constant_liar=True)
-
-
-def _open(storage: str | None, folder: Path) -> Any:
-    """Optuna's study: in a journal beside ours, or in the database at a URL. Raises UserError where it cannot be opened."""
+def _open(storage: str | None, folder: Path, identity: dict) -> Any:
+    """Optuna's study: in a journal beside ours, or in the database at a URL, which may hold those of other folders and searches."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    try:
-        held = storage or JournalStorage(JournalFileBackend(str(folder / STORAGE)))
-        return optuna.create_study(study_name=f"{NAME} {folder.resolve().name}", storage=held, directions=["minimize"] * 3, load_if_exists=True)
-    except Exception as error:  # sqlalchemy's, a missing driver's, Optuna's own
-        reason = str(error).strip().splitlines()[0][:200]
-        hint = "Give a URL that Optuna takes, such as sqlite:///study.db."
-        raise UserError(f"--storage {storage}: {type(error).__name__}: {reason}", hint) from error
+    digest = hashlib.sha256(json.dumps([str(folder.resolve()), identity], sort_keys=True).encode()).hexdigest()
+    if storage is None:
+        _mend(folder / STORAGE)
+        storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))
+    return optuna.create_study(study_name=f"{folder.resolve().name} {digest[:12]}", storage=storage, directions=["minimize"] * 3, load_if_exists=True)
 
 
-def _forget_unfinished(study: Any) -> None:
-    """What was asked and never told, as the process was killed, is asked again."""
+def _mend(path: Path) -> None:
+    """What a kill has left: a line that was cut off, and the lock of a process that has gone; ours is on the whole folder."""
+    for lock in path.parent.glob(f"{path.name}.lock*"):
+        lock.unlink()
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Optuna speaks of its own experiments and studies; the user asked for none of that."""
     import optuna
 
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+@contextmanager
+def _storage_errors(url: str | None) -> Iterator[None]:
+    """A database's errors are the user's to mend: sqlalchemy's, a missing driver's, Optuna's own."""
+    try:
+        yield
+    except Exception as error:
+        if url is None:
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(f"--storage {url}: {type(error).__name__}: {reason}", STORAGE_HINT) from error

@@ -1,23 +1,27 @@
 """The job of `cidermill study`: a StudyPlan enters; its journal, trials, page and table are on disk when it leaves."""
 import gc
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
-from ..output import check_parent, disk_errors
+from ..output import DiskFull, check_parent, disk_errors, remove
 from ..remember import source_digest
+from ..signals import Stopped
 from .cluster import run_on_cluster
 from .executor import run_here
-from .journal import Journal, opened
+from .journal import Journal, Key, identity, opened
 from .page import write_page
 from .plan import StudyPlan, Subject, Task
 from .presets import parse_recipes
 from .results import SCHEMA, Row, load_study, write_csv
-from .search import proposals, search_space
+from .search import check_storage, search, search_space
 from .show import study_result
 from .trial import failed_row, prepared, warm
 
@@ -29,14 +33,16 @@ HEAT_SCHEMES = ("int8", "int4", "palettize4", "palettize2")
 def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
     """Try every recipe, or search; -> what `--json` prints (see show.study_result), with "infeasible" where a constraint cannot be met.
 
-    A study that was begun in the same folder goes on. Raises UserError (before anything is written) for a bad model, recipe, eval function or folder.
+    A study that was begun in the same folder goes on. Raises UserError (before anything is written) for a bad model, recipe, eval function or folder;
+    of several models, one that cannot be loaded is a reason in its rows.
     """
     recipes = parse_recipes(plan.recipes or DEFAULT_RECIPES) if plan.recipes or plan.trials is None else ()
     _check(plan, recipes)
     header = _header(plan, recipes)
-    with show("load"):
-        prepared(plan.subjects[0])  # in this process, whose workers share it: what is wrong with the first model is said before anything is written
-    with disk_errors(plan.out), opened(plan.out, header) as journal:
+    if len(plan.subjects) == 1:
+        with show("load"):
+            prepared(plan.subjects[0])  # in this process, whose workers share it
+    with _says_what_stays(plan.out), opened(plan.out, header) as journal, _without_leftovers(plan.out):
         for index, subject in enumerate(plan.subjects):
             _run_subject(plan, index, subject, recipes, journal, show)
             prepared.cache_clear()
@@ -48,20 +54,86 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
     return result | _infeasible(plan, result)
 
 
+@contextmanager
+def _says_what_stays(out: Path) -> Iterator[None]:
+    """Whatever ends a study early, what is done stays."""
+    again = "the trials that are done stay, and the same command goes on with the others"
+    try:
+        with disk_errors(out):
+            yield
+    except DiskFull as error:
+        free = shutil.disk_usage(out.parent).free
+        raise UserError(f"No space is left for the study in {out} ({free / 1e6:.1f} MB are free now).", f"Free some space: {again}.") from error
+    except Stopped as stopped:
+        raise Stopped(stopped.args[0], again) from None
+
+
+@contextmanager
+def _without_leftovers(out: Path) -> Iterator[None]:
+    """Before and after: what processes that were killed had half written. The journal's lock says that none of them is alive."""
+
+    def clear() -> None:
+        for path in (*out.glob(".*.part"), *(out / "trials").glob(".*.cidermill-*")):
+            remove(path)
+
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
 def _run_subject(plan: StudyPlan, index: int, subject: Subject, recipes: Sequence[Any], journal: Journal, show: Callable[..., Any]) -> None:
-    if plan.trials is not None:
-        _search(plan, recipes, journal, show)
-    else:
-        tasks = _grid(plan, index, recipes)
-        waiting = [task for task in tasks if task.key not in journal.rows]
-        with show("trials", len(tasks)) as step:
-            _note_earlier(step, len(tasks) - len(waiting))
-            if problem := _problem(subject):
-                for task in waiting:
-                    journal.add(failed_row(task, problem))
-                return
-            _run(plan, waiting, journal, step)
+    with show("trials", plan.trials or len(recipes) * len(plan.targets)) as step:
+        if plan.trials is not None:
+            _search(plan, recipes, journal, step)
+        elif not _grid(plan, index, recipes, journal, step):
+            return
     _measure_sensitivity(plan, subject, show)
+
+
+def _grid(plan: StudyPlan, index: int, recipes: Sequence[Any], journal: Journal, step: Any) -> bool:
+    """Every recipe for every target. -> whether the model could be loaded."""
+    subject = plan.subjects[index]
+    grid = [(name, target, recipe.name) for name in plan.names for target in plan.targets for recipe in recipes]
+    numbers = dict(zip(grid, _numbers(grid, journal.rows)))
+    mine = [key for key in grid if key[0] == plan.names[index]]
+    tasks = [plan.task(numbers[key], index, *key[1:]) for key in mine if key not in journal.rows]
+    _note_earlier(step, len(mine) - len(tasks))
+    if problem := _problem(subject):
+        for task in tasks:
+            journal.add(failed_row(task, problem))
+        return False
+    _run(plan, tasks, journal, step)
+    return True
+
+
+def _numbers(keys: Sequence[Key], rows: dict[Key, Row]) -> list[int]:
+    """Of trials: each one's place, unless a trial of an earlier, smaller grid in the same folder has that number; then the next that is free.
+
+    They do not depend on which of the trials are done already.
+    """
+    taken = {row["trial"]: key for key, row in rows.items()}
+    free = (number for number in count(len(keys)) if number not in taken)
+    return [rows[key]["trial"] if key in rows else place if place not in taken else next(free) for place, key in enumerate(keys)]
+
+
+def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, step: Any) -> None:
+    target, run = plan.targets[0], []
+    asked: dict[str, int] = {}  # recipe -> its number, in the order in which they are proposed
+
+    def told(wanted: list[str]) -> list[Row]:
+        keys = {recipe: (plan.names[0], target, recipe) for recipe in wanted}
+        for recipe in wanted:
+            asked.setdefault(recipe, len(asked))
+        fresh = [recipe for recipe in keys if keys[recipe] not in journal.rows]
+        run.extend(fresh)
+        _note_earlier(step, len(wanted) - len(fresh))
+        _run(plan, [plan.task(asked[recipe], 0, target, recipe) for recipe in fresh], journal, step)
+        return [journal.rows[keys[recipe]] for recipe in wanted]
+
+    search(plan, search_space(recipes), told, identity(journal.header))
+    step.note = f"{plan.trials - len(run)} were known" if len(run) < plan.trials else ""
 
 
 def _problem(subject: Subject) -> str:
@@ -73,38 +145,15 @@ def _problem(subject: Subject) -> str:
     return ""
 
 
-def _grid(plan: StudyPlan, index: int, recipes: Sequence[Any]) -> list[Task]:
-    """Every recipe for every target, numbered through over all models."""
-    pairs = [(target, recipe.name) for target in plan.targets for recipe in recipes]
-    first = index * len(pairs)
-    return [plan.task(first + place, index, target, recipe) for place, (target, recipe) in enumerate(pairs)]
-
-
-def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, show: Callable[..., Any]) -> None:
-    target = plan.targets[0]
-    with show("trials", plan.trials) as step:
-
-        def told(wanted: list[str]) -> list[Row]:
-            fresh = [recipe for recipe in dict.fromkeys(wanted) if (plan.names[0], target, recipe) not in journal.rows]
-            first = len(journal.rows)
-            _run(plan, [plan.task(first + place, 0, target, recipe) for place, recipe in enumerate(fresh)], journal, lambda label: None)
-            return [journal.rows[plan.names[0], target, recipe] for recipe in wanted]
-
-        for _, recipe in proposals(plan, search_space(recipes), told, plan.parsed, plan.goal):
-            step(recipe)
-
-
 def _run(plan: StudyPlan, tasks: Sequence[Task], journal: Journal, step: Callable[[str], None]) -> None:
     """Run what is not done yet; each row is in the journal before the next one is looked at."""
-    rows: Iterable[Row]
-    if plan.cluster and tasks:
-        rows = run_on_cluster(tasks, plan.cluster)
-    else:
+    if not plan.cluster:
         warm(tasks)
-        rows = run_here(tasks, plan.workers, partial(_peak_bytes, prepared))
-    for row in rows:
-        journal.add(row)
-        step(row["recipe"] if row["state"] == "done" else f"{row['recipe']}: failed")
+    rows = run_on_cluster(tasks, plan.cluster) if plan.cluster and tasks else run_here(tasks, plan.workers, partial(_peak_bytes, prepared))
+    with closing(rows):  # the processes end with the loop, however it ends
+        for row in rows:
+            journal.add(row)
+            step(row["recipe"] if row["state"] == "done" else f"{row['recipe']}: failed")
 
 
 def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
@@ -117,16 +166,20 @@ def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
 def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
     """What can be known to be wrong before the first model is loaded."""
     from ...models.formats import recognise
+    from ..check import devices_of
     from ..run import recipe_of
 
     for subject in plan.subjects:
         recognise(subject.model)
+        devices_of(subject.devices)
         for target in plan.targets:
             for recipe in recipes:
                 recipe_of(subject.plan(target, recipe.name, plan.out))
         if subject.evaluate is not None:
             _check_eval(subject.evaluate)
     check_parent(plan.out)
+    if plan.storage is not None:
+        check_storage(plan.storage)
 
 
 def _check_eval(text: str) -> None:
@@ -141,10 +194,12 @@ def _header(plan: StudyPlan, recipes: Sequence[Any]) -> dict:
     options = {"samples": first.samples, "input": list(first.inputs), "deployment-target": first.deployment_target, "model-class": first.model_class,
                "trust-pickle": first.trust_pickle}  # fmt: skip
     models = [{"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)} for name, subject in zip(plan.names, plan.subjects)]
+    names = [recipe.name for recipe in recipes]
+    by = {"seed": plan.seed, "batch": plan.batch, "target": plan.targets[0], "recipes": names, "constraints": list(plan.constraints)}
     return {
         "schema": SCHEMA, "version": __version__, "models": models, "targets": list(plan.targets), "devices": list(first.devices),
         "eval": first.evaluate, "goal": plan.goal, "samples": _samples(first.samples), "options": options, "constraints": list(plan.constraints),
-        "recipes": [recipe.name for recipe in recipes], "search": None if plan.trials is None else {"seed": plan.seed, "batch": plan.batch},
+        "recipes": names, "search": None if plan.trials is None else by,
     }  # fmt: skip
 
 

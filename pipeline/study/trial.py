@@ -61,6 +61,7 @@ def run_trial(task: Task) -> Row:
         row["reason"] = "The memory of this machine is full.\nUse fewer --workers."
     except Exception as error:  # a trial's row, not the study's end
         row["reason"] = f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model and the recipe."
+    gc.collect()  # the runner refers to itself, and to the weights that it has decoded
     return row | {"seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -80,7 +81,7 @@ def warm(tasks: Sequence[Task]) -> None:
     from ...converters.coreml import make_template
 
     ready = prepared(shared[0].subject)
-    with contextlib.suppress(UserError):  # the trial says it in its row
+    with contextlib.suppress(Exception):  # the trial says it in its row
         compressed = compress(ready.captured, parse_recipe(shared[0].recipe), None, ready.known_weights)
         make_template(compressed, shared[0].subject.deployment_target, ready.templates)
 
@@ -89,8 +90,8 @@ def _figures(task: Task) -> Row:
     ready, stages = prepared(task.subject), Stages(_unseen)
     plan = task.subject.plan(task.target, task.recipe, task.folder)
     examine = examiner(plan)
-    with staged(task.folder, force=True) as folder:
-        artifacts, facts = press(plan, ready, recipe_of(plan), folder, stages)
+    with staged(task.folder, force=True, keep=False) as folder:
+        artifacts, facts = press(plan, ready, recipe_of(plan), folder, stages, probe=False)
         gc.collect()  # graphs refer to themselves, and would keep weights
         report, checks = finish(plan, artifacts, facts, examine, folder, stages)
         pictures = pictures_of(checks[0].answers[0], facts.reference[0])
@@ -133,19 +134,31 @@ def _row_figures(section: dict, total: Any, report: dict) -> Row:
 
 def _evaluated(task: Task, artifact: Path) -> Row:
     """The user's own figure. A function that raises, or gives no number, fails the trial; its other figures stay."""
-    if task.subject.evaluate is None:
+    name = task.subject.evaluate
+    if name is None:
         return {"metric": None}
     from ...models.by_name import import_by_name
     from ...validation.runners import open_runner
 
-    evaluate = import_by_name(task.subject.evaluate, "--eval")
     try:
-        value = float(evaluate(open_runner(artifact)))
-    except Exception as error:  # whatever the user's own function raises
-        return {"metric": None, "state": "failed", "reason": f"--eval {task.subject.evaluate} raised {type(error).__name__}: {error}\n{EVAL_HINT}"}
-    if not math.isfinite(value):
-        return {"metric": None, "state": "failed", "reason": f"--eval {task.subject.evaluate} gave {value}, which is no number.\n{EVAL_HINT}"}
+        given = import_by_name(name, "--eval")(open_runner(artifact))
+    except (Exception, SystemExit) as error:  # whatever the user's own function raises
+        return {"metric": None, "state": "failed", "reason": f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}"}
+    value = _number(given)
+    if value is None:
+        return {"metric": None, "state": "failed", "reason": f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}"}
     return {"metric": value}
+
+
+def _number(given: Any) -> float | None:
+    """Of a number, or an array or tensor of one element; None for anything else."""
+    if isinstance(given, str | bytes):
+        return None
+    try:
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import torch
 from cidermill.converters.coreml import write_mlpackage
 from cidermill.converters.coreml_activations import activation_warnings
 from cidermill.converters.executorch import write_pte
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
+from cidermill.models.evaluate import evaluate
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.activations import ActivationPlan
 from cidermill.quantization.compress import Compressed, compress, decompressed

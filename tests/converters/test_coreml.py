@@ -10,8 +10,9 @@ import torch
 
 from cidermill.converters.coreml import write_mlpackage
 from cidermill.converters.coreml_targets import check_target
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators, UserError
+from cidermill.models.evaluate import evaluate
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe

@@ -11,8 +11,9 @@ import torch
 
 from cidermill.converters import mps_delegate
 from cidermill.converters.executorch import write_pte
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators
+from cidermill.models.evaluate import evaluate
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe

@@ -9,8 +9,9 @@ from torch import nn
 
 from cidermill.converters.coreml import write_mlpackage
 from cidermill.converters.lower_coreml import lower
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators
+from cidermill.models.evaluate import evaluate
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe

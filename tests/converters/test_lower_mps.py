@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from cidermill.converters.lower_mps import lower
 from cidermill.converters.mps_rules import FIRST_OF_TUPLE, RULES
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
+from cidermill.models.evaluate import evaluate
 from cidermill.models.graphs import finish
 from cidermill.models.source import Samples, Source, TensorSpec
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.models.capture import capture, evaluate
+from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
+from cidermill.models.evaluate import evaluate
 from cidermill.models.samples import synthetic
 from cidermill.models.source import Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed

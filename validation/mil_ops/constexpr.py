@@ -77,16 +77,15 @@ def constexpr_lut_to_sparse(indices_mask, indices_nonzero_data, lut, vector_axis
 def constexpr_sparse_blockwise_shift_scale(data_mask, nonzero_data, scale, offset=None):
     """-> (mask, values), scaled as in the dense layout."""
     dense = constexpr_blockwise_shift_scale(_lay_out(data_mask, nonzero_data), scale, offset)
-    return data_mask, dense[data_mask.bool()]
+    return data_mask, dense.masked_select(data_mask.bool())
 
 
 def _lay_out(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     keep = mask.bool()
-    if int(keep.sum()) != values.numel():
-        raise ValueError(f"the mask keeps {int(keep.sum())} values, {values.numel()} are stored")
-    dense = torch.zeros(mask.shape, dtype=values.dtype)
-    dense[keep] = values.reshape(-1)
-    return dense
+    kept = int(keep.count_nonzero())
+    if kept != values.numel():
+        raise ValueError(f"the mask keeps {kept} values, {values.numel()} are stored")
+    return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter_(keep, values.reshape(-1))
 
 
 def _as_bytes(packed: torch.Tensor) -> np.ndarray:

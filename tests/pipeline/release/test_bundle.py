@@ -99,9 +99,9 @@ runpy.run_module("cidermill.pipeline.cli", run_name="__main__")
 """
 
 
-def test_equal_inputs_give_equal_bytes_elsewhere_and_later(converted, tmp_path):
+def test_equal_inputs_give_equal_bytes_elsewhere_and_later(converted, cidermill, tmp_path):
     """Another folder, day, hash seed and umask, artifacts copied with other times and permissions: the same bundle down to the archive."""
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "key.pem"], check=True)
+    assert cidermill("keygen", tmp_path / "key.pem").exit_code == 0
     made = []
     for index, (seed, moment, umask) in enumerate((("1", "1000000000", "022"), ("2", "2000000000", "077"))):
         place = shutil.copytree(converted, tmp_path / f"place{index}", copy_function=shutil.copyfile)
@@ -128,7 +128,18 @@ def test_the_most_demanding_variant_is_tried_first(reports, cidermill, tmp_path)
     assert model["variants"][0]["requires"] == {"iOS": "18.0", "macOS": "15.0", "chips": ["A17 Pro", "iPhone17,1"], "memory_bytes": 6_000_000_000}
     swift = (tmp_path / "a" / "Sources" / "AppModels" / "Net.swift").read_text()
     assert 'chips: ["A17 Pro", "iPhone17,1"],' in swift and "memoryBytes: 6000000000" in swift
+    here = [line.strip() for line in swift.splitlines() if "runsHere" in line]
+    newer = "runsHere: { if #available(iOS 18.0, macOS 15.0, *) { return true } else { return false } }(),"
+    assert here == [newer, newer, "runsHere: true,", "runsHere: true,"]
     assert '.iOS("16.0"), .macOS("13.0")' in (tmp_path / "a" / "Package.swift").read_text()
+
+
+def test_a_condition_is_for_the_variant_of_that_name_alone(reports, cidermill, tmp_path):
+    options = ["--out", tmp_path / "a", "--json", "--min-memory", "net/float16=8GB", "--min-memory", "int4; x*=int8=1GiB"]
+    edit_report(reports / "int8", lambda report: report["artifacts"][0].update(recipe="int4; x*=int8"))
+    result = cidermill("bundle", reports / "half", reports / "int8", *options)
+    needed = {one["name"]: one["requires"]["memory_bytes"] for one in json.loads(result.stdout)["models"][0]["variants"]}
+    assert needed == {"float16": 8_000_000_000, "int4-x-int8": 2**30, "float16-mps": 0}
 
 
 @pytest.mark.parametrize(("value", "chips"), [

@@ -8,6 +8,7 @@ from cidermill.models.errors import UserError
 from cidermill.pipeline.cli import convert
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.release.config import read_config, select
+from cidermill.pipeline.release.keys import option_keys
 
 # key -> (what stands in the file, where it arrives in the Plan, as what). Written by hand: an option that `convert` gains needs its line here.
 KEYS = {
@@ -72,6 +73,10 @@ def test_every_option_of_convert_is_a_key(tmp_path, key, table):
         wanted = Path("elsewhere/net")  # there it holds everyone's folder
     assert getattr(plan, field) == wanted
     assert type(getattr(plan, field)) is type(wanted)
+
+
+def test_there_are_no_other_keys():
+    assert set(option_keys()) == set(KEYS) == set(HERE)
 
 
 def test_without_keys_a_plan_is_that_of_convert_without_options(tmp_path):

@@ -132,7 +132,8 @@ def test_two_builds_are_the_same_bytes(undisturbed, tmp_path):
     assert len(expected) > 20
 
 
-def test_no_file_of_a_summary_names_a_time_or_a_place(undisturbed):
+@pytest.mark.slow
+def test_the_summary_names_no_time_and_no_place(undisturbed):
     folder, _ = undisturbed
     text = (folder / "build/build.json").read_text()
     assert str(folder) not in text
@@ -155,22 +156,49 @@ def assert_whole(folder):
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == artifact["sha256"]
 
 
+def killed(folder, seconds, *options):
+    """Kill -9 a build after some seconds. -> whether it was still at work, whether it left the folder of a conversion half made."""
+    process = subprocess.Popen([CIDERMILL, "build", "--quiet", *options], cwd=folder, env=environment(folder), start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    time.sleep(seconds)
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return alive, any((folder / "build").glob(".*"))
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(undisturbed, tmp_path):
+    """The first builds go on where the killed one was; the others start anew, so that their ends too come in the midst of the work."""
     reference, seconds = undisturbed
     folder = make_project(tmp_path / "project")
-    moments = random.Random(6)
-    for _ in range(10):
-        process = subprocess.Popen([CIDERMILL, "build", "--quiet"], cwd=folder, env=environment(folder), start_new_session=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        time.sleep(moments.uniform(0.3, 1.0) * seconds)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    moments, found = random.Random(6), []
+    for number in range(10):
+        found.append(killed(folder, moments.uniform(0.3, 0.9) * seconds, *["--no-cache"] * (number > 1)))
         assert_whole(folder)
+    assert sum(alive for alive, _ in found) >= 8, "the builds were over before they were killed"
+    assert sum(half for _, half in found) >= 3, "no conversion was in the midst of its work"
     done = run_build(folder)
     assert done.returncode == 2, done.stderr
     assert not list(folder.rglob(".*")), "something was left"
-    expected, found = shipped(reference), shipped(folder)
-    assert list(found) == list(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
+    expected, made = shipped(reference), shipped(folder)
+    assert list(made) == list(expected)
+    assert [name for name in expected if made[name] != expected[name]] == []
+
+
+@pytest.mark.slow
+def test_what_was_finished_is_not_done_again(tmp_path):
+    """A build is killed when its first conversion is in place: the next takes that one from the cache, and makes the others."""
+    folder = make_project(tmp_path / "project")
+    process = subprocess.Popen([CIDERMILL, "build", "--quiet"], cwd=folder, env=environment(folder), start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while not (folder / "build/plain/report.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "build/several-chosen").exists()
+    assert run_build(folder).returncode == 2
+    cached = {name: {stage["cached"] for stage in json.loads((folder / "build" / name / "report.json").read_text())["stages"]}
+              for name in ("plain", "several-chosen")}  # fmt: skip
+    assert cached == {"plain": {True}, "several-chosen": {False}}

@@ -111,7 +111,7 @@ def test_the_border_in_swift():
         "try ModelSupport.check(input.picture, channels: 3, against: Self.inputs[1])",
         'features["picture"] = MLFeatureValue(pixelBuffer: input.picture)',
         "if let value = input.mask {",
-        "minimumIOS: [18, 0],",
+        'systems: "iOS 18.0, macOS 15.0",',
         'chips: ["A17 Pro"],',
         "memoryBytes: 6000000000",
         'recipe: "int4; \\u{22}x\\u{22}=int8",',

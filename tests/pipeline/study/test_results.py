@@ -172,6 +172,17 @@ def test_best_against_brute_force(drawn, size, decibels, goal):
         assert (mine[1], mine[0], mine[2]) == max((theirs[1], theirs[0], theirs[2]) for theirs, _ in judged)
 
 
+WHAT_IS_BEST = [("psnr>=30", 1), ("psnr>=20", 0), ("psnr>=30,size<=9MB", 2), ("ane_share>=0.5", 2), ("cosine>=0.5,ane_share>=0.5", 0)]
+WHAT_IS_BEST += [("latency<=9ms,psnr>=30", 2)]
+
+
+@pytest.mark.parametrize(("text", "wanted"), WHAT_IS_BEST)
+def test_best_is_the_smallest_where_only_quality_is_asked(journals, text, wanted):
+    """The smallest error would always be the largest trial."""
+    rows = [journals.row(index, size_bytes=size, psnr_db=psnr) for index, (size, psnr) in enumerate([(3e6, 25.0), (4e6, 35.0), (9e6, 70.0)])]
+    assert best(rows, parse_constraints(text))["trial"] == wanted
+
+
 def test_best_of_each_model_with_its_command(tmp_path, journals):
     rows = [
         journals.row(0, "a", recipe="int8", size_bytes=10_000_000, psnr_db=40.0),
@@ -210,7 +221,7 @@ def test_the_command_makes_the_same_artifact_again(converted, tmp_path):
 
 BEST = {
     "met": (["--best", "size<=12MB"], 0, ["net within size<=12MB", "convert models/0.pt --target coreml --quant int8"]),
-    "not met": (["--best", "size<=1MB"], 1, ["size<=1MB cannot be met: the nearest is 12.0 MB, 11.0 MB (1.1e+03 %) too much"]),
+    "not met": (["--best", "size<=1MB"], 1, ["size<=1MB cannot be met: the nearest is 12.0 MB, 11.0 MB (1100 %) too much"]),
     "no constraint": (["--best", "sise<=1MB"], 2, ["did you mean size?"]),
     "a device that was not studied": (["--best", "latency[M2]<=1ms"], 2, ["no latency for M2; it has iPhone 15 Pro, iPhone 12", '--device "M2"']),
 }
@@ -226,6 +237,16 @@ def test_best_on_the_command_line(tmp_path, journals, options, code, said):
     assert as_json.exit_code == code
     if code < 2:
         assert json.loads(as_json.stdout)["verdict"] == ("pass", "fail")[code]
+
+
+def test_a_study_is_shown_again(tmp_path, journals):
+    folder = journals.write(tmp_path, [journals.row(0), journals.failed(1)])
+    before = sorted(tmp_path.iterdir())
+    result = CliRunner().invoke(main, ["study", str(folder)])
+    assert result.exit_code == 0 and "1 int4:gptq (net, coreml): it needs samples" in result.stdout
+    as_json = json.loads(CliRunner().invoke(main, ["study", str(folder), "--json"]).stdout)
+    assert [row["front"] for row in as_json["trials"]] == [True, False]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_best_of_a_folder_that_is_no_study(tmp_path):
