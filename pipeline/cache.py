@@ -1,6 +1,6 @@
 """The cache on disk: what was made before enters and leaves by a key over everything that decided it.
 
-One file an entry: a line of JSON (what it is, a checksum of the rest), then the bytes. Files appear whole, by a rename, so any number of processes may
+One file an entry: a line of JSON (what it is, a checksum of the rest), then the bytes. Files appear whole, by a rename, so several processes may
 use one folder; an entry that does not match its checksum is removed and made again; the entries used longest ago go when the folder is full.
 """
 import hashlib

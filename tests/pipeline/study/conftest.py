@@ -1,13 +1,18 @@
 """Studies to read: written by hand, line by line, as the journal's format says; and one whose trials were really converted."""
 import json
+import multiprocessing
+import os
 import random
+import signal
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert
+from cidermill.pipeline.cli import convert, main
 from cidermill.pipeline.study.pictures import pictures_of
 from cidermill.validation import open_runner
 
@@ -121,3 +126,125 @@ def converted(tmp_path_factory):
     header = make_header(devices=["iPhone 12"])
     header["models"] = [{"name": "my painter", "path": str(source), "sha256": digest, "parameters": 11_000}]
     return write_journal(folder, rows, header)
+
+
+EVALS = '''
+import os, sys, time
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("record.txt")
+
+def steady(run):
+    return Path(run.path).parent.name.count("int") + 0.5
+
+def raises_on_int4(run):
+    print("a voice")
+    if "int4" in str(run.path):
+        raise ValueError("no int4 here")
+    return 1.0
+
+def ends_on_int4(run):
+    if "int4" in str(run.path):
+        sys.exit(3)
+    return 1
+
+def nan(run):
+    return float("nan")
+
+def text(run):
+    return "0.5"
+
+def dies_on_int4(run):
+    with RECORD.open("a") as stream:
+        stream.write(Path(run.path).parent.name + "\\n")
+    if "int4" in str(run.path):
+        os.kill(os.getpid(), 9)
+    return 1.0
+
+def records_times(run):
+    begun = time.monotonic()
+    time.sleep(0.5)
+    with RECORD.open("a") as stream:
+        stream.write(f"{begun} {time.monotonic()}\\n")
+    return 1.0
+
+number = 7
+'''.replace("\\n", "\\n")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder: net.pt2 and other/net.pt2, which differ; broken.pt2, an archive that is no model; the module study_evals, which can be imported."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "other").mkdir()
+    for seed, path in enumerate((folder / "net.pt2", folder / "other" / "net.pt2")):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32)).eval()
+        torch.export.save(torch.export.export(net, (torch.randn(4, 32),)), path)
+    with zipfile.ZipFile(folder / "broken.pt2", "w") as archive, zipfile.ZipFile(folder / "net.pt2") as good:
+        for name in good.namelist():
+            archive.writestr(name, b"" if "weight" in name else good.read(name))
+    (folder / "study_evals.py").write_text(EVALS)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def study():
+    """study(argument, ...) -> what `cidermill study` gives in this process."""
+
+    def command(*arguments):
+        return CliRunner().invoke(main, ["study", *map(str, arguments), "--no-sensitivity"])
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def started():
+    """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`.
+
+    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell."""
+    running = []
+
+    def command(log, *arguments):
+        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, ["study", *map(str, arguments), "--no-sensitivity"]))
+        process.start()
+        running.append(process)
+        return process
+
+    yield command
+    for process in running:
+        if process.is_alive():
+            process.kill()
+
+
+def _study(log, arguments):
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    with open(log, "ab", buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    main(arguments)
+
+
+def journal_rows(folder):
+    """The rows as the journal has them, line by line: the oracle does not read it with our reader."""
+    return [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()[1:]]
+
+
+def left_over(folder):
+    """Whatever a killed process could leave: hidden files and folders, and halves of files."""
+    return [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".part" or ".lock" in path.name]
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    return journal_rows
+
+
+@pytest.fixture(scope="session")
+def leftovers():
+    return left_over
