@@ -1,4 +1,5 @@
 # make demo     train a digits network, press it for both targets at int8, print size and accuracy
+# make demo-study  after the demo: a study of 24 recipes, the picture of its front, a signed bundle of the winner
 # make test     install and run the tests (what .ci/run calls)
 # make test-all the tests, the slow ones included
 # make peers    all operator tests of coremltools and of ExecuTorch's MPS backend through the reference runner
@@ -6,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all peers bench clean
+.PHONY: demo demo-study test test-all peers bench clean
 
 # torch comes first and by its exact version: a resolver left free picks builds with gigabytes of CUDA
 $(VENV)/installed: pyproject.toml
@@ -18,6 +19,9 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/digits.py demo/out
+
+demo-study: demo
+	$(BIN)/python demo/study.py demo/out
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2

@@ -62,7 +62,10 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _disk_error(error, out) from error
+        told = _disk_error(error, out)
+        if told is error:  # which must not become its own cause
+            raise
+        raise told from error
 
 
 def write_whole(path: Path, write: Callable[[Any], Any], durable: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Conversions that need not be done again: a Plan enters, a key over everything that decides its result leaves; by it a finished folder is found."""
 import hashlib
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -75,7 +76,10 @@ def _decided_by(plan: Plan, recipe: Any, calibration: Any) -> dict:
     options = {name: value for name, value in asdict(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
     options |= {"recipe": recipe.name, "samples": None, "calibration": str(calibration), "name": plan.name}
     options["sensitivity"] = _file_digest(plan.sensitivity) if plan.sensitivity else None
-    machine = {"system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else ""}
+    machine = {
+        "system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),  # they split the sums over samples (GPTQ): other last bits
+    }  # fmt: skip
     return {"options": json.loads(json.dumps(options, default=str)), "environment": environment() | machine, "code": code_digest()}
 
 

@@ -31,11 +31,15 @@ def parse_recipes(text: str) -> tuple[Any, ...]:
     words = PRESETS.get(text) or (_from_file(Path(text)) if text.endswith(SUFFIXES) else [word.strip() for word in text.split(",") if word.strip()])
     if not words:
         raise UserError(f"--recipes {text!r} holds no recipe.", _hint())
-    try:
-        return tuple(dict.fromkeys(parse_recipe(word) for word in words))
-    except UserError as error:
-        near = difflib.get_close_matches(text, PRESETS, n=1)
-        raise UserError(f"--recipes: {error.message}", f"Did you mean the preset {near[0]}?" if near else error.hint or _hint()) from error
+    recipes = []
+    for word in words:
+        try:
+            recipes.append(parse_recipe(word))
+        except UserError as error:
+            near = difflib.get_close_matches(text, PRESETS, n=1)
+            hint = f"Did you mean the preset {near[0]}?" if near else error.hint or _hint()
+            raise UserError(f"--recipes: {word}: {error.message}", hint) from error
+    return tuple(dict.fromkeys(recipes))
 
 
 def _hint() -> str:

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import zipfile
@@ -204,11 +205,12 @@ def study():
 def started():
     """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`.
 
-    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell."""
+    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer."""
     running = []
 
-    def command(log, *arguments):
-        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, ["study", *map(str, arguments), "--no-sensitivity"]))
+    def command(log, *arguments, file_bytes=resource.RLIM_INFINITY):
+        given = ["study", *map(str, arguments), "--no-sensitivity"]
+        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, given, file_bytes))
         process.start()
         running.append(process)
         return process
@@ -219,8 +221,9 @@ def started():
             process.kill()
 
 
-def _study(log, arguments):
+def _study(log, arguments, file_bytes):
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     with open(log, "ab", buffering=0) as stream:
