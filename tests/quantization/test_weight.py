@@ -43,7 +43,7 @@ def test_vector_tables_by_hand():
 
 def test_mask_by_hand():
     mask = torch.tensor([[True, False], [False, True]])
-    kept = CompressedWeight("w", (2, 2), None, mask, torch.tensor([[1.5, 0.0], [0.0, 0.1]]))
+    kept = CompressedWeight("w", (2, 2), None, mask, torch.tensor([[1.5, 0.0], [0.0, 0.1]]).half())
     assert kept.dense()[0].tolist() == [1.5, 0.0]
     assert kept.dense()[1, 1] == torch.tensor(0.1).half().float()
     assert kept.storage_bits() == 4 + 2 * 16

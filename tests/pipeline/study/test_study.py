@@ -123,9 +123,10 @@ def test_an_eval_that_fails_is_a_row_with_its_reason(study, tiny, tmp_path, name
 
 def test_best_goes_by_the_figure_of_eval(study, tiny, tmp_path):
     """steady gives 1.5 for int4 and int8, 0.5 for palettize4."""
+    arguments = [tiny / "net.pt2", "--recipes", "int8,int4,palettize4", "--eval", "study_evals:steady"]
     for goal, best in (("maximize", "int4"), ("minimize", "palettize4")):
         out = tmp_path / goal
-        assert study(tiny / "net.pt2", "--recipes", "int8,int4,palettize4", "--eval", "study_evals:steady", "--goal", goal, "--out", out).exit_code == 0
+        assert study(*arguments, "--goal", goal, "--out", out).exit_code == 0
         found = json.loads(study(out, "--best", "size<=1MB", "--json").stdout)
         assert found["models"][0]["trial"]["recipe"] == best
 
