@@ -19,7 +19,7 @@ from ..models.quiet import quiet
 from ..quantization.compress import with_grids
 from .artifact import Artifact, add_files, files_of
 from .coreml_activations import activation_warnings
-from .coreml_program import OTHER_OPERATORS, MilProgram, fill, first_of_each, with_places, with_weights, write_package
+from .coreml_program import OTHER_OPERATORS, MilProgram, empty, fill, first_of_each, with_places, with_weights, write_package
 from .coreml_storage import scheme_of, storable, stored_bits
 from .coreml_targets import DEFAULT_TARGET, generation
 from .coreml_tools import import_coremltools
@@ -61,6 +61,8 @@ def write_mlpackage(
             if template.mil.places:
                 fill(template.mil, weights)
             spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
+            if templates is not None:
+                empty(template.mil)
             size, digest = _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
             shutil.move(folder / "model.mlpackage", path)
     realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}

@@ -56,6 +56,16 @@ def with_weights(program: Any, weights: dict[str, CompressedWeight], outputs: li
 
 def fill(mil: MilProgram, weights: dict[str, CompressedWeight]) -> None:
     """Put the weights into their places, instead of what was there."""
+    _replace(mil, lambda name, place, dtype: emit(weights[name], place.name, dtype))
+
+
+def empty(mil: MilProgram) -> None:
+    """Take the weights out again, which would stay in memory until others come."""
+    _replace(mil, lambda name, place, dtype: emit_place(place.shape, 0, place.name, dtype))
+
+
+def _replace(mil: MilProgram, build: Callable[[str, Any, type], Any]) -> None:
+    """Every place by what `build` makes there of (its weight's name, its Var, its type)."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.scope import ScopeInfo
@@ -66,7 +76,7 @@ def fill(mil: MilProgram, weights: dict[str, CompressedWeight]) -> None:
         for name, place in mil.places.items():
             scopes = [ScopeInfo(source, data) for source, data in place.op.scopes.items()]  # where in the source it comes from
             with mb.set_before_op(place.op), mb.scope(*scopes):
-                weight = emit(weights[name], place.name, types.nptype_from_builtin(place.dtype))
+                weight = build(name, place, types.nptype_from_builtin(place.dtype))
             main.replace_uses_of_var_after_op(place.op, place, weight, no_check_var_types=True, force_replace=True)
             earlier.append(place.op)
             mil.places[name] = weight

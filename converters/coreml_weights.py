@@ -63,14 +63,14 @@ def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
     return _emit_dense(weight.values, name, dtype) if weight.mask is None else _emit_sparse(weight, name, dtype)
 
 
-def emit_place(shape: tuple[int, ...], index: int, name: str) -> Any:
+def emit_place(shape: tuple[int, ...], index: int, name: str, dtype: type = np.float32) -> Any:
     """An operation that stands for a weight while a program is made of which only the weights are not known yet. -> its Var.
 
     It decompresses zeros that take no memory, times a scale by which `place_index` knows it again.
     """
     from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op
 
-    scale = (np.uint16(FIRST_SCALE + index)).view(np.float16).astype(np.float32).reshape([1] * len(shape))
+    scale = (np.uint16(FIRST_SCALE + index)).view(np.float16).astype(dtype).reshape([1] * len(shape))
     return _construct_constexpr_dequant_op(np.broadcast_to(np.int8(0), shape), None, scale, axis=0, name=name)
 
 

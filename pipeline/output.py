@@ -21,6 +21,7 @@ from ..models.errors import UserError
 
 _ASIDE = "-earlier"
 _NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)  # coremltools' C++ speaks so
+_SILENTLY_LOST = ".mlpackage/Manifest.json"  # where there is no space for it, coremltools' C++ says nothing
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -222,6 +223,8 @@ def _disk_error(error: Exception, out: Path) -> Exception:
             return _unwritable(out, "the disk is full")
         if isinstance(cause, RuntimeError) and _NATIVE_WRITERS.search(str(cause)):
             return _unwritable(out, f"the disk is full or failing: {str(cause).strip()[:120]}")
+        if isinstance(cause, FileNotFoundError) and str(cause.filename).endswith(_SILENTLY_LOST):
+            return _unwritable(out, "the disk is full or failing: the last file of a package could not be written")
         cause = cause.__cause__ or cause.__context__
     return error
 

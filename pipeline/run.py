@@ -48,7 +48,7 @@ class Prepared:
     """A captured model and what every conversion of it shares.
 
     errors: how far the captured graph is from the source, on the first sample; run_seconds: of the captured graph for it; capture_seconds: of the
-    capture; templates: of converters.coreml; known_weights: see `quantization.compress.compress`, None to compress every time.
+    capture; templates: of converters.coreml, None where there is one conversion only; known_weights: see `quantization.compress.compress`.
     """
 
     captured: Any
@@ -80,16 +80,16 @@ def _remembered(plan: Plan, recipe: Any, examine: Callable[..., dict], folder: P
     """What `_converted` gives, from the cache where an equal conversion was made before."""
     cache = open_cache() if plan.cache else None
     if cache is None:
-        return _converted(plan, prepare(plan, stages), recipe, examine, folder, stages)
+        return _converted(plan, prepare(plan, stages, plan.chooses), recipe, examine, folder, stages)
     calibration = examine.keywords["calibration"]
     prepared = []  # a list, so that `_converted` can be given the only reference
     key = conversion_key(plan, recipe, calibration)
     if key is None:
-        prepared.append(prepare(plan, stages))
+        prepared.append(prepare(plan, stages, plan.chooses))
         key = captured_key(plan, recipe, calibration, prepared[0].captured)
     report = recall(cache, key, plan, folder, stages)
     if report is None:
-        report = _converted(plan, prepared.pop() if prepared else prepare(plan, stages), recipe, examine, folder, stages)
+        report = _converted(plan, prepared.pop() if prepared else prepare(plan, stages, plan.chooses), recipe, examine, folder, stages)
         remember(cache, key, plan, report, folder)
     return report
 
@@ -136,8 +136,8 @@ def recipe_of(plan: Plan) -> Any:
     return recipe
 
 
-def prepare(plan: Plan, stages: Stages, known_weights: Any = None) -> Prepared:
-    """Load and capture the plan's model."""
+def prepare(plan: Plan, stages: Stages, several: bool = False, known_weights: Any = None) -> Prepared:
+    """Load and capture the plan's model. several: it will be converted more than once."""
     from ..converters.coreml import Templates
     from ..models.capture import capture
     from ..validation.compare import compare
@@ -151,7 +151,7 @@ def prepare(plan: Plan, stages: Stages, known_weights: Any = None) -> Prepared:
         seconds, answers = first_run(captured)
         errors = compare(captured.reference[:1], answers)
     capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
-    return Prepared(captured, errors, seconds, capture_seconds, Templates(captured), known_weights)
+    return Prepared(captured, errors, seconds, capture_seconds, Templates(captured) if several else None, known_weights)
 
 
 def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:

@@ -71,10 +71,8 @@ def build(config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[
 
 def _let_go(error: BaseException | None) -> None:
     """Free the model of a finished job before the next is loaded: what failed keeps it through the frames that it passed."""
-    seen = []  # `raise error from error` is its own cause
-    while error is not None and error not in seen:
+    while error is not None:
         traceback.clear_frames(error.__traceback__)
-        seen.append(error)
         error = error.__cause__ or error.__context__
     gc.collect()
 

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..cli_options import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
+from .ci_options import announce, ci_option, junit_option, write_junit
 
 
 @click.command(context_settings=CONTEXT)
@@ -51,10 +52,12 @@ def bundle(as_json: bool, quiet: bool, **options: Any) -> int:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path), metavar="KEY.pub.pem", help="The bundle must be signed by this public key.")
 @click.option("--run", is_flag=True, help="Open every artifact with the reference runner as well, and run it once.")
+@ci_option
+@junit_option
 @json_option
 @quiet_option
 @exits_with_user_errors
-def verify(bundle: Path, key: Path | None, run: bool, as_json: bool, quiet: bool) -> int:
+def verify(bundle: Path, key: Path | None, run: bool, ci: bool, junit: Path | None, as_json: bool, quiet: bool) -> int:
     """Check a bundle's files, manifest and signature.
 
     BUNDLE is its folder, or the zip of --archive: every file is checked against the manifest, and the manifest against its signature.
@@ -64,9 +67,14 @@ def verify(bundle: Path, key: Path | None, run: bool, as_json: bool, quiet: bool
     """
     from .bundle_terminal import show_verification
     from .verify import verify_bundle
+    from .verify_ci import annotations, junit_xml, summary
 
     result = verify_bundle(bundle, key, run)
     tell(result, as_json, quiet, show_verification)
+    if ci:
+        announce(annotations(result), summary(result), as_json)
+    if junit:
+        write_junit(junit, junit_xml(result))
     return 0 if result["verdict"] == "pass" else 1
 
 

@@ -38,8 +38,13 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[Row]:
             future = client.submit(run_and_pack, known, os.getcwd(), key=f"cidermill-{run}-{task.trial}", pure=False)
             waiting[future] = task
         while waiting:
-            for future in _some_done(client, list(waiting), address):
-                yield _received(waiting.pop(future), future, address)
+            with _lost_in_words(address):
+                done = [(waiting.pop(future), future) for future in _some_done(client, list(waiting), address)]
+                received = [(task, *_result(task, future)) for task, future in done]
+            for task, row, content in received:
+                if content:
+                    _unpack(content, task.folder)
+                yield row
 
 
 def run_and_pack(task: Task, home: str) -> tuple[Row, bytes]:
@@ -67,13 +72,19 @@ def connected(address: str) -> Iterator[Any]:
         raise UserError("--cluster needs the package distributed, which is not installed.", 'Install it: pip install "cidermill[cluster]"') from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise UserError(f"There is no Dask scheduler at {address}: {error}.", START) from error
     try:
         yield client
     finally:
         client.close(timeout=CONNECT_SECONDS)
+
+
+def check_cluster(address: str) -> None:
+    """Raises UserError where there is no scheduler."""
+    with connected(address):
+        return
 
 
 def _some_done(client: Any, futures: list, address: str) -> list:
@@ -89,18 +100,29 @@ def _some_done(client: Any, futures: list, address: str) -> list:
     raise UserError(f"The cluster at {address} has no workers.", f"{START} {AGAIN}")
 
 
-def _received(task: Task, future: Any, address: str) -> Row:
-    """The row of a future that is done; what it made is put in its place. A trial that ended several workers is a failed row."""
-    if future.status == "error":
-        error = future.exception()
-        if isinstance(error, DiskFull):
-            raise error
-        return failed_row(task, f"The cluster could not finish it: {type(error).__name__}: {error}")
-    if future.status != "finished":
-        raise UserError(f"The cluster at {address} was lost ({future.status}).", AGAIN)
-    row, content = future.result()
-    future.release()
-    if content:
-        with staged(task.folder, force=True, keep=False) as inside, tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            archive.extractall(inside, filter="data")
-    return row
+def _result(task: Task, future: Any) -> tuple[Row, bytes]:
+    """What `run_and_pack` gave. A trial that ended several workers is a failed row."""
+    if future.status != "error":
+        result = future.result()
+        future.release()
+        return result
+    error = future.exception()
+    if isinstance(error, DiskFull):
+        raise error
+    return failed_row(task, f"The cluster could not finish it: {type(error).__name__}: {error}"), b""
+
+
+def _unpack(content: bytes, folder: Path) -> None:
+    with staged(folder, force=True, keep=False) as inside, tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(inside, filter="data")
+
+
+@contextlib.contextmanager
+def _lost_in_words(address: str) -> Iterator[None]:
+    from distributed import CancelledError
+
+    try:
+        yield
+    except (CancelledError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The cluster at {address} was lost: {reason}", AGAIN) from error

@@ -161,5 +161,8 @@ def _storage_errors(url: str | None) -> Iterator[None]:
     except Exception as error:
         if url is None:
             raise
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UserError(f"--storage {url}: {type(error).__name__}: {reason}", STORAGE_HINT) from error
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = (str(first).strip().splitlines() or [""])[0][:200]
+        raise UserError(f"--storage {url}: {type(first).__name__}: {reason}", STORAGE_HINT) from error

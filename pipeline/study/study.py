@@ -14,7 +14,7 @@ from ...models.errors import UserError
 from ..output import DiskFull, check_parent, disk_errors, remove
 from ..remember import source_digest
 from ..signals import Stopped
-from .cluster import run_on_cluster
+from .cluster import check_cluster, run_on_cluster
 from .executor import run_here
 from .journal import Journal, Key, identity, opened
 from .page import write_page
@@ -39,6 +39,7 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
     recipes = parse_recipes(plan.recipes or DEFAULT_RECIPES) if plan.recipes or plan.trials is None else ()
     _check(plan, recipes)
     header = _header(plan, recipes)
+    prepared.cache_clear()  # what an earlier study of this process left; its file may have changed
     if len(plan.subjects) == 1:
         with show("load"):
             prepared(plan.subjects[0])  # in this process, whose workers share it
@@ -119,21 +120,22 @@ def _numbers(keys: Sequence[Key], rows: dict[Key, Row]) -> list[int]:
 
 
 def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, step: Any) -> None:
-    target, run = plan.targets[0], []
+    target = plan.targets[0]
     asked: dict[str, int] = {}  # recipe -> its number, in the order in which they are proposed
+    ran: list[str] = []
 
     def told(wanted: list[str]) -> list[Row]:
         keys = {recipe: (plan.names[0], target, recipe) for recipe in wanted}
         for recipe in wanted:
             asked.setdefault(recipe, len(asked))
         fresh = [recipe for recipe in keys if keys[recipe] not in journal.rows]
-        run.extend(fresh)
+        ran.extend(fresh)
         _note_earlier(step, len(wanted) - len(fresh))
         _run(plan, [plan.task(asked[recipe], 0, target, recipe) for recipe in fresh], journal, step)
         return [journal.rows[keys[recipe]] for recipe in wanted]
 
     search(plan, search_space(recipes), told, identity(journal.header))
-    step.note = f"{plan.trials - len(run)} were known" if len(run) < plan.trials else ""
+    step.note = f"{plan.trials - len(ran)} were known" if len(ran) < plan.trials else ""
 
 
 def _problem(subject: Subject) -> str:
@@ -180,6 +182,8 @@ def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
     check_parent(plan.out)
     if plan.storage is not None:
         check_storage(plan.storage)
+    if plan.cluster is not None:
+        check_cluster(plan.cluster)
 
 
 def _check_eval(text: str) -> None:

@@ -4,7 +4,6 @@ A process loads and captures a model once and keeps it for the trials that follo
 """
 import contextlib
 import functools
-import gc
 import math
 import sys
 import time
@@ -17,7 +16,7 @@ from ..cache import fetch, make_room, open_cache, store
 from ..output import DiskFull, staged
 from ..remember import code_digest
 from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
-from ..stages import Stages
+from ..stages import Stages, release_memory
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
 
@@ -31,7 +30,7 @@ Row = dict[str, Any]
 def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
     stages = Stages(_unseen)
-    return prepare(subject.plan("coreml", "float16", Path("unused")), stages, _known_weights() if subject.cache else None)
+    return prepare(subject.plan("coreml", "float16", Path("unused")), stages, True, _known_weights() if subject.cache else None)
 
 
 def _known_weights() -> Any:
@@ -61,7 +60,7 @@ def run_trial(task: Task) -> Row:
         row["reason"] = "The memory of this machine is full.\nUse fewer --workers."
     except Exception as error:  # a trial's row, not the study's end
         row["reason"] = f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model and the recipe."
-    gc.collect()  # the runner refers to itself, and to the weights that it has decoded
+    release_memory()  # the runner refers to itself, and to the weights that it has decoded
     return row | {"seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -84,6 +83,8 @@ def warm(tasks: Sequence[Task]) -> None:
     with contextlib.suppress(Exception):  # the trial says it in its row
         compressed = compress(ready.captured, parse_recipe(shared[0].recipe), None, ready.known_weights)
         make_template(compressed, shared[0].subject.deployment_target, ready.templates)
+        del compressed
+    release_memory()
 
 
 def _figures(task: Task) -> Row:
@@ -92,7 +93,7 @@ def _figures(task: Task) -> Row:
     examine = examiner(plan)
     with staged(task.folder, force=True, keep=False) as folder:
         artifacts, facts = press(plan, ready, recipe_of(plan), folder, stages, probe=False)
-        gc.collect()  # graphs refer to themselves, and would keep weights
+        release_memory()  # graphs refer to themselves, and would keep weights
         report, checks = finish(plan, artifacts, facts, examine, folder, stages)
         pictures = pictures_of(checks[0].answers[0], facts.reference[0])
         if pictures:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from xml.etree import ElementTree
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -249,3 +250,19 @@ def test_keygen_makes_what_bundle_and_verify_take(converted, cidermill, tmp_path
     assert told["signature"]["trusted"] and told["signature"]["fingerprint"] == json.loads(made.stdout)["fingerprint"]
     again = cidermill("keygen", tmp_path / "key.pem")
     assert again.exit_code == 2 and "a key is never overwritten" in again.stderr
+
+
+def test_continuous_integration_is_told_which_file_was_changed(converted, cidermill, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    cidermill("bundle", converted / "int8", "--out", tmp_path / "a", "--quiet")
+    good = cidermill("verify", tmp_path / "a", "--run", "--ci", "--junit", tmp_path / "good.xml", "--quiet")
+    assert good.exit_code == 0 and good.output.startswith("::notice ")
+    suite = ElementTree.parse(tmp_path / "good.xml").getroot()[0]
+    assert [case.get("name") for case in suite.iter("testcase")] == ["files and signature", "run net/int8"]
+    weights = next((tmp_path / "a").rglob("weight.bin"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    bad = cidermill("verify", tmp_path / "a", "--ci", "--junit", tmp_path / "bad.xml", "--quiet")
+    assert bad.exit_code == 1 and bad.output.count("::error ") == 1 and "weight.bin was changed" in bad.output
+    suite = ElementTree.parse(tmp_path / "bad.xml").getroot()[0]
+    assert suite.get("failures") == "1" and "weight.bin was changed" in suite.find(".//failure").get("message")
+    assert "cidermill verify: pass" in (tmp_path / "summary.md").read_text() and "weight.bin was changed" in (tmp_path / "summary.md").read_text()

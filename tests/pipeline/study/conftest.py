@@ -169,6 +169,15 @@ def records_times(run):
         stream.write(f"{begun} {time.monotonic()}\\n")
     return 1.0
 
+def kills_once(run):
+    """The process whose id is in the file "victim", or its own; once."""
+    victim, done = RECORD.with_name("victim"), RECORD.with_name("killed")
+    if "int4" in str(run.path) and not done.exists():
+        done.touch()
+        os.kill(int(victim.read_text() or os.getpid()), 9)
+        time.sleep(1)
+    return 1.0
+
 number = 7
 '''.replace("\\n", "\\n")
 
@@ -205,12 +214,13 @@ def study():
 def started():
     """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`.
 
-    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer."""
+    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer;
+    threads: of torch, which has used them before."""
     running = []
 
-    def command(log, *arguments, file_bytes=resource.RLIM_INFINITY):
+    def command(log, *arguments, file_bytes=resource.RLIM_INFINITY, threads=1):
         given = ["study", *map(str, arguments), "--no-sensitivity"]
-        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, given, file_bytes))
+        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, given, file_bytes, threads))
         process.start()
         running.append(process)
         return process
@@ -221,8 +231,10 @@ def started():
             process.kill()
 
 
-def _study(log, arguments, file_bytes):
+def _study(log, arguments, file_bytes, threads):
     os.setsid()
+    torch.set_num_threads(threads)
+    assert torch.ones(1024, 1024).matmul(torch.ones(1024, 1024)).exp().shape  # parallel where threads are several
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

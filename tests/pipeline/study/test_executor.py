@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from cidermill.pipeline.study.executor import Queue, run_here
 from cidermill.pipeline.study.plan import StudyPlan, Subject
@@ -53,6 +54,16 @@ def test_what_fits_nowhere_runs_alone(tiny, tmp_path):
     task = plan.task(0, 0, "coreml", "int8")
     queue = Queue([task], lambda task: 1000, 10)
     assert queue.fits([]) and not queue.fits([task])
+
+
+def test_one_worker_of_a_parent_with_threads_does_not_hang(started, tmp_path):
+    """OpenMP's threads are not there in a child that was forked: a parallel loop would wait for them for ever."""
+    wide = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 512)).eval()
+    torch.export.save(torch.export.export(wide, (torch.randn(256, 512),)), tmp_path / "wide.pt2")
+    arguments = [tmp_path / "wide.pt2", "--recipes", "int8,palettize4", "--workers", 1, "--quiet"]
+    process = started(tmp_path / "log", *arguments, "--out", tmp_path / "s", threads=2)
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
 
 
 def session(leader):

@@ -2,6 +2,9 @@
 import fcntl
 import json
 import os
+import resource
+import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -110,8 +113,6 @@ def test_workers_of_a_process_that_was_killed_are_waited_for(header, tmp_path):
         with (tmp_path / "s" / "study.jsonl").open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             (tmp_path / "held").touch()
-            import time
-
             time.sleep(1)
             os._exit(0)
     while not (tmp_path / "held").exists():
@@ -121,19 +122,29 @@ def test_workers_of_a_process_that_was_killed_are_waited_for(header, tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_disk_that_fills_up_leaves_no_half_line(header, journals, tmp_path):
-    import resource
+@contextmanager
+def longest_file(count):
+    """A disk that is full after so many bytes of any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
+
+def test_a_disk_that_fills_up_leaves_no_half_line(header, journals, tmp_path):
     with opened(tmp_path / "s", header) as journal:
         before = (tmp_path / "s" / "study.jsonl").read_bytes()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, hard))
-        try:
-            with pytest.raises(OSError, match="too large"):
-                journal.add(journals.row(0))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with pytest.raises(OSError, match="too large"), longest_file(len(before) + 50):
+            journal.add(journals.row(0))
         assert (tmp_path / "s" / "study.jsonl").read_bytes() == before and not journal.rows
+
+
+def test_a_disk_that_is_full_at_the_header_leaves_nothing(header, tmp_path):
+    with pytest.raises(OSError, match="too large"), longest_file(100), opened(tmp_path / "s", header):
+        pass
+    assert not (tmp_path / "s").exists()
 
 
 def test_done_trials_are_not_done_again(study, tiny, rows_of, tmp_path):

@@ -193,12 +193,6 @@ def test_a_full_disk_ends_the_study_and_it_goes_on_when_there_is_space(study, st
     assert (tmp_path / "out" / "study.csv").read_bytes() == (tmp_path / "undisturbed" / "study.csv").read_bytes()
 
 
-def test_a_full_disk_at_the_header_leaves_nothing(started, tiny, tmp_path):
-    process = started(tmp_path / "log", tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "out", "--quiet", file_bytes=100)
-    process.join(60)
-    assert process.exitcode == 2 and not (tmp_path / "out").exists()
-
-
 def test_a_study_can_be_moved_and_goes_on(study, tiny, rows_of, tmp_path, monkeypatch):
     """Files count by their bytes, not by their place."""
     study(tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "out", "--quiet")
