@@ -243,9 +243,10 @@ def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dic
 
     with stages("validate"):
         runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
+        last = artifact.target == plan.targets[-1]  # needs the recipe's weights no more, whose place the decoded ones take
+        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights, runner.program, consume=last)
         check = check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
         native = _native_check(artifact, facts)
-        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights, runner.program)
     with stages("place"):
         found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target, plan.measure)
     judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]

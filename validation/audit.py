@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ EXPLAINED = 1.02  # the file may hold this much more than was decided before it 
 
 
 def audit(
-    path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: Mapping[str, Any] | None = None,
-    program: Graph | None = None,
+    path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: dict[str, Any] | None = None,
+    program: Graph | None = None, consume: bool = False,
 ) -> dict:  # fmt: skip
     """The "compression" section of report.json for a saved .mlpackage or .pte.
 
     decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised: converters.Artifact.realised, of which only
     the reasons are used; made: name -> CompressedWeight, to compare the decoded weights with; program: of the runner of the file's only function,
-    so that nothing is decoded twice. Every decision gives one entry, then come the
-    file's other weights. "bytes" adds up to the artifact's size. Raises UnreadableArtifact.
+    so that nothing is decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the decoded ones.
+    Every decision gives one entry, then come the file's other weights. "bytes" adds up to the artifact's size. Raises UnreadableArtifact.
     """
     path = Path(path)
     package = read_package(path) if path.is_dir() else None
@@ -44,7 +44,7 @@ def audit(
     weights = _unique(weight for graph in graphs for weight in stored_weights(graph))
     matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
     decoders = [Decoder(graph, program if len(graphs) == 1 else None) for graph in graphs] if made else []
-    checked = _compare(decoders, weights, matched, made or {}, named=package is not None)
+    checked = _compare(decoders, weights, matched, made or {}, package is not None, consume)
     reasons = {name: entry[2] for name, entry in (realised or {}).items()}
     entries = [_entry(decision, matched, reasons.get(decision.name, ""), checked.get(decision.name)) for decision in decisions]
     taken = {weight.name for weight in matched.values()}
@@ -66,13 +66,14 @@ def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _compare(
-    decoders: Sequence[Decoder], weights: Sequence[StoredWeight], matched: dict[str, StoredWeight], made: Mapping[str, Any], named: bool
+    decoders: Sequence[Decoder], weights: Sequence[StoredWeight], matched: dict[str, StoredWeight], made: dict[str, Any], named: bool,
+    consume: bool,
 ) -> dict[str, str]:
     """Name -> whether its stored weight decodes to what was made. Where no name tells (never in a .pte), values do, and correct `matched`."""
     checked: dict[str, str] = {}
     seen: dict[int, tuple[str, StoredWeight | None]] = {}  # tied weights are one object
     free = list(weights)
-    for name, weight in made.items():
+    for name, weight in list(made.items()) if not consume else _taken(made):
         if id(weight) not in seen:
             first = [matched[name]] if name in matched else []
             others = [] if named and first else [other for other in free if other not in first]
@@ -84,6 +85,12 @@ def _compare(
             matched[name] = found
             free = [other for other in free if other is not found]
     return checked
+
+
+def _taken(made: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The items in order, each of which is gone when the next is asked for."""
+    for name in list(made):
+        yield name, made.pop(name)
 
 
 def _find(decoders: Sequence[Decoder], dense: torch.Tensor, candidates: Sequence[StoredWeight], matched: bool) -> tuple[str, StoredWeight | None]:

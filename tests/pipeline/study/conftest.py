@@ -139,7 +139,7 @@ def steady(run):
     return Path(run.path).parent.name.count("int") + 0.5
 
 def raises_on_int4(run):
-    print("a voice")
+    print("a voice", flush=True)
     if "int4" in str(run.path):
         raise ValueError("no int4 here")
     return 1.0
@@ -162,11 +162,23 @@ def dies_on_int4(run):
         os.kill(os.getpid(), 9)
     return 1.0
 
+def dies_with_tqdm_on_int4(run):
+    from tqdm import tqdm
+
+    if "int4" in str(run.path):
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), 9)
+    return 1.0
+
 def records_times(run):
     begun = time.monotonic()
     time.sleep(0.5)
     with RECORD.open("a") as stream:
         stream.write(f"{begun} {time.monotonic()}\\n")
+    return 1.0
+
+def sleeps_on_int4(run):
+    time.sleep(60 if "int4" in str(run.path) else 0)
     return 1.0
 
 def kills_once(run):
@@ -212,7 +224,8 @@ def study():
 
 @pytest.fixture(scope="session")
 def started():
-    """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`.
+    """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`,
+    and its result to `log`.out.
 
     It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer;
     threads: of torch, which has used them before."""
@@ -238,9 +251,9 @@ def _study(log, arguments, file_bytes, threads):
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    with open(log, "ab", buffering=0) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    for name, number in ((f"{log}.out", 1), (log, 2)):
+        with open(name, "ab", buffering=0) as stream:
+            os.dup2(stream.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     main(arguments)
 

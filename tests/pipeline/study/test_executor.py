@@ -34,6 +34,22 @@ def test_a_worker_that_dies_is_a_failed_row_and_the_others_are_done(study, tiny,
     assert not leftovers(tmp_path)
 
 
+def test_a_lock_that_dies_with_a_worker_stops_nobody(started, tiny, rows_of, tmp_path):
+    """tqdm, by which coremltools shows its progress, has a lock that forked processes share."""
+    arguments = [tiny / "net.pt2", "--recipes", ",".join(RECIPES), "--eval", "study_evals:dies_with_tqdm_on_int4", "--out", tmp_path / "s"]
+    process = started(tmp_path / "log", *arguments, "--quiet")
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert {row["recipe"] for row in rows_of(tmp_path / "s") if row["state"] == "failed"} == {"int4"}
+
+
+def test_what_eval_prints_is_not_the_result(started, tiny, tmp_path):
+    arguments = [tiny / "net.pt2", "--recipes", "int8", "--eval", "study_evals:raises_on_int4", "--out", tmp_path / "s", "--json"]
+    process = started(tmp_path / "log", *arguments)
+    process.join(60)
+    assert json.loads((tmp_path / "log.out").read_text())["verdict"] == "pass" and "a voice" in (tmp_path / "log").read_text()
+
+
 def intervals(record):
     return sorted(tuple(map(float, line.split())) for line in record.read_text().splitlines())
 
@@ -118,3 +134,14 @@ def test_a_signal_ends_the_study_in_order(study, started, tiny, record, rows_of,
     assert content.endswith(b"\n") and 1 <= len(done) < 6
     assert study(tiny / "net.pt2", *ARGUMENTS, "--out", tmp_path / "s").exit_code == 0
     assert sorted(row["trial"] for row in rows_of(tmp_path / "s")) == list(range(6))
+
+
+def test_a_signal_does_not_wait_for_what_runs(started, tiny, tmp_path):
+    """As a scheduler sends it: to the leader alone."""
+    arguments = [tiny / "net.pt2", "--recipes", "int8,int4", "--eval", "study_evals:sleeps_on_int4", "--out", tmp_path / "s", "--quiet"]
+    process = started(tmp_path / "log", *arguments)
+    wait_for(lambda: has_rows(tmp_path / "s", 1))
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 143
+    wait_for(lambda: not session(process.pid), 3)
