@@ -227,13 +227,12 @@ def started():
     """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`,
     and its result to `log`.out.
 
-    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer;
-    threads: of torch, which has used them before."""
+    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer."""
     running = []
 
-    def command(log, *arguments, file_bytes=resource.RLIM_INFINITY, threads=1):
+    def command(log, *arguments, file_bytes=resource.RLIM_INFINITY):
         given = ["study", *map(str, arguments), "--no-sensitivity"]
-        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, given, file_bytes, threads))
+        process = multiprocessing.get_context("fork").Process(target=_study, args=(log, given, file_bytes))
         process.start()
         running.append(process)
         return process
@@ -244,10 +243,9 @@ def started():
             process.kill()
 
 
-def _study(log, arguments, file_bytes, threads):
+def _study(log, arguments, file_bytes):
     os.setsid()
-    torch.set_num_threads(threads)
-    assert torch.ones(1024, 1024).matmul(torch.ones(1024, 1024)).exp().shape  # parallel where threads are several
+    torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
