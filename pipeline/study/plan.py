@@ -8,7 +8,6 @@ from typing import Any
 from ...models.errors import UserError
 from ..plan import Plan
 
-GOALS = ("maximize", "minimize")
 SLUG = 48  # characters of a recipe in a folder's name
 
 
