@@ -17,7 +17,7 @@ import numpy as np
 from ...models.errors import UserError
 from .. import figures as fig
 from ..output import write_whole
-from ..report import plain
+from ..report import page_templates, plain
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
 from .results import FIGURES, Row, Study, best_of, error_of, first_line, is_exact, load_study, measured_by_metric
@@ -35,17 +35,12 @@ def write_page(folder: Path) -> Path:
 
 def html_text(study: Study) -> str:
     """Every value is escaped: names come from files that we did not write. Equal studies give equal text."""
-    import jinja2
     from plotly.offline import get_plotlyjs
 
-    here = Path(__file__).parent
-    loader = jinja2.FileSystemLoader([here, here.parent])
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    env.globals["fig"] = fig
     data, notes = page_data(study)
     groups = list(dict.fromkeys((one["model"], one["target"]) for one in data["trials"]))
     by_size = sorted(data["trials"], key=lambda one: (groups.index((one["model"], one["target"])), one["size_bytes"] or math.inf, one["trial"]))
-    return env.get_template("study.html.j2").render(
+    return page_templates().get_template("study.html.j2").render(
         header=study.header, data=data, rows=by_size, notes=notes, counts=_counts(study), best=_best(study), plotly=get_plotlyjs(),
         data_json=script_json(data), title=", ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} models",
     )  # fmt: skip
