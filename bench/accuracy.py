@@ -141,7 +141,7 @@ def save_samples(stem: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def command(*words: Any) -> subprocess.CompletedProcess:
-    full = [sys.executable, "-m", "cidermill.pipeline.cli", *map(str, words), "--quiet"]
+    full = [sys.executable, "-m", "cidermill.pipeline.commands.cli", *map(str, words), "--quiet"]
     found = subprocess.run(full, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if found.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(full)}\n{found.stderr}")

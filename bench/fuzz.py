@@ -93,7 +93,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def open_and_call(folder: Path) -> str:
-    from cidermill.validation.budget import Limits
+    from cidermill.validation.resources import Limits
     from cidermill.validation.runners import open_runner
 
     runner = open_runner(artifact_in(folder), host="reference", limits=Limits(MEMORY, SECONDS, LOOPS))
@@ -112,7 +112,7 @@ def sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 
 def inspect_only(folder: Path) -> str:
-    from cidermill.pipeline.check import inspect_artifact
+    from cidermill.pipeline.examine import inspect_artifact
 
     inspect_artifact(artifact_in(folder), (), "all")
     return "ran"

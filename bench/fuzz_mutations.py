@@ -125,7 +125,7 @@ def any_file(folder: Path, rng: np.random.Generator) -> str:
 
 
 def open_model(package: Path) -> Any:
-    from cidermill.validation.mil_read import coreml_protos
+    from cidermill.validation.mil.read import coreml_protos
 
     model = coreml_protos()[0].Model()
     model.ParseFromString((package / MODEL).read_bytes())
@@ -305,7 +305,7 @@ def edit_nesting(model: Any, rng: np.random.Generator) -> str:
 
 
 def truth() -> Any:
-    from cidermill.validation.mil_read import coreml_protos
+    from cidermill.validation.mil.read import coreml_protos
 
     value = coreml_protos()[1].Value()
     value.type.tensorType.dataType = 1
@@ -497,8 +497,8 @@ FIELDS: dict[tuple[bytes, str], list[tuple[int, int]]] = {}
 
 def read_fields(program: Path, path: Path) -> list[tuple[int, int]]:
     """(position, bytes) of every number that is read from a file when the program is opened, vectors element by element."""
-    from cidermill.validation.flatbuffer import Buffer
-    from cidermill.validation.pte_read import open_program
+    from cidermill.validation.pte.flatbuffer import Buffer
+    from cidermill.validation.pte.read import open_program
 
     key = (program.read_bytes(), path.name)
     if key in FIELDS:

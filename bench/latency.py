@@ -1,7 +1,7 @@
 """How well the latency model agrees with measured networks, beside the named peer: three numbers (floor, multiply-adds, bytes).
 
     python bench/latency.py [LATENCY.csv]                 # other rows of the same networks may be given
-    python bench/latency.py --features PACKAGES           # rewrites validation/devices/latency_features.csv and latency_host.csv
+    python bench/latency.py --features PACKAGES           # rewrites validation/estimate/devices/latency_features.csv and latency_host.csv
 
 Both are fitted to the same rows, leaving out each network, each chip and each compression in turn; the peer also as it is at its best, on
 the other networks of the same chip. PACKAGES is the folder that `shared/devices/models.py` fills (MODEL-SHAPE.mlpackage); the plain table of
@@ -14,8 +14,8 @@ import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from cidermill.validation.devices import DATA, find_device
-from cidermill.validation.devices.fit import (
+from cidermill.validation.estimate.devices import DATA, find_device
+from cidermill.validation.estimate.devices.fit import (
     Measurement,
     Prior,
     bands,
@@ -28,11 +28,11 @@ from cidermill.validation.devices.fit import (
     nine_of_ten,
     solve,
 )
-from cidermill.validation.latency import REFERENCE_CHIP, Work, without_softmax_guards, work_of
-from cidermill.validation.limits import engine_refusal
-from cidermill.validation.mil_read import read_package
-from cidermill.validation.operations import Operation, operations
-from cidermill.validation.placement import place_operations
+from cidermill.validation.estimate.latency import REFERENCE_CHIP, Work, without_softmax_guards, work_of
+from cidermill.validation.estimate.support import engine_refusal
+from cidermill.validation.mil.read import read_package
+from cidermill.validation.estimate.operations import Operation, operations
+from cidermill.validation.estimate.placement import place_operations
 
 PEER = {"floor_ms": Prior(0.4, 0.02, ""), "ms_per_gmac": Prior(0.2, 0.02, ""), "ms_per_gb": Prior(5.0, 0.02, "")}
 ENOUGH_ROWS = 5  # for a rank correlation

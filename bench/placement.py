@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cidermill.validation.costs import cost_ms
-from cidermill.validation.devices import find_device
+from cidermill.validation.estimate.costs import cost_ms
+from cidermill.validation.estimate.devices import find_device
 from cidermill.validation.graph import Graph, Node, Ref, Value
-from cidermill.validation.limits import engine_refusal
-from cidermill.validation.mil_read import read_package
-from cidermill.validation.operations import Operation, operations
-from cidermill.validation.placement import place
+from cidermill.validation.estimate.support import engine_refusal
+from cidermill.validation.mil.read import read_package
+from cidermill.validation.estimate.operations import Operation, operations
+from cidermill.validation.estimate.placement import place
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "devices"
 PARAMETERS = {

@@ -53,7 +53,7 @@ def _Logits(network):
 def size_bytes(model: Path, recipe: str, folder: Path) -> int:
     """Of the package that `convert` writes. A verdict of a network with random weights is not the question here."""
     out = folder / f"{model.stem}-{recipe}"
-    command = [sys.executable, "-m", "cidermill.pipeline.cli", "convert", str(model), "--quant", recipe, "--out", str(out), "--force", "--quiet"]
+    command = [sys.executable, "-m", "cidermill.pipeline.commands.cli", "convert", str(model), "--quant", recipe, "--out", str(out), "--force", "--quiet"]
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if found.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)}\n{found.stderr}")

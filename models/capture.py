@@ -61,7 +61,13 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     import torch
 
     from .graphs import draft, finish
-    from .simplify import drop_no_ops, fold_batch_norms, fold_constants, products_to_linear, spell_out_strides
+    from .simplify import (
+        drop_no_ops,
+        fold_batch_norms,
+        fold_constants,
+        products_to_linear,
+        spell_out_strides,
+    )
     from .sizes import settle_sizes
 
     table = torch.export.default_decompositions()

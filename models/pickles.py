@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .by_name import current_folder_importable
+from .user_code import current_folder_importable
 from .errors import UserError
 from .formats import read_member
 from .quiet import quiet

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .by_name import current_folder_importable, import_by_name
+from .user_code import current_folder_importable, import_by_name
 from .errors import UserError
 from .inputs import listing, shape_text
 from .source import Samples, TensorSpec

@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .by_name import current_folder_importable, import_by_name
+from .user_code import current_folder_importable, import_by_name
 from .errors import UserError
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training loops and Lightning keep the weights in a checkpoint

@@ -17,7 +17,7 @@ from .predict import predict_size
 def predictions(plan: Any, show: Any) -> dict:
     """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes": [...]}; writes nothing."""
     from ..models.capture import capture
-    from .check import devices_of, load_model
+    from .examine import devices_of, load_model
 
     recipes = _recipes(plan)
     devices_of(plan.devices)
@@ -37,7 +37,7 @@ def predictions(plan: Any, show: Any) -> dict:
 
 def _recipes(plan: Any) -> list[Recipe]:
     """Those of --schemes where given, else the one of --quant."""
-    from .choose import parse_schemes
+    from .choice import parse_schemes
     from .run import recipe_of
 
     if plan.chooses:

@@ -56,7 +56,7 @@ class LatencyLimit:
 
 def parse_max_latency(text: str) -> LatencyLimit:
     """"iPhone 15 Pro=3ms" -> LatencyLimit; a chip's name does as well. Raises UserError, for an unknown device too."""
-    from ..validation.devices import find_device
+    from ..validation.estimate.devices import find_device
 
     name, _, time = text.rpartition("=")
     number, unit = _quantity(time)
@@ -141,7 +141,7 @@ class Plan:
     @property
     def estimated_devices(self) -> tuple[str, ...]:
         """What latency is estimated for: the devices asked for, then those that have a limit. The first is placed on."""
-        from ..validation.devices import find_device
+        from ..validation.estimate.devices import find_device
 
         named = {find_device(name).name for name in self.devices if name.lower() != "all"}
         limited = dict.fromkeys(parse_max_latency(limit).device for limit in self.max_latency)

@@ -100,21 +100,21 @@ def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def _coreml_bits(form: CompressedWeight) -> int:
-    from ..converters import coreml_storage
+    from ..converters.coreml import storage as coreml_storage
 
     return coreml_storage.stored_bits(form)
 
 
 def _coreml_form(form: CompressedWeight, deployment_target: str) -> CompressedWeight:
     """The form as Core ML holds it."""
-    from ..converters import coreml_storage
+    from ..converters.coreml import storage as coreml_storage
 
     return coreml_storage.storable(form, deployment_target in ("iOS26", "macOS26"))[0]
 
 
 def _mps_bits(form: CompressedWeight) -> int:
-    """As converters/mps_weights.py stores it: codes in 4 or 8 bits, indices too, with tables (and a place for each), the rest dense."""
-    from ..converters.mps_weights import why_not_int4
+    """As converters/mps/weights.py stores it: codes in 4 or 8 bits, indices too, with tables (and a place for each), the rest dense."""
+    from ..converters.mps.weights import why_not_int4
 
     count, values = math.prod(form.shape), form.values
     if isinstance(values, Codes):
@@ -186,7 +186,7 @@ def _coreml_form_bytes(form: CompressedWeight, characters: int) -> float:
 
 
 def _mps_form_bytes(form: CompressedWeight) -> float:
-    from ..converters.mps_weights import why_not_int4
+    from ..converters.mps.weights import why_not_int4
 
     values = form.values
     if values is None or _mps_bits(form) >= 16 * math.prod(form.shape):
@@ -207,7 +207,7 @@ def _graph_counts(captured: Any) -> tuple[int, int, int, int]:
 
 
 def _as_written(captured: Any) -> Any:
-    from ..converters.lower_coreml import lower
+    from ..converters.coreml.lower import lower
     from ..models.quiet import quiet
 
     if other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in layers_of(captured.program)) > SMALL_BYTES:

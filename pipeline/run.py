@@ -6,15 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .cache import open_cache
-from .calibrate import load_calibration
-from .check import Check, check_artifact, devices_of, estimate, judge, judge_budget, judge_capture, load_model
-from .choose import parse_schemes
-from .measure import add_measured
+from .store import open_cache
+from .corrections import load_calibration
+from .examine import (
+    Check,
+    check_artifact,
+    devices_of,
+    estimate,
+    judge,
+    judge_budget,
+    judge_capture,
+    load_model,
+)
+from .choice import parse_schemes
+from .measurements import add_measured
 from .output import remove, staged
 from .plan import Plan
-from .release.limits import limited
-from .remember import captured_key, conversion_key, recall, remember
+from .limits import limited
+from .conversion_cache import captured_key, conversion_key, recall, remember
 from .stages import Stages
 
 
@@ -117,7 +126,7 @@ def finish(
 
 def write_report(report: dict, plan: Plan, folder: Path) -> None:
     """report.json and report.html, in the folder that will become the plan's."""
-    from .report import write_html, write_json
+    from .report.write import write_html, write_json
 
     _warn_of_earlier(plan.folder, folder, report["artifacts"])
     write_json(report, folder / "report.json")
@@ -130,7 +139,7 @@ def recipe_of(plan: Plan) -> Any:
 
     recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
     if "coreml" in plan.targets:
-        from ..converters.coreml_targets import check_target, required_target
+        from ..converters.coreml.deployment import check_target, required_target
 
         check_target(plan.deployment_target, recipe.name, *required_target(recipe))
     return recipe
@@ -138,9 +147,9 @@ def recipe_of(plan: Plan) -> Any:
 
 def prepare(plan: Plan, stages: Stages, several: bool = False, known_weights: Any = None) -> Prepared:
     """Load and capture the plan's model. several: it will be converted more than once."""
-    from ..converters.coreml import Templates
+    from ..converters.coreml.write import Templates
     from ..models.capture import capture
-    from ..validation.compare import compare
+    from ..validation.judge.compare import compare
     from .dry_run import first_run
 
     with stages("load"):
@@ -158,7 +167,7 @@ def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: St
     """Make the artifacts, by the recipe that was given or by one that is chosen."""
     if not plan.chooses:
         return press(plan, prepared, recipe, folder, stages)
-    from .choose import ATTEMPTS, RECIPE_FILE, prepare_choice, write_recipe
+    from .choice import ATTEMPTS, RECIPE_FILE, prepare_choice, write_recipe
 
     with stages("measure") as step:
         choice = prepare_choice(prepared.captured, plan, folder, step)
@@ -214,10 +223,10 @@ def _compress(prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: C
 
 def _convert(compressed: Any, target: str, folder: Path, plan: Plan, templates: Any, step: Callable[[str], None]) -> Any:
     if target == "coreml":
-        from ..converters.coreml import write_mlpackage
+        from ..converters.coreml.write import write_mlpackage
 
         return write_mlpackage(compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target, templates)
-    from ..converters.executorch import write_pte
+    from ..converters.mps.write import write_pte
 
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
 
@@ -237,9 +246,9 @@ def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
 def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages) -> tuple[dict, Check]:
     """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them. -> the artifact's section of the
     report, and what the reference runner showed."""
-    from ..validation import audit
+    from ..validation.judge import audit
     from ..validation.runners import open_runner
-    from .report import artifact_section
+    from .report.write import artifact_section
 
     with stages("validate"):
         runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
@@ -286,7 +295,7 @@ def _spent(stages: Stages) -> dict:
 
 
 def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:
-    from .report import build_report, environment, plain, source_section
+    from .report.write import build_report, environment, plain, source_section
 
     source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
     report = build_report(source, stages.records, sections, environment())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .report import StageRecord
+from .report.write import StageRecord
 
 
 class Stages:

@@ -56,7 +56,7 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
     """
     from ..models.capture import capture
     from ..quantization.recipe_file import load_recipe
-    from ..quantization.tune import Tuning, check_recipe, tune
+    from ..quantization.recovery import Tuning, check_recipe, tune
 
     recipe = load_recipe(plan.recipe)
     check_recipe(recipe)
@@ -162,7 +162,7 @@ def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
 
 def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> Callable[[Any], None]:
     """Tell the progress, and save where the time has come and the state is whole."""
-    from ..quantization.tune import can_stop, saved
+    from ..quantization.recovery import can_stop, saved
 
     last = 0
 
@@ -233,7 +233,7 @@ def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, f
     """output -> (PSNR of the compressed model, of the tuned one) against the source, on the first samples."""
     from ..models.evaluate import evaluate
     from ..quantization.compress import compress, decompressed
-    from ..validation.compare import compare
+    from ..validation.judge.compare import compare
 
     samples = replace(captured.samples, batches=captured.samples.batches[:JUDGED])
     captured = replace(captured, samples=samples)

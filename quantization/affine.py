@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .grid import on_grid
+from .exact_scales import on_grid
 from .weight import Codes, from_rows, to_rows
 
 CHUNK_ELEMENTS = 1 << 19  # a piece and its two working copies stay in the processor's cache, and a pass is worth sharing among its cores

@@ -15,7 +15,7 @@ from ..models.errors import UserError
 from ..models.quiet import quiet
 from .activations import ActivationPlan, insert_grids, plan_activations
 from .affine import LARGEST_FLOAT16
-from .known import Known, Made, keep, key_of, recalled
+from .weight_cache import Known, Made, keep, key_of, recalled
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all

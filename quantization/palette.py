@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .affine import LARGEST_FLOAT16, SMALLEST_SCALE
-from .grid import on_grid
+from .exact_scales import on_grid
 from .palette_line import Line, cuts_between, fit_tables, line_of, runs
 from .palette_vector import LARGEST_SCALE, cluster_vectors
 from .weight import CompressedWeight, Palette, from_rows, pieces, to_rows

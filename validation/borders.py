@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from ..models.errors import UserError
-from .budget import reserve
+from .resources import reserve
 from .graph import Value
-from .interface import Feature
+from .mil.interface import Feature
 
 STORED_AS = {
     "float16": torch.float32, "float32": torch.float32, "float64": torch.float64, "bool": torch.bool, "int8": torch.int8,

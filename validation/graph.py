@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .budget import begin_node
+from .resources import begin_node
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import numpy as np
 from ..models.samples import synthetic
 from ..models.source import TensorSpec
 from .graph import Graph
-from .mil_run import all_nodes
-from .pte_read import open_program
+from .mil.run import all_nodes
+from .pte.read import open_program
 from .runners import Runner, has_native_runtime
 
 NEEDS_MACOS = "not run: needs macOS"
@@ -51,7 +51,7 @@ class Job:
 
     def command(self) -> list[str]:
         job = {**asdict(self), "pictures": self.pictures or {}}
-        return [sys.executable, "-P", "-m", "cidermill.validation.timed_worker", json.dumps(job)]
+        return [sys.executable, "-P", "-m", "cidermill.validation.native_worker", json.dumps(job)]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..converters.coreml_tools import import_coremltools
+from ..converters.coreml.tools import import_coremltools
 from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from .borders import STORED_AS, as_array, check_inputs, to_picture
-from .budget import DEFAULT_LIMITS, Budget, Limits
+from .resources import DEFAULT_LIMITS, Budget, Limits
 from .graph import Graph, Node, Tap, Value, interpret
-from .interface import Feature
-from .mil_read import Package, read_package
-from .mil_run import (
+from .mil.interface import Feature
+from .mil.read import Package, read_package
+from .mil.run import (
     all_nodes,
     call_operator,
     compute_precision,
@@ -29,7 +29,7 @@ from .mil_run import (
     require_operators,
     widened,
     with_tensors,
-)  # fmt: skip
+)
 
 HOSTS = ("auto", "native", "reference")
 PRECISIONS = ("declared", "float32")
@@ -123,7 +123,7 @@ def open_runner(
             reference_coreml(package, function, precision, keep_weights), limits=limits)
     if head[4:8] not in (b"ET12", b"ET13"):
         raise UnreadableArtifact(f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)", ARTIFACTS)
-    from .pte_read import open_program
+    from .pte.read import open_program
 
     program = open_program(path, function, data)
     return native_executorch(path, program) if native else replace(reference_executorch(path, program, precision), limits=limits)

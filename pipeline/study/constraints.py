@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from ...models.errors import UserError
-from .. import figures as fig
+from ..report import summaries as fig
 from ..plan import UNITS as BYTES
 
 HINT = 'Write for example "size<=12MB", "psnr>=30", "ane_share>=0.95", "latency[iPhone 15 Pro]<=2ms", "metric>=0.9"; several joined by commas.'
@@ -125,7 +125,7 @@ def _device(name: str, device: str | None, devices: Sequence[str], text: str) ->
         raise UserError(f"{text!r}: {name} is the same on every device.", f"Leave [{device}] out.")
     if not device.strip():
         raise UserError(f"{text!r}: the brackets name no device.", 'Name one, as in "latency[iPhone 15 Pro]<=2ms", or leave them out for the first.')
-    from ...validation.devices import find_device
+    from ...validation.estimate.devices import find_device
 
     found = find_device(device)
     if devices and not any(_same(one, found) for one in map(find_device, devices)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..report import plain
+from ..report.write import plain
 from .results import JOURNAL, Row, load_study
 
 LOCK_SECONDS = 3.0  # workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)

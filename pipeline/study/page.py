@@ -15,12 +15,22 @@ from urllib.parse import quote
 import numpy as np
 
 from ...models.errors import UserError
-from .. import figures as fig
+from ..report import summaries as fig
 from ..output import write_whole
-from ..report import page_templates, plain
+from ..report.write import page_templates, plain
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
-from .results import FIGURES, Row, Study, best_of, error_of, first_line, is_exact, load_study, measured_by_metric
+from .results import (
+    FIGURES,
+    Row,
+    Study,
+    best_of,
+    error_of,
+    first_line,
+    is_exact,
+    load_study,
+    measured_by_metric,
+)
 
 PAGE = "study.html"
 

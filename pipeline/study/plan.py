@@ -96,7 +96,7 @@ class StudyPlan:
         object.__setattr__(self, "parsed", parse_constraints(self.constraints, self._devices()) if self.constraints else ())
 
     def _devices(self) -> list[str]:
-        from ..check import devices_of
+        from ..examine import devices_of
 
         return [device.name for device in devices_of(self.subjects[0].devices)]
 

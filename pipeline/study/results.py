@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..figures import EXACT_DB
+from ..report.summaries import EXACT_DB
 from ..output import write_whole
 from ..plan import Plan
 from .constraints import Constraint, describe_infeasible, total_violation, usable

@@ -12,7 +12,7 @@ from typing import Any
 from ... import __version__
 from ...models.errors import UserError
 from ..output import DiskFull, check_parent, disk_errors, remove
-from ..remember import source_digest
+from ..conversion_cache import source_digest
 from ..signals import Stopped
 from .cluster import check_cluster, run_on_cluster
 from .executor import run_here
@@ -22,7 +22,7 @@ from .plan import StudyPlan, Subject, Task
 from .presets import parse_recipes
 from .results import SCHEMA, Row, load_study, write_csv
 from .search import check_storage, search, search_space
-from .show import study_result
+from ..terminal.study import study_result
 from .trial import failed_row, prepared, warm
 
 DEFAULT_RECIPES = "quick"
@@ -168,7 +168,7 @@ def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
 def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
     """What can be known to be wrong before the first model is loaded."""
     from ...models.formats import recognise
-    from ..check import devices_of
+    from ..examine import devices_of
     from ..run import recipe_of
 
     for subject in plan.subjects:
@@ -187,7 +187,7 @@ def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
 
 
 def _check_eval(text: str) -> None:
-    from ...models.by_name import import_by_name
+    from ...models.user_code import import_by_name
 
     if not callable(import_by_name(text, "--eval")):
         raise UserError(f"--eval {text} is not a function.", "It is called as evaluate(run), where run(inputs) gives outputs, and gives one number.")
@@ -217,7 +217,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
     """For the heatmap: each layer compressed alone, where that takes no longer than a moment or was asked for."""
     from ...quantization.recipe import parse_recipe
     from ...quantization.sensitivity import layers_of, measure, write_table
-    from ..choose import SAMPLES, TABLE, identity_of
+    from ..choice import SAMPLES, TABLE, identity_of
 
     path = plan.out / TABLE
     if plan.sensitivity is False or len(plan.subjects) > 1 or path.exists():

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..cache import fetch, make_room, open_cache, store
+from ..store import fetch, make_room, open_cache, store
 from ..output import DiskFull, staged
-from ..remember import code_digest
+from ..conversion_cache import code_digest
 from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
 from ..stages import Stages, release_memory
 from .pictures import pictures_of, write_pictures
@@ -37,7 +37,7 @@ def _known_weights() -> Any:
     """Compressed weights in the cache, None where there is no cache."""
     from importlib import metadata
 
-    from ...quantization.known import Known
+    from ...quantization.weight_cache import Known
 
     cache = open_cache()
     if cache is None:
@@ -77,7 +77,7 @@ def warm(tasks: Sequence[Task]) -> None:
     shared = [task for task in tasks if task.target == "coreml" and parse_recipe(task.recipe).compresses and "w8a8" not in task.recipe]
     if len(shared) < 2 or not FORKS:
         return
-    from ...converters.coreml import make_template
+    from ...converters.coreml.write import make_template
 
     ready = prepared(shared[0].subject)
     with contextlib.suppress(Exception):  # the trial says it in its row
@@ -113,7 +113,7 @@ def _figures(task: Task) -> Row:
 
 def _row_figures(section: dict, total: Any, report: dict) -> Row:
     """What a trial is compared by, from its report. total: errors of the saved artifact against the source."""
-    from ..check import tensor_bytes
+    from ..examine import tensor_bytes
 
     known = [error.psnr_db for error in total]
     worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
@@ -138,7 +138,7 @@ def _evaluated(task: Task, artifact: Path) -> Row:
     name = task.subject.evaluate
     if name is None:
         return {"metric": None}
-    from ...models.by_name import import_by_name
+    from ...models.user_code import import_by_name
     from ...validation.runners import open_runner
 
     try:

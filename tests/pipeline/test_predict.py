@@ -5,12 +5,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.converters.coreml import write_mlpackage
-from cidermill.converters.executorch import write_pte
+from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.samples import synthetic
 from cidermill.models.source import Source, TensorSpec
-from cidermill.pipeline.cli import convert
+from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.predict import predict_size, stand_in
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe

@@ -4,7 +4,7 @@ import json
 import numpy as np
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert
+from cidermill.pipeline.commands.cli import convert
 from cidermill.validation import open_runner
 
 LENGTH = 32

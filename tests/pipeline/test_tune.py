@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert, main
+from cidermill.pipeline.commands.cli import convert, main
 
 DATA = """
 import numpy as np

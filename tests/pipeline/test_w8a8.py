@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert
+from cidermill.pipeline.commands.cli import convert
 from cidermill.validation import open_runner
 
 LENGTH = 32

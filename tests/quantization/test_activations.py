@@ -9,7 +9,14 @@ from torch import nn
 from cidermill.models.capture import Captured
 from cidermill.models.errors import UserError
 from cidermill.models.source import Samples, TensorSpec
-from cidermill.quantization.activations import ActivationPlan, Grid, average, clip, insert_grids, plan_activations
+from cidermill.quantization.activations import (
+    ActivationPlan,
+    Grid,
+    average,
+    clip,
+    insert_grids,
+    plan_activations,
+)
 from cidermill.quantization.schemes import OBSERVERS, Activations
 
 

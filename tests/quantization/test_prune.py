@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cidermill.quantization.prune import surviving_blocks, surviving_channels, survivors, survivors_in_groups, survivors_of_all
+from cidermill.quantization.prune import (
+    surviving_blocks,
+    surviving_channels,
+    survivors,
+    survivors_in_groups,
+    survivors_of_all,
+)
 
 
 @pytest.mark.parametrize("fraction, mask", [

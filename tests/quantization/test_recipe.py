@@ -21,7 +21,7 @@ from cidermill.quantization.recipe import (
     Recipe,
     add,
     parse_recipe,
-)  # fmt: skip
+)
 
 W8 = Linear(8, PerChannel())
 

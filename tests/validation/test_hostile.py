@@ -17,11 +17,11 @@ import torch
 
 from cidermill.models.errors import UnreadableArtifact, UserError
 from cidermill.validation import open_runner
-from cidermill.validation.aten_ops import CHECKS, find_kernel
-from cidermill.validation.budget import Budget, Limits, OverBudget
-from cidermill.validation.flatbuffer import Buffer
+from cidermill.validation.pte.aten_ops import CHECKS, find_kernel
+from cidermill.validation.resources import Budget, Limits, OverBudget
+from cidermill.validation.pte.flatbuffer import Buffer
 from cidermill.validation.graph import Graph, Node, OperatorFailed, Ref, Value, interpret, misuse
-from cidermill.validation.mil_read import coreml_protos, read_package
+from cidermill.validation.mil.read import coreml_protos, read_package
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -165,7 +165,7 @@ def test_legitimate_large_results_pass():
 
 
 def test_jumps_that_never_end_are_stopped():
-    from cidermill.validation.pte_run import run_instructions
+    from cidermill.validation.pte.run import run_instructions
 
     jump = Node("jump_false", {"condition": False, "destination": 0}, ())
     with pytest.raises(OverBudget, match="loops did not end after 500 turns"), Budget(SMALL):
@@ -174,7 +174,7 @@ def test_jumps_that_never_end_are_stopped():
 
 @pytest.mark.parametrize("condition, why", [(Ref("nobody"), "nobody"), (torch.ones(2), "more than one value is ambiguous")])
 def test_jumps_on_no_single_value(condition, why):
-    from cidermill.validation.pte_run import run_instructions
+    from cidermill.validation.pte.run import run_instructions
 
     jump = Node("jump_false", {"condition": condition, "destination": 0}, (), "instruction_3")
     with pytest.raises(OperatorFailed, match=rf"operator jump_false \(instruction_3\) failed: its condition is no single value .*{why}"):
@@ -189,7 +189,7 @@ def test_outputs_of_a_branch_that_was_not_taken():
 def test_defaults_that_do_not_fit_their_inputs():
     pytest.importorskip("ml_dtypes")  # teaches numpy the name bfloat16, which torch cannot take from it
     from cidermill.validation.borders import check_inputs
-    from cidermill.validation.interface import Feature
+    from cidermill.validation.mil.interface import Feature
 
     values, features = (Value("x", "bfloat16", (2,)),), {"x": Feature(default=0.0)}
     with pytest.raises(UserError, match="the default of x, 0.0, does not fit bfloat16: "):
@@ -340,7 +340,7 @@ def test_a_weight_file_that_shrinks_after_it_was_opened(mil_package):
 
 
 def test_fewer_packed_bytes_than_a_shape_needs():
-    from cidermill.validation.mil_blob import unpack
+    from cidermill.validation.mil.blob import unpack
 
     with pytest.raises(ValueError, match="1000000000000 values of 3 bits need 375000000000 bytes, 4 are stored"):
         unpack(np.zeros(4, np.uint8), 3, 10**12)
@@ -439,7 +439,7 @@ def test_batch_norm_with_too_few_channels_does_not_read_beyond_them():
                  "running_var": torch.ones(8), "momentum": 0.1, "eps": 1e-5}  # fmt: skip
     with pytest.raises(ValueError, match=r"running_mean is float32 \[0\], the input \[1, 8, 4, 4\] has 8 channels"):
         CHECKS["_native_batch_norm_legit_no_training"](arguments)
-    from cidermill.validation import aten_ops
+    from cidermill.validation.pte import aten_ops
 
     graph = Graph((), ("a",), (Node(node.op, arguments, node.outputs, "norm"),))
     with pytest.raises(OperatorFailed, match="running_mean is"):

@@ -16,10 +16,18 @@ import psutil
 import pytest
 import torch
 
-from cidermill.pipeline.measure import planned_section
-from cidermill.validation import native, open_runner, timed_worker
-from cidermill.validation.devices import find_device
-from cidermill.validation.native import Job, Outcome, example_inputs, match_plan, measure_times, run_worker, timings
+from cidermill.pipeline.measurements import planned_section
+from cidermill.validation import native, open_runner, native_worker as timed_worker
+from cidermill.validation.estimate.devices import find_device
+from cidermill.validation.native import (
+    Job,
+    Outcome,
+    example_inputs,
+    match_plan,
+    measure_times,
+    run_worker,
+    timings,
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from cidermill.validation import open_runner
 from cidermill.validation.graph import OperatorFailed
-from cidermill.validation.mil_read import coreml_protos
+from cidermill.validation.mil.read import coreml_protos
 
 IDS, X = np.array([[1, 0]], np.int32), np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_rounding_in_place_leaves_inputs_and_constants_alone(mil_package):
 
 
 def test_a_weight_is_decoded_once_where_weights_are_kept(package, monkeypatch):
-    from cidermill.validation import mil_read
+    from cidermill.validation.mil import read as mil_read
 
     decoded = []
     read = mil_read.read_tensor

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert, main
+from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.study.pictures import pictures_of
 from cidermill.validation import open_runner
 

@@ -78,7 +78,7 @@ def test_one_worker_of_a_parent_with_threads_does_not_hang(tmp_path):
     """OpenMP's threads are not there in a child that was forked: a parallel loop would wait for them for ever."""
     wide = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 512)).eval()
     torch.export.save(torch.export.export(wide, (torch.randn(256, 512),)), tmp_path / "wide.pt2")
-    command = [sys.executable, "-m", "cidermill.pipeline.cli", "study", "wide.pt2", "--recipes", "int8,palettize4", "--workers", "1", "--quiet"]
+    command = [sys.executable, "-m", "cidermill.pipeline.commands.cli", "study", "wide.pt2", "--recipes", "int8,palettize4", "--workers", "1", "--quiet"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cidermill.pipeline.study.pictures import difference_coded, factor_for, pictures_of, png_url, shrink, write_pictures
+from cidermill.pipeline.study.pictures import (
+    difference_coded,
+    factor_for,
+    pictures_of,
+    png_url,
+    shrink,
+    write_pictures,
+)
 
 
 def ramp(*shape):

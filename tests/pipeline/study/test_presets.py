@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.cli import main
+from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import recipe_of
 from cidermill.pipeline.study.presets import PRESETS, parse_recipes

@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.cli import convert, main
+from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.study.constraints import parse_constraints
-from cidermill.pipeline.study.results import best, best_of, convert_command, csv_text, front, load_study, write_csv
+from cidermill.pipeline.study.results import (
+    best,
+    best_of,
+    convert_command,
+    csv_text,
+    front,
+    load_study,
+    write_csv,
+)
 
 
 def test_rows_come_back_in_the_order_of_their_numbers(tmp_path, journals):

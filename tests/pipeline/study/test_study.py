@@ -7,7 +7,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from cidermill.pipeline.cli import convert
+from cidermill.pipeline.commands.cli import convert
 
 COREML = ("int8", "palettize4", "prune50+int4", "w8a8", "int4:awq", "float16")
 MPS = ("int8", "int4", "float16")

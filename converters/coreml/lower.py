@@ -1,0 +1,225 @@
+"""What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out.
+
+The passes run in the order of `lower`. Most operators are replaced by a table (coreml_rules, indexing_rules, resize_rules) whose
+functions compute the same from operators that coremltools translates rightly; complex numbers become pairs of real ones.
+"""
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
+from ...models.simplify import drop_no_ops, fold_constants
+from .complex_rules import split_complex_numbers
+from .elementwise_rules import ELEMENTWISE, REDUCTIONS
+from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
+from .indexing_rules import INDEXING, INDEXING_TUPLES
+from .rank_rules import drop_unit_axes
+from .resize_rules import RESIZE, RESIZE_TUPLES
+
+aten = torch.ops.aten
+
+RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **RESIZE}
+TUPLES = {**INDEXING_TUPLES, **RESIZE_TUPLES}  # operators of several results: the rule returns them all
+
+
+def lower(program: Any, compute: str = "float32") -> Any:
+    """A copy of the captured program that holds only what coremltools translates rightly.
+
+    compute: "float16" also keeps literals, masks and the squares inside norms in the range of half precision.
+    """
+    work = draft(program)
+    drop_clones(work)
+    compute_in_float32(work)
+    split_complex_numbers(work)
+    count_whole_numbers(work)
+    while replace_operators(work):
+        fold_constants(work)  # rules compute constants with operators that have rules
+    rename_operators(work)
+    repeat_attention_heads(work)
+    silence_masked_rows(work)
+    fill_in_pooling_strides(work)
+    spread_channels(work)
+    if compute == "float16":
+        scale_roots_of_squares(work)
+        scale_group_norms(work)
+        keep_logarithms_finite(work)
+        fit_half(work)
+    drop_unit_axes(work)
+    drop_no_ops(work)
+    fold_constants(work)
+    drop_clones(work)
+    name_outputs_apart(work)
+    return finish(work)
+
+
+def drop_clones(work: Draft) -> None:
+    """A clone only fixes a memory layout, which Core ML does not have. (In torch, a view of what is no longer cloned is a reshape.)"""
+    for node in list(work.graph.nodes):
+        if is_op(node, aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        if is_op(node, aten.clone.default):
+            node.replace_all_uses_with(node.args[0])
+            work.graph.erase_node(node)
+
+
+def compute_in_float32(work: Draft) -> None:
+    """bfloat16 and float64, which ML Programs cannot hold, become float32."""
+    foreign = (torch.bfloat16, torch.float64)
+    for node in work.graph.nodes:
+        tensor = work.tensor_of(node)
+        if tensor is not None and tensor.dtype in foreign:
+            work.constants[node.name] = (work.constants[node.name][0], tensor.float())
+        if node.kwargs.get("dtype") in foreign:
+            node.kwargs = {**node.kwargs, "dtype": torch.float32}
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype in foreign:
+            node.meta["val"] = value.float()
+
+
+def count_whole_numbers(work: Draft) -> None:
+    """histc of integers that were cast to float (torch demands it) counts the integers themselves."""
+    for node in work.graph.nodes:
+        cast = node.args[0] if is_op(node, aten.histc.default) else None
+        if is_op(cast, aten._to_copy.default) and not cast.args[0].meta["val"].is_floating_point():
+            node.update_arg(0, cast.args[0])
+
+
+def replace_operators(work: Draft) -> bool:
+    """Every operator with a rule becomes what the rule computes. -> whether there was one."""
+    changed = False
+    for node in list(work.graph.nodes):
+        rule, call, pick = _rule_for(work, node)
+        if rule is not None:
+            spell_out(work, node, rule, call, pick)
+            changed = True
+    for node in list(work.graph.nodes):
+        if node.op == "call_function" and node.target in TUPLES and not node.users:
+            work.graph.erase_node(node)  # fx keeps random operators alive
+    work.graph.eliminate_dead_code()
+    return changed
+
+
+def _rule_for(work: Draft, node: torch.fx.Node) -> tuple[Callable | None, Any, int | None]:
+    """-> (rule or None, the call it stands for, which of the call's results `node` is)"""
+    if node.op != "call_function":
+        return None, None, None
+    if node.target is operator.getitem and getattr(node.args[0], "target", None) in TUPLES:
+        rule, applies = TUPLES[node.args[0].target]
+        return (rule if applies(node.args[0], node.args[1]) else None), node.args[0], node.args[1]
+    name = node.target if node.target in RULES else str(node.target)  # operators of other libraries go by name: they may not be loaded
+    if name not in RULES:
+        return None, None, None
+    rule, applies = RULES[name]
+    return (rule if applies(node) else None), node, None
+
+
+def spell_out(work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, pick: int | None) -> None:
+    """Replace `node` by what `rule`, called as `call` is, computes (by its result number `pick`)."""
+    leaves, spec = pytree.tree_flatten((list(call.args), dict(call.kwargs)))
+
+    def function(*leaves):
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        result = rule(*args, **kwargs)
+        return (result if pick is None else result[pick]).to(node.meta["val"].dtype)
+
+    retrace(work, node, function, *leaves)
+
+
+def repeat_attention_heads(work: Draft) -> None:
+    """Grouped-query attention: keys and values repeated to the number of query heads, as Core ML's operator wants them."""
+    for node in list(work.graph.nodes):
+        if not is_op(node, aten.scaled_dot_product_attention.default) or not node.kwargs.get("enable_gqa"):
+            continue
+        heads = node.args[0].meta["val"].shape[-3]
+        for position in (1, 2):
+            source = node.args[position]
+            if source.meta["val"].shape[-3] != heads:
+                node.update_arg(position, insert(work, node, _repeat_heads, source, heads))
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "enable_gqa"}
+
+
+def rename_operators(work: Draft) -> None:
+    """coremltools knows some operators by their general name only."""
+    for node in work.graph.nodes:
+        if is_op(node, aten.grid_sampler_2d.default):
+            node.target = aten.grid_sampler.default
+
+
+def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """tensor [..., few, length, size] -> [..., heads, length, size], each head repeated in place."""
+    return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
+
+
+def silence_masked_rows(work: Draft) -> None:
+    """A query that a boolean mask lets see nothing gets zeros, as in torch; a softmax of nothing would be NaN or any mixture.
+
+    Padding on the left makes such rows. A mask that is the same for all queries is left alone.
+    """
+    seen: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = {}
+    for node in list(work.graph.nodes):
+        mask = node.args[3] if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3 else None
+        if mask is None or not _may_hide_everything(work, mask):
+            continue
+        if mask not in seen:
+            sees = insert(work, node, lambda mask: mask.any(-1, keepdim=True), mask)
+            open_mask = insert(work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees)
+            seen[mask] = insert(work, node, lambda sees: sees.float(), sees), open_mask
+        sees, open_mask = seen[mask]
+        node.update_arg(3, open_mask)
+        with work.graph.inserting_after(node):
+            heard = work.graph.call_function(aten.mul.Tensor, (node, sees))
+        heard.meta = dict(node.meta)
+        node.replace_all_uses_with(heard, delete_user_cb=lambda user, heard=heard: user is not heard)
+
+
+def _may_hide_everything(work: Draft, mask: torch.fx.Node) -> bool:
+    value, constant = mask.meta["val"], work.tensor_of(mask)
+    if value.dtype != torch.bool or value.shape[-2] == 1 or value.stride(-2) == 0:
+        return False
+    return constant is None or not bool(constant.any(-1).all())
+
+
+def fill_in_pooling_strides(work: Draft) -> None:
+    """The stride of a pooling window is its size where it is left out; coremltools wants it said."""
+    for node in work.graph.nodes:
+        if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (node.args[2:] and node.args[2]):
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])
+
+
+def spread_channels(work: Draft) -> None:
+    """x [n, 1, h, w] + constant [1, c, 1, 1], said with x expanded: coremltools would fuse it into a batch norm of one channel."""
+    for node in list(work.graph.nodes):
+        if not is_op(node, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor) or node.meta["val"].ndim < 3:
+            continue
+        shape = node.meta["val"].shape
+        for position, other in ((0, 1), (1, 0)):
+            source, constant = node.args[position], work.tensor_of(node.args[other])
+            if constant is None or not isinstance(source, torch.fx.Node) or source.meta["val"].ndim != len(shape):
+                continue
+            if constant.numel() == shape[1] > 1 == source.meta["val"].shape[1]:
+                wide = [size if axis == 1 else -1 for axis, size in enumerate(shape)]
+                node.update_arg(position, insert(work, node, lambda x, wide=wide: x.expand(wide), source))
+
+
+def name_outputs_apart(work: Draft) -> None:
+    """An output that is an input, a constant or another output becomes an operation of its own: Core ML names each border value once."""
+    output = next(node for node in work.graph.nodes if node.op == "output")
+    seen: set[torch.fx.Node] = set()
+    results = []
+    for node in output.args[0]:
+        if node in seen or node.op == "placeholder":
+            node = insert(work, output, _copy, node)
+        seen.add(node)
+        results.append(node)
+    output.args = (tuple(results),)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that no pass of coremltools takes for a no-op."""
+    if tensor.dtype == torch.bool:
+        return torch.logical_not(torch.logical_not(tensor))
+    return tensor.reshape(-1).reshape(tensor.shape) if math.prod(tensor.shape) > 1 or tensor.ndim > 1 else tensor * 1

@@ -1,0 +1,193 @@
+"""Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own codes, identical bytes every time."""
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import __version__
+from ...models.errors import UnsupportedOperators
+from ...models.graphs import describe, draft, finish, module_path, source_line
+from ...models.quiet import quiet
+from ...quantization.compress import with_grids
+from ..artifact import Artifact, add_files, files_of
+from .activations import activation_warnings
+from .program import (
+    OTHER_OPERATORS,
+    MilProgram,
+    empty,
+    fill,
+    first_of_each,
+    with_places,
+    with_weights,
+    write_package,
+)
+from .storage import scheme_of, storable, stored_bits
+from .deployment import DEFAULT_TARGET, generation
+from .tools import import_coremltools
+from .lower import lower
+
+
+@dataclass(frozen=True)
+class Template:
+    """What all conversions of one captured program that compress the same weights share: the MIL program, and the package's metadata."""
+
+    mil: MilProgram
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The templates of one captured program, kept between conversions."""
+
+    captured: Any
+    held: dict[tuple, Template] = field(default_factory=dict)
+
+
+def write_mlpackage(
+    compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: Templates | None = None
+) -> Artifact:
+    """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
+
+    templates: where one fits, the graph is not converted again; the bytes are the same with and without. Raises UnsupportedOperators with every
+    operator that coremltools has no translation for.
+    """
+    import_coremltools()
+    with quiet():
+        forms = _forms(compressed.weights, deployment_target)
+        weights = {name: weight for name, (weight, _) in forms.items()}
+        template = _template(compressed, weights, deployment_target, templates)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as name:
+            folder = Path(name)
+            (folder / "weights").mkdir()
+            if template.mil.places:
+                fill(template.mil, weights)
+            spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
+            if templates is not None:
+                empty(template.mil)
+            size, digest = _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
+            shutil.move(folder / "model.mlpackage", path)
+    realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}
+    return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
+
+
+def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
+    """Make the template that conversions of `compressed` and its like will use."""
+    import_coremltools()
+    with quiet():
+        forms = _forms(compressed.weights, deployment_target)
+        _template(compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates)
+
+
+def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, templates: Templates | None) -> Template:
+    """The template that fits, made where there is none; kept where another recipe could fill it: not where this one has changed the graph."""
+    shared = templates is not None and compressed.activations is None and compressed.captured is templates.captured
+    key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
+    if shared and key in templates.held:
+        return templates.held[key]
+    target = getattr(import_coremltools().target, deployment_target)
+    program, given = _lower(compressed)
+    _check_operators(program)
+    metadata = _metadata(program)
+    options = (_outputs(compressed.captured), target, compressed.recipe.compute)
+    mil = with_places(program, weights, *options) if weights and not given else None
+    template = Template(mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata)
+    if shared and template.mil.places:
+        templates.held[key] = template
+    return template
+
+
+def _outputs(captured: Any) -> list:
+    ct = import_coremltools()
+    return [ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs]
+
+
+def _metadata(program: Any) -> dict[str, str]:
+    """What a package says of itself: coremltools' own entries without the date and the build of torch, and ours."""
+    ct = import_coremltools()
+    entries = {"source": f"torch=={torch.__version__.partition('+')[0]}", "source_dialect": f"TorchExport::{program.dialect}",
+               "version": ct.__version__}
+    ours = {"cidermill.version": __version__, "cidermill.modules": _module_map(program)}
+    return {**{f"com.github.apple.coremltools.{key}": value for key, value in entries.items()}, **ours}
+
+
+def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[Any, str]]:
+    """name -> what `storable` answers; tied weights stay one object."""
+    forms = {id(weight): storable(weight, generation(deployment_target) >= 26) for weight in weights.values()}
+    return {name: forms[id(weight)] for name, weight in weights.items()}
+
+
+def _lower(compressed: Any) -> tuple[Any, bool]:
+    """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite computes with them)."""
+    program, weights = _with_vectors_for_scalars(with_grids(compressed)), compressed.weights
+    lowered = lower(program, compressed.recipe.compute)
+    consumed = [name for name in weights if name not in lowered.state_dict]
+    if not consumed:
+        return lowered, False
+    state = {**program.state_dict, **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed}}
+    dense = program._update(program.graph_module, program.graph_signature, state_dict=state, constants=program.constants)
+    return lower(dense, compressed.recipe.compute), True
+
+
+def _with_vectors_for_scalars(program: Any) -> Any:
+    """Core ML has no inputs of rank 0: each becomes a vector of one element under its own name."""
+    work = draft(program)
+    scalars = [node for node in work.graph.nodes if work.is_input(node) and node.meta["val"].ndim == 0]
+    if not scalars:
+        return program
+    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    for node in scalars:
+        with work.graph.inserting_before(first):
+            scalar = work.graph.call_function(torch.ops.aten.view.default, (node, []))
+        scalar.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(scalar, delete_user_cb=lambda user, scalar=scalar: user is not scalar)
+        node.meta["val"] = node.meta["val"].reshape(1)
+    return finish(work)
+
+
+def _check_operators(program: Any) -> None:
+    """Collect every operator without a translation; coremltools itself stops at the first."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+    from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
+
+    missing = []
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        kind = node.target.name() if hasattr(node.target, "name") else node.target.__name__
+        if _TORCH_OPS_REGISTRY.get_func(sanitize_op_kind(kind)) is None:
+            missing.append(describe(node))
+    if missing:
+        raise UnsupportedOperators("Core ML", missing, OTHER_OPERATORS)
+
+
+def _module_map(program: Any) -> str:
+    """JSON {"encoder.layer.0 (modeling.py:12)": [operations that came from there]}: coremltools keeps the names of operations and no more."""
+    places: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (path := module_path(node)):
+            places.setdefault(f"{path} ({source_line(node)})", []).append(node.name)
+    return json.dumps(places, separators=(",", ":"))
+
+
+def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> tuple[int, str]:
+    """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow from the contents."""
+    spec.description.metadata.userDefined.update(metadata)
+    model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    model.write_bytes(spec.SerializeToString(deterministic=True))
+    manifest = json.loads((package / "Manifest.json").read_text())
+    size, total = add_files(hashlib.sha256(), package, files_of(package)[:-1])  # Manifest.json, the last by name, takes its identifiers from them
+    entries = manifest["itemInfoEntries"]
+    derived = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"])) for old, entry in entries.items()}
+    manifest["itemInfoEntries"] = {derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])}
+    manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
+    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
+    more, total = add_files(total, package, [package / "Manifest.json"])
+    return size + more, total.hexdigest()

@@ -1,0 +1,232 @@
+"""`cidermill build`: the jobs of a `cidermill.toml` enter; each one's folder, as `convert` writes it, and one summary are on disk at the end.
+
+The summary, build.json (schema cidermill.build/1), holds nothing that another day, folder or run would change:
+
+    { "schema", "version", "verdict": "pass"|"fail", "only": [NAME...] (where only these were made),
+      "conversions": [{"model", "variant": NAME|null, "source": path as in the file, "source_sha256", "folder", "report": path|null,
+                       "verdict": "pass"|"fail"|"not made", "reason": text|null,
+                       "artifacts": [{"target", "recipe", "path", "size_bytes", "sha256", "verdict"}]}] }    (paths are relative to build.json)
+"""
+import gc
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from ... import __version__
+from ...models.errors import UserError
+from ..commands.options import DEFECT
+from .config import SUMMARY, Config, Job, blamed
+
+SCHEMA = "cidermill.build/1"
+PASS, FAIL, BAD_INPUT = 0, 1, 2
+NOT_MADE = "not made"
+Watch = Callable[[Job], AbstractContextManager[Callable[..., Any]]]  # a job -> what its stages are shown with
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its report, or why there is none (a UserError, or a defect of ours)."""
+
+    job: Job
+    report: dict | None = None
+    error: Exception | None = None
+
+    @property
+    def code(self) -> int:
+        """What `convert` would have exited with."""
+        if self.report is not None:
+            return PASS if self.report["verdict"] == "pass" else FAIL
+        return BAD_INPUT if isinstance(self.error, UserError) else DEFECT
+
+
+def check_jobs(config: Config, jobs: Sequence[Job]) -> None:
+    """Everything that can be known to be wrong before the first conversion. The process stands in `config.folder`. Raises UserError."""
+    _check_summary(config.out / SUMMARY)
+    for job in jobs:
+        try:
+            _check_plan(job.plan)
+        except UserError as error:
+            raise blamed(error, f"{config.file}, {job.table}") from error
+
+
+def build(config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
+    """Convert one after the other; one that fails is no end. The process stands in `config.folder`. finished: is told each outcome."""
+    from ..output import clear_leftovers
+
+    outcomes = []
+    for job in config.jobs:
+        clear_leftovers(job.plan.folder)  # of a build that was killed
+    for job in jobs:
+        with watch(job) as show:
+            outcomes.append(_made(job, show))
+        finished(outcomes[-1])
+        _let_go(outcomes[-1].error)
+    return tuple(outcomes)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free the model of a finished job before the next is loaded: what failed keeps it through the frames that it passed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+
+
+def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) -> dict:
+    """The content of build.json."""
+    passed = all(outcome.code == PASS for outcome in outcomes)
+    chosen = {"only": [outcome.job.name for outcome in outcomes]} if only else {}
+    rows = [_row(outcome, config.out) for outcome in outcomes]
+    return {"schema": SCHEMA, "version": __version__, "verdict": "pass" if passed else "fail", **chosen, "conversions": rows}
+
+
+def write_summary(config: Config, content: dict) -> None:
+    from ..output import write_whole
+    from ..report.write import json_text
+
+    text = json_text(content).encode("ascii")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        _clear_parts(config.out)
+        write_whole(config.out / SUMMARY, lambda stream: stream.write(text))
+    except OSError as error:
+        message = f"{config.out / SUMMARY} cannot be written: {error.strerror}. The conversions are in their folders."
+        raise UserError(message, "Free some space, or name another folder with out in [defaults].") from error
+
+
+def foresee(job: Job, show: Callable[..., Any]) -> dict:
+    """`--dry-run` of one job. -> {"model", "variant", ..., "command", "recipes": of `convert --dry-run`}, or with "error"."""
+    from ..dry_run import predictions
+
+    head = {"model": job.model, "variant": job.variant, "source": str(job.plan.model), "targets": list(job.plan.targets),
+            "folder": job.plan.folder.as_posix(), "command": job.command}  # fmt: skip
+    try:
+        return {**head, "recipes": predictions(job.plan, show)["recipes"]}
+    except UserError as error:
+        return {**head, "recipes": [], "error": str(error)}
+
+
+def named_reports(outcomes: Sequence[Outcome]) -> list[dict]:
+    """For CI: every report, with the model's name; of what was not made, one that says so."""
+    return [_unmade(outcome) if outcome.report is None else outcome.report | {"name": outcome.job.name} for outcome in outcomes]
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """The worst of what `convert` would have exited with: a defect, else bad input, else a failed verdict."""
+    return max(codes, default=PASS)
+
+
+def _made(job: Job, show: Callable[..., Any]) -> Outcome:
+    from ..run import run
+
+    try:
+        return Outcome(job, report=run(job.plan, show))
+    except Exception as error:  # the others are made all the same; the command shows it and its exit code tells
+        return Outcome(job, error=error)
+
+
+def _check_plan(plan: Any) -> None:
+    from ...models.formats import recognise
+    from ...models.inputs import parse_inputs
+    from ..choice import parse_schemes
+    from ..output import check_ours
+    from ..run import examiner, recipe_of
+
+    try:
+        recipe_of(plan)
+    except UserError as error:
+        raise (blamed(error, f"quant = {plan.recipe!r}") if plan.recipe != "float16" else error) from error
+    if plan.chooses:
+        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
+    examiner(plan)
+    parse_inputs(plan.inputs)
+    check_ours(plan.folder, plan.force)
+    with _readable(plan.model):
+        recognise(plan.model)
+    _check_references(plan)
+
+
+def _check_references(plan: Any) -> None:
+    """The other files and functions that a plan names."""
+    from ...models.user_code import import_by_name
+
+    if plan.model_class is not None:
+        import_by_name(plan.model_class, "--model-class")
+    if plan.sensitivity is not None and not plan.sensitivity.is_file():
+        raise UserError(f"--sensitivity {plan.sensitivity} is not a file.", "Name the sensitivity.json of an earlier run, or leave it out.")
+    if plan.samples is None or Path(plan.samples).is_file():
+        return
+    if not re.fullmatch(r"[\w.]+:[\w.]+", plan.samples):
+        raise UserError(f"--samples {plan.samples} is not a file.", "Give an .npz with an array for each input, or package.module:function.")
+    import_by_name(plan.samples, "--samples")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.", "Check the path and who may read it.") from error
+
+
+def _check_summary(path: Path) -> None:
+    """Refuse to replace a build.json that is none of ours, or a folder of that name."""
+    import json
+
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not (isinstance(content, dict) and str(content.get("schema", "")).startswith("cidermill.build/")):
+        raise UserError(f"{path} was not written by cidermill, and the summary goes there.", "Name another folder with out in [defaults].")
+
+
+def _clear_parts(out: Path) -> None:
+    """What `write_whole` left where it was killed."""
+    import psutil
+
+    for part in out.glob(f".{SUMMARY}.*.part"):
+        pid = part.suffixes[-2].removeprefix(".")
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+            part.unlink(missing_ok=True)
+
+
+def _row(outcome: Outcome, out: Path) -> dict:
+    job, report = outcome.job, outcome.report
+    head = {"model": job.model, "variant": job.variant, "source": PurePath(job.plan.model).as_posix()}
+    folder = PurePath(os.path.relpath(job.plan.folder, out)).as_posix()
+    if report is None:
+        rest = {"source_sha256": None, "folder": folder, "report": None, "verdict": NOT_MADE, "reason": _reason(outcome.error), "artifacts": []}
+        return head | rest
+    keys = ("target", "recipe", "path", "size_bytes", "sha256", "verdict")
+    artifacts = [{key: artifact[key] for key in keys} | {"path": f"{folder}/{artifact['path']}"} for artifact in report["artifacts"]]
+    return head | {
+        "source_sha256": report["source"]["sha256"], "folder": folder, "report": f"{folder}/report.json", "verdict": report["verdict"],
+        "reason": _failed(report), "artifacts": artifacts,
+    }  # fmt: skip
+
+
+def _unmade(outcome: Outcome) -> dict:
+    plan = outcome.job.plan
+    recipe, warnings = "chosen recipe" if plan.chooses else plan.recipe, [f"Not made: {_reason(outcome.error)}"]
+    nothing = {"recipe": recipe, "path": "", "size_bytes": None, "sha256": "", "verdict": "fail", "warnings": warnings}
+    artifacts = [{"target": target, **nothing} for target in plan.targets]
+    return {"name": outcome.job.name, "verdict": "fail", "source": {"path": str(plan.model), "sha256": ""}, "artifacts": artifacts}
+
+
+def _reason(error: Exception | None) -> str:
+    return str(error) if isinstance(error, UserError) else f"a defect of cidermill: {type(error).__name__}"
+
+
+def _failed(report: dict) -> str | None:
+    """What the artifacts that failed say of it, each warning's first line."""
+    failing = [artifact for artifact in report["artifacts"] if artifact["verdict"] != "pass"]
+    found = [f"{artifact['target']}: {warning.partition(chr(10))[0]}" for artifact in failing for warning in artifact["warnings"]]
+    return "\n".join(found or [f"{artifact['target']}: the verdict is {artifact['verdict']}" for artifact in failing]) or None

@@ -1,0 +1,111 @@
+"""Conversions that need not be done again: a Plan enters, a key over everything that decides its result leaves; by it a finished folder is found."""
+import hashlib
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .store import Cache, fetch_folder, key_of, make_room, store_folder
+from .plan import Plan
+from .report.write import environment, write_json
+from .stages import Stages
+
+PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
+JUDGED_AFTER = ("max_size", "min_ane_share")  # limits (`limits`) need no other conversion; --max-latency adds devices to it
+FILES = ("models/**/*", "quantization/**/*", "converters/**/*", "validation/**/*", "pipeline/*", "pipeline/report/*")
+REPORT = "report.json"
+
+
+def conversion_key(plan: Plan, recipe: Any, calibration: Any) -> str | None:
+    """From the files' bytes, the options and the versions of the tools, without loading the model; None where code of the user has a part in it."""
+    if plan.model_class is not None or plan.trust_pickle or ":" in str(plan.samples or ""):
+        return None
+    samples = _file_digest(Path(plan.samples)) if plan.samples else None
+    return key_of({"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, recipe, calibration)})
+
+
+def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> str:
+    """As `conversion_key`, from the captured graph, its tensors and the samples: whatever code made them."""
+    import torch
+
+    from .tune import samples_digest
+
+    program = captured.program
+    total = hashlib.sha256(str(program.graph_module.code).encode())
+    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
+        if hasattr(tensor, "detach"):
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    borders = f"{captured.inputs} {captured.outputs} {captured.source.sha256}"
+    source = {"captured": total.hexdigest(), "borders": borders}
+    return key_of({"source": source, "samples": samples_digest(captured.samples), **_decided_by(plan, recipe, calibration)})
+
+
+def recall(cache: Cache, key: str, plan: Plan, folder: Path, stages: Stages) -> dict | None:
+    """Lay out in `folder` what an equal conversion has made before. -> its report, None where there is none.
+
+    Its stages are marked as cached and keep the times that they took then.
+    """
+    with stages("cache") as step:
+        if not fetch_folder(cache, key, folder):
+            step.note = "nothing of an equal conversion"
+            return None
+        report = json.loads((folder / REPORT).read_text())
+        step.note = "found an equal conversion"
+    report["source"]["path"] = str(plan.model)
+    for stage in report["stages"]:
+        stage["cached"] = True
+    return report
+
+
+def remember(cache: Cache, key: str, plan: Plan, report: dict, folder: Path) -> None:
+    """Keep a finished folder for `recall`."""
+    write_json(report, folder / REPORT)
+    made = ", ".join(f"{artifact['target']} {artifact['recipe']}" for artifact in report["artifacts"])
+    store_folder(cache, key, f"{plan.name}: {made}", folder, lambda path: path.suffix != ".html")
+    make_room(cache)
+
+
+def _decided_by(plan: Plan, recipe: Any, calibration: Any) -> dict:
+    """What decides a conversion beside the model and the samples."""
+    options = {name: value for name, value in asdict(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
+    options |= {"recipe": recipe.name, "samples": None, "calibration": str(calibration), "name": plan.name}
+    options["sensitivity"] = _file_digest(plan.sensitivity) if plan.sensitivity else None
+    machine = {
+        "system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),  # they split the sums over samples (GPTQ): other last bits
+    }  # fmt: skip
+    return {"options": json.loads(json.dumps(options, default=str)), "environment": environment() | machine, "code": code_digest()}
+
+
+@cache
+def code_digest() -> str:
+    """Of cidermill's own files: a version number does not change while it is worked on."""
+    root = Path(__file__).resolve().parent.parent
+    files = [file for pattern in FILES for file in sorted(root.glob(pattern)) if file.suffix in (".py", ".csv", ".json")]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(root)}".encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()
+
+
+def source_digest(model: Path) -> str | None:
+    """Of a file, or of the files of a folder with their names. What cannot be read gives None: loading it says why."""
+    if not model.is_dir():
+        return _file_digest(model)
+    files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    return key_of({file.name: _file_digest(file) for file in files})
+
+
+def _file_digest(file: Path) -> str | None:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+

@@ -1,0 +1,249 @@
+"""Sections of a report in, the figures that people read out: numbers as text with units, worst cases, shares, groups.
+
+Pure and free of heavy imports: the terminal and report.html show the same figures because both take them from here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+UNITS = ("ane", "gpu", "cpu")
+UNIT_NAMES = {"ane": "ANE", "gpu": "GPU", "cpu": "CPU"}
+EXACT_DB = 200.0  # validation/judge/compare.py cuts decibels there: bit-exact
+NONE = "–"  # shown where a figure does not exist
+
+
+def size_text(size_bytes: float | None) -> str:
+    """22_100_000 -> "22.1 MB" (powers of 1000)."""
+    if size_bytes is None:
+        return NONE
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= 0.9995 * scale:
+            return f"{_three(size_bytes / scale)} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def recipe_text(recipe: str) -> str:
+    """A recipe of many overrides in short: "int4; a=int8; b=int8; c=float16" -> "int4 and others (int8 in 2, float16 in 1)"."""
+    general, *layers = recipe.split("; ")
+    if len(layers) < 3:
+        return recipe
+    counts = Counter(layer.rpartition("=")[2] for layer in layers)
+    return f"{general} and others ({', '.join(f'{words} in {count}' for words, count in counts.most_common())})"
+
+
+def db_text(decibels: float | None) -> str:
+    if decibels is None:
+        return NONE
+    return "exact" if decibels >= EXACT_DB else f"{decibels:.1f} dB"
+
+
+def ms_text(milliseconds: float | None) -> str:
+    """0.0123 -> "12 µs", 4.123 -> "4.12 ms", 1234 -> "1.23 s"."""
+    if milliseconds is None:
+        return NONE
+    if milliseconds >= 999.5:
+        return seconds_text(milliseconds / 1e3)
+    if 0 < milliseconds < 5e-6:
+        return "<0.01 µs"
+    return f"{_three(milliseconds)} ms" if milliseconds >= 0.1 or not milliseconds else f"{_three(milliseconds * 1e3)} µs"
+
+
+def band_text(device: dict) -> str:
+    """A latency row -> "4.12 ms (2.9–5.8)"; without a band where there is none."""
+    ms, low, high = (device.get(key) for key in ("ms", "low_ms", "high_ms"))
+    if ms is None or low is None or high is None or low == high:
+        return ms_text(ms)
+    scale, unit = (1e-3, "s") if ms >= 999.5 else (1, "ms") if ms >= 0.1 else (1e3, "µs")
+    return f"{_three(ms * scale)} {unit} ({_three(low * scale)}–{_three(high * scale)})"
+
+
+def seconds_text(seconds: float | None) -> str:
+    if seconds is None:
+        return NONE
+    if seconds >= 59.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{seconds:.1f} s" if seconds >= 9.95 else f"{seconds:.2f} s"
+
+
+def percent_text(share: float | None) -> str:
+    """0.983 -> "98 %"; what is neither nothing nor everything is not rounded to it."""
+    if share is None:
+        return NONE
+    if 0 < share < 0.01:
+        return "<1 %"
+    return ">99 %" if 0.99 < share < 1 - 1e-9 else f"{100 * share:.0f} %"
+
+
+def count_text(count: int | None) -> str:
+    """1234567 -> "1,234,567"."""
+    return NONE if count is None else f"{count:,}"
+
+
+def parameters_text(count: int | None) -> str:
+    """86_567_656 -> "86.6 M"."""
+    if count is None:
+        return NONE
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * scale:
+            return f"{_three(count / scale)} {unit}"
+    return str(count)
+
+
+def number_text(number: float | None) -> str:
+    """For errors and cosines: four significant digits, but never 1 for what is not quite 1."""
+    if number is None:
+        return NONE
+    text = f"{number:.4g}"
+    return f"{number:.7f}" if text in ("1", "-1") and abs(number) != 1 else text
+
+
+def bits_text(bits: float | None) -> str:
+    return NONE if bits is None else f"{bits:.3g} bits"
+
+
+def _three(number: float) -> str:
+    """Three significant digits without an exponent: 4.12, 22.1, 412."""
+    digits = 2 if abs(number) < 9.995 else 1 if abs(number) < 99.95 else 0
+    return f"{number:.{digits}f}"
+
+
+def dense_bytes(report: dict) -> int | None:
+    """Size of the source's parameters in float32: what sizes are compared with."""
+    parameters = report.get("source", {}).get("parameters")
+    return 4 * parameters if parameters else None
+
+
+def times_smaller(report: dict, artifact: dict) -> str:
+    """ "3.9x smaller" than the float32 source, or "1.2x larger"."""
+    dense, size = dense_bytes(report), artifact.get("size_bytes")
+    if not dense or not size:
+        return ""
+    return f"{dense / size:.1f}x smaller" if dense >= size else f"{size / dense:.1f}x larger"
+
+
+def worst(errors: Iterable[dict], key: str) -> float | None:
+    """The lowest `key` (psnr_db, cosine, ...) over outputs; None where an output could not be compared, or there is none."""
+    values = [error.get(key) for error in errors]
+    return min(values) if values and None not in values else None
+
+
+def error_problem(error: dict, tolerance_db: float | None) -> str:
+    """Why an output fails, in words; empty when it does not."""
+    if error.get("problem"):
+        return error["problem"]
+    if error.get("nonfinite"):
+        return f"{error['nonfinite']} values are NaN or infinite where the reference is finite"
+    if error.get("vacuous"):
+        return "the reference is constant, so the comparison proves nothing"
+    if error.get("psnr_db") is None:
+        return "could not be compared"
+    if tolerance_db is not None and error["psnr_db"] < tolerance_db:
+        return f"below the {tolerance_db:g} dB that is asked"
+    return ""
+
+
+@dataclass(frozen=True)
+class UnitShare:
+    """A unit's part of an artifact: number of operations, and shares (0..1) of operations, of estimated time and of bytes moved (None: not known)."""
+
+    unit: str
+    ops: int
+    ops_share: float
+    time_share: float | None
+    bytes_share: float | None = None
+
+
+def unit_shares(placement: dict | None) -> list[UnitShare]:
+    """From the operators themselves where they are listed, else from the section's `units`. Units that run nothing are left out."""
+    if not placement:
+        return []
+    ops = placement.get("ops") or []
+    counts = Counter(op["unit"] for op in ops) or Counter({unit: row["ops"] for unit, row in (placement.get("units") or {}).items()})
+    times: Counter = Counter()
+    moved: Counter = Counter()
+    for op in ops:
+        times[op["unit"]] += op.get("cost_ms") or 0.0
+        moved[op["unit"]] += op.get("bytes") or 0
+    total_ops, total_ms, total_bytes = (sum(found.values()) for found in (counts, times, moved))
+    return [
+        UnitShare(unit, counts[unit], counts[unit] / total_ops, times[unit] / total_ms if total_ms else None,
+                  moved[unit] / total_bytes if total_bytes else None)
+        for unit in UNITS
+        if counts.get(unit)
+    ]
+
+
+def slowest(placement: dict | None, count: int = 12) -> list[dict]:
+    ops = [op for op in (placement or {}).get("ops") or [] if op.get("cost_ms")]
+    return sorted(ops, key=lambda op: -op["cost_ms"])[:count]
+
+
+@dataclass(frozen=True)
+class OffEngine:
+    """Operations that share a unit, a reason for not being on the Neural Engine, and a rewrite ("" where none is known)."""
+
+    unit: str
+    reason: str
+    advice: str
+    ops: int
+    ms: float
+
+
+def off_ane_reasons(placement: dict | None) -> list[OffEngine]:
+    """Everything that does not run on the Neural Engine, by reason, most frequent first."""
+    counts: Counter = Counter()
+    times: Counter = Counter()
+    for op in (placement or {}).get("ops") or []:
+        if op["unit"] != "ane":
+            key = op["unit"], op.get("reason") or "no reason recorded", op.get("advice") or ""
+            counts[key] += 1
+            times[key] += op.get("cost_ms") or 0.0
+    return [OffEngine(*key, count, times[key]) for key, count in counts.most_common()]
+
+
+def crossings_text(placement: dict | None) -> str:
+    """"3 changes of unit; with the launches they cost 0.63 ms", "" where nothing changes."""
+    crossings = (placement or {}).get("crossings")
+    if not crossings:
+        return ""
+    return f"{crossings} change{'s' if crossings > 1 else ''} of unit; with the launches {'they cost' if crossings > 1 else 'it costs'} " \
+           f"{ms_text(placement.get('overhead_ms'))}"
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over the group."""
+
+    requested: str
+    realised: str
+    count: int
+    least_bits: float | None
+    most_bits: float | None
+    reasons: tuple[str, ...]
+
+    @property
+    def bits(self) -> str:
+        low, high = bits_text(self.least_bits), bits_text(self.most_bits)
+        return low if low == high else f"{low.removesuffix(' bits')}–{high}"
+
+
+def weight_groups(weights: Sequence[dict]) -> list[WeightGroup]:
+    """The most compressed first; what is not stored by name last."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for weight in weights:
+        groups.setdefault((weight["requested"], weight["realised"]), []).append(weight)
+    rows = [_weight_group(*key, members) for key, members in groups.items()]
+    return sorted(rows, key=lambda row: (row.least_bits is None, row.least_bits, -row.count, row.realised))
+
+
+def _weight_group(requested: str, realised: str, members: list[dict]) -> WeightGroup:
+    bits = [weight["bits_per_weight"] for weight in members if weight.get("bits_per_weight") is not None]
+    reasons = tuple(dict.fromkeys(weight["reason"] for weight in members if weight.get("reason")))
+    return WeightGroup(requested, realised, len(members), min(bits, default=None), max(bits, default=None), reasons)
+
+
+def split_warning(warning: str) -> tuple[str, str]:
+    """A warning's first line says what is the matter, the rest what to do: -> (what, next step)."""
+    what, _, following = str(warning).strip().partition("\n")
+    return what, " ".join(following.split())

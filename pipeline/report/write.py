@@ -1,0 +1,155 @@
+"""What the stages found in; report.json (schema cidermill.report/1, DESIGN.md) and report.html out.
+
+The sections are plain dicts, so that a report read back from disk renders like a fresh one.
+"""
+
+import functools
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from . import summaries as figures
+from ..output import write_whole
+
+SCHEMA = "cidermill.report/1"
+PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage: wall time and the process's peak resident memory during it. cached: its result came from the cache."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+    cached: bool = False
+
+
+def environment() -> dict:
+    """Interpreter, machine and installed versions, read without importing any of the packages."""
+    versions = {"python": platform.python_version(), "arch": platform.machine(), "os": platform.platform(terse=True)}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def source_section(source, samples, inputs: Iterable, outputs: Iterable, parameters: int) -> dict:
+    """source: models.Source; samples: models.Samples; inputs, outputs: models.TensorSpec; parameters: number of weights' elements."""
+    return {
+        "path": str(source.path),
+        "sha256": source.sha256,
+        "format": source.format,
+        "parameters": parameters,
+        "inputs": [spec.as_json() for spec in inputs],
+        "outputs": [spec.as_json() for spec in outputs],
+        "samples": samples.as_json(),
+    }
+
+
+def validation_section(runner: str, conversion: Sequence, compression: Sequence, tolerance_db: float, total: Sequence = ()) -> dict:
+    """runner: "native", "reference" or "not run: reason"; conversion, compression, total (both in one): compare.OutputError per output."""
+    return {
+        "runner": runner,
+        "conversion": [error.as_json() for error in conversion],
+        "compression": [error.as_json() for error in compression],
+        "tolerance_db": tolerance_db,
+        "total": [error.as_json() for error in total],
+    }
+
+
+def artifact_section(artifact, folder: Path, verdict: str, sections: Mapping[str, Any], warnings: Sequence[str] = ()) -> dict:
+    """artifact: converters.Artifact; folder: where report.json will lie; sections: validation, compression, placement, latency.
+
+    A warning's first line says what is the matter, its further lines what to do about it.
+    """
+    return {
+        "target": artifact.target,
+        "recipe": artifact.recipe,
+        "path": PurePath(os.path.relpath(artifact.path, folder)).as_posix(),
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "verdict": verdict,
+        **{name: sections.get(name) for name in ("validation", "compression", "placement", "latency")},
+        "warnings": list(dict.fromkeys([*artifact.warnings, *warnings])),
+    }
+
+
+def build_report(source: dict, stages: Sequence[StageRecord], artifacts: Sequence[dict], environment: dict) -> dict:
+    """The whole report as JSON types. It passes when it holds at least one artifact and every artifact passes."""
+    passed = bool(artifacts) and all(artifact["verdict"] == "pass" for artifact in artifacts)
+    return plain(
+        {
+            "schema": SCHEMA,
+            "version": __version__,
+            "verdict": "pass" if passed else "fail",
+            "source": source,
+            "environment": environment,
+            "stages": list(stages),
+            "artifacts": list(artifacts),
+        }
+    )
+
+
+def plain(value: Any) -> Any:
+    """Records, numpy values, paths and tuples -> JSON types. NaN and infinities, which JSON cannot hold, become null."""
+    if is_dataclass(value):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def json_text(report: dict) -> str:
+    """Strict JSON in the schema's order of keys, one item a line. Equal reports give equal bytes."""
+    return json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
+
+
+def write_json(report: dict, path: Path) -> None:
+    """Write report.json whole or not at all."""
+    content = json_text(report).encode("ascii")
+    write_whole(path, lambda stream: stream.write(content))
+
+
+def write_html(report: dict, path: Path) -> None:
+    """Write report.html whole or not at all: one file that loads nothing."""
+    content = html_text(report).encode("utf-8", "backslashreplace")
+    write_whole(path, lambda stream: stream.write(content))
+
+
+def html_text(report: dict) -> str:
+    """The report as one HTML page. Every value is escaped: names come from files that we did not write."""
+    report = plain(report)
+    name = PurePath(report["source"]["path"]).name or report["source"]["path"]
+    return page_templates().get_template("report.html.j2").render(report=report, name=name)
+
+
+@functools.cache
+def page_templates() -> Any:
+    """jinja2's environment for the pages of reports and studies; it keeps what it has compiled."""
+    import jinja2
+
+    from .. import limits
+
+    here = Path(__file__).parent
+    loader = jinja2.FileSystemLoader([here, here.parent / "study"])
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    env.globals |= {"fig": figures, "limits": limits}
+    return env

@@ -1,0 +1,255 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cidermill.converters.artifact import Artifact
+from cidermill.models.source import Samples, Source, TensorSpec
+from cidermill.pipeline.report.write import summaries as figures, write as report
+from cidermill.validation.judge.compare import OutputError
+
+ARTIFACT_KEYS = [
+    "target",
+    "recipe",
+    "path",
+    "size_bytes",
+    "sha256",
+    "verdict",
+    "validation",
+    "compression",
+    "placement",
+    "latency",
+    "warnings",
+]
+
+
+def small_report(folder: Path, verdicts=("pass",)) -> dict:
+    spec = TensorSpec("x", (1, 4), "float32")
+    source = report.source_section(
+        Source(Path("net.pt"), "module", "ab", None, (spec,)), Samples("synthetic", ({},), 0), [spec], [spec], 20
+    )
+    error = OutputError("y", (1, 4), psnr_db=np.float64(51.5), cosine=0.99, max_abs_error=np.float32(0.5), vacuous=np.bool_(False))
+    validation = report.validation_section("reference", [error], [error], 40.0)
+    artifacts = [
+        report.artifact_section(
+            Artifact("coreml", "int8", folder / f"net{i}.mlpackage", 60, "cd", "float16", ("a\nb",)),
+            folder,
+            verdict,
+            {"validation": validation},
+            ["a\nb", "c"],
+        )
+        for i, verdict in enumerate(verdicts)
+    ]
+    return report.build_report(source, [report.StageRecord("load", 1.5, 2_000_000)], artifacts, report.environment())
+
+
+def test_names_are_those_of_the_schema(tmp_path):
+    built = small_report(tmp_path)
+    assert list(built) == ["schema", "version", "verdict", "source", "environment", "stages", "artifacts"]
+    assert built["schema"] == "cidermill.report/1" and built["verdict"] == "pass"
+    assert list(built["source"]) == ["path", "sha256", "format", "parameters", "inputs", "outputs", "samples"]
+    assert list(built["stages"][0]) == ["name", "seconds", "peak_rss_bytes", "cached"]
+    assert list(built["artifacts"][0]) == ARTIFACT_KEYS
+    assert list(built["artifacts"][0]["validation"]) == ["runner", "conversion", "compression", "tolerance_db", "total"]
+    assert built["artifacts"][0]["path"] == "net0.mlpackage" and built["artifacts"][0]["warnings"] == ["a\nb", "c"]
+    assert {"python", "arch", "os", "torch", "coremltools", "executorch"} <= set(built["environment"])
+
+
+@pytest.mark.parametrize(("verdicts", "expected"), [(("pass", "pass"), "pass"), (("pass", "fail"), "fail"), ((), "fail")])
+def test_one_failing_artifact_fails_the_report(tmp_path, verdicts, expected):
+    assert small_report(tmp_path, verdicts)["verdict"] == expected
+
+
+def refuse(token):
+    raise AssertionError(f"{token} is not JSON")
+
+
+def test_json_is_strict_and_equal_reports_give_equal_bytes(sample_report, tmp_path):
+    sample_report["artifacts"][0]["validation"]["conversion"][0]["psnr_db"] = math.inf
+    sample_report["artifacts"][0]["latency"]["devices"][0]["ms"] = np.float32("nan")
+    sample_report["artifacts"][0]["path"] = Path("net\udc80.mlpackage")
+    for name in ("a.json", "b.json"):
+        report.write_json(sample_report, tmp_path / name)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert read["artifacts"][0]["validation"]["conversion"][0]["psnr_db"] is None
+    assert read["artifacts"][1] == sample_report["artifacts"][1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_a_failed_write_leaves_the_earlier_report(sample_report, tmp_path):
+    path = tmp_path / "report.json"
+    report.write_json(sample_report, path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        report.write_json({**sample_report, "source": object()}, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+class Page(HTMLParser):
+    VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text, self.titles = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.titles += [value for key, value in attrs if key == "title"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def test_html_shows_the_report(sample_report):
+    page = Page(report.html_text(sample_report))
+    assert not page.open
+    for text in (
+        "vit-base",
+        "86.6 M parameters",
+        "346 MB in float32",
+        "87.3 MB",
+        "4.0x smaller",
+        "66.8 dB",
+        "31.0 dB",
+        "ANE 93 % of operations",
+    ):
+        assert text in page.words
+    for text in (
+        "4.12 ms (2.88–5.97)",
+        "MacBook Air",
+        "8.02–8.03 bits",
+        "a norm: 1-dimensional",
+        "cast to int32 has no Neural Engine form",
+        "from the cache",
+    ):
+        assert text in page.words
+    assert "→ Convert with --quant float32" in page.words and "2 values are NaN or infinite" in page.words
+    assert "coremltools 9.0" in page.words and "An estimate, not a measurement" in page.words
+    assert sum(": linear in vit.encoder.layer[" in title for title in page.titles) > 100
+    assert page.words.count("vit.encoder.layer.3.key.weight") == 2
+
+
+def test_html_loads_nothing(sample_report):
+    text = report.html_text(sample_report)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import|src=", text)
+    assert all(value.startswith("#") for key, value in page.attributes if key == "href")
+
+
+HOSTILE = '<script>alert("x")</script>&\'"'
+
+
+def poison(value):
+    """Every string of a report that a file could have chosen, made hostile."""
+    if isinstance(value, dict):
+        keep = {"unit", "verdict", "dtype", "schema", "version"}
+        return {key: item if key in keep else poison(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [poison(item) for item in value]
+    return HOSTILE + value if isinstance(value, str) else value
+
+
+def test_html_escapes_everything(sample_report):
+    page = Page(report.html_text(poison(sample_report)))
+    assert "script" not in page.tags and not page.open
+    assert any(title.startswith(HOSTILE) for title in page.titles) and HOSTILE in page.words
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+
+
+def test_html_of_a_report_with_only_the_required_sections(tmp_path):
+    built = small_report(tmp_path)
+    built["artifacts"][0].update(validation=None)
+    assert "60 B" in Page(report.html_text(built)).words
+    assert "No artifact was written" in report.html_text({**built, "artifacts": []})
+
+
+def test_html_of_outputs_that_could_not_be_compared(sample_report):
+    broken = OutputError("logits", (1, 2), problem="the artifact gives no output 'logits'; it gives 'var_9'").as_json()
+    sample_report["artifacts"][0]["validation"]["conversion"] = [broken]
+    sample_report["artifacts"][0]["latency"]["devices"] = [
+        {"device": "X", "chip": "Y", "compute_units": "all", "ms": None, "low_ms": None, "high_ms": None}
+    ]
+    assert "it gives 'var_9'" in Page(report.html_text(sample_report)).words
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (figures.size_text, 0, "0 B"),
+        (figures.size_text, 999, "999 B"),
+        (figures.size_text, 999_999, "1.00 MB"),
+        (figures.size_text, 87_302_144, "87.3 MB"),
+        (figures.size_text, 4_120_000_000, "4.12 GB"),
+        (figures.size_text, None, "–"),
+        (figures.db_text, 38.44, "38.4 dB"),
+        (figures.db_text, 200.0, "exact"),
+        (figures.db_text, None, "–"),
+        (figures.ms_text, 0.0123, "12.3 µs"),
+        (figures.ms_text, 4.123, "4.12 ms"),
+        (figures.ms_text, 0.0, "0.00 ms"),
+        (figures.ms_text, 3e-8, "<0.01 µs"),
+        (figures.ms_text, 1234.0, "1.23 s"),
+        (figures.seconds_text, 9.96, "10.0 s"),
+        (figures.seconds_text, 75, "1 min 15 s"),
+        (figures.seconds_text, 119.7, "2 min 0 s"),
+        (figures.percent_text, 0.983, "98 %"),
+        (figures.percent_text, 0.0004, "<1 %"),
+        (figures.percent_text, 0.9996, ">99 %"),
+        (figures.percent_text, 1.0, "100 %"),
+        (figures.percent_text, 0, "0 %"),
+        (figures.count_text, 1234567, "1,234,567"),
+        (figures.parameters_text, 86_567_656, "86.6 M"),
+        (figures.number_text, 0.99999951, "0.9999995"),
+        (figures.number_text, 0.00123456, "0.001235"),
+        (figures.bits_text, 8.0234, "8.02 bits"),
+        (figures.split_warning, "What.\nDo this\n and that.", ("What.", "Do this and that.")),
+        (figures.band_text, {"ms": 1500.0, "low_ms": 1000.0, "high_ms": 2000.0}, "1.50 s (1.00–2.00)"),
+        (figures.band_text, {"ms": 3.0, "low_ms": None, "high_ms": None}, "3.00 ms"),
+    ],
+)
+def test_figures_carry_units(function, value, text):
+    assert function(value) == text
+
+
+def test_worst_is_unknown_where_one_output_is_unknown():
+    assert figures.worst([{"psnr_db": 3.0}, {"psnr_db": 2.0}], "psnr_db") == 2.0
+    assert figures.worst([{"psnr_db": 3.0}, {"psnr_db": None}], "psnr_db") is None
+    assert figures.worst([], "psnr_db") is None
+
+
+def test_unit_shares_by_operations_and_time(sample_report):
+    ane, gpu, cpu = figures.unit_shares(sample_report["artifacts"][0]["placement"])
+    assert (ane.ops, gpu.ops, cpu.ops) == (280, 8, 12)
+    assert sum(share.ops_share for share in (ane, gpu, cpu)) == pytest.approx(1)
+    assert sum(share.time_share for share in (ane, gpu, cpu)) == pytest.approx(1)
+
+
+def test_html_shows_what_was_measured_beside_the_estimate(sample_report):
+    estimate = {"ms": 1.0, "low_ms": 0.8, "high_ms": 1.25}
+    units = [{"compute_units": "all", "ms": 1.5, "low_ms": 1.4, "high_ms": 1.6, "first_ms": 9.0, "cold_load_ms": 512.0, "load_ms": 31.0,
+              "compile_ms": 88.0, "runs": 100, "estimate": estimate},
+             {"compute_units": "cpu_only", "problem": "crashed: signal 11 (SIGSEGV) in cold load", "compile_ms": 87.0}]
+    machine = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
+    sample_report["artifacts"][0]["latency"]["measured"] = {"source": "measured", "machine": machine, "estimator": "1", "units": units}
+    sample_report["artifacts"][1]["latency"]["measured"] = "not run: needs macOS"
+    page = report.html_text(sample_report)
+    for words in ("Measured on this M2 Pro", "1.50 ms (1.40–1.60)", "512 ms", "1.00 ms (0.80–1.25)", "✗ crashed: signal 11", "not run: needs macOS."):
+        assert words in page

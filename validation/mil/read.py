@@ -1,0 +1,332 @@
+"""An .mlpackage in (manifest, model protobuf, weight blob), a Graph per function and the model's interface out.
+
+Only the bytes are read: coremltools' generated protobuf classes decode messages, nothing of its converter or its model classes is used.
+"""
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+from collections import ChainMap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...models.errors import UnreadableArtifact
+from ..resources import free_bytes, in_words
+from ..graph import Graph, Node, Ref, Value, misuse
+from .interface import Feature, features_of
+from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
+
+MODULE_MAP = "cidermill.modules"
+BLOCKS = {"cond": 2, "while_loop": 2}
+MOST_DIMENSIONS = 32  # MIL allows 5, torch 64
+MOST_ELEMENTS = 1 << 48  # of one value: 256 T
+LONGEST_NAME = 10_000
+MOST_SUFFIXES = 20  # that converters add to a name
+MANIFEST_BYTES = 16 << 20
+PARSED_FACTOR = 32  # bytes of memory for a byte of protobuf, where an attacker fills it with empty messages
+CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has_output_shape|_\d+)$")
+PROTO_PACKAGE = "cidermill_coreml_proto"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An ML Program as it is on disk. `features`: function -> input -> what the description says of it."""
+
+    path: Path
+    specification_version: int
+    functions: dict[str, Graph]
+    opsets: dict[str, str]
+    default_function: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    states: tuple[Value, ...]
+    features: dict[str, dict[str, Feature]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    weights: tuple[Path, ...] = ()
+
+
+def coreml_protos() -> tuple[Any, Any]:
+    """-> modules Model_pb2, MIL_pb2, loaded from coremltools' folder without importing coremltools (which takes seconds and prints)."""
+    if PROTO_PACKAGE not in sys.modules:
+        found = importlib.util.find_spec("coremltools")
+        if found is None:
+            raise UnreadableArtifact("reading an .mlpackage needs coremltools, which is not installed", "pip install coremltools==9.0")
+        folder = Path(found.submodule_search_locations[0]) / "proto"
+        spec = importlib.util.spec_from_file_location(PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[PROTO_PACKAGE] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"{PROTO_PACKAGE}.Model_pb2"), importlib.import_module(f"{PROTO_PACKAGE}.MIL_pb2")
+
+
+def read_package(path: str | Path) -> Package:
+    """Read an .mlpackage. Every weight record is checked here; the weights themselves are decoded when they are used.
+
+    Raises UnreadableArtifact, with one sentence, where the package is absent, truncated, corrupt or of an older kind.
+    """
+    path = Path(path)
+    try:
+        return _read_package(path)
+    except UnreadableArtifact:
+        raise
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, OverflowError, RecursionError) as error:
+        why = f"it names {error}, which it does not hold" if isinstance(error, KeyError) else error
+        raise UnreadableArtifact(f"{path} is not a readable ML Program: {why}", "convert the model again") from error
+
+
+def _read_package(path: Path) -> Package:
+    model_path = locate_model(path)
+    model = parse_model(model_path)
+    program = model.mlProgram
+    if not program.functions:
+        raise UnreadableArtifact(f"{model_path} is truncated or corrupt: it holds no program", "convert the model again")
+    reader = _Reader(path, model_path.parent)
+    places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
+    functions = {name: with_places(reader.function(function), places) for name, function in sorted(program.functions.items())}
+    name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
+    graph = functions[name]
+    states = {value.name for value in reader.states}
+    return Package(
+        path=path,
+        specification_version=model.specificationVersion,
+        functions=functions,
+        opsets={key: function.opset for key, function in program.functions.items()},
+        default_function=name,
+        inputs=tuple(value for value in graph.inputs if value.name not in states),
+        outputs=tuple(graph.values[output] for output in graph.outputs),
+        states=tuple(value for value in graph.inputs if value.name in states),
+        features={key: features_of(model.description, key) for key in functions},
+        metadata=dict(model.description.metadata.userDefined),
+        weights=tuple(blob.path for blob in reader.blobs.values()),
+    )
+
+
+def operation_places(text: str) -> dict[str, tuple[str, str]]:
+    """The module map that cidermill writes into a package's metadata -> operation name -> (module path, "file.py:12")."""
+    try:
+        listed = json.loads(text) if text else {}
+        return {name: tuple(place.removesuffix(")").rsplit(" (", 1)) for place, names in listed.items() for name in names}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}  # somebody else's text under our key: the map only helps people to read a report
+
+
+def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
+    """Give operations that carry no module themselves the one that their name, without the converter's suffixes, has in the map."""
+    if not places:
+        return graph
+    nodes = []
+    for node in graph.nodes:
+        name = node.outputs[0].name if node.outputs else ""
+        for _ in range(MOST_SUFFIXES):
+            if name in places or not CONVERTER_SUFFIX.search(name):
+                break
+            name = CONVERTER_SUFFIX.sub("", name)
+        found = places.get(name)
+        nodes.append(node if node.scope or found is None or len(found) != 2 else replace(node, scope=found[0], location=found[1]))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def locate_model(path: Path) -> Path:
+    """The model file that a package's manifest names."""
+    manifest_path = path / "Manifest.json"
+    if not path.exists():
+        raise UnreadableArtifact(f"{path} does not exist")
+    if not manifest_path.is_file():
+        inside_it = sorted(entry.name for entry in path.glob("*") if entry.suffix in (".mlpackage", ".pte"))
+        hint = f"It holds {', '.join(inside_it)}: give one of these." if inside_it else "Give the .mlpackage folder itself."
+        raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json", hint)
+    require_inside(path)
+    if manifest_path.stat().st_size > MANIFEST_BYTES:
+        raise UnreadableArtifact(f"{manifest_path} is corrupt: {manifest_path.stat().st_size} bytes, a manifest has a few hundred")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UnreadableArtifact(f"{manifest_path} is corrupt: it names no model ({type(error).__name__}: {error})") from error
+    model_path = inside(path, path / "Data", entry)
+    if not model_path.is_file():
+        raise UnreadableArtifact(f"{path} is incomplete: its manifest names {entry}, which does not exist")
+    return model_path
+
+
+def require_inside(package: Path) -> None:
+    """No link in a package may leave it, whether the program names the file or not: readers of sizes and checksums follow links too."""
+    for folder, folders, files in os.walk(package):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(folder, name)):
+                inside(package, Path(folder), name)
+
+
+def inside(package: Path, folder: Path, name: str) -> Path:
+    """folder / name with links followed, refused where that leaves the package."""
+    try:
+        target = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnreadableArtifact(f"{package} names a file that cannot be found, {name[:200]!r}: {error}", "copy the whole package") from error
+    if not target.is_relative_to(package.resolve()):
+        where = f"{name} (a link to {target})" if target != Path(os.path.normpath(folder / name)).absolute() else name
+        raise UnreadableArtifact(f"{package} names a file outside of itself: {where}", "do not use it; if you made its links, copy it with cp -RL")
+    return target
+
+
+def parse_model(path: Path) -> Any:
+    """-> Model protobuf that holds an ML Program."""
+    from google.protobuf.message import DecodeError
+
+    size = path.stat().st_size
+    if size * PARSED_FACTOR > free_bytes():
+        raise UnreadableArtifact(f"{path} has {in_words(size)}: to read it could take {PARSED_FACTOR} times as much memory, which is not free",
+                                 "weights belong into the weight file: convert the model again")
+    model = coreml_protos()[0].Model()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise UnreadableArtifact(f"{path} is truncated or corrupt: it is not a Core ML model", "convert the model again") from error
+    kind = model.WhichOneof("Type")
+    if kind is None:
+        raise UnreadableArtifact(f"{path} is truncated or corrupt: it holds no model", "convert the model again")
+    if kind != "mlProgram":
+        raise UnreadableArtifact(
+            f"{path} holds a {kind} (specification version {model.specificationVersion}); only ML Programs (iOS15 and later) can be read",
+            "convert the model again from its source")
+    return model
+
+
+class _Reader:
+    """Translates protobuf messages into graphs; keeps the weight files that it opened and the states that it met."""
+
+    def __init__(self, package: Path, folder: Path):
+        self.package = package
+        self.folder = folder
+        self.mil = coreml_protos()[1]
+        self.blobs: dict[str, Blob] = {}
+        self.states: list[Value] = []
+
+    def function(self, function: Any) -> Graph:
+        blocks = function.block_specializations
+        if function.opset not in blocks:
+            raise UnreadableArtifact(f"{self.folder} is corrupt: no block for the opset {function.opset!r} of its function")
+        for value in function.inputs:
+            if value.type.WhichOneof("type") == "stateType":
+                state = self.declared(value)
+                if None in state.shape or state.dtype not in NUMPY_TYPES:
+                    raise self.corrupt(f"its state {state.name!r} is {state.dtype} {list(state.shape)}, without a fixed shape")
+                self.states.append(state)
+        graph = self.block(blocks[function.opset], tuple(self.declared(value) for value in function.inputs), ChainMap())
+        if problem := misuse(graph):
+            raise self.corrupt(problem)
+        return graph
+
+    def corrupt(self, why: str) -> UnreadableArtifact:
+        return UnreadableArtifact(f"{self.package} is corrupt: {why}", "convert the model again")
+
+    def block(self, block: Any, inputs: tuple[Value, ...], around: ChainMap[str, Any]) -> Graph:
+        """around: the literals of the blocks around this one, which are many and shared."""
+        literals, constants, nodes = around.new_child(), {}, []
+        values = {value.name: value for value in inputs}
+        for operation in block.operations:
+            outputs = tuple(self.declared(value) for value in operation.outputs)
+            for value in outputs:
+                if value.name in values:
+                    raise self.corrupt(f"its operator {operation.type} defines {value.name!r}, which is defined before it")
+                values[value.name] = value
+            if operation.type == "const":
+                self.constant(operation.attributes["val"], outputs[0], literals, constants)
+            else:
+                nodes.append(self.node(operation, outputs, literals, constants, values))
+        if wrong := next((node for node in nodes if len(node.blocks) != BLOCKS.get(node.op, 0)), None):
+            raise self.corrupt(f"its operator {wrong.op} ({wrong.name}) has {len(wrong.blocks)} blocks instead of {BLOCKS.get(wrong.op, 0)}")
+        constants |= {name: _as_constant(literals[name]) for name in block.outputs if name in literals}
+        return Graph(inputs, tuple(block.outputs), tuple(nodes), constants, values)
+
+    def node(self, operation: Any, outputs: tuple[Value, ...], literals: dict, constants: dict, values: dict) -> Node:
+        attributes = {key: self.immediate(value) for key, value in operation.attributes.items() if value.HasField("immediateValue")}
+        name = str(attributes.pop("name", "") or (outputs[0].name if outputs else operation.type))
+        scope, location = (str(attributes.pop(key, "")) for key in ("scope", "location"))
+        inputs = dict(attributes)
+        for key, value in operation.attributes.items():
+            if value.HasField("blobFileValue"):  # operations of iOS16 and 17 keep their compressed weights as attributes
+                inputs[key] = self.stored(value, f"{name}.{key}", constants, values)
+        for key, argument in operation.inputs.items():
+            items = [self.binding(item, f"{name}.{key}.{i}", literals, constants, values) for i, item in enumerate(argument.arguments)]
+            inputs[key] = items[0] if len(items) == 1 else items
+        blocks = tuple(self.block(part, tuple(self.declared(value) for value in part.inputs), literals) for part in operation.blocks)
+        return Node(operation.type, inputs, outputs, name, scope, location, blocks)
+
+    def binding(self, binding: Any, name: str, literals: dict, constants: dict, values: dict) -> Any:
+        if binding.WhichOneof("binding") == "name":
+            return literals[binding.name] if binding.name in literals else Ref(binding.name)
+        if binding.value.HasField("blobFileValue"):
+            return self.stored(binding.value, name, constants, values)
+        return self.immediate(binding.value)
+
+    def stored(self, value: Any, name: str, constants: dict, values: dict) -> Ref:
+        values[name] = replace(self.value_type(value.type), name=name)
+        self.constant(value, values[name], {}, constants)
+        return Ref(name)
+
+    def constant(self, value: Any, declared: Value, literals: dict, constants: dict) -> None:
+        if not value.HasField("blobFileValue"):
+            literals[declared.name] = self.immediate(value)
+            return
+        file = value.blobFileValue
+        if file.fileName not in self.blobs:
+            self.blobs[file.fileName] = open_blob(inside(self.package, self.folder, file.fileName.removeprefix("@model_path/")))
+        blob = self.blobs[file.fileName]
+        if None in declared.shape:
+            raise self.corrupt(f"its constant {declared.name!r} has no fixed shape")
+        record = find_record(blob, file.offset, declared.dtype, declared.shape)
+        constants[declared.name] = lambda: read_tensor(blob, record, declared.shape)
+
+    def declared(self, named: Any) -> Value:
+        if len(named.name) > LONGEST_NAME:
+            raise self.corrupt(f"the name {named.name[:40]!r}... has {len(named.name)} characters")
+        return replace(self.value_type(named.type), name=named.name)
+
+    def value_type(self, kind: Any) -> Value:
+        which = kind.WhichOneof("type")
+        if which == "stateType":
+            return self.value_type(kind.stateType.wrappedType)
+        if which != "tensorType":
+            return Value("", (which or "unknown").removesuffix("Type"), ())
+        tensor = kind.tensorType
+        sizes = tuple(size.constant.size if size.WhichOneof("dimension") == "constant" else None for size in tensor.dimensions)
+        if len(sizes) > MOST_DIMENSIONS or math.prod(size for size in sizes if size) > MOST_ELEMENTS:
+            raise self.corrupt(f"a value of shape {str(list(sizes[:8]))[:-1]}{', ...' if len(sizes) > 8 else ''}] in its program")
+        any_rank = any(size.WhichOneof("dimension") == "unknown" and size.unknown.variadic for size in tensor.dimensions)
+        return Value("", self.mil.DataType.Name(tensor.dataType).lower(), sizes, any_rank)
+
+    def immediate(self, value: Any) -> Any:
+        """A value that is written into the program -> Python scalar, numpy array, or list (tuples, lists) of them."""
+        kind = value.immediateValue.WhichOneof("value")
+        if kind in ("tuple", "list"):
+            return [self.immediate(item) for item in getattr(value.immediateValue, kind).values]
+        if kind != "tensor":
+            raise UnreadableArtifact(f"{self.folder} is corrupt: an immediate value of kind {kind}")
+        declared = self.value_type(value.type)
+        array = _immediate_array(value.immediateValue.tensor, declared)
+        return array.item() if not declared.shape else array.reshape(declared.shape)
+
+
+def _immediate_array(tensor: Any, declared: Value) -> np.ndarray:
+    which = tensor.WhichOneof("value")
+    stored = getattr(tensor, which).values
+    if which == "strings":
+        return np.array(list(stored), dtype=object)
+    if which != "bytes":
+        return np.array(stored, NUMPY_TYPES.get(declared.dtype))
+    data = np.frombuffer(stored, np.uint8)
+    if declared.dtype in PACKED_BITS:
+        return unpack(data, PACKED_BITS[declared.dtype], math.prod(declared.shape), declared.dtype.startswith("int"))
+    return np.frombuffer(stored, NUMPY_TYPES[declared.dtype])
+
+
+def _as_constant(literal: Any) -> Any:
+    return torch.as_tensor(np.array(literal)) if not isinstance(literal, str) else literal
