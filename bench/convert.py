@@ -1,11 +1,14 @@
-"""ViT-Base from a Hugging Face folder to a validated int8 Core ML package, against the bare coremltools script. Ratios, in one run.
+"""ViT-Base from a Hugging Face folder to a validated int8 Core ML package, against the bare coremltools
+script. Ratios, in one run.
 
     python bench/convert.py [--rounds 3]
 
-Ours:  `convert FOLDER --target coreml --quant int8`, whole process: load, capture, compress, convert, open, run, compare, place, report.
+Ours:  `convert FOLDER --target coreml --quant int8`, whole process: load, capture, compress, convert, open,
+run, compare, place, report.
 Peer:  load, torch.export, ct.convert, ct.optimize.coreml.linear_quantize_weights, save. No check of any kind.
 The two alternate; the median of each side counts. Peak memory is the process's own (ru_maxrss of the child).
 """
+
 import argparse
 import os
 import statistics
@@ -39,7 +42,9 @@ def measure(command: list[str]) -> tuple[float, int]:
     """-> (wall seconds, peak resident bytes) of one child process; its output is shown if it fails"""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        child = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - started
         if os.waitstatus_to_exitcode(status):
@@ -49,12 +54,17 @@ def measure(command: list[str]) -> tuple[float, int]:
 
 
 def make_model(folder: Path) -> None:
-    script = "import sys, torch, transformers as T; torch.manual_seed(0); T.ViTForImageClassification(T.ViTConfig()).save_pretrained(sys.argv[1])"
+    script = (
+        "import sys, torch, transformers as T; torch.manual_seed(0);"
+        " T.ViTForImageClassification(T.ViTConfig()).save_pretrained(sys.argv[1])"
+    )
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
@@ -63,14 +73,41 @@ def main() -> int:
         (folder / "peer.py").write_text(PEER)
         ours, peer = [], []
         for turn in range(rounds):
-            convert = [str(Path(sys.executable).parent / "convert"), str(folder / "vit"), "--target", "coreml", "--quant", "int8"]
+            convert = [
+                str(Path(sys.executable).parent / "convert"),
+                str(folder / "vit"),
+                "--target",
+                "coreml",
+                "--quant",
+                "int8",
+            ]
             ours.append(measure([*convert, "--out", str(folder / f"ours{turn}"), "--quiet"]))
-            peer.append(measure([sys.executable, str(folder / "peer.py"), str(folder / "vit"), str(folder / f"peer{turn}.mlpackage")]))
-            texts = [f"{name} {side[-1][0]:.1f} s, {side[-1][1] / 1e6:.0f} MB" for name, side in (("ours", ours), ("peer", peer))]
+            peer.append(
+                measure(
+                    [
+                        sys.executable,
+                        str(folder / "peer.py"),
+                        str(folder / "vit"),
+                        str(folder / f"peer{turn}.mlpackage"),
+                    ]
+                )
+            )
+            texts = [
+                f"{name} {side[-1][0]:.1f} s, {side[-1][1] / 1e6:.0f} MB"
+                for name, side in (("ours", ours), ("peer", peer))
+            ]
             print(f"round {turn + 1}: {'; '.join(texts)}", flush=True)
-        seconds, memory = ([statistics.median(run[index] for run in side) for side in (ours, peer)] for index in (0, 1))
-    print(f"time ratio   {seconds[0] / seconds[1]:.2f}  (ours {seconds[0]:.1f} s, validated; bare script {seconds[1]:.1f} s)  wanted: at most 1.0")
-    print(f"memory ratio {memory[0] / memory[1]:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script {memory[1] / 1e6:.0f} MB)  wanted: at most 1.0")
+        seconds, memory = (
+            [statistics.median(run[index] for run in side) for side in (ours, peer)] for index in (0, 1)
+        )
+    print(
+        f"time ratio   {seconds[0] / seconds[1]:.2f}  (ours {seconds[0]:.1f} s, validated; bare script"
+        f" {seconds[1]:.1f} s)  wanted: at most 1.0"
+    )
+    print(
+        f"memory ratio {memory[0] / memory[1]:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script"
+        f" {memory[1] / 1e6:.0f} MB)  wanted: at most 1.0"
+    )
     return 0 if seconds[0] <= seconds[1] and memory[0] <= memory[1] else 1
 
 

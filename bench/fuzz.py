@@ -1,10 +1,13 @@
-"""Damaged artifacts through the reference runner: every one must end in a result or in one clear error, in bounded time and memory.
+"""Damaged artifacts through the reference runner: every one must end in a result or in one clear error, in
+bounded time and memory.
 
-    python bench/fuzz.py [--files 10000] [--seed 0] [--workers 2] [--seconds-per-file 20] [--keep DIR] [--replay INDEX] [--quick]
+    python bench/fuzz.py [--files 10000] [--seed 0] [--workers 2] [--seconds-per-file 20] [--keep DIR]
+    [--replay INDEX] [--quick]
 
-Mutant INDEX of a seed is always the same file. Each is opened, called once with inputs of its declared shapes, and every fourth is
-inspected, in a worker process with limits; a worker that crashes, hangs or takes too much memory is replaced and its mutant kept in DIR
-for `--replay`. Exit code 1 where any mutant ended otherwise than it should.
+Mutant INDEX of a seed is always the same file. Each is opened, called once with inputs of its declared
+shapes, and every fourth is inspected, in a worker process with limits; a worker that crashes, hangs or takes
+too much memory is replaced and its mutant kept in DIR for `--replay`. Exit code 1 where any mutant ended
+otherwise than it should.
 """
 
 import argparse
@@ -34,13 +37,22 @@ SECONDS, MEMORY, LOOPS = 5.0, 1 << 30, 2000  # what the runner allows one call
 DATA_LIMIT = 6 << 30  # of a worker, by the kernel: an allocation beyond it fails
 PEAK_LIMIT = 2 << 30  # a mutant whose worker grew by more than this was not stopped in time
 MOST_ELEMENTS = 1 << 22  # of a declared input that is tried
-CLEAN = ("ran", "inputs too large to try", "UnreadableArtifact", "UnsupportedOperators", "OperatorFailed", "UserError", "OverBudget")
+CLEAN = (
+    "ran",
+    "inputs too large to try",
+    "UnreadableArtifact",
+    "UnsupportedOperators",
+    "OperatorFailed",
+    "UserError",
+    "OverBudget",
+)
 ENOUGH = 500  # jobs after which a worker is replaced, so that no mutant inherits much from others
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended: one of CLEAN, or "crash: ...", "hang", "over memory", "escape", "dirty: ...". detail: text, or a traceback."""
+    """How one job ended: one of CLEAN, or "crash: ...", "hang", "over memory", "escape", "dirty: ...".
+    detail: text, or a traceback."""
 
     index: int
     kind: str
@@ -98,7 +110,9 @@ def open_and_call(folder: Path) -> str:
 
     runner = open_runner(artifact_in(folder), host="reference", limits=Limits(MEMORY, SECONDS, LOOPS))
     shapes = [tuple(2 if size is None else size for size in value.shape) for value in runner.inputs]
-    if sum(int(np.prod(shape, dtype=object)) for shape in shapes) > MOST_ELEMENTS or any(len(shape) > 30 for shape in shapes):
+    if sum(int(np.prod(shape, dtype=object)) for shape in shapes) > MOST_ELEMENTS or any(
+        len(shape) > 30 for shape in shapes
+    ):
         return "inputs too large to try"
     rng = np.random.default_rng(0)
     runner([sample(rng, shape, value.dtype) for shape, value in zip(shapes, runner.inputs)])
@@ -108,7 +122,9 @@ def open_and_call(folder: Path) -> str:
 def sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if dtype.startswith("float"):
         return rng.standard_normal(shape).astype(dtype if dtype in ("float16", "float64") else "float32")
-    return np.ones(shape, dtype if dtype in ("bool", "int64", "int32", "int16", "int8", "uint8") else "float32")
+    return np.ones(
+        shape, dtype if dtype in ("bool", "int64", "int32", "int16", "int8", "uint8") else "float32"
+    )
 
 
 def inspect_only(folder: Path) -> str:
@@ -134,8 +150,11 @@ def peak_bytes(reset: bool = False) -> int:
 # Workers
 
 
-def run_jobs(work: Callable[[int], tuple[str, str]], indices: Iterable[int], workers: int, seconds: float) -> Iterator[Outcome]:
-    """work(index) -> (kind, detail), in forked processes with limits. A process that dies or exceeds `seconds` costs its own job only."""
+def run_jobs(
+    work: Callable[[int], tuple[str, str]], indices: Iterable[int], workers: int, seconds: float
+) -> Iterator[Outcome]:
+    """work(index) -> (kind, detail), in forked processes with limits. A process that dies or exceeds
+    `seconds` costs its own job only."""
     waiting, running = iter(indices), []
     for _ in range(workers):
         running += start(work, waiting)
@@ -202,7 +221,12 @@ def check(worker: Worker, seconds: float) -> Outcome | None:
         except EOFError:
             worker.process.join()
             code = worker.process.exitcode
-            return Outcome(worker.index, f"crash: {signal.Signals(-code).name if code and code < 0 else f'exit {code}'}", "", spent)
+            return Outcome(
+                worker.index,
+                f"crash: {signal.Signals(-code).name if code and code < 0 else f'exit {code}'}",
+                "",
+                spent,
+            )
     if spent > seconds:
         worker.process.kill()
         worker.process.join()
@@ -233,7 +257,9 @@ def serve(work: Callable[[int], tuple[str, str]], pipe: Any, other: Any) -> None
 # The whole
 
 
-def fuzz(corpus: list[Path], seed: int, keep: Path, inspect_every: int = 4) -> Callable[[int], tuple[str, str]]:
+def fuzz(
+    corpus: list[Path], seed: int, keep: Path, inspect_every: int = 4
+) -> Callable[[int], tuple[str, str]]:
     """-> the job: mutant `index` is made, run, and removed unless it failed."""
 
     def work(index: int) -> tuple[str, str]:
@@ -253,7 +279,8 @@ def make(corpus: list[Path], seed: int, index: int, folder: Path) -> Any:
 
 
 def warm_up(corpus: list[Path]) -> None:
-    """Whatever is imported before the workers are forked is imported once; and the healthy artifacts must run."""
+    """Whatever is imported before the workers are forked is imported once; and the healthy artifacts must
+    run."""
     import torch
 
     torch.set_num_threads(1)
@@ -274,20 +301,33 @@ def report(outcomes: list[Outcome], seconds: float) -> str:
     bad = [outcome for outcome in outcomes if not outcome.clean]
     slowest = max((outcome.seconds for outcome in outcomes), default=0)
     lines.append(
-        f"{len(outcomes):7d}  files in {seconds:.0f} s, the slowest {slowest:.1f} s; {len(bad)} that ended otherwise than they should"
+        f"{len(outcomes):7d}  files in {seconds:.0f} s, the slowest {slowest:.1f} s; {len(bad)} that ended"
+        " otherwise than they should"
     )
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds-per-file", type=float, default=20.0)
-    parser.add_argument("--quick", action="store_true", help="a smaller corpus (other mutants), without what needs a whole conversion")
-    parser.add_argument("--keep", type=Path, help="folder for the corpus and the mutants that failed (default: a temporary one)")
-    parser.add_argument("--replay", type=int, help="make and run one mutant in this process, with its traceback")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smaller corpus (other mutants), without what needs a whole conversion",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for the corpus and the mutants that failed (default: a temporary one)",
+    )
+    parser.add_argument(
+        "--replay", type=int, help="make and run one mutant in this process, with its traceback"
+    )
     args = parser.parse_args()
     keep = args.keep or Path(tempfile.mkdtemp(prefix="cidermill-fuzz-"))
     corpus = build_corpus(keep / "corpus", args.quick)
@@ -299,7 +339,9 @@ def main() -> int:
         print(*run_mutant(folder, damage.escape, inspect=True), sep="\n")
         return 0
     begin_at, outcomes = time.monotonic(), []
-    for outcome in run_jobs(fuzz(corpus, args.seed, keep), range(args.files), args.workers, args.seconds_per_file):
+    for outcome in run_jobs(
+        fuzz(corpus, args.seed, keep), range(args.files), args.workers, args.seconds_per_file
+    ):
         outcomes.append(outcome)
         if not outcome.clean:
             print(f"{outcome.index}: {outcome.kind} {outcome.detail}", flush=True)

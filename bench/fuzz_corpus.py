@@ -1,7 +1,9 @@
-"""The artifacts that bench/fuzz.py damages: build_corpus(folder) writes one folder per artifact, each with a model.mlpackage or model.pte.
+"""The artifacts that bench/fuzz.py damages: build_corpus(folder) writes one folder per artifact, each with a
+model.mlpackage or model.pte.
 
-Small and varied: convolutions and attention in half precision, every kind of compressed weight, control flow, lists, states, functions,
-classifiers; .pte programs with portable kernels, MPS and Core ML delegates, jumps, mutable buffers and external weights.
+Small and varied: convolutions and attention in half precision, every kind of compressed weight, control flow,
+lists, states, functions, classifiers; .pte programs with portable kernels, MPS and Core ML delegates, jumps,
+mutable buffers and external weights.
 """
 
 import json
@@ -17,7 +19,10 @@ from typing import Any
 import numpy as np
 
 RNG = np.random.default_rng(0)
-W34, W88 = RNG.standard_normal((8, 3, 3, 3)).astype(np.float16), RNG.standard_normal((16, 16)).astype(np.float32)
+W34, W88 = (
+    RNG.standard_normal((8, 3, 3, 3)).astype(np.float16),
+    RNG.standard_normal((16, 16)).astype(np.float32),
+)
 IMAGE, ROWS = ((1, 3, 8, 8), "fp16"), ((4, 16), "fp32")
 MODEL = "model.mlmodel"
 
@@ -70,17 +75,32 @@ def shapes(mb, x):
 
 def indexing(mb, x):
     rows = mb.gather(x=x, indices=np.array([0, 2, 3], np.int32), axis=0)
-    spread = mb.scatter(data=x, indices=np.array([0, 1], np.int32), updates=np.ones((2, 16), np.float32), axis=0)
+    spread = mb.scatter(
+        data=x, indices=np.array([0, 1], np.int32), updates=np.ones((2, 16), np.float32), axis=0
+    )
     some = mb.gather_nd(x=x, indices=np.array([[0, 1], [3, 4]], np.int32))
     values, places = mb.topk(x=x, k=3, axis=1)
-    return rows, spread, some, values, places, mb.sliding_windows(x=x, axis=1, size=4, stride=2), mb.reduce_argmax(x=x, axis=1)
+    return (
+        rows,
+        spread,
+        some,
+        values,
+        places,
+        mb.sliding_windows(x=x, axis=1, size=4, stride=2),
+        mb.reduce_argmax(x=x, axis=1),
+    )
 
 
 def recurrent(mb, x):
     x = mb.reshape(x=x, shape=[4, 1, 16])
-    weights = {"weight_ih": RNG.standard_normal((32, 16)).astype(np.float32), "weight_hh": RNG.standard_normal((32, 8)).astype(np.float32)}
+    weights = {
+        "weight_ih": RNG.standard_normal((32, 16)).astype(np.float32),
+        "weight_hh": RNG.standard_normal((32, 8)).astype(np.float32),
+    }
     zeros = np.zeros((1, 8), np.float32)
-    return mb.lstm(x=x, initial_h=zeros, initial_c=zeros, bias=np.zeros(32, np.float32), output_sequence=True, **weights)
+    return mb.lstm(
+        x=x, initial_h=zeros, initial_c=zeros, bias=np.zeros(32, np.float32), output_sequence=True, **weights
+    )
 
 
 def control_flow(mb, x):
@@ -91,13 +111,17 @@ def control_flow(mb, x):
 
     _, total = mb.while_loop(_cond=lambda i, total: mb.less(x=i, y=5), _body=body, loop_vars=(0, x))
     large = mb.greater(x=mb.reduce_max(x=x, axes=[0, 1]), y=5.0)
-    return total, mb.cond(pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=table))
+    return total, mb.cond(
+        pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=table)
+    )
 
 
 def lists(mb, x):
     items = mb.make_list(init_length=2, elem_shape=(16,), dtype="fp32")
     items = mb.list_write(ls=items, index=0, value=mb.gather(x=x, indices=1, axis=0))
-    items = mb.list_scatter(ls=items, indices=np.array([1, 2], np.int32), value=mb.slice_by_size(x=x, begin=[0, 0], size=[2, 16]))
+    items = mb.list_scatter(
+        ls=items, indices=np.array([1, 2], np.int32), value=mb.slice_by_size(x=x, begin=[0, 0], size=[2, 16])
+    )
     return mb.list_read(ls=items, index=2), mb.list_gather(ls=items, indices=np.array([0, 1], np.int32))
 
 
@@ -114,7 +138,9 @@ def compressed(mb, x):
     four_bits = codes.astype(types.nptype_from_builtin(types.int4))
     four = mb.constexpr_blockwise_shift_scale(data=four_bits, scale=np.full((16, 4), 0.1, np.float32))
     indices = RNG.integers(0, 16, (16, 16)).astype(types.nptype_from_builtin(types.uint4))
-    table = mb.constexpr_lut_to_dense(indices=indices, lut=RNG.standard_normal((1, 1, 16, 1)).astype(np.float32))
+    table = mb.constexpr_lut_to_dense(
+        indices=indices, lut=RNG.standard_normal((1, 1, 16, 1)).astype(np.float32)
+    )
     mask = (RNG.random((16, 16)) < 0.5).astype(types.nptype_from_builtin(types.uint1))
     kept = RNG.standard_normal(int(mask.astype(np.int32).sum())).astype(np.float32)
     sparse = mb.constexpr_sparse_to_dense(nonzero_data=kept, mask=mask)
@@ -125,14 +151,18 @@ def compressed(mb, x):
 
 def older_compressed(mb, x):
     codes = RNG.integers(-100, 100, (16, 16)).astype(np.int8)
-    affine = mb.constexpr_affine_dequantize(quantized_data=codes, zero_point=np.int8(3), scale=np.float32(0.01), axis=0)
+    affine = mb.constexpr_affine_dequantize(
+        quantized_data=codes, zero_point=np.int8(3), scale=np.float32(0.01), axis=0
+    )
     lut = mb.constexpr_lut_to_dense(
         indices=RNG.integers(0, 255, 128).astype(np.uint8),
         lut=np.linspace(-1, 1, 16, dtype=np.float32),
         shape=np.array([16, 16], np.uint32),
     )
     mask = np.full(32, 0b01010101, np.uint8)
-    sparse = mb.constexpr_sparse_to_dense(nonzero_data=np.ones(128, np.float32), mask=mask, shape=np.array([16, 16], np.uint32))
+    sparse = mb.constexpr_sparse_to_dense(
+        nonzero_data=np.ones(128, np.float32), mask=mask, shape=np.array([16, 16], np.uint32)
+    )
     for weight in (affine, lut, sparse):
         x = mb.tanh(x=mb.linear(x=x, weight=weight))
     return x
@@ -170,13 +200,26 @@ def save(program: Any, version: int, folder: Path) -> None:
     (data / "weights").mkdir(parents=True)
     model = load(program, weights_dir=str(data / "weights"), specification_version=version)
     (data / MODEL).write_bytes(model.SerializeToString(deterministic=True))
-    entry = {"author": "com.apple.CoreML", "description": "", "name": MODEL, "path": f"com.apple.CoreML/{MODEL}"}
+    entry = {
+        "author": "com.apple.CoreML",
+        "description": "",
+        "name": MODEL,
+        "path": f"com.apple.CoreML/{MODEL}",
+    }
     weights = entry | {"name": "weights", "path": "com.apple.CoreML/weights"}
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": {"M": entry, "W": weights}, "rootModelIdentifier": "M"}
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {"M": entry, "W": weights},
+        "rootModelIdentifier": "M",
+    }
     (data.parent.parent / "Manifest.json").write_text(json.dumps(manifest))
 
 
-CONVERTED = {"int4-mps": ("executorch-mps", "int4"), "palette": ("coreml", "prune50+palettize4"), "int8": ("coreml", "int8")}
+CONVERTED = {
+    "int4-mps": ("executorch-mps", "int4"),
+    "palette": ("coreml", "prune50+palettize4"),
+    "int8": ("coreml", "int8"),
+}
 
 # .pte programs, written with bare ExecuTorch
 
@@ -191,7 +234,11 @@ def pte_sources() -> dict[str, tuple[Any, tuple, str]]:
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.conv, self.norm, self.out = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 16)
+            self.conv, self.norm, self.out = (
+                torch.nn.Conv2d(3, 8, 3, padding=1),
+                torch.nn.BatchNorm2d(8),
+                torch.nn.Linear(8, 16),
+            )
 
         def forward(self, x):
             x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2, 2).flatten(2).transpose(1, 2)
@@ -216,13 +263,27 @@ def pte_sources() -> dict[str, tuple[Any, tuple, str]]:
             parts = x.split([1, 3], 0)
             padded = F.pad(x[:, ::2], (1, 2), value=0.5)
             made = torch.arange(8) + torch.full((4, 1), 2.0) + x.repeat(1, 2)[:, :8]
-            return parts[1], padded, made, x[torch.tensor([0, 2])], torch.cat([x, x], 1), x.cumsum(1), torch.topk(x, 2)[0]
+            return (
+                parts[1],
+                padded,
+                made,
+                x[torch.tensor([0, 2])],
+                torch.cat([x, x], 1),
+                x.cumsum(1),
+                torch.topk(x, 2)[0],
+            )
 
     class Moves(torch.nn.Module):
         def forward(self, x):
             wide = torch.cat([F.pad(x[:, 1:7], (1, 1), value=0.5), x * torch.arange(8)], 1)
             pooled = F.avg_pool2d(wide[None, None], 2, 2, ceil_mode=True)
-            return wide.permute(1, 0).reshape(8, 8).clamp(0.1, 0.9), pooled[0], x[None].expand(3, 4, 8), x[2], x.mean(0, True)
+            return (
+                wide.permute(1, 0).reshape(8, 8).clamp(0.1, 0.9),
+                pooled[0],
+                x[None].expand(3, 4, 8),
+                x[2],
+                x.mean(0, True),
+            )
 
     class Rounds(torch.nn.Module):
         def forward(self, x):
@@ -241,7 +302,9 @@ def write_pte(module: Any, inputs: tuple, how: str, folder: Path) -> None:
     import torch
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 
-    edge = to_edge(torch.export.export(module.eval(), inputs), compile_config=EdgeCompileConfig(_check_ir_validity=False))
+    edge = to_edge(
+        torch.export.export(module.eval(), inputs), compile_config=EdgeCompileConfig(_check_ir_validity=False)
+    )
     if how != "portable" and how != "external":
         edge = edge.to_backend(partitioner(how))
     program = edge.to_executorch(ExecutorchBackendConfig(external_constants=how == "external"))
@@ -261,7 +324,16 @@ def convert(folder: Path, target: str, recipe: str) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64)).eval()
     folder.mkdir(parents=True)
     torch.export.save(torch.export.export(net, (torch.rand(2, 64),)), folder / "net.pt2")
-    command = [Path(sys.executable).parent / "convert", folder / "net.pt2", "--target", target, "--quant", recipe, "--out", folder / "out"]
+    command = [
+        Path(sys.executable).parent / "convert",
+        folder / "net.pt2",
+        "--target",
+        target,
+        "--quant",
+        recipe,
+        "--out",
+        folder / "out",
+    ]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
     artifact = next(path for path in (folder / "out").iterdir() if path.suffix in (".pte", ".mlpackage"))
     artifact.rename(folder / f"model{artifact.suffix}")
@@ -305,7 +377,8 @@ def add_description(folder: Path) -> None:
 
 
 def add_classes(folder: Path) -> None:
-    """The attention block once more, ending in a classification; coremltools' builder cannot write its list of names."""
+    """The attention block once more, ending in a classification; coremltools' builder cannot write its list
+    of names."""
     from cidermill.validation.mil.read import coreml_protos
 
     path = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / MODEL
@@ -329,7 +402,8 @@ def add_classes(folder: Path) -> None:
 
 
 def build_corpus(folder: Path, quick: bool = False) -> list[Path]:
-    """-> the folders written, in order; what exists already is kept. quick: without those that need a whole conversion."""
+    """-> the folders written, in order; what exists already is kept. quick: without those that need a whole
+    conversion."""
     done = folder / "complete"
     if not done.exists():
         quiet()
@@ -340,7 +414,9 @@ def build_corpus(folder: Path, quick: bool = False) -> list[Path]:
         add_description(folder / "functions")
         write_program("attention", folder / "classifier")
         add_classes(folder / "classifier")
-        programs = {name: source for name, source in pte_sources().items() if not (quick and source[2] == "coreml")}
+        programs = {
+            name: source for name, source in pte_sources().items() if not (quick and source[2] == "coreml")
+        }
         for name, source in programs.items():
             write_pte(*source, folder / name)
         conversions = {} if quick else CONVERTED

@@ -1,7 +1,9 @@
-"""Damage: a healthy artifact, a folder and a random generator in; a mutant there, and what was done to it, out.
+"""Damage: a healthy artifact, a folder and a random generator in; a mutant there, and what was done to it,
+out.
 
-mutate(source, target, rng) -> Damage. Equal generators make equal mutants. `Damage.escape` marks mutants that point outside of their
-folder at data that would work: if such a mutant runs to completion, something outside was read.
+mutate(source, target, rng) -> Damage. Equal generators make equal mutants. `Damage.escape` marks mutants that
+point outside of their folder at data that would work: if such a mutant runs to completion, something outside
+was read.
 """
 
 import json
@@ -42,7 +44,16 @@ MODEL, BLOB = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weig
 
 PLACE = "@model_path"
 FILE_NAMES = (
-    *("", PLACE, f"{PLACE}/", f"{PLACE}/weights", "weights/weight.bin", f"{PLACE}/model.mlmodel", f"{PLACE}/\0x", f"{PLACE}/" + "a" * 5000),
+    *(
+        "",
+        PLACE,
+        f"{PLACE}/",
+        f"{PLACE}/weights",
+        "weights/weight.bin",
+        f"{PLACE}/model.mlmodel",
+        f"{PLACE}/\0x",
+        f"{PLACE}/" + "a" * 5000,
+    ),
     *("/dev/zero", f"{PLACE}//dev/zero", f"{PLACE}/../../Manifest.json"),
 )
 CALLED = b"""aten::add aten::mul aten::convolution aten::mm aten::bmm aten::cat aten::mean aten::repeat aten::view_copy aten::permute_copy
@@ -58,7 +69,8 @@ class Damage:
 
 
 def mutate(source: Path, target: Path, rng: np.random.Generator) -> Damage:
-    """source: a folder with model.mlpackage or model.pte (and perhaps .ptd files), copied to target and damaged there."""
+    """source: a folder with model.mlpackage or model.pte (and perhaps .ptd files), copied to target and
+    damaged there."""
     shutil.copytree(source, target)
     package = target / "model.mlpackage"
     kinds = PACKAGE_DAMAGE if package.exists() else PROGRAM_DAMAGE
@@ -81,7 +93,8 @@ def weird(rng: np.random.Generator, current: int = 0) -> int:
 
 
 def damaged_bytes(data: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
-    """One of: cut, bits flipped, a piece copied elsewhere, bytes inserted or removed, an integer overwritten."""
+    """One of: cut, bits flipped, a piece copied elsewhere, bytes inserted or removed, an integer
+    overwritten."""
     how = pick(rng, ("cut", "flip", "flip", "flip", "splice", "insert", "remove", "integer", "integer"))
     changed, size = bytearray(data), max(len(data), 1)
     at = int(rng.integers(size))
@@ -151,7 +164,12 @@ def attributes(model: Any) -> list[Any]:
 def bindings(model: Any) -> list[Any]:
     """The inputs of all operations."""
     operations = [operation for block in all_blocks(model) for operation in block.operations]
-    return [item for operation in operations for _, argument in sorted(operation.inputs.items()) for item in argument.arguments]
+    return [
+        item
+        for operation in operations
+        for _, argument in sorted(operation.inputs.items())
+        for item in argument.arguments
+    ]
 
 
 def blob_values(model: Any) -> list[Any]:
@@ -173,7 +191,10 @@ def some_operation(model: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 
 def edit_shape(model: Any, rng: np.random.Generator) -> str:
     _, operation = some_operation(model, rng)
-    declared = pick(rng, [*operation.outputs, *model.mlProgram.functions[pick(rng, sorted(model.mlProgram.functions))].inputs])
+    declared = pick(
+        rng,
+        [*operation.outputs, *model.mlProgram.functions[pick(rng, sorted(model.mlProgram.functions))].inputs],
+    )
     if declared is None or declared.type.WhichOneof("type") != "tensorType":
         return "no shape"
     tensor = declared.type.tensorType
@@ -228,7 +249,12 @@ def edit_literal(model: Any, rng: np.random.Generator) -> str:
 
 def edit_reference(model: Any, rng: np.random.Generator) -> str:
     """An input is renamed to another value of the program: cycles, wrong types, values of other blocks."""
-    names = [value.name for block in all_blocks(model) for operation in block.operations for value in operation.outputs]
+    names = [
+        value.name
+        for block in all_blocks(model)
+        for operation in block.operations
+        for value in operation.outputs
+    ]
     binding = pick(rng, [item for item in bindings(model) if item.WhichOneof("binding") == "name"])
     if binding is None:
         return "no reference"
@@ -238,7 +264,10 @@ def edit_reference(model: Any, rng: np.random.Generator) -> str:
 
 def edit_order(model: Any, rng: np.random.Generator) -> str:
     block, operation = some_operation(model, rng)
-    how, at = pick(rng, ("delete", "again", "swap", "last", "type", "rename", "outputs")), int(rng.integers(len(block.operations)))
+    how, at = (
+        pick(rng, ("delete", "again", "swap", "last", "type", "rename", "outputs")),
+        int(rng.integers(len(block.operations))),
+    )
     if how == "delete":
         del block.operations[at]
     elif how == "again":
@@ -251,7 +280,9 @@ def edit_order(model: Any, rng: np.random.Generator) -> str:
     elif how == "type":
         operation.type = pick(rng, (*KNOWN_TYPES, some_operation(model, rng)[1].type))
     elif how == "rename" and operation.outputs:
-        operation.outputs[0].name = pick(rng, [value.name for _, other in [some_operation(model, rng)] for value in other.outputs] or ["x"])
+        operation.outputs[0].name = pick(
+            rng, [value.name for _, other in [some_operation(model, rng)] for value in other.outputs] or ["x"]
+        )
     elif how == "outputs":
         if rng.random() < 0.5 and operation.outputs:
             del operation.outputs[0]
@@ -261,9 +292,11 @@ def edit_order(model: Any, rng: np.random.Generator) -> str:
 
 
 KNOWN_TYPES = (
-    "tile fill pad range_1d one_hot non_zero expand_dims resize_bilinear upsample_nearest_neighbor crop_resize conv conv_transpose matmul lstm gru"
-    " while_loop cond const make_list list_read gather scatter_nd reshape concat split stack topk cumsum einsum sliding_windows classify identity"
-    " random_normal space_to_batch reverse_sequence constexpr_lut_to_dense constexpr_blockwise_shift_scale read_state custom_thing"
+    "tile fill pad range_1d one_hot non_zero expand_dims resize_bilinear upsample_nearest_neighbor"
+    " crop_resize conv conv_transpose matmul lstm gru while_loop cond const make_list list_read gather"
+    " scatter_nd reshape concat split stack topk cumsum einsum sliding_windows classify identity"
+    " random_normal space_to_batch reverse_sequence constexpr_lut_to_dense constexpr_blockwise_shift_scale"
+    " read_state custom_thing"
 ).split()
 
 
@@ -280,7 +313,8 @@ def edit_blob(model: Any, rng: np.random.Generator) -> str:
 
 
 def edit_nesting(model: Any, rng: np.random.Generator) -> str:
-    """Blocks within blocks: copies of the block itself, a chain of many, or more and fewer than the operator has."""
+    """Blocks within blocks: copies of the block itself, a chain of many, or more and fewer than the operator
+    has."""
     block, operation = some_operation(model, rng)
     how = pick(rng, ("self", "deep", "fewer", "more", "inputs", "outputs"))
     if how == "self":
@@ -369,7 +403,9 @@ def edit_record(package: Path, rng: np.random.Generator) -> str:
     if not path.exists():
         return any_file(package, rng)
     data = bytearray(path.read_bytes())
-    records = [at for at in range(64, len(data) - 63, 64) if struct.unpack_from("<I", data, at)[0] == 0xDEADBEEF]
+    records = [
+        at for at in range(64, len(data) - 63, 64) if struct.unpack_from("<I", data, at)[0] == 0xDEADBEEF
+    ]
     at = int(pick(rng, (0, *records)))
     offset, width = pick(rng, ((0, 4), (4, 4), (8, 8), (16, 8), (24, 8)))
     current = int.from_bytes(data[at + offset : at + offset + width], "little")
@@ -406,7 +442,9 @@ def edit_manifest(package: Path, rng: np.random.Generator) -> str:
     elif how == "list":
         manifest["itemInfoEntries"] = pick(rng, ([], None, "x", 5, {"M": None}))
     text = json.dumps(manifest)
-    text = {"deep": "[" * 200_000, "huge": '{"a": "' + "b" * 20_000_000 + '"}', "number": "1" * 10_000}.get(how, text)
+    text = {"deep": "[" * 200_000, "huge": '{"a": "' + "b" * 20_000_000 + '"}', "number": "1" * 10_000}.get(
+        how, text
+    )
     path.write_bytes(b"\xff\xfe\x00" + text.encode() if how == "bytes" else text.encode())
     return how
 
@@ -417,12 +455,21 @@ def trick_files(package: Path, rng: np.random.Generator) -> str | Damage:
         rng,
         [
             name
-            for name in (MODEL, BLOB, "Manifest.json", "Data", "Data/com.apple.CoreML", "Data/com.apple.CoreML/weights")
+            for name in (
+                MODEL,
+                BLOB,
+                "Manifest.json",
+                "Data",
+                "Data/com.apple.CoreML",
+                "Data/com.apple.CoreML/weights",
+            )
             if (package / name).exists()
         ],
     )
     path, outside = package / name, package.parent / "outside"
-    how = pick(rng, ("outside", "outside", "folder", "pipe", "missing", "device", "loop", "dangling", "unreadable"))
+    how = pick(
+        rng, ("outside", "outside", "folder", "pipe", "missing", "device", "loop", "dangling", "unreadable")
+    )
     shutil.move(path, outside)
     if how == "outside":
         path.symlink_to(outside)
@@ -463,8 +510,15 @@ def point_outside(package: Path, rng: np.random.Generator) -> str | Damage:
         (package / MODEL).write_bytes(model.SerializeToString(deterministic=True))
         return Damage(f"weights at {link}", escape=True)
     manifest = json.loads((package / "Manifest.json").read_text())
-    manifest["itemInfoEntries"]["M" if "M" in manifest["itemInfoEntries"] else manifest["rootModelIdentifier"]]["path"] = pick(
-        rng, ("../../outside/model.mlmodel", f"{outside}/model.mlmodel", "com.apple.CoreML/../../../outside/model.mlmodel")
+    manifest["itemInfoEntries"][
+        "M" if "M" in manifest["itemInfoEntries"] else manifest["rootModelIdentifier"]
+    ]["path"] = pick(
+        rng,
+        (
+            "../../outside/model.mlmodel",
+            f"{outside}/model.mlmodel",
+            "com.apple.CoreML/../../../outside/model.mlmodel",
+        ),
     )
     (package / "Manifest.json").write_text(json.dumps(manifest))
     return Damage("the manifest names a model outside", escape=True)
@@ -496,7 +550,8 @@ FIELDS: dict[tuple[bytes, str], list[tuple[int, int]]] = {}
 
 
 def read_fields(program: Path, path: Path) -> list[tuple[int, int]]:
-    """(position, bytes) of every number that is read from a file when the program is opened, vectors element by element."""
+    """(position, bytes) of every number that is read from a file when the program is opened, vectors element
+    by element."""
     from cidermill.validation.pte.flatbuffer import Buffer
     from cidermill.validation.pte.read import open_program
 
@@ -530,12 +585,17 @@ def _within(spans: set[tuple[int, int]], data: bytes, buffers: list[memoryview])
     for buffer in buffers:
         if len(buffer) == len(data) and bytes(buffer) == data:
             start = np.frombuffer(buffer, np.uint8).ctypes.data
-            return sorted((address - start, width) for address, width in spans if 0 <= address - start <= len(data) - width)
+            return sorted(
+                (address - start, width)
+                for address, width in spans
+                if 0 <= address - start <= len(data) - width
+            )
     return []
 
 
 def edit_name(folder: Path, rng: np.random.Generator) -> str:
-    """The name of an operator becomes another of at most its length (aten::add.out -> aten::mm.out): other schemas, other kernels."""
+    """The name of an operator becomes another of at most its length (aten::add.out -> aten::mm.out): other
+    schemas, other kernels."""
     data = bytearray((folder / "model.pte").read_bytes())
     names = [name for name in CALLED if data.find(name + b"\0") >= 0]
     if not names:
@@ -552,4 +612,8 @@ PACKAGE_DAMAGE: dict[str, tuple[Callable, float]] = {
     "bytes": (any_file, 3), "messages": (edit_model, 8), "record": (edit_record, 1), "manifest": (edit_manifest, 0.5),
     "files": (trick_files, 0.5), "outside": (point_outside, 0.3),
 }  # fmt: skip
-PROGRAM_DAMAGE: dict[str, tuple[Callable, float]] = {"bytes": (any_file, 3), "fields": (edit_field, 8), "names": (edit_name, 1)}
+PROGRAM_DAMAGE: dict[str, tuple[Callable, float]] = {
+    "bytes": (any_file, 3),
+    "fields": (edit_field, 8),
+    "names": (edit_name, 1),
+}

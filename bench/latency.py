@@ -1,12 +1,16 @@
-"""How well the latency model agrees with measured networks, beside the named peer: three numbers (floor, multiply-adds, bytes).
+"""How well the latency model agrees with measured networks, beside the named peer: three numbers (floor,
+multiply-adds, bytes).
 
     python bench/latency.py [LATENCY.csv]                 # other rows of the same networks may be given
-    python bench/latency.py --features PACKAGES           # rewrites validation/estimate/devices/latency_features.csv and latency_host.csv
+    python bench/latency.py --features PACKAGES           # rewrites
+    validation/estimate/devices/latency_features.csv and latency_host.csv
 
-Both are fitted to the same rows, leaving out each network, each chip and each compression in turn; the peer also as it is at its best, on
-the other networks of the same chip. PACKAGES is the folder that `shared/devices/models.py` fills (MODEL-SHAPE.mlpackage); the plain table of
-work per network is kept in the package, so that the fit and this bench need neither timm nor a conversion.
+Both are fitted to the same rows, leaving out each network, each chip and each compression in turn; the peer
+also as it is at its best, on the other networks of the same chip. PACKAGES is the folder that
+`shared/devices/models.py` fills (MODEL-SHAPE.mlpackage); the plain table of work per network is kept in the
+package, so that the fit and this bench need neither timm nor a conversion.
 """
+
 import argparse
 import csv
 import math
@@ -29,17 +33,23 @@ from cidermill.validation.estimate.devices.fit import (
     solve,
 )
 from cidermill.validation.estimate.latency import REFERENCE_CHIP, Work, without_softmax_guards, work_of
-from cidermill.validation.estimate.support import engine_refusal
-from cidermill.validation.mil.read import read_package
 from cidermill.validation.estimate.operations import Operation, operations
 from cidermill.validation.estimate.placement import place_operations
+from cidermill.validation.estimate.support import engine_refusal
+from cidermill.validation.mil.read import read_package
 
-PEER = {"floor_ms": Prior(0.4, 0.02, ""), "ms_per_gmac": Prior(0.2, 0.02, ""), "ms_per_gb": Prior(5.0, 0.02, "")}
+PEER = {
+    "floor_ms": Prior(0.4, 0.02, ""),
+    "ms_per_gmac": Prior(0.2, 0.02, ""),
+    "ms_per_gb": Prior(5.0, 0.02, ""),
+}
 ENOUGH_ROWS = 5  # for a rank correlation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", nargs="?", type=Path, default=DATA / "latency.csv")
     parser.add_argument("--features", type=Path)
     options = parser.parse_args()
@@ -68,8 +78,10 @@ def judge(rows: list[Measurement], errors: list[float]) -> None:
     fresh = [abs(error) <= width_without(row, rows, errors) for row, error in zip(rows, errors)]
     everywhere = [error for row, error in zip(rows, errors) if row.units == "all"]
     print(f"leave one network out, compute units `all`, {len(everywhere)} rows: {summary(everywhere)}")
-    print(f"leave one network out, {len(rows)} rows: {summary(errors)}, inside the band: {share(covered):.0%}, "
-          f"inside a band of the other networks' errors: {share(fresh):.0%}")
+    print(
+        f"leave one network out, {len(rows)} rows: {summary(errors)}, inside the band: {share(covered):.0%}, "
+        f"inside a band of the other networks' errors: {share(fresh):.0%}"
+    )
     by_chip = defaultdict(list)
     for row, error in zip(rows, errors):
         by_chip[row.chip].append((row.latency_ms, row.latency_ms * math.exp(error)))
@@ -81,16 +93,24 @@ def judge(rows: list[Measurement], errors: list[float]) -> None:
 def width_without(row: Measurement, rows: list[Measurement], errors: list[float]) -> float:
     on_reference = row.chip == REFERENCE_CHIP
     others = zip(rows, errors)
-    return nine_of_ten([error for other, error in others if other.model != row.model and (other.chip == REFERENCE_CHIP) == on_reference])
+    return nine_of_ten(
+        [
+            error
+            for other, error in others
+            if other.model != row.model and (other.chip == REFERENCE_CHIP) == on_reference
+        ]
+    )
 
 
 def beside_peer(rows: list[Measurement]) -> None:
     """Leave-outs of both models. "new" rows: chips other than the A14, compressions other than fp16."""
     print(f"{'left out':46} {'this model':39} {'peer: floor, multiply-adds, bytes':39} ratio of medians")
-    for key, title, kept in (("model", "each network", lambda row: True),
-                             ("model", "each network, A14 rows", lambda row: row.chip == REFERENCE_CHIP),
-                             ("chip", "each chip, rows off the A14", lambda row: row.chip != REFERENCE_CHIP),
-                             ("compression", "each compression, rows off fp16", lambda row: row.compression != "fp16")):
+    for key, title, kept in (
+        ("model", "each network", lambda row: True),
+        ("model", "each network, A14 rows", lambda row: row.chip == REFERENCE_CHIP),
+        ("chip", "each chip, rows off the A14", lambda row: row.chip != REFERENCE_CHIP),
+        ("compression", "each compression, rows off fp16", lambda row: row.compression != "fp16"),
+    ):
         print_beside(title, rows, leave_out(rows, key), leave_out(rows, key, fit_peer, peer_ms), kept)
     own = [row for row in rows if row.chip == REFERENCE_CHIP]
     ours, theirs = leave_out(own, "model"), leave_out(own, "model", fit_peer, peer_ms)
@@ -99,7 +119,10 @@ def beside_peer(rows: list[Measurement]) -> None:
 
 def print_beside(title: str, rows: list[Measurement], ours: list[float], theirs: list[float], kept) -> None:
     ours, theirs = ([error for row, error in zip(rows, errors) if kept(row)] for errors in (ours, theirs))
-    print(f"  {f'{title} ({len(ours)} rows)':44} {summary(ours):39} {summary(theirs):39} {median(ours) / median(theirs):.2f}")
+    print(
+        f"  {f'{title} ({len(ours)} rows)':44} {summary(ours):39} {summary(theirs):39}"
+        f" {median(ours) / median(theirs):.2f}"
+    )
 
 
 def fit_peer(rows: list[Measurement]) -> dict[str, float]:
@@ -107,10 +130,14 @@ def fit_peer(rows: list[Measurement]) -> dict[str, float]:
 
 
 def peer_ms(row: Measurement, numbers: dict[str, float]) -> float:
-    """The bytes are those of a network that computes in the types of its file: activations of one byte where they are quantized."""
+    """The bytes are those of a network that computes in the types of its file: activations of one byte where
+    they are quantized."""
     moved = sum(item.weight_bytes + item.activation_bytes / (2 if item.int8 else 1) for item in row.work)
-    return (numbers["floor_ms"] + numbers["ms_per_gmac"] * sum(item.multiply_adds for item in row.work) / 1e9
-            + numbers["ms_per_gb"] * moved / 1e9)
+    return (
+        numbers["floor_ms"]
+        + numbers["ms_per_gmac"] * sum(item.multiply_adds for item in row.work) / 1e9
+        + numbers["ms_per_gb"] * moved / 1e9
+    )
 
 
 def judge_host(rows: list[Measurement]) -> None:
@@ -123,7 +150,10 @@ def judge_host(rows: list[Measurement]) -> None:
 
 
 def summary(errors: list[float]) -> str:
-    return f"median error {median(errors):.1%}, within 25 %: {share([abs(math.exp(error) - 1) <= 0.25 for error in errors]):.0%}"
+    return (
+        f"median error {median(errors):.1%}, within 25 %:"
+        f" {share([abs(math.exp(error) - 1) <= 0.25 for error in errors]):.0%}"
+    )
 
 
 def median(errors: list[float]) -> float:
@@ -136,19 +166,25 @@ def share(hits: list[bool]) -> float:
 
 def rank_correlation(pairs: list[tuple[float, float]]) -> float:
     """Spearman's; equal values share the mean of their ranks."""
-    ranks = [[sum(other < value for other in side) + (side.count(value) - 1) / 2 for value in side] for side in zip(*pairs)]
+    ranks = [
+        [sum(other < value for other in side) + (side.count(value) - 1) / 2 for value in side]
+        for side in zip(*pairs)
+    ]
     return statistics.correlation(*ranks)
 
 
 def write_features(packages: Path, table: Path) -> None:
-    """One line per distinct piece of work; operations without weights are added up, which changes no estimate."""
+    """One line per distinct piece of work; operations without weights are added up, which changes no
+    estimate."""
     networks = dict.fromkeys((row["model"], row["shape"]) for row in latency_rows())
     with table.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["model", "kind", "multiply_adds", "activation_bytes", "weight_bytes", "count"])
         for model, shape in networks:
             for work, count in collected(work_of(engine_steps(package_of(packages, model, shape)))).items():
-                writer.writerow([model, work.kind, work.multiply_adds, work.activation_bytes, work.weight_bytes, count])
+                writer.writerow(
+                    [model, work.kind, work.multiply_adds, work.activation_bytes, work.weight_bytes, count]
+                )
 
 
 def write_host(packages: Path, table: Path) -> None:
@@ -158,10 +194,24 @@ def write_host(packages: Path, table: Path) -> None:
         writer.writerow(["model", "chip", "units", "cpu_ms", "gpu_ms", "gpu_ops", "crossings"])
         for row in latency_rows():
             if row["units"] in ("cpu_only", "cpu_and_gpu"):
-                steps = operations(read_package(package_of(packages, row["model"], row["shape"])).functions["main"])
+                steps = operations(
+                    read_package(package_of(packages, row["model"], row["shape"])).functions["main"]
+                )
                 placement = place_operations(steps, find_device(row["chip"]), row["units"])
-                cpu, gpu = ([op.cost_ms for op in placement.ops if op.unit == unit] for unit in ("cpu", "gpu"))
-                writer.writerow([row["model"], row["chip"], row["units"], f"{sum(cpu):.5g}", f"{sum(gpu):.5g}", len(gpu), placement.crossings])
+                cpu, gpu = (
+                    [op.cost_ms for op in placement.ops if op.unit == unit] for unit in ("cpu", "gpu")
+                )
+                writer.writerow(
+                    [
+                        row["model"],
+                        row["chip"],
+                        row["units"],
+                        f"{sum(cpu):.5g}",
+                        f"{sum(gpu):.5g}",
+                        len(gpu),
+                        placement.crossings,
+                    ]
+                )
 
 
 def latency_rows() -> list[dict]:
@@ -188,7 +238,14 @@ def collected(work: list[Work]) -> Counter:
         else:
             weightless[item.kind].append(item)
     for kind, items in weightless.items():
-        lines[Work(kind, sum(item.multiply_adds for item in items), sum(item.activation_bytes for item in items), 0)] += 1
+        lines[
+            Work(
+                kind,
+                sum(item.multiply_adds for item in items),
+                sum(item.activation_bytes for item in items),
+                0,
+            )
+        ] += 1
     return lines
 
 

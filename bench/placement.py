@@ -2,10 +2,11 @@
 
     python bench/placement.py [SHARED_DEVICES] [--nets NETS.csv] [--costs COSTS.csv] [--keep DIR]
 
-Rebuilds the networks of planner_nets.csv with coremltools, places each saved package and compares unit by unit (a last ReLU may
-fall either way: its costs tie); computes every row of planner_costs.csv and compares the costs; times the placement of a
-500-operation program.
+Rebuilds the networks of planner_nets.csv with coremltools, places each saved package and compares unit by
+unit (a last ReLU may fall either way: its costs tie); computes every row of planner_costs.csv and compares
+the costs; times the placement of a 500-operation program.
 """
+
 import argparse
 import csv
 import importlib.util
@@ -18,32 +19,45 @@ import numpy as np
 
 from cidermill.validation.estimate.costs import cost_ms
 from cidermill.validation.estimate.devices import find_device
-from cidermill.validation.graph import Graph, Node, Ref, Value
-from cidermill.validation.estimate.support import engine_refusal
-from cidermill.validation.mil.read import read_package
 from cidermill.validation.estimate.operations import Operation, operations
 from cidermill.validation.estimate.placement import place
+from cidermill.validation.estimate.support import engine_refusal
+from cidermill.validation.graph import Graph, Node, Ref, Value
+from cidermill.validation.mil.read import read_package
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "devices"
 PARAMETERS = {
-    "conv": ("x", "weight"), "conv_transpose": ("x", "weight"), "linear": ("x", "weight"), "matmul": ("x", "y"), "gather": ("x", "indices"),
-    "gather_nd": ("x", "indices"), "gather_along_axis": ("x", "indices"), "lstm": ("x", "weight_ih", "weight_hh"),
-    "gru": ("x", "weight_ih", "weight_hh"), "rnn": ("x", "weight_ih", "weight_hh"),
+    "conv": ("x", "weight"),
+    "conv_transpose": ("x", "weight"),
+    "linear": ("x", "weight"),
+    "matmul": ("x", "y"),
+    "gather": ("x", "indices"),
+    "gather_nd": ("x", "indices"),
+    "gather_along_axis": ("x", "indices"),
+    "lstm": ("x", "weight_ih", "weight_hh"),
+    "gru": ("x", "weight_ih", "weight_hh"),
+    "rnn": ("x", "weight_ih", "weight_hh"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
 }
 DTYPES = {"fp16": "float16", "fp32": "float32", "i32": "int32", "uint16 const": "uint16", "const": None}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shared", nargs="?", type=Path, default=SHARED)
     parser.add_argument("--nets", type=Path)
     parser.add_argument("--costs", type=Path)
-    parser.add_argument("--keep", type=Path, help="folder for the rebuilt packages (default: a temporary one)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the rebuilt packages (default: a temporary one)"
+    )
     options = parser.parse_args()
     compare_costs(options.costs or options.shared / "planner_costs.csv")
     with tempfile.TemporaryDirectory() as scratch:
-        compare_networks(options.shared, options.nets or options.shared / "planner_nets.csv", options.keep or Path(scratch))
+        compare_networks(
+            options.shared, options.nets or options.shared / "planner_nets.csv", options.keep or Path(scratch)
+        )
     print(f"placement of 500 operations: {time_placement(500) * 1e3:.1f} ms of CPU time")
 
 
@@ -64,7 +78,10 @@ def compare_networks(shared: Path, table: Path, folder: Path) -> None:
         equal, identical = equal + same, identical + (units == row["units"])
         if not same:
             print(f"  {row['case']}: planner {row['units']}, here {units}")
-    print(f"networks placed operator by operator as the planner did: {equal} of {len(rows)} ({identical} with the last ReLU too)")
+    print(
+        f"networks placed operator by operator as the planner did: {equal} of {len(rows)} ({identical} with"
+        " the last ReLU too)"
+    )
 
 
 def compare_costs(table: Path) -> None:
@@ -75,10 +92,20 @@ def compare_costs(table: Path) -> None:
         refusals += bool(engine_refusal(step, device)) == (row["ane_supported"] == "1")
         for backend, column in (("ane", "ane_ms"), ("bnns", "bnns_ms"), ("classic_cpu", "classic_cpu_ms")):
             if row[column]:
-                errors.append((abs(cost_ms(step, backend, device) / float(row[column]) - 1), row["case"], row["op_type"], backend))
+                errors.append(
+                    (
+                        abs(cost_ms(step, backend, device) / float(row[column]) - 1),
+                        row["case"],
+                        row["op_type"],
+                        backend,
+                    )
+                )
     values = [error for error, *_ in errors]
     within = sum(error <= 0.10 for error in values) / len(values)
-    print(f"costs: {len(rows)} operators, {len(values)} numbers, median error {statistics.median(values):.4%}, within 10 %: {within:.1%}")
+    print(
+        f"costs: {len(rows)} operators, {len(values)} numbers, median error {statistics.median(values):.4%},"
+        f" within 10 %: {within:.1%}"
+    )
     for error, *where in sorted(errors, reverse=True):
         if error > 0.10:
             print(f"  {' '.join(where)}: off by {error:.0%}")
@@ -96,15 +123,21 @@ def operation_of(row: dict) -> Operation:
         constants |= {name: None} if "const" in text or "weight" in name or name == "indices" else {}
         inputs[name] = Ref(name)
     inputs |= literals(row["op_type"], facts)
-    outputs = tuple(tensor(f"out{index}", text, after or before) for index, text in enumerate(row["out_shape"].split(";")))
+    outputs = tuple(
+        tensor(f"out{index}", text, after or before) for index, text in enumerate(row["out_shape"].split(";"))
+    )
     constants = {} if "dynamic_weight" in row["attributes"] or len(constants) == len(inputs) else constants
     constants = {} if row["case"] == "embedding" else constants  # its indices are computed
     node = Node(row["op_type"], inputs, outputs)
-    return operations(Graph((), (outputs[0].name,), (node,), constants, {**values, **{value.name: value for value in outputs}}))[0]
+    return operations(
+        Graph(
+            (), (outputs[0].name,), (node,), constants, {**values, **{value.name: value for value in outputs}}
+        )
+    )[0]
 
 
 def tensor(name: str, text: str, dtype: str) -> Value:
-    """"wih=256x64", "32(uint16 const)" or "1x64" -> Value."""
+    """ "wih=256x64", "32(uint16 const)" or "1x64" -> Value."""
     shape, _, note = text.partition("=")[2].partition("(") if "=" in text else text.partition("(")
     dtype = DTYPES.get(note.rstrip(")") or dtype, note.rstrip(")") or dtype) or "float16"
     return Value(name, dtype, tuple(int(size) for size in shape.split("x")))

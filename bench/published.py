@@ -2,10 +2,13 @@
 
     python bench/published.py [--keep FOLDER]
 
-MobileNetV2 and ResNet50 of `transformers` with random weights (a size does not depend on them), converted through the command line. Apple's
-figures: "Performance" pages of the coremltools 8 guide, palettization and linear quantization (https://apple.github.io/coremltools/docs-guides/).
-Exit code 1 where a ratio is more than 2 % from the published one.
+MobileNetV2 and ResNet50 of `transformers` with random weights (a size does not depend on them), converted
+through the command line. Apple's
+figures: "Performance" pages of the coremltools 8 guide, palettization and linear quantization
+(https://apple.github.io/coremltools/docs-guides/). Exit code 1 where a ratio is more than 2 % from the
+published one.
 """
+
 import argparse
 import json
 import os
@@ -28,7 +31,9 @@ def save_networks(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"image_size": 224, "num_labels": 1000}
     networks = {
-        "MobileNetV2": transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**sizes)),
+        "MobileNetV2": transformers.MobileNetV2ForImageClassification(
+            transformers.MobileNetV2Config(**sizes)
+        ),
         "ResNet50": transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000)),
     }
     for name, network in networks.items():
@@ -51,9 +56,22 @@ def _Logits(network):
 
 
 def size_bytes(model: Path, recipe: str, folder: Path) -> int:
-    """Of the package that `convert` writes. A verdict of a network with random weights is not the question here."""
+    """Of the package that `convert` writes. A verdict of a network with random weights is not the question
+    here."""
     out = folder / f"{model.stem}-{recipe}"
-    command = [sys.executable, "-m", "cidermill.pipeline.commands.cli", "convert", str(model), "--quant", recipe, "--out", str(out), "--force", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "cidermill.pipeline.commands.cli",
+        "convert",
+        str(model),
+        "--quant",
+        recipe,
+        "--out",
+        str(out),
+        "--force",
+        "--quiet",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if found.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)}\n{found.stderr}")
@@ -72,14 +90,22 @@ def compare(model: Path, published: dict[str, float], folder: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keep", type=Path, help="a folder for the networks and the packages")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         save_networks(folder)
-        return 0 if all([compare(folder / f"{name}.pt2", published, folder) for name, published in PUBLISHED.items()]) else 1
+        return (
+            0
+            if all(
+                [compare(folder / f"{name}.pt2", published, folder) for name, published in PUBLISHED.items()]
+            )
+            else 1
+        )
 
 
 if __name__ == "__main__":

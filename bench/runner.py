@@ -1,14 +1,20 @@
-"""The reference runner on real sizes: ResNet-50, ViT-Base, BERT-Base and GPT-2 as saved float16 packages. Ratios, in one run.
+"""The reference runner on real sizes: ResNet-50, ViT-Base, BERT-Base and GPT-2 as saved float16 packages.
+Ratios, in one run.
 
     python bench/runner.py [--rounds 7] [--only bert-base] [--keep FOLDER]
 
-time    one forward through the runner / one forward of the float32 model in eager torch, alternating, medians           wanted: at most 2.0
-load    open_runner and decode every weight / read the weight file into memory and cast it to float32, alternating       wanted: at most 1.5
-memory  peak resident memory that opening and one call add / float32 weights + 2.5 x the largest layer's activations     wanted: at most 1.0
+time    one forward through the runner / one forward of the float32 model in eager torch, alternating, medians
+wanted: at most 2.0
+load    open_runner and decode every weight / read the weight file into memory and cast it to float32,
+alternating       wanted: at most 1.5
+memory  peak resident memory that opening and one call add / float32 weights + 2.5 x the largest layer's
+activations     wanted: at most 1.0
 
-The largest layer is the module (without children) of the eager model whose inputs and outputs hold the most bytes. Every model is measured in
-processes of its own, in which glibc gives large freed blocks back (MALLOC_MMAP_THRESHOLD_): otherwise it keeps some 10 MB of them, of any program.
+The largest layer is the module (without children) of the eager model whose inputs and outputs hold the most
+bytes. Every model is measured in processes of its own, in which glibc gives large freed blocks back
+(MALLOC_MMAP_THRESHOLD_): otherwise it keeps some 10 MB of them, of any program.
 """
+
 import argparse
 import json
 import os
@@ -20,20 +26,35 @@ import time
 from pathlib import Path
 
 TOKENS = {"input_ids": (1, 128), "attention_mask": (1, 128)}
-MODELS = {  # transformers class, config class, inputs (name -> shape, integers are token ids), settings of a small network of the same kind
-    "resnet-50": ("ResNetForImageClassification", "ResNetConfig", {"pixel_values": (1, 3, 224, 224)}, {
-        "embedding_size": 8, "hidden_sizes": [16, 16, 16, 16], "depths": [1, 1, 1, 1]}),
-    "vit-base": ("ViTForImageClassification", "ViTConfig", {"pixel_values": (1, 3, 224, 224)}, {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}),
-    "bert-base": ("BertModel", "BertConfig", TOKENS, {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}),
+# transformers class, config class, inputs (name -> shape, integers are token ids), settings of a small
+# network of the same kind
+MODELS = {
+    "resnet-50": (
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"pixel_values": (1, 3, 224, 224)},
+        {"embedding_size": 8, "hidden_sizes": [16, 16, 16, 16], "depths": [1, 1, 1, 1]},
+    ),
+    "vit-base": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {"pixel_values": (1, 3, 224, 224)},
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    ),
+    "bert-base": (
+        "BertModel",
+        "BertConfig",
+        TOKENS,
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", TOKENS, {"n_embd": 16, "n_layer": 1, "n_head": 2}),
 }
 WANTED = {"time": 2.0, "load": 1.5, "memory": 1.0}
 
 
 def make_package(name: str, folder: Path, small: bool = False) -> None:
-    """The model as a Hugging Face folder, its inputs, and its float16 package; beside it, in small/, a small network of the same kind."""
+    """The model as a Hugging Face folder, its inputs, and its float16 package; beside it, in small/, a small
+    network of the same kind."""
     import torch
     import transformers
 
@@ -43,10 +64,25 @@ def make_package(name: str, folder: Path, small: bool = False) -> None:
     getattr(transformers, model)(configuration).save_pretrained(folder / "model")
     inputs = {key: sample(key, shape) for key, shape in shapes.items()}
     torch.save(inputs, folder / "inputs.pt")
-    described = [f"{key}:{'x'.join(map(str, shape))}:{str(inputs[key].dtype).removeprefix('torch.')}" for key, shape in shapes.items()]
-    convert = [str(Path(sys.executable).parent / "convert"), str(folder / "model"), "--target", "coreml", "--quant", "float16", "--quiet"]
+    described = [
+        f"{key}:{'x'.join(map(str, shape))}:{str(inputs[key].dtype).removeprefix('torch.')}"
+        for key, shape in shapes.items()
+    ]
+    convert = [
+        str(Path(sys.executable).parent / "convert"),
+        str(folder / "model"),
+        "--target",
+        "coreml",
+        "--quant",
+        "float16",
+        "--quiet",
+    ]
     flags = [part for text in described for part in ("--input", text)]
-    subprocess.run([*convert, *flags, "--out", str(folder / "out")], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    subprocess.run(
+        [*convert, *flags, "--out", str(folder / "out")],
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
     if not small:
         make_package(name, folder / "small", small=True)
 
@@ -56,7 +92,11 @@ def sample(key: str, shape: tuple[int, ...]):
 
     if key == "pixel_values":
         return torch.randn(shape)
-    return torch.ones(shape, dtype=torch.int32) if "mask" in key else torch.randint(0, 30_000, shape, dtype=torch.int32)
+    return (
+        torch.ones(shape, dtype=torch.int32)
+        if "mask" in key
+        else torch.randint(0, 30_000, shape, dtype=torch.int32)
+    )
 
 
 def package_in(folder: Path) -> Path:
@@ -114,7 +154,9 @@ def measure_memory(name: str, folder: Path, rounds: int) -> dict[str, float]:
 
     inputs = torch.load(folder / "inputs.pt")
     allowed = weight_bytes(package_in(folder)) + 2.5 * largest_activations(name, folder)
-    open_runner(package_in(folder / "small"), host="reference")(inputs)  # what code takes, imported and touched, is not counted
+    open_runner(package_in(folder / "small"), host="reference")(
+        inputs
+    )  # what code takes, imported and touched, is not counted
     reset_peak()
     before = status_bytes("VmRSS")
     open_runner(package_in(folder), host="reference")(inputs)
@@ -157,8 +199,21 @@ def reset_peak() -> None:
 
 
 def in_process(measure: str, name: str, folder: Path, rounds: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", measure, "--only", name, "--keep", str(folder.parent), "--rounds", str(rounds)]
-    settings = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"} | ({"MALLOC_MMAP_THRESHOLD_": "131072"} if measure == "memory" else {})
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        measure,
+        "--only",
+        name,
+        "--keep",
+        str(folder.parent),
+        "--rounds",
+        str(rounds),
+    ]
+    settings = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"} | (
+        {"MALLOC_MMAP_THRESHOLD_": "131072"} if measure == "memory" else {}
+    )
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
     if done.returncode:
         sys.exit(f"{name}: {done.stderr[-3000:]}")
@@ -166,19 +221,31 @@ def in_process(measure: str, name: str, folder: Path, rounds: int) -> dict[str, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=MODELS, action="append")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the models and packages are kept for the next run")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="where the models and packages are kept for the next run"
+    )
     parser.add_argument("--measure", choices=("time", "memory"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         name = options.only[0]
-        print(json.dumps({"time": measure_time, "memory": measure_memory}[options.measure](name, options.keep / name, options.rounds)))
+        print(
+            json.dumps(
+                {"time": measure_time, "memory": measure_memory}[options.measure](
+                    name, options.keep / name, options.rounds
+                )
+            )
+        )
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
-        return 0 if all([report(name, folder / name, options.rounds) for name in options.only or MODELS]) else 1
+        return (
+            0 if all([report(name, folder / name, options.rounds) for name in options.only or MODELS]) else 1
+        )
 
 
 def report(name: str, folder: Path, rounds: int) -> bool:

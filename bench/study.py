@@ -1,13 +1,16 @@
-"""24 recipes on ViT-Base, every artifact validated, against a loop of 24 bare coremltools scripts. Ratios, in one run.
+"""24 recipes on ViT-Base, every artifact validated, against a loop of 24 bare coremltools scripts. Ratios, in
+one run.
 
     python bench/study.py [--recipes int8,palettize4]
 
-Ours:  `cidermill study FOLDER --recipes standard` with an empty cache, whole command: load, capture, 24 times compress, convert, open, run, compare,
+Ours:  `cidermill study FOLDER --recipes standard` with an empty cache, whole command: load, capture, 24 times
+compress, convert, open, run, compare,
        audit, place, report; the page and the table.
-Peer:  for each recipe a process that loads, exports, converts, compresses with ct.optimize.coreml and saves. No check of any kind.
-Memory: proportional set sizes of all processes of a side, summed (shared pages count once), sampled every 0.2 s; a single conversion is one
-`convert --quant int8`.
+Peer:  for each recipe a process that loads, exports, converts, compresses with ct.optimize.coreml and saves.
+No check of any kind. Memory: proportional set sizes of all processes of a side, summed (shared pages count
+once), sampled every 0.2 s; a single conversion is one `convert --quant int8`.
 """
+
 import argparse
 import json
 import os
@@ -71,7 +74,9 @@ def measure(command: list[str], log: Path) -> tuple[float, int, int]:
     """-> (wall seconds, peak bytes of the process and its children, exit code)."""
     started, peak = time.perf_counter(), 0
     with log.open("w") as stream:
-        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        child = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
         while child.poll() is None:
             peak = max(peak, used_bytes(child.pid))
             time.sleep(0.2)
@@ -91,11 +96,22 @@ def used_bytes(pid: int) -> int:
 
 def ours(folder: Path, recipes: str) -> tuple[float, int]:
     os.environ["CIDERMILL_CACHE"] = str(folder / "cache")
-    command = [str(Path(sys.executable).parent / "cidermill"), "study", str(folder / "vit"), "--recipes", recipes, "--out", str(folder / "study")]
+    command = [
+        str(Path(sys.executable).parent / "cidermill"),
+        "study",
+        str(folder / "vit"),
+        "--recipes",
+        recipes,
+        "--out",
+        str(folder / "study"),
+    ]
     seconds, peak, code = measure([*command, "--quiet"], folder / "study.log")
     rows = [json.loads(line) for line in (folder / "study" / "study.jsonl").read_text().splitlines()[1:]]
     passed = sum(row["verdict"] == "pass" for row in rows)
-    print(f"study: {seconds:.1f} s, {peak / 1e6:.0f} MB, exit {code}; {passed} of {len(rows)} verdicts pass", flush=True)
+    print(
+        f"study: {seconds:.1f} s, {peak / 1e6:.0f} MB, exit {code}; {passed} of {len(rows)} verdicts pass",
+        flush=True,
+    )
     return seconds, peak
 
 
@@ -105,8 +121,15 @@ def peers(folder: Path, recipes: list[str]) -> tuple[float, int]:
     for recipe in recipes:
         out = folder / "peer.mlpackage"
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        seconds, peak, code = measure([sys.executable, str(folder / "peer.py"), str(folder / "vit"), str(out), recipe], folder / "peer.log")
-        failed = "" if code == 0 else f"  failed: {(folder / 'peer.log').read_text().strip().splitlines()[-1][:110]}"
+        seconds, peak, code = measure(
+            [sys.executable, str(folder / "peer.py"), str(folder / "vit"), str(out), recipe],
+            folder / "peer.log",
+        )
+        failed = (
+            ""
+            if code == 0
+            else f"  failed: {(folder / 'peer.log').read_text().strip().splitlines()[-1][:110]}"
+        )
         print(f"  script {recipe:<20} {seconds:6.1f} s {peak / 1e6:6.0f} MB{failed}", flush=True)
         total, most = total + seconds, max(most, peak)
     print(f"scripts: {total:.1f} s, at most {most / 1e6:.0f} MB", flush=True)
@@ -114,19 +137,36 @@ def peers(folder: Path, recipes: list[str]) -> tuple[float, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipes", default=",".join(STANDARD), help="fewer, for a quick look")
     recipes = parser.parse_args().recipes.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "vit")
-        convert = [str(Path(sys.executable).parent / "convert"), str(folder / "vit"), "--quant", "int8", "--no-cache", "--quiet"]
-        single_seconds, single, _ = measure([*convert, "--out", str(folder / "single")], folder / "single.log")
+        convert = [
+            str(Path(sys.executable).parent / "convert"),
+            str(folder / "vit"),
+            "--quant",
+            "int8",
+            "--no-cache",
+            "--quiet",
+        ]
+        single_seconds, single, _ = measure(
+            [*convert, "--out", str(folder / "single")], folder / "single.log"
+        )
         print(f"one `convert --quant int8`: {single_seconds:.1f} s, {single / 1e6:.0f} MB", flush=True)
         seconds, peak = ours(folder, ",".join(recipes))
         scripts, script_peak = peers(folder, recipes)
-    print(f"time ratio   {scripts / seconds:.1f} times faster than {len(recipes)} bare scripts  wanted: at least 8 for the 24")
-    print(f"memory ratio {peak / single:.2f} of one `convert`, {peak / script_peak:.2f} of the largest bare script  wanted: at most 2")
+    print(
+        f"time ratio   {scripts / seconds:.1f} times faster than {len(recipes)} bare scripts  wanted: at"
+        " least 8 for the 24"
+    )
+    print(
+        f"memory ratio {peak / single:.2f} of one `convert`, {peak / script_peak:.2f} of the largest bare"
+        " script  wanted: at most 2"
+    )
     return 0 if scripts >= 8 * seconds and peak <= 2 * single else 1
 
 

@@ -1,10 +1,13 @@
-"""Every architecture of ../shared/zoo through the command line, for both targets: exit codes, conversion error, delegates, sizes.
+"""Every architecture of ../shared/zoo through the command line, for both targets: exit codes, conversion
+error, delegates, sizes.
 
     python bench/zoo.py [--only NAME]... [--workers 2] [--keep DIR]
 
-Each row is one process `convert FOLDER --target ... --quant ...` on the Hugging Face folder (the .pt2 where a model has none). The worst
-output counts. `delegates`: MPS delegates in the .pte, and what stayed outside of them.
+Each row is one process `convert FOLDER --target ... --quant ...` on the Hugging Face folder (the .pt2 where a
+model has none). The worst output counts. `delegates`: MPS delegates in the .pte, and what stayed outside of
+them.
 """
+
 import argparse
 import json
 import subprocess
@@ -19,22 +22,43 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 ZOO = HERE.parent.parent / "shared" / "zoo"
-RECIPES = {"float16": ("coreml", "executorch-mps"), "int8": ("coreml", "executorch-mps"), "int4": ("executorch-mps",)}
+RECIPES = {
+    "float16": ("coreml", "executorch-mps"),
+    "int8": ("coreml", "executorch-mps"),
+    "int4": ("executorch-mps",),
+}
 
 
 def press(source: Path, recipe: str, out: Path) -> dict:
     """-> exit code, seconds and, per target, the worst conversion PSNR and the size"""
-    command = [str(Path(sys.executable).parent / "convert"), str(source), "--quant", recipe, "--out", str(out), "--json", "--force"]
+    command = [
+        str(Path(sys.executable).parent / "convert"),
+        str(source),
+        "--quant",
+        recipe,
+        "--out",
+        str(out),
+        "--json",
+        "--force",
+    ]
     for target in RECIPES[recipe]:
         command += ["--target", target]
     done = subprocess.run(command, capture_output=True, text=True)
-    result = {"code": done.returncode, "error": done.stderr.strip().splitlines()[-1:] if done.returncode else [], "targets": {}}
+    result = {
+        "code": done.returncode,
+        "error": done.stderr.strip().splitlines()[-1:] if done.returncode else [],
+        "targets": {},
+    }
     if done.stdout.strip():
         report = json.loads(done.stdout)
         result["seconds"] = sum(stage["seconds"] for stage in report["stages"])
         for artifact in report["artifacts"]:
             psnr = min(error["psnr_db"] for error in artifact["validation"]["conversion"])
-            result["targets"][artifact["target"]] = {"psnr": psnr, "size": artifact["size_bytes"], "verdict": artifact["verdict"]}
+            result["targets"][artifact["target"]] = {
+                "psnr": psnr,
+                "size": artifact["size_bytes"],
+                "verdict": artifact["verdict"],
+            }
     pte = next(out.glob("*.pte"), None)
     if pte is not None:
         result["delegates"], result["outside"] = delegates(pte)
@@ -46,11 +70,15 @@ def delegates(pte: Path) -> tuple[int, Counter]:
     from cidermill.validation import open_runner
 
     operators = [node.op for node in open_runner(pte, host="reference").graph.nodes]
-    return sum(op.startswith("delegate:") for op in operators), Counter(op for op in operators if not op.startswith("delegate:"))
+    return sum(op.startswith("delegate:") for op in operators), Counter(
+        op for op in operators if not op.startswith("delegate:")
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", type=Path)
@@ -61,10 +89,22 @@ def main() -> int:
 
     names = args.only or list(zoo.ZOO)
     if missing := [name for name in names if not (folder / f"{name}.pt2").exists()]:
-        subprocess.run([sys.executable, str(ZOO / "zoo.py"), str(folder), *missing], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, str(ZOO / "zoo.py"), str(folder), *missing], check=True, capture_output=True
+        )
     jobs = [(name, recipe) for name in names for recipe in RECIPES]
     with ThreadPoolExecutor(args.workers) as pool:
-        results = dict(zip(jobs, pool.map(lambda job: press(source_of(folder, job[0]), job[1], folder / "out" / f"{job[0]}-{job[1]}"), jobs)))
+        results = dict(
+            zip(
+                jobs,
+                pool.map(
+                    lambda job: press(
+                        source_of(folder, job[0]), job[1], folder / "out" / f"{job[0]}-{job[1]}"
+                    ),
+                    jobs,
+                ),
+            )
+        )
     return show(names, results)
 
 
@@ -85,12 +125,17 @@ def show(names: list[str], results: dict) -> int:
         cells = [cell(results[name, recipe], target) for recipe, target in columns]
         counts = {results[name, recipe].get("delegates", 0) for recipe in RECIPES}
         outside = sum((results[name, recipe].get("outside", Counter()) for recipe in RECIPES), Counter())
-        table.add_row(name, *[text for text, _ in cells], "/".join(map(str, sorted(counts))), ", ".join(outside))
+        table.add_row(
+            name, *[text for text, _ in cells], "/".join(map(str, sorted(counts))), ", ".join(outside)
+        )
         passed += all(good for _, good in cells)
     console = Console(width=150)
     console.print(table)
     one = sum(all(results[name, recipe].get("delegates") == 1 for recipe in RECIPES) for name in names)
-    console.print(f"{passed} of {len(names)} architectures pass everywhere; {one} come out as one MPS delegate in every recipe.")
+    console.print(
+        f"{passed} of {len(names)} architectures pass everywhere; {one} come out as one MPS delegate in every"
+        " recipe."
+    )
     return 0 if passed == len(names) else 1
 
 

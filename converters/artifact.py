@@ -1,4 +1,5 @@
 """Artifact: a written file or package and what it is."""
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,9 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact on disk. `sha256` of a package is over its files' relative names and bytes, in name order.
+    """A finished artifact on disk. `sha256` of a package is over its files' relative names and bytes, in name
+    order.
 
-    `realised` maps a weight's name to (storage scheme as written, bits per weight, reason where it differs from the request).
+    `realised` maps a weight's name to (storage scheme as written, bits per weight, reason where it differs
+    from the request).
     """
 
     target: str  # "coreml" | "executorch-mps"
@@ -35,7 +38,8 @@ def measure(path: Path) -> tuple[int, str]:
 
 
 def add_files(digest: Any, path: Path, files: Sequence[Path]) -> tuple[int, Any]:
-    """Hash files of the artifact at `path` as `measure` does. -> (their size in bytes, the hash object that was given)"""
+    """Hash files of the artifact at `path` as `measure` does. -> (their size in bytes, the hash object that
+    was given)"""
     size = 0
     for file in files:
         if path.is_dir():

@@ -1,7 +1,9 @@
-"""The demo: train a small network on scikit-learn's digits, press it for both targets at int8, and count right answers.
+"""The demo: train a small network on scikit-learn's digits, press it for both targets at int8, and count
+right answers.
 
-    python demo/digits.py OUT_DIR
+python demo/digits.py OUT_DIR
 """
+
 import subprocess
 import sys
 from pathlib import Path
@@ -73,11 +75,19 @@ def main(folder: Path) -> int:
     table.add_column("right answers", justify="right")
     with torch.no_grad():
         size = sum(p.numel() for p in model.parameters()) * 4
-        table.add_row("source (PyTorch, float32)", f"{size / 1000:.0f} kB", accuracy(model(test_images).numpy(), test_labels))
+        table.add_row(
+            "source (PyTorch, float32)",
+            f"{size / 1000:.0f} kB",
+            accuracy(model(test_images).numpy(), test_labels),
+        )
     for path in (folder / "artifacts" / "model.mlpackage", folder / "artifacts" / "model.pte"):
         runner = open_runner(path)
-        answers = np.concatenate([next(iter(runner([image[None]]).values())) for image in test_images.numpy()])
-        size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        answers = np.concatenate(
+            [next(iter(runner([image[None]]).values())) for image in test_images.numpy()]
+        )
+        size = sum(
+            file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+        )
         table.add_row(f"{path.name} (int8)", f"{size / 1000:.0f} kB", accuracy(answers, test_labels))
     console.print(table)
     return 0

@@ -1,7 +1,9 @@
-"""From the demo's network to an app: a study of 24 recipes, the picture of its front, and a signed bundle of the smallest that is good enough.
+"""From the demo's network to an app: a study of 24 recipes, the picture of its front, and a signed bundle of
+the smallest that is good enough.
 
-    python demo/study.py OUT_DIR          after `make demo`, which leaves model.pt and samples.npz there
+python demo/study.py OUT_DIR          after `make demo`, which leaves model.pt and samples.npz there
 """
+
 import json
 import subprocess
 import sys
@@ -28,14 +30,28 @@ def run(*words: object) -> str:
 
 def main(folder: Path) -> int:
     study, bundle, key = folder / "study", folder / "Digits.bundle", folder / "key.pem"
-    print(run("cidermill", "study", folder / "model.pt", "--recipes", "standard", "--samples", folder / "samples.npz", "--out", study))
+    print(
+        run(
+            "cidermill",
+            "study",
+            folder / "model.pt",
+            "--recipes",
+            "standard",
+            "--samples",
+            folder / "samples.npz",
+            "--out",
+            study,
+        )
+    )
     picture(load_study(study), Path(__file__).parent / "front.png")
     best = json.loads(run("cidermill", "study", study, "--best", GOOD_ENOUGH, "--json"))["models"][0]
     print(best["command"])
     if not key.exists():
         run("cidermill", "keygen", key)
     winner = (study / best["trial"]["report"]).parent
-    print(run("cidermill", "bundle", f"Digits={winner}", "--out", bundle, "--sign", key, "--licence", "CC0-1.0"))
+    print(
+        run("cidermill", "bundle", f"Digits={winner}", "--out", bundle, "--sign", key, "--licence", "CC0-1.0")
+    )
     print(run("cidermill", "verify", bundle, "--key", key.with_suffix(".pub.pem"), "--run"))
     return 0
 

@@ -1,4 +1,6 @@
-"""Source + samples -> Captured: the model as one ExportedProgram over flat tensors, with its reference outputs."""
+"""Source + samples -> Captured: the model as one ExportedProgram over flat tensors, with its reference
+outputs."""
+
 import re
 import traceback
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from .source import Samples, Source, TensorSpec
 class Captured:
     """The model as a graph of ATen operators over flat, named tensor inputs and outputs.
 
-    `program` (torch.export.ExportedProgram) takes its user inputs positionally in the order of `inputs` and returns a flat
-    tuple in the order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
-    to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
+    `program` (torch.export.ExportedProgram) takes its user inputs positionally in the order of `inputs` and
+    returns a flat tuple in the order of `outputs`; its input nodes carry the names of `inputs`. Integer
+    inputs are int32 here: the casts to int64 are inside the graph. `reference[i]` holds the source's outputs
+    for `samples.batches[i]`.
     """
 
     source: Source
@@ -31,7 +34,8 @@ class Captured:
 
 
 def capture(source: Source, samples: Samples) -> Captured:
-    """Export, decompose to core ATen (keeping `kept_composites`), fold constants, drop no-ops, and run the source on the samples.
+    """Export, decompose to core ATen (keeping `kept_composites`), fold constants, drop no-ops, and run the
+    source on the samples.
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
@@ -40,7 +44,9 @@ def capture(source: Source, samples: Samples) -> Captured:
         names = _output_names(exported, source)
         program = normalise(exported, [spec.name for spec in source.inputs])
         reference = _run_source(source, samples, [name for _, name in names])
-    outputs = tuple(TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names)
+    outputs = tuple(
+        TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
+    )
     return Captured(source, program, source.inputs, outputs, samples, reference)
 
 
@@ -57,7 +63,8 @@ def kept_composites() -> set:
 
 
 def normalise(exported: Any, input_names: list[str]) -> Any:
-    """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see `Captured`)."""
+    """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see
+    `Captured`)."""
     import torch
 
     from .graphs import draft, finish
@@ -113,10 +120,20 @@ def _explain(error: Exception, source: Source) -> UserError:
     import torch
 
     torch_home = str(Path(torch.__file__).parent)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if torch_home not in frame.filename and __file__ != frame.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if torch_home not in frame.filename and __file__ != frame.filename
+    ]
     recorded = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
     user = [match for match in recorded if torch_home not in match[0]]
-    file, line = (user[-1][0], user[-1][1]) if user else (frames[-1].filename, frames[-1].lineno) if frames else ("unknown", "?")
+    file, line = (
+        (user[-1][0], user[-1][1])
+        if user
+        else (frames[-1].filename, frames[-1].lineno)
+        if frames
+        else ("unknown", "?")
+    )
     kind = type(error).__name__
     module = _module_at(error, source.module)
     where = f"{file}:{line}" + (f", in module {module}" if module else "")
@@ -130,7 +147,10 @@ def _explain(error: Exception, source: Source) -> UserError:
         return UserError(f"The program was exported for other shapes: it needs {broken[1]}.", hint)
     if foreign := re.search(r"Found <class '([^']+)'> in output, which is not a known type", str(error)):
         hint = "Return tensors, or tuples, lists, dicts and dataclasses of them."
-        return UserError(f"The model returns an object of the class {foreign[1]}, which torch.export cannot take apart.", hint)
+        return UserError(
+            f"The model returns an object of the class {foreign[1]}, which torch.export cannot take apart.",
+            hint,
+        )
     summary = str(error).strip().splitlines()[0] if str(error).strip() else kind
     return UserError(
         f"torch.export could not capture the model at {where}: {summary}",
@@ -162,10 +182,18 @@ def _output_names(program: Any, source: Source) -> list[tuple[int, str]]:
     paths = {index: path for path, index in pytree.tree_flatten_with_path(tree)[0]}
     tensors = [index for index, spec in enumerate(specs) if isinstance(spec.arg, TensorArgument)]
     if not tensors:
-        raise UserError("The model returns no tensor, so there is nothing to convert.", "Return the tensors that the app needs.")
+        raise UserError(
+            "The model returns no tensor, so there is nothing to convert.",
+            "Return the tensors that the app needs.",
+        )
     if len(source.output_names) == len(tensors):
         return list(zip(tensors, source.output_names))
-    return list(zip(tensors, _unique([_path_name(paths[index]) for index in tensors], {spec.name for spec in source.inputs})))
+    return list(
+        zip(
+            tensors,
+            _unique([_path_name(paths[index]) for index in tensors], {spec.name for spec in source.inputs}),
+        )
+    )
 
 
 def _path_name(path: tuple) -> str:
@@ -202,11 +230,14 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
 
 
 def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple, dict]:
-    """The tensors in the nesting that the exported program was made with; flags and None as they were then."""
+    """The tensors in the nesting that the exported program was made with; flags and None as they were
+    then."""
     from torch.export.graph_signature import InputKind, TensorArgument
     from torch.utils import _pytree as pytree
 
-    specs = [spec.arg for spec in source.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    specs = [
+        spec.arg for spec in source.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+    ]
     given = iter([tensors[spec.name] for spec in source.inputs])
     leaves = [next(given) if isinstance(argument, TensorArgument) else argument.value for argument in specs]
     return pytree.tree_unflatten(leaves, source.program.call_spec.in_spec)
@@ -224,7 +255,11 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 def _refuse_mutation(program: Any) -> None:
     from torch.export.graph_signature import OutputKind
 
-    changed = [spec.target or spec.arg.name for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
+    changed = [
+        spec.target or spec.arg.name
+        for spec in program.graph_signature.output_specs
+        if spec.kind != OutputKind.USER_OUTPUT
+    ]
     if changed:
         raise UserError(
             f"The model changes its own state while it runs: {', '.join(map(str, changed[:5]))}.",
@@ -238,7 +273,11 @@ def _refuse_nested_graphs(program: Any) -> None:
 
     from .graphs import describe
 
-    nested = [describe(node) for node in program.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    nested = [
+        describe(node)
+        for node in program.graph.nodes
+        if isinstance(node.target, torch._ops.HigherOrderOperator)
+    ]
     if nested:
         raise UserError(
             f"The model branches or loops while it runs: {'; '.join(nested)}.",
@@ -250,23 +289,36 @@ def _keep_tensor_outputs(work: Any) -> None:
     import torch
 
     output = next(node for node in work.graph.nodes if node.op == "output")
-    output.args = (tuple(node for node in output.args[0] if isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)),)
+    output.args = (
+        tuple(
+            node
+            for node in output.args[0]
+            if isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
+        ),
+    )
 
 
 def _name_inputs(work: Any, program: Any, names: list[str]) -> None:
-    """Rename the user-input placeholders; erase inputs that are not tensors (None, flags: the export has specialised on them)."""
+    """Rename the user-input placeholders; erase inputs that are not tensors (None, flags: the export has
+    specialised on them)."""
     import torch
 
     inputs = [node for node in work.graph.nodes if work.is_input(node)]
     for node in inputs:
         if not isinstance(node.meta.get("val"), torch.Tensor):
             if node.users:
-                raise UserError(f"Input {node.name} of the exported program is not a tensor.", "Export the program with tensor inputs only.")
+                raise UserError(
+                    f"Input {node.name} of the exported program is not a tensor.",
+                    "Export the program with tensor inputs only.",
+                )
             work.graph.erase_node(node)
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), torch.Tensor)]
     if len(tensors) != len(names):
         listed = ", ".join(node.name for node in tensors)
-        raise UserError(f"The program takes {len(tensors)} tensors ({listed}), but {len(names)} inputs are described: {', '.join(names)}.")
+        raise UserError(
+            f"The program takes {len(tensors)} tensors ({listed}), but {len(names)} inputs are described:"
+            f" {', '.join(names)}."
+        )
     clashing = {node for node in work.graph.nodes if node.name in names and node not in tensors}
     for node in clashing:
         _rename(work, node, f"{node.name}_value")

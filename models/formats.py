@@ -1,4 +1,6 @@
-"""A path -> which kind of model it is, judged by its content and never by its name; damaged and foreign files are refused here."""
+"""A path -> which kind of model it is, judged by its content and never by its name; damaged and foreign files
+are refused here."""
+
 import codecs
 import json
 import struct
@@ -9,14 +11,18 @@ from .errors import UserError
 
 FORMATS = ("hugging-face", "exported-program", "torchscript", "torch-zip", "torch-legacy", "safetensors")
 ACCEPTED = (
-    "cidermill reads: torch.export.save programs, torch.save modules and state dicts, safetensors, TorchScript, "
-    "and Hugging Face folders (config.json + weights)."
+    "cidermill reads: torch.export.save programs, torch.save modules and state dicts, safetensors,"
+    " TorchScript, and Hugging Face folders (config.json + weights)."
 )
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # pickle of torch.serialization.MAGIC_NUMBER
 _ONNX_HINT = (
-    "Convert from the PyTorch model that the file was exported from: torch.export.save(torch.export.export(model, inputs), 'model.pt2')"
+    "Convert from the PyTorch model that the file was exported from:"
+    " torch.export.save(torch.export.export(model, inputs), 'model.pt2')"
 )
-_ARTIFACT_HINT = "An artifact is a result, not a source: use `cidermill inspect FILE` or `cidermill validate FILE --against MODEL`."
+_ARTIFACT_HINT = (
+    "An artifact is a result, not a source: use `cidermill inspect FILE` or `cidermill validate FILE"
+    " --against MODEL`."
+)
 _FOREIGN = (  # (offset, bytes, what it is, hint)
     (4, b"ET1", "an ExecuTorch program (.pte)", _ARTIFACT_HINT),
     (0, b"GGUF", "a GGUF file of llama.cpp", "Convert from the Hugging Face folder it was made from."),
@@ -30,7 +36,8 @@ _MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
 def recognise(path: Path) -> str:
-    """-> one of FORMATS, or UserError. Reads the first bytes, a zip's directory and its checksums; runs nothing of the file."""
+    """-> one of FORMATS, or UserError. Reads the first bytes, a zip's directory and its checksums; runs
+    nothing of the file."""
     if path.is_dir():
         return _recognise_folder(path)
     if not path.exists():
@@ -65,7 +72,8 @@ def read_member(path: Path, name: str) -> bytes:
 
 
 def check_safetensors(path: Path) -> tuple[str, ...]:
-    """-> the tensor names of a safetensors file whose header is sound and whose data is complete; else UserError."""
+    """-> the tensor names of a safetensors file whose header is sound and whose data is complete; else
+    UserError."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -92,13 +100,17 @@ def _recognise_folder(path: Path) -> str:
     if (path / "config.json").is_file():
         return "hugging-face"
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise UserError(f"{path} is a folder without config.json, so not a Hugging Face model. It holds: {found}.", ACCEPTED)
+    raise UserError(
+        f"{path} is a folder without config.json, so not a Hugging Face model. It holds: {found}.", ACCEPTED
+    )
 
 
 def _recognise_zip(path: Path) -> str:
     _check_zip(path)
     members = zip_members(path)
-    if "archive_format" in members or any(name.startswith("models/") and name.endswith(".json") for name in members):
+    if "archive_format" in members or any(
+        name.startswith("models/") and name.endswith(".json") for name in members
+    ):
         return "exported-program"
     if "serialized_exported_program.json" in members:
         hint = "Load and save it again with the torch.export of torch 2.8 or later."
@@ -108,22 +120,36 @@ def _recognise_zip(path: Path) -> str:
     if "data.pkl" in members:
         return "torch-zip"
     if all(name.endswith(".npy") for name in members):
-        raise UserError(f"{path} is a NumPy archive of arrays.", "Pass data with --samples FILE.npz; the model comes first.")
-    raise UserError(f"{path} is a zip archive, but not of a PyTorch model. It holds: {', '.join(members[:8])}.", ACCEPTED)
+        raise UserError(
+            f"{path} is a NumPy archive of arrays.",
+            "Pass data with --samples FILE.npz; the model comes first.",
+        )
+    raise UserError(
+        f"{path} is a zip archive, but not of a PyTorch model. It holds: {', '.join(members[:8])}.", ACCEPTED
+    )
 
 
 def _check_zip(path: Path) -> None:
-    most = 4 * path.stat().st_size + _ZIP_SLACK  # torch stores weights as they are and deflates only TorchScript's source text
+    most = (
+        4 * path.stat().st_size + _ZIP_SLACK
+    )  # torch stores weights as they are and deflates only TorchScript's source text
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
             damaged = None if unpacked > most else archive.testzip()
     except Exception as error:  # BadZipFile, and whatever a decompressor raises (zlib.error, RuntimeError, NotImplementedError)
-        raise UserError(f"{path} is a damaged or incomplete zip archive ({error}).", "Save or copy the model again.") from error
+        raise UserError(
+            f"{path} is a damaged or incomplete zip archive ({error}).", "Save or copy the model again."
+        ) from error
     if unpacked > most:
-        raise UserError(f"{path} would unpack to {unpacked} bytes, more than {most}: not a model archive.", ACCEPTED)
+        raise UserError(
+            f"{path} would unpack to {unpacked} bytes, more than {most}: not a model archive.", ACCEPTED
+        )
     if damaged:
-        raise UserError(f"{path} is damaged: the checksum of {damaged} does not match its bytes.", "Save or copy the model again.")
+        raise UserError(
+            f"{path} is damaged: the checksum of {damaged} does not match its bytes.",
+            "Save or copy the model again.",
+        )
 
 
 def _foreign(path: Path, head: bytes) -> UserError:
@@ -137,11 +163,15 @@ def _foreign(path: Path, head: bytes) -> UserError:
     if _is_text(head):
         first = head.decode("utf-8", "ignore").splitlines()[0][:60]
         return UserError(f"{path} is a text file, not a model. It begins: {first!r}", ACCEPTED)
-    return UserError(f"{path} is not a model that cidermill knows (it begins with the bytes {head[:8].hex(' ')}).", ACCEPTED)
+    return UserError(
+        f"{path} is not a model that cidermill knows (it begins with the bytes {head[:8].hex(' ')}).",
+        ACCEPTED,
+    )
 
 
 def _protobuf(path: Path, head: bytes) -> UserError:
-    """ONNX's second field is the producer's name, Core ML's the description message (field 1 of which is tagged 0x0a)."""
+    """ONNX's second field is the producer's name, Core ML's the description message (field 1 of which is
+    tagged 0x0a)."""
     if head[2:3] == b"\x12" and head[4:5] == b"\n":
         return UserError(f"{path} is a Core ML model (.mlmodel).", _ARTIFACT_HINT)
     return UserError(f"{path} is an ONNX model, which is not a source.", _ONNX_HINT)
@@ -162,7 +192,9 @@ def _bad_safetensors(path: Path, why: str) -> UserError:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the window may cut the last character
+        text = codecs.getincrementaldecoder("utf-8")().decode(
+            head
+        )  # incremental: the window may cut the last character
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character in "\t\n\r\f" for character in text)

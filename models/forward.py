@@ -1,4 +1,6 @@
-"""How a module is called: its inputs bound to the names that the user gave, and a proposal where shapes are missing."""
+"""How a module is called: its inputs bound to the names that the user gave, and a proposal where shapes are
+missing."""
+
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -18,9 +20,11 @@ _TOKENS = 16
 
 
 class NamedModule(torch.nn.Module):
-    """`model` called through `call(inputs)`, where the model's own signature does not take the inputs by their names.
+    """`model` called through `call(inputs)`, where the model's own signature does not take the inputs by
+    their names.
 
-    Shares the model's registries instead of holding it as a child, so that parameters keep the names the model gives them.
+    Shares the model's registries instead of holding it as a child, so that parameters keep the names the
+    model gives them.
     """
 
     def __init__(self, model: torch.nn.Module, call: Callable[[dict[str, torch.Tensor]], Any]):
@@ -35,17 +39,23 @@ class NamedModule(torch.nn.Module):
 
 
 def prepare(model: torch.nn.Module, title: str) -> torch.nn.Module:
-    """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its parts."""
+    """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its
+    parts."""
     try:
         tensors = [*model.parameters(), *model.buffers()]
         wrong = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
         return (model.float() if wrong else model).eval()
     except (AttributeError, TypeError) as error:
-        raise UserError(f"{title} holds an incomplete {type(model).__name__}: {error}", "Save or copy the model again.") from error
+        raise UserError(
+            f"{title} holds an incomplete {type(model).__name__}: {error}", "Save or copy the model again."
+        ) from error
 
 
-def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
-    """-> (module that takes `given` by keyword, its inputs). A torch.nn class names its parameter `input`; there any name will do."""
+def bind(
+    model: torch.nn.Module, given: tuple[InputSpec, ...], title: str
+) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
+    """-> (module that takes `given` by keyword, its inputs). A torch.nn class names its parameter `input`;
+    there any name will do."""
     if not given:
         raise UserError(f"{title} does not say which shapes it takes.", f"Note: {propose(model)}")
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
@@ -55,29 +65,51 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> tu
     if set(names) <= set(known):
         missing = [name for name in required if name not in names]
         if missing:
-            raise UserError(f"{title} also needs the input {', '.join(missing)}.", f"Add --input {missing[0]}:SHAPE for each.")
+            raise UserError(
+                f"{title} also needs the input {', '.join(missing)}.",
+                f"Add --input {missing[0]}:SHAPE for each.",
+            )
         return model, specs
     nameless = free or required[:1] == ["input"] or type(model).__module__.startswith("torch.nn.")
-    if nameless and not set(names) & set(known) and len(required) <= len(specs) and (free or len(specs) <= len(known)):
+    if (
+        nameless
+        and not set(names) & set(known)
+        and len(required) <= len(specs)
+        and (free or len(specs) <= len(known))
+    ):
         return NamedModule(model, lambda inputs: model(*inputs.values())), specs
     unknown = ", ".join(name for name in names if name not in known)
     inputs = ", ".join(required + [f"{name} (optional)" for name in optional])
-    raise UserError(f"{title} has no input {unknown}. Its inputs are: {inputs}.", "Correct the name in --input.")
+    raise UserError(
+        f"{title} has no input {unknown}. Its inputs are: {inputs}.", "Correct the name in --input."
+    )
 
 
-def try_once(module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dict, title: str, hint: str) -> None:
-    """Run the module on one synthetic input, so that a wrong rank or dtype is reported here and in the user's terms."""
+def try_once(
+    module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dict, title: str, hint: str
+) -> None:
+    """Run the module on one synthetic input, so that a wrong rank or dtype is reported here and in the user's
+    terms."""
     batch = synthetic(specs, 1, 0, limits).batches[0]
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     try:
         with torch.no_grad(), quiet():
-            answer = module(**{name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()})
+            answer = module(
+                **{
+                    name: tensor.long() if tensor.dtype == torch.int32 else tensor
+                    for name, tensor in tensors.items()
+                }
+            )
             _register_dataclasses(answer)
     except UserError:
         raise
     except Exception as error:  # whatever the user's own forward raises
-        reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__).strip()
-        raise UserError(f"{title} does not run on {listing(specs)}: {type(error).__name__}: {reason}", hint) from error
+        reason = next(
+            (line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__
+        ).strip()
+        raise UserError(
+            f"{title} does not run on {listing(specs)}: {type(error).__name__}: {reason}", hint
+        ) from error
 
 
 def _register_dataclasses(answer: Any) -> None:
@@ -89,7 +121,8 @@ def _register_dataclasses(answer: Any) -> None:
 
 
 def propose(model: torch.nn.Module) -> str:
-    """Words with an `--input` that fits the first layer: "the first layer Conv2d takes 3 channels: try --input x:1x3x224x224"."""
+    """Words with an `--input` that fits the first layer: "the first layer Conv2d takes 3 channels: try
+    --input x:1x3x224x224"."""
     required, optional, _ = _parameters(model)
     name = (required + optional + ["x"])[0]
     layer = _first_layer(model)
@@ -102,18 +135,30 @@ def propose(model: torch.nn.Module) -> str:
 def vocabulary(model: torch.nn.Module, specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
     """Integer inputs within the smallest embedding table: valid whichever table they index."""
     rows = [module.num_embeddings for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    return {spec.name: (0, min(rows)) for spec in specs if spec.dtype == "int32" and "mask" not in spec.name} if rows else {}
+    return (
+        {spec.name: (0, min(rows)) for spec in specs if spec.dtype == "int32" and "mask" not in spec.name}
+        if rows
+        else {}
+    )
 
 
 def _parameters(model: torch.nn.Module) -> tuple[list[str], list[str], bool]:
     """-> (required names, optional names, whether it takes any number) of the model's forward."""
     if isinstance(model, torch.jit.ScriptModule):
         arguments = model.forward.schema.arguments[1:]
-        return [a.name for a in arguments if not a.has_default_value()], [a.name for a in arguments if a.has_default_value()], False
+        return (
+            [a.name for a in arguments if not a.has_default_value()],
+            [a.name for a in arguments if a.has_default_value()],
+            False,
+        )
     parameters = inspect.signature(model.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     free = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY) for p in parameters)
-    return [p.name for p in named if p.default is p.empty], [p.name for p in named if p.default is not p.empty], free
+    return (
+        [p.name for p in named if p.default is p.empty],
+        [p.name for p in named if p.default is not p.empty],
+        free,
+    )
 
 
 def _kind(layer: torch.nn.Module) -> str:
@@ -130,7 +175,8 @@ def _first_layer(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _takes(layer: torch.nn.Module) -> tuple[str, str] | None:
-    """-> (what the layer takes in words, a shape as --input writes it). Reads weights, so that TorchScript layers answer too."""
+    """-> (what the layer takes in words, a shape as --input writes it). Reads weights, so that TorchScript
+    layers answer too."""
     kind, weight = _kind(layer), getattr(layer, "weight", None)
     if kind in ("Conv1d", "Conv2d", "Conv3d") and weight is not None:
         channels = weight.shape[1] * getattr(layer, "groups", 1)

@@ -1,7 +1,10 @@
-"""Tools for programs as graphs: an ExportedProgram in, an ExportedProgram out, nothing shared that either may change.
+"""Tools for programs as graphs: an ExportedProgram in, an ExportedProgram out, nothing shared that either may
+change.
 
-Every rewrite of this project works on a `Draft`: a private copy of the graph with its constants by placeholder name.
+Every rewrite of this project works on a `Draft`: a private copy of the graph with its constants by
+placeholder name.
 """
+
 import copy
 import re
 from dataclasses import dataclass
@@ -10,7 +13,14 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -18,7 +28,8 @@ aten = torch.ops.aten
 
 @dataclass
 class Draft:
-    """A program being rewritten. `constants` maps a placeholder's name to (qualified name, tensor); user inputs are not in it."""
+    """A program being rewritten. `constants` maps a placeholder's name to (qualified name, tensor); user
+    inputs are not in it."""
 
     module: torch.fx.GraphModule
     constants: dict[str, tuple[str, torch.Tensor]]
@@ -36,7 +47,9 @@ class Draft:
             return self.constants[node.name][1]
         return None
 
-    def add_constant(self, name: str, tensor: torch.Tensor, like: torch.fx.Node | None = None) -> torch.fx.Node:
+    def add_constant(
+        self, name: str, tensor: torch.Tensor, like: torch.fx.Node | None = None
+    ) -> torch.fx.Node:
         """A new placeholder holding `tensor`, before every other node but after the existing placeholders."""
         taken = {qualified for qualified, _ in self.constants.values()}
         unique, count = name, 1
@@ -47,20 +60,38 @@ class Draft:
             node = self.graph.placeholder("c_" + unique.replace(".", "_"))
         node.meta["val"] = fake_like(self.module, tensor)
         if like is not None:
-            node.meta.update({key: value for key, value in like.meta.items() if key in ("nn_module_stack", "stack_trace")})
+            node.meta.update(
+                {key: value for key, value in like.meta.items() if key in ("nn_module_stack", "stack_trace")}
+            )
         self.constants[node.name] = (unique, tensor)
         return node
 
 
 def fake_like(module: torch.fx.GraphModule, tensor: torch.Tensor) -> torch.Tensor:
-    """A fake tensor of the graph's own fake mode, which the later passes of torch and of the targets expect in `meta["val"]`."""
-    mode = next((node.meta["val"].fake_mode for node in module.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")), None)
+    """A fake tensor of the graph's own fake mode, which the later passes of torch and of the targets expect
+    in `meta["val"]`."""
+    mode = next(
+        (
+            node.meta["val"].fake_mode
+            for node in module.graph.nodes
+            if hasattr(node.meta.get("val"), "fake_mode")
+        ),
+        None,
+    )
     return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
 
 
 def _in_mode_of(module: torch.fx.GraphModule, value: Any) -> Any:
-    """A traced value in the graph's own fake mode: for constants that a trace makes, torch opens another, and two modes do not mix."""
-    mode = next((node.meta["val"].fake_mode for node in module.graph.nodes if hasattr(node.meta.get("val"), "fake_mode")), None)
+    """A traced value in the graph's own fake mode: for constants that a trace makes, torch opens another, and
+    two modes do not mix."""
+    mode = next(
+        (
+            node.meta["val"].fake_mode
+            for node in module.graph.nodes
+            if hasattr(node.meta.get("val"), "fake_mode")
+        ),
+        None,
+    )
     if mode is None or not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
         return value
     with mode:
@@ -109,7 +140,9 @@ def finish(work: Draft) -> ExportedProgram:
     inputs = tuple(node for node in placeholders if work.is_input(node))
     in_spec = pytree.tree_flatten((tuple(0 for _ in inputs), {}))[1]
     out_spec = pytree.tree_flatten(tuple(0 for _ in outputs))[1]
-    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)  # no names, as torch.export leaves them
+    call = ModuleCallSignature(
+        inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec
+    )  # no names, as torch.export leaves them
     work.module.recompile()
     return ExportedProgram(
         root=work.module,
@@ -133,13 +166,16 @@ def _input_spec(node: torch.fx.Node, work: Draft) -> InputSpec:
 
 
 def _name_constants(work: Draft) -> None:
-    """Constants carry their qualified names ("encoder_layer_0_weight") into the artifacts, so that people find them again."""
+    """Constants carry their qualified names ("encoder_layer_0_weight") into the artifacts, so that people
+    find them again."""
     taken = {node.name for node in work.graph.nodes if node.name not in work.constants}
     renamed = {}
     for node in [node for node in work.graph.nodes if node.name in work.constants]:
         constant = work.constants[node.name]
         base = re.sub(r"\W", "_", constant[0])
-        plain = base[0].isdigit() or base == constant[0]  # coremltools forgets a weight whose argument is called as the weight itself
+        plain = (
+            base[0].isdigit() or base == constant[0]
+        )  # coremltools forgets a weight whose argument is called as the weight itself
         base = name = f"module_{base}" if plain else base
         count = 1
         while name in taken:
@@ -166,7 +202,8 @@ def is_op(node: Any, *targets: Any) -> bool:
 def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
     """Replace `node` by what `function(*args)` computes, traced into ATen operators in its place.
 
-    args are nodes (passed on as tensors) or literals. `function` must return one tensor of the same shape and dtype as `node`.
+    args are nodes (passed on as tensors) or literals. `function` must return one tensor of the same shape and
+    dtype as `node`.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -192,7 +229,9 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
                 result = mapping[inner.args[0]]
             elif inner.op == "get_attr":
                 constant = getattr(traced, inner.target)
-                mapping[inner] = work.add_constant(f"{node.name}_{inner.target.strip('_')}", constant.detach(), like=node)
+                mapping[inner] = work.add_constant(
+                    f"{node.name}_{inner.target.strip('_')}", constant.detach(), like=node
+                )
             else:
                 mapping[inner] = work.graph.node_copy(inner, lambda old: mapping[old])
                 mapping[inner].meta = {**keep, "val": _in_mode_of(work.module, inner.meta["val"])}
@@ -202,7 +241,8 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
 
 
 def insert(work: Draft, before: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
-    """What `function(*args)` computes as new nodes before `before`, whose module and source line they take. As `retrace` otherwise."""
+    """What `function(*args)` computes as new nodes before `before`, whose module and source line they take.
+    As `retrace` otherwise."""
     with work.graph.inserting_before(before):
         place = work.graph.call_function(aten.clone.default)
     place.meta = {key: before.meta[key] for key in ("nn_module_stack", "stack_trace") if key in before.meta}
@@ -210,15 +250,19 @@ def insert(work: Draft, before: torch.fx.Node, function: Any, *args: Any) -> tor
 
 
 def module_path(node: torch.fx.Node) -> str:
-    """"encoder.layer.0.attention" from the module stack that torch.export keeps, "" where there is none."""
+    """ "encoder.layer.0.attention" from the module stack that torch.export keeps, "" where there is none."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return path.removeprefix("L['self'].").removeprefix("L__self___")
 
 
 def source_line(node: torch.fx.Node) -> str:
-    """"modeling_bert.py:321" from the stack trace that torch.export keeps, "" where there is none."""
-    frames = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File ")]
+    """ "modeling_bert.py:321" from the stack trace that torch.export keeps, "" where there is none."""
+    frames = [
+        line.strip()
+        for line in (node.meta.get("stack_trace") or "").splitlines()
+        if line.strip().startswith("File ")
+    ]
     if not frames:
         return ""
     _, file, rest = frames[-1].split('"', 2)
@@ -229,7 +273,10 @@ def describe(node: torch.fx.Node) -> str:
     """One line for error lists: operator, module path, source line and shapes."""
     shapes = [_shape_of(source) for source in node.all_input_nodes]
     where = ", ".join(part for part in (module_path(node), source_line(node)) if part)
-    return f"{node.target} ({where or 'no source recorded'}): {', '.join(shapes) or 'no tensors'} -> {_shape_of(node)}"
+    return (
+        f"{node.target} ({where or 'no source recorded'}): {', '.join(shapes) or 'no tensors'} ->"
+        f" {_shape_of(node)}"
+    )
 
 
 def _shape_of(node: torch.fx.Node) -> str:

@@ -1,7 +1,10 @@
-"""A Hugging Face folder (config.json + weights) -> a module by input and output names, with default inputs from its configuration.
+"""A Hugging Face folder (config.json + weights) -> a module by input and output names, with default inputs
+from its configuration.
 
-The class comes from `architectures` and must be one of the installed transformers: no code of the folder runs, nothing is downloaded.
+The class comes from `architectures` and must be one of the installed transformers: no code of the folder
+runs, nothing is downloaded.
 """
+
 import inspect
 import json
 from collections.abc import Callable
@@ -16,22 +19,32 @@ from .quiet import quiet, transformers_offline
 from .source import TensorSpec
 
 TOKENS = 128  # default text length, where the model's position table is not shorter
-RECURRENT_TOKENS = 16  # for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
+# for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
+RECURRENT_TOKENS = 16
 AUDIO_SAMPLES = 16000  # one second at 16 kHz, the rate that speech models are trained at
 IMAGE_SIZE = 224  # where neither config.json nor preprocessor_config.json has one
 _MOST_LAYERS = 1000  # layers may share weights, so a few more than there are tensors are possible
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _TEXT_COMPANIONS = ("attention_mask",)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold the weights, the index included; safetensors are preferred, as transformers does."""
+    """The files that hold the weights, the index included; safetensors are preferred, as transformers
+    does."""
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         if (folder / "adapter_config.json").is_file():
             hint = "Merge it: model.merge_and_unload().save_pretrained(FOLDER)"
             raise UserError(f"{folder} holds an adapter (LoRA), not a whole model.", hint)
-        raise UserError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}.", "Copy the weight files beside config.json.")
+        raise UserError(
+            f"{folder} has no weights: none of {', '.join(_WEIGHTS)}.",
+            "Copy the weight files beside config.json.",
+        )
     if not found.name.endswith(".index.json"):
         return (found,)
     try:
@@ -41,12 +54,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise UserError(f"{found} is not a weight index ({error}).", "Copy the model again.") from error
     missing = [file.name for file in files if not file.is_file() or file.parent != folder]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing)}.", "Copy the missing files.")
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing)}.",
+            "Copy the missing files.",
+        )
     return (found, *files)
 
 
-def load_folder(folder: Path, given: tuple[InputSpec, ...]) -> tuple[Any, tuple[TensorSpec, ...], dict, tuple[str, ...]]:
-    """-> (module called by input names and returning {output name: tensor}, inputs, integer limits, warnings)."""
+def load_folder(
+    folder: Path, given: tuple[InputSpec, ...]
+) -> tuple[Any, tuple[TensorSpec, ...], dict, tuple[str, ...]]:
+    """-> (module called by input names and returning {output name: tensor}, inputs, integer limits,
+    warnings)."""
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
         _check_weights(file)
@@ -65,13 +84,25 @@ def _settings(folder: Path) -> dict:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "Copy the model's config.json again.") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("architectures"), list) or not settings["architectures"]:
-        raise UserError(f"{path} names no architectures.", 'Add the class it was saved from, for example "architectures": ["BertModel"].')
+        raise UserError(
+            f"{path} is not valid JSON: {error}", "Copy the model's config.json again."
+        ) from error
+    if (
+        not isinstance(settings, dict)
+        or not isinstance(settings.get("architectures"), list)
+        or not settings["architectures"]
+    ):
+        raise UserError(
+            f"{path} names no architectures.",
+            'Add the class it was saved from, for example "architectures": ["BertModel"].',
+        )
     if settings.get("quantization_config"):
         method = settings["quantization_config"]
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-        raise UserError(f"{folder} is already quantized ({method}).", "Convert the unquantized original and choose --quant here.")
+        raise UserError(
+            f"{folder} is already quantized ({method}).",
+            "Convert the unquantized original and choose --quant here.",
+        )
     return settings
 
 
@@ -115,8 +146,10 @@ def _model_class(folder: Path, settings: dict) -> Any:
             "Load it in Python, torch.export.save it and convert that file.",
         )
     raise UserError(
-        f"{folder}: the architecture {name!r} is not a model class of transformers {transformers.__version__}.",
-        "Correct `architectures` in config.json, or load the model in Python, torch.export.save it and convert that file.",
+        f"{folder}: the architecture {name!r} is not a model class of transformers"
+        f" {transformers.__version__}.",
+        "Correct `architectures` in config.json, or load the model in Python, torch.export.save it and"
+        " convert that file.",
     )
 
 
@@ -126,14 +159,17 @@ def _configuration(folder: Path, model_class: Any) -> Any:
     except Exception as error:  # transformers validates fields with several exception types
         where = f"{folder / 'config.json'} is not a configuration of {model_class.__name__}"
         raise UserError(f"{where}: {_first_line(error)}", "Copy the model's config.json again.") from error
-    for part in {id(part): part for part in (config, config.get_text_config(), config.get_text_config(decoder=True))}.values():
+    for part in {
+        id(part): part for part in (config, config.get_text_config(), config.get_text_config(decoder=True))
+    }.values():
         part.use_cache = False
     config.return_dict = True
     return config
 
 
 def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tuple[Any, tuple[str, ...]]:
-    """float32, in eval mode. Attention is scaled_dot_product_attention where the class has it (eager masks overflow in float16)."""
+    """float32, in eval mode. Attention is scaled_dot_product_attention where the class has it (eager masks
+    overflow in float16)."""
     import torch
 
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
@@ -144,17 +180,30 @@ def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tup
         )  # fmt: skip
     except Exception as error:  # transformers, safetensors and torch each raise their own
         hint = "Check that config.json belongs to the weights."
-        raise UserError(f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", hint) from error
-    other_size = [f"{name} is {_dims(stored)}, {model_class.__name__} wants {_dims(own)}" for name, stored, own in sorted(report["mismatched_keys"])]
+        raise UserError(
+            f"{folder} cannot be loaded as {model_class.__name__}: {_first_line(error)}", hint
+        ) from error
+    other_size = [
+        f"{name} is {_dims(stored)}, {model_class.__name__} wants {_dims(own)}"
+        for name, stored, own in sorted(report["mismatched_keys"])
+    ]
     if other_size:
-        raise UserError(f"{folder}: stored weights do not fit config.json: {_some(other_size)}.", "Copy the config.json that belongs to the weights.")
+        raise UserError(
+            f"{folder}: stored weights do not fit config.json: {_some(other_size)}.",
+            "Copy the config.json that belongs to the weights.",
+        )
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
         raise UserError(
-            f"{folder}: the weights of {len(missing)} parameters of {model_class.__name__} are not in the files: {_some(missing)}.",
-            "Correct `architectures` in config.json: it must name the class that the weights were saved from.",
+            f"{folder}: the weights of {len(missing)} parameters of {model_class.__name__} are not in the"
+            f" files: {_some(missing)}.",
+            "Correct `architectures` in config.json: it must name the class that the weights were saved"
+            " from.",
         )
-    note = f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out: {_some(unused)}"
+    note = (
+        f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out:"
+        f" {_some(unused)}"
+    )
     return model.eval(), (note,) if unused else ()
 
 
@@ -164,7 +213,9 @@ def _by_names(model: Any) -> Any:
     from .forward import NamedModule
 
     def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        returned = {name: value for name, value in model.forward(**inputs).items() if isinstance(value, torch.Tensor)}
+        returned = {
+            name: value for name, value in model.forward(**inputs).items() if isinstance(value, torch.Tensor)
+        }
         if not returned:
             hint = "Wrap it in a module that does and torch.export.save that."
             raise UserError(f"{type(model).__name__} returns no tensor by name.", hint)
@@ -173,9 +224,15 @@ def _by_names(model: Any) -> Any:
     return NamedModule(model, call)
 
 
-def _inputs(folder: Path, model_class: Any, config: Any, given: tuple[InputSpec, ...]) -> tuple[TensorSpec, ...]:
+def _inputs(
+    folder: Path, model_class: Any, config: Any, given: tuple[InputSpec, ...]
+) -> tuple[TensorSpec, ...]:
     """The main input, what belongs to it, and any further forward parameter that the user names."""
-    parameters = [name for name in inspect.signature(model_class.forward).parameters if name not in ("self", "kwargs", "args")]
+    parameters = [
+        name
+        for name in inspect.signature(model_class.forward).parameters
+        if name not in ("self", "kwargs", "args")
+    ]
     names = _default_names(model_class.main_input_name, parameters, config)
     chosen = {spec.name: spec for spec in given}
     shapes = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
@@ -185,7 +242,10 @@ def _inputs(folder: Path, model_class: Any, config: Any, given: tuple[InputSpec,
     specs = []
     for name in sorted({*names, *(set(chosen) & set(parameters))}, key=parameters.index):
         if name not in shapes and name not in chosen:
-            raise UserError(f"{model_class.__name__} takes {name}, whose shape config.json does not tell.", f"Give --input {name}:SHAPE.")
+            raise UserError(
+                f"{model_class.__name__} takes {name}, whose shape config.json does not tell.",
+                f"Give --input {name}:SHAPE.",
+            )
         own = _dtype(name)
         dtype = own or chosen[name].dtype or DTYPES[0]
         specs.append(TensorSpec(name, shapes.get(name) or chosen[name].shape, dtype))
@@ -196,7 +256,11 @@ def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
     names = [main]
     if main == "input_ids":
         names += [name for name in _TEXT_COMPANIONS if name in parameters]
-        if "pixel_values" in parameters and not getattr(config, "is_encoder_decoder", False) and _is_two_towers(config):
+        if (
+            "pixel_values" in parameters
+            and not getattr(config, "is_encoder_decoder", False)
+            and _is_two_towers(config)
+        ):
             names.append("pixel_values")
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         names.append("decoder_input_ids")
@@ -205,7 +269,11 @@ def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
 
 def _is_two_towers(config: Any) -> bool:
     """CLIP and its kin need text and image at once; language models that may look at an image do not."""
-    return hasattr(config, "vision_config") and hasattr(config, "text_config") and hasattr(config, "projection_dim")
+    return (
+        hasattr(config, "vision_config")
+        and hasattr(config, "text_config")
+        and hasattr(config, "projection_dim")
+    )
 
 
 def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
@@ -215,14 +283,22 @@ def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
 
 
 def _decoder_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    most = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None) or TOKENS
+    most = (
+        getattr(config, "max_target_positions", None)
+        or getattr(config, "max_position_embeddings", None)
+        or TOKENS
+    )
     return (1, min(TOKENS, most))
 
 
 def _image_shape(folder: Path, config: Any) -> tuple[int, ...]:
     vision = getattr(config, "vision_config", config)
     frames = getattr(vision, "num_frames", None)
-    size = _height_width(getattr(vision, "image_size", None)) or _preprocessed_size(folder) or (IMAGE_SIZE, IMAGE_SIZE)
+    size = (
+        _height_width(getattr(vision, "image_size", None))
+        or _preprocessed_size(folder)
+        or (IMAGE_SIZE, IMAGE_SIZE)
+    )
     return (1, *((frames,) if isinstance(frames, int) else ()), getattr(vision, "num_channels", 3), *size)
 
 
@@ -231,7 +307,11 @@ def _height_width(size: Any) -> tuple[int, int] | None:
         size = (size.get("height"), size.get("width")) if "height" in size else size.get("shortest_edge")
     if isinstance(size, int):
         return size, size
-    return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size) else None
+    return (
+        tuple(size)
+        if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
+        else None
+    )
 
 
 def _preprocessed_size(folder: Path) -> tuple[int, int] | None:
@@ -246,7 +326,11 @@ def _preprocessed_size(folder: Path) -> tuple[int, int] | None:
 
 def _wave_shape(folder: Path, config: Any) -> tuple[int, ...]:
     """A waveform; the audio spectrogram transformer's `input_values` are [frames, mel bins]."""
-    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length") and config.model_type == "audio-spectrogram-transformer":
+    if (
+        hasattr(config, "num_mel_bins")
+        and hasattr(config, "max_length")
+        and config.model_type == "audio-spectrogram-transformer"
+    ):
         return (1, config.max_length, config.num_mel_bins)
     return (1, AUDIO_SAMPLES)
 
@@ -272,12 +356,22 @@ def _dtype(name: str) -> str | None:
     """The dtype that transformers documents for parameters of that name; None where it does not say."""
     if name in ("pixel_values", "input_values", "input_features", "inputs_embeds", "decoder_inputs_embeds"):
         return "float32"
-    return "bool" if name == "bool_masked_pos" else "int32" if name.endswith(("_ids", "_mask", "_positions")) else None
+    return (
+        "bool"
+        if name == "bool_masked_pos"
+        else "int32"
+        if name.endswith(("_ids", "_mask", "_positions"))
+        else None
+    )
 
 
 def _limits(config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
     text = config.get_text_config()
-    sizes = {"input_ids": "vocab_size", "decoder_input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+    sizes = {
+        "input_ids": "vocab_size",
+        "decoder_input_ids": "vocab_size",
+        "token_type_ids": "type_vocab_size",
+    }
     found = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
     return {name: (0, size) for name, size in found.items() if size}
 

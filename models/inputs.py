@@ -1,7 +1,10 @@
-"""What the user says about a model's inputs: `NAME:1x3x224x224[:float32]` in, `InputSpec` out; and its check against the model.
+"""What the user says about a model's inputs: `NAME:1x3x224x224[:float32]` in, `InputSpec` out; and its check
+against the model.
 
-Imports neither torch nor numpy: the command line parses `--input` before it knows whether there is work to do.
+Imports neither torch nor numpy: the command line parses `--input` before it knows whether there is work to
+do.
 """
+
 import keyword
 import re
 from dataclasses import dataclass
@@ -10,7 +13,13 @@ from .errors import UserError
 from .source import TensorSpec
 
 DTYPES = ("float32", "float16", "int32", "bool")
-_ALIASES = {"float": "float32", "half": "float16", "int": "int32", "int64": "int32", "long": "int32"}  # int64 is int32 at the border
+_ALIASES = {
+    "float": "float32",
+    "half": "float16",
+    "int": "int32",
+    "int64": "int32",
+    "long": "int32",
+}  # int64 is int32 at the border
 _EXAMPLE = "Write --input NAME:1x3x224x224 or --input NAME:1x128:int32."
 _MOST_ELEMENTS = 2**31
 
@@ -25,16 +34,23 @@ class InputSpec:
 
 
 def parse_input(text: str) -> InputSpec:
-    """"x:1x3x224x224:float32" -> InputSpec("x", (1, 3, 224, 224), "float32")."""
+    """ "x:1x3x224x224:float32" -> InputSpec("x", (1, 3, 224, 224), "float32")."""
     name, *rest = text.strip().split(":")
     if len(rest) not in (1, 2):
         raise UserError(f"--input {text!r} is not NAME:SHAPE or NAME:SHAPE:DTYPE.", _EXAMPLE)
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
-        raise UserError(f"--input {text!r}: {name!r} is not a name of letters, digits and underscores.", _EXAMPLE)
+        raise UserError(
+            f"--input {text!r}: {name!r} is not a name of letters, digits and underscores.", _EXAMPLE
+        )
     if keyword.iskeyword(name) or name == "self":
-        raise UserError(f"--input {text!r}: {name!r} is a word of the Python language, which no input can be called.", _EXAMPLE)
+        raise UserError(
+            f"--input {text!r}: {name!r} is a word of the Python language, which no input can be called.",
+            _EXAMPLE,
+        )
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest[0]):
-        raise UserError(f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.", _EXAMPLE)
+        raise UserError(
+            f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.", _EXAMPLE
+        )
     return InputSpec(name, _shape(text, rest[0]), _dtype(text, rest[1]) if len(rest) == 2 else None)
 
 
@@ -48,12 +64,18 @@ def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
     return specs
 
 
-def override(model: str, defaults: tuple[TensorSpec, ...], given: tuple[InputSpec, ...]) -> tuple[TensorSpec, ...]:
-    """The model's own inputs with the shapes that the user chose. Names, ranks and dtypes must be the model's."""
+def override(
+    model: str, defaults: tuple[TensorSpec, ...], given: tuple[InputSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """The model's own inputs with the shapes that the user chose. Names, ranks and dtypes must be the
+    model's."""
     known = {spec.name: spec for spec in defaults}
     for spec in given:
         if spec.name not in known:
-            raise UserError(f"{model} has no input {spec.name!r}. Its inputs are: {listing(defaults)}.", "Correct the name in --input.")
+            raise UserError(
+                f"{model} has no input {spec.name!r}. Its inputs are: {listing(defaults)}.",
+                "Correct the name in --input.",
+            )
         check(model, spec, known[spec.name])
     chosen = {spec.name: spec.shape for spec in given}
     return tuple(TensorSpec(spec.name, chosen.get(spec.name, spec.shape), spec.dtype) for spec in defaults)
@@ -69,7 +91,9 @@ def check(model: str, spec: InputSpec, own: TensorSpec) -> None:
             example,
         )
     if spec.dtype not in (None, own.dtype):
-        raise UserError(f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", example)
+        raise UserError(
+            f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", example
+        )
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -90,7 +114,10 @@ def _shape(text: str, shape: str) -> tuple[int, ...]:
     for dim in dims:
         elements *= dim
     if elements >= _MOST_ELEMENTS:
-        raise UserError(f"--input {text!r} has {elements} elements; an input holds fewer than {_MOST_ELEMENTS}.", "Give a smaller shape.")
+        raise UserError(
+            f"--input {text!r} has {elements} elements; an input holds fewer than {_MOST_ELEMENTS}.",
+            "Give a smaller shape.",
+        )
     return dims
 
 

@@ -1,4 +1,6 @@
-"""A path -> Source: the format is recognised by content, the model loaded without running code that came with the file."""
+"""A path -> Source: the format is recognised by content, the model loaded without running code that came with
+the file."""
+
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,24 +14,34 @@ from .source import Source, TensorSpec
 _CHUNK_BYTES = 1 << 22
 
 
-def load(path: str | Path, inputs: tuple[InputSpec, ...] = (), model_class: str | None = None, trust_pickle: bool = False) -> Source:
+def load(
+    path: str | Path,
+    inputs: tuple[InputSpec, ...] = (),
+    model_class: str | None = None,
+    trust_pickle: bool = False,
+) -> Source:
     """Load a model of any of `formats.FORMATS`.
 
-    `inputs` gives shapes where the file does not say them, or other ones than its defaults. `model_class` ("package.module:factory")
-    builds the module for a file of weights only. `trust_pickle` lets a pickled file run its own code. Raises UserError for
-    everything that is wrong with the file or the options.
+    `inputs` gives shapes where the file does not say them, or other ones than its defaults. `model_class`
+    ("package.module:factory") builds the module for a file of weights only. `trust_pickle` lets a pickled
+    file run its own code. Raises UserError for everything that is wrong with the file or the options.
     """
     path = Path(path)
     try:
         return _load(path, inputs, model_class, trust_pickle)
     except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}.", "Check the path and who may read it.") from error
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}.",
+            "Check the path and who may read it.",
+        ) from error
 
 
 def _load(path: Path, inputs: tuple[InputSpec, ...], model_class: str | None, trust_pickle: bool) -> Source:
     kind = recognise(path)
     if model_class is not None and kind in ("hugging-face", "exported-program", "torchscript"):
-        raise UserError(f"{path} is a whole model ({kind}), so --model-class has no use.", "Leave --model-class out.")
+        raise UserError(
+            f"{path} is a whole model ({kind}), so --model-class has no use.", "Leave --model-class out."
+        )
     if kind == "hugging-face":
         return _from_folder(path, inputs)
     if kind == "exported-program":
@@ -46,7 +58,8 @@ def _load(path: Path, inputs: tuple[InputSpec, ...], model_class: str | None, tr
 
 
 def digest(files: tuple[Path, ...]) -> str:
-    """sha256 (hex) of a file's bytes; of several files, over each one's name and bytes, in the order given."""
+    """sha256 (hex) of a file's bytes; of several files, over each one's name and bytes, in the order
+    given."""
     total = hashlib.sha256()
     for file in files:
         if len(files) > 1:
@@ -65,11 +78,15 @@ def _from_folder(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
         sha256 = beside.submit(digest, tuple(files))
         module, specs, limits, warnings = load_folder(path, inputs)
     if inputs:
-        _try(module, specs, limits, str(path), "Correct --input, or leave it out to take the model's default.")
+        _try(
+            module, specs, limits, str(path), "Correct --input, or leave it out to take the model's default."
+        )
     return Source(path, "hugging-face", sha256.result(), module, specs, limits=limits, warnings=warnings)
 
 
-def _from_weights(path: Path, kind: str, inputs: tuple[InputSpec, ...], model_class: str | None, trust: bool) -> Source:
+def _from_weights(
+    path: Path, kind: str, inputs: tuple[InputSpec, ...], model_class: str | None, trust: bool
+) -> Source:
     """A pickled module, or weights and the factory of their module."""
     from .forward import bind, prepare, propose, vocabulary
 
@@ -92,7 +109,10 @@ def _module(path: Path, kind: str, model_class: str | None, trust: bool) -> tupl
     saved = load_object(path, kind == "torch-legacy", trust)
     if isinstance(saved, torch.nn.Module):
         if model_class is not None:
-            raise UserError(f"{path} is a whole model ({type(saved).__name__}), so --model-class has no use.", "Leave --model-class out.")
+            raise UserError(
+                f"{path} is a whole model ({type(saved).__name__}), so --model-class has no use.",
+                "Leave --model-class out.",
+            )
         return saved, "module"
     return build_model(path, find_state_dict(path, saved), model_class), "state-dict"
 

@@ -1,8 +1,9 @@
 """A torch.save file -> the object in it, running none of the file's code unless the user trusts it.
 
-Which classes a pickle imports is read from its opcodes. A file of tensors and torch.nn modules goes through torch's
-weights-only unpickler with exactly those classes allowed; anything else needs `--trust-pickle`.
+Which classes a pickle imports is read from its opcodes. A file of tensors and torch.nn modules goes through
+torch's weights-only unpickler with exactly those classes allowed; anything else needs `--trust-pickle`.
 """
+
 import pickletools
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -10,14 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .user_code import current_folder_importable
 from .errors import UserError
 from .formats import read_member
 from .quiet import quiet
+from .user_code import current_folder_importable
 
 _COMPUTED = "a name computed while loading"
 _LEGACY_PICKLES = 4  # magic number, protocol, system, object; torch/serialization.py _legacy_save
-_STRINGS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING")
+_STRINGS = (
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "UNICODE",
+    "SHORT_BINSTRING",
+    "BINSTRING",
+    "STRING",
+)
 _ACTIVATIONS = (  # torch.nn.Transformer*Layer keep their activation as a function
     *(f"torch.nn.functional.{name}" for name in (
         "relu", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "softplus",
@@ -27,7 +36,8 @@ _ACTIVATIONS = (  # torch.nn.Transformer*Layer keep their activation as a functi
 
 
 def load_object(path: Path, legacy: bool, trust: bool) -> Any:
-    """-> the saved object: an nn.Module, a state dict, or whatever a trusted file holds. Tensors on the CPU."""
+    """-> the saved object: an nn.Module, a state dict, or whatever a trusted file holds. Tensors on the
+    CPU."""
     names = imported_names(path, legacy)
     classes = {name: target for name in names if (target := _torch_nn(name)) is not None}
     foreign = [name for name in names if name not in classes and name not in _harmless()]
@@ -39,8 +49,10 @@ def load_object(path: Path, legacy: bool, trust: bool) -> Any:
         )
     if legacy and classes and not trust:
         raise UserError(
-            f"{path} is a whole module in the format from before torch 1.6, which torch cannot load without running code of the file.",
-            "If you trust where the file comes from, add --trust-pickle; or load it in Python and torch.save it again.",
+            f"{path} is a whole module in the format from before torch 1.6, which torch cannot load without"
+            " running code of the file.",
+            "If you trust where the file comes from, add --trust-pickle; or load it in Python and torch.save"
+            " it again.",
         )
     return _load_trusted(path) if foreign or (legacy and classes) else _load_weights_only(path, classes)
 
@@ -84,8 +96,12 @@ def _globals(stream: Any, where: Any) -> Iterator[str]:
                 yield _modern_name(*strings[-2:]) if len(strings) > 1 else _COMPUTED
             elif operation.name in ("EXT1", "EXT2", "EXT4"):
                 yield f"extension {argument} of copyreg"
-    except Exception as error:  # pickletools raises ValueError, struct and unicode errors on bytes that are not a pickle
-        raise UserError(f"{where} does not hold a readable pickle ({error}).", "Save or copy the model again.") from error
+    except (
+        Exception
+    ) as error:  # pickletools raises ValueError, struct and unicode errors on bytes that are not a pickle
+        raise UserError(
+            f"{where} does not hold a readable pickle ({error}).", "Save or copy the model again."
+        ) from error
 
 
 def _modern_name(module: str, name: str) -> str:
@@ -95,14 +111,17 @@ def _modern_name(module: str, name: str) -> str:
 
 
 def _torch_nn(name: str) -> Any:
-    """The torch.nn module class or activation of that name, else None. Looks only into modules that torch has already imported."""
+    """The torch.nn module class or activation of that name, else None. Looks only into modules that torch has
+    already imported."""
     import torch
 
     module_name, _, attribute = name.rpartition(".")
     target = vars(sys.modules[module_name]).get(attribute) if module_name in sys.modules else None
     if name in _ACTIVATIONS:
         return target
-    is_layer = isinstance(target, type) and issubclass(target, torch.nn.Module) and target.__module__ == module_name
+    is_layer = (
+        isinstance(target, type) and issubclass(target, torch.nn.Module) and target.__module__ == module_name
+    )
     return target if is_layer and module_name.startswith("torch.nn.modules.") else None
 
 
@@ -132,10 +151,16 @@ def _read(path: Path, load: Callable[[], Any]) -> Any:
         with quiet():
             return load()
     except (ImportError, AttributeError) as error:
-        hint = "Run from the folder that holds the model's source, or save the model with torch.export.save, which needs no classes."
+        hint = (
+            "Run from the folder that holds the model's source, or save the model with torch.export.save,"
+            " which needs no classes."
+        )
         raise UserError(f"{path} needs a class that cannot be imported here: {error}", hint) from error
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, KeyError and more on damaged files
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {_reason(error)}", "Save or copy the model again.") from error
+        raise UserError(
+            f"{path} cannot be loaded: {type(error).__name__}: {_reason(error)}",
+            "Save or copy the model again.",
+        ) from error
 
 
 def _reason(error: Exception) -> str:

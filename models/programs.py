@@ -1,8 +1,9 @@
 """A torch.export archive -> its program, its inputs and a module that runs it by input names.
 
-An archive may carry pickles, native libraries and expressions that torch would evaluate. None is needed for a plain program, so an
-archive that carries them is refused unless the user trusts it.
+An archive may carry pickles, native libraries and expressions that torch would evaluate. None is needed for a
+plain program, so an archive that carries them is refused unless the user trusts it.
 """
+
 import importlib
 import io
 import json
@@ -19,7 +20,13 @@ from .pickles import globals_of, torch_only
 from .quiet import quiet
 from .source import TensorSpec
 
-_BORDER = {"torch.float32": "float32", "torch.float16": "float16", "torch.int64": "int32", "torch.int32": "int32", "torch.bool": "bool"}
+_BORDER = {
+    "torch.float32": "float32",
+    "torch.float16": "float16",
+    "torch.int64": "int32",
+    "torch.int32": "int32",
+    "torch.bool": "bool",
+}
 _OPERATOR = r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\._?sym_\w+|torch\.Sym\w+|_operator\.\w+|math\.\w+|#.*"
 _SHAPE_FUNCTIONS = {  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "floor", "ceiling", "Piecewise",
@@ -28,13 +35,29 @@ _SHAPE_FUNCTIONS = {  # sympy's srepr of shape arithmetic, and torch/utils/_symp
     "FloatTrueDiv", "PowByNatural", "FloatPow", "FloorToInt", "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat",
     "IsNonOverlappingAndDenseIndicator",
 }  # fmt: skip
-_INDEX_KEEPING = ("to", "_to_copy", "view", "reshape", "unsqueeze", "squeeze", "expand", "clone", "alias", "detach", "slice", "contiguous")
+_INDEX_KEEPING = (
+    "to",
+    "_to_copy",
+    "view",
+    "reshape",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "clone",
+    "alias",
+    "detach",
+    "slice",
+    "contiguous",
+)
 
 
-def load_program(path: Path, given: tuple[InputSpec, ...], trust: bool) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+def load_program(
+    path: Path, given: tuple[InputSpec, ...], trust: bool
+) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
     """-> (program or None, module, inputs, integer limits).
 
-    None where shapes are dynamic or inputs are not all tensors: the module then is to be exported again at the shapes of `inputs`.
+    None where shapes are dynamic or inputs are not all tensors: the module then is to be exported again at
+    the shapes of `inputs`.
     """
     if not trust:
         refuse_code(path)
@@ -43,27 +66,44 @@ def load_program(path: Path, given: tuple[InputSpec, ...], trust: bool) -> tuple
     return describe(program, given, str(path))
 
 
-def describe(program: Any, given: tuple[InputSpec, ...], title: str) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+def describe(
+    program: Any, given: tuple[InputSpec, ...], title: str
+) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
     """The same for a program already in memory."""
-    program._guards_code = []  # Python text that program.module() would execute; capture fixes the shapes that it would guard
+    # Python text that program.module() would execute; capture fixes the shapes that it would guard
+    program._guards_code = []
     placeholders = _tensor_inputs(program)
     known = tuple(_spec(node, _example(program, index), title) for index, node in placeholders)
     chosen = {spec.name: spec for spec in given}
     unknown = [spec.name for spec in given if spec.name not in {own.name for own in known}]
     if unknown:
-        raise UserError(f"{title} has no input {', '.join(unknown)}. Its inputs are: {listing(known)}.", "Correct the name in --input.")
-    inputs = tuple(_settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, known))
+        raise UserError(
+            f"{title} has no input {', '.join(unknown)}. Its inputs are: {listing(known)}.",
+            "Correct the name in --input.",
+        )
+    inputs = tuple(
+        _settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, known)
+    )
     module = _by_names(program, [index for index, _ in placeholders])
-    fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(_is_static(node) for _, node in placeholders)
+    fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(
+        _is_static(node) for _, node in placeholders
+    )
     return program if fixed else None, module, inputs, _limits(program, placeholders, inputs)
 
 
 def refuse_code(path: Path) -> None:
-    """UserError if loading the archive would run more than its graph: pickled classes, native code, evaluated text."""
+    """UserError if loading the archive would run more than its graph: pickled classes, native code, evaluated
+    text."""
     found = list(_code_in(path))
     if found:
-        hint = "Save it again with torch.export.save, or add --trust-pickle if you trust where the file comes from."
-        raise UserError(f"{path} is an exported program that carries code: {'; '.join(found[:5])}. None of it was run.", hint)
+        hint = (
+            "Save it again with torch.export.save, or add --trust-pickle if you trust where the file comes"
+            " from."
+        )
+        raise UserError(
+            f"{path} is an exported program that carries code: {'; '.join(found[:5])}. None of it was run.",
+            hint,
+        )
 
 
 def _code_in(path: Path) -> Iterator[str]:
@@ -72,14 +112,17 @@ def _code_in(path: Path) -> Iterator[str]:
             yield f"the native library {name}"
         elif name.startswith(("data/constants/custom_obj", "data/constants/opaque_obj")):
             yield f"the pickled object {name}"
-        elif name.startswith(("data/sample_inputs/", "data/constants/", "data/weights/")) and not name.endswith(".json"):
+        elif name.startswith(
+            ("data/sample_inputs/", "data/constants/", "data/weights/")
+        ) and not name.endswith(".json"):
             yield from _pickle_in(path, name)
         elif name.startswith("models/") and name.endswith(".json"):
             yield from _text_in(_json(path, name))
 
 
 def _pickle_in(path: Path, name: str) -> Iterator[str]:
-    """A member that is itself a torch.save file may hold tensors only. Raw weights are no pickles and are not looked into."""
+    """A member that is itself a torch.save file may hold tensors only. Raw weights are no pickles and are not
+    looked into."""
     with zipfile.ZipFile(path) as archive:
         member = next(full for full in archive.namelist() if full.partition("/")[2] == name)
         with archive.open(member) as stream:
@@ -100,25 +143,35 @@ def _inner_pickle(data: bytes, where: str) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as inner:
             return next((inner.read(entry) for entry in inner.namelist() if entry.endswith("data.pkl")), b"")
     except Exception as error:  # BadZipFile, and whatever a decompressor raises
-        raise UserError(f"{where} is a damaged zip archive ({error}).", "Save or copy the program again.") from error
+        raise UserError(
+            f"{where} is a damaged zip archive ({error}).", "Save or copy the program again."
+        ) from error
 
 
 def _json(path: Path, name: str) -> Any:
     try:
         return json.loads(read_member(path, name))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {name} is not valid JSON ({error}).", "Save or copy the program again.") from error
+        raise UserError(
+            f"{path}: {name} is not valid JSON ({error}).", "Save or copy the program again."
+        ) from error
 
 
 def _text_in(node: Any) -> Iterator[str]:
-    """Operators outside torch.ops and arithmetic, shape expressions that call functions, and structures that import modules."""
+    """Operators outside torch.ops and arithmetic, shape expressions that call functions, and structures that
+    import modules."""
     if isinstance(node, list):
         for item in node:
             yield from _text_in(item)
     if not isinstance(node, dict):
         return
     for key, value in node.items():
-        if key == "target" and "inputs" in node and isinstance(value, str) and not re.fullmatch(_OPERATOR, value):
+        if (
+            key == "target"
+            and "inputs" in node
+            and isinstance(value, str)
+            and not re.fullmatch(_OPERATOR, value)
+        ):
             yield f"the operator {value}"
         elif key == "expr_str" and not _is_arithmetic(str(value)):
             yield f"the shape expression {str(value)[:60]!r}"
@@ -129,15 +182,21 @@ def _text_in(node: Any) -> Iterator[str]:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """sympy evaluates the text as Python with the builtins in reach: only names, numbers, signs and sympy's own functions may occur."""
+    """sympy evaluates the text as Python with the builtins in reach: only names, numbers, signs and sympy's
+    own functions may occur."""
     plain = re.sub(r"\bSymbol\('\w+'", "Symbol(0", text)
     called = set(re.findall(r"(\w+)\s*\(", plain))
     reaching = re.search(r"__|\.\s*[A-Za-z_]|\)\s*\(", plain)  # attributes, and calls of what a call returned
-    return re.fullmatch(r"[\w\s+\-*/(),.<>=!&|~]*", plain) is not None and called <= _SHAPE_FUNCTIONS and not reaching
+    return (
+        re.fullmatch(r"[\w\s+\-*/(),.<>=!&|~]*", plain) is not None
+        and called <= _SHAPE_FUNCTIONS
+        and not reaching
+    )
 
 
 def _register_output_types(path: Path) -> None:
-    """Programs that return a transformers ModelOutput need its class registered with pytree, which importing its module does."""
+    """Programs that return a transformers ModelOutput need its class registered with pytree, which importing
+    its module does."""
     for name in zip_members(path):
         if name.startswith("models/") and name.endswith(".json"):
             text = read_member(path, name).decode("utf-8", "replace")
@@ -150,13 +209,22 @@ def _read(path: Path) -> Any:
     from torch.export.pt2_archive._package import load_pt2
 
     try:
-        with quiet(), path.open("rb") as stream:  # a stream, because torch warns about file names that do not end in .pt2
+        with (
+            quiet(),
+            path.open("rb") as stream,
+        ):  # a stream, because torch warns about file names that do not end in .pt2
             programs = load_pt2(stream).exported_programs
     except Exception as error:  # schema, zip and operator errors of several types
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path} cannot be loaded as an exported program: {reason}", "Save it again with this version of torch.") from error
+        raise UserError(
+            f"{path} cannot be loaded as an exported program: {reason}",
+            "Save it again with this version of torch.",
+        ) from error
     if len(programs) != 1:
-        raise UserError(f"{path} holds {len(programs)} programs: {', '.join(programs) or 'none'}.", "Save one program per file.")
+        raise UserError(
+            f"{path} holds {len(programs)} programs: {', '.join(programs) or 'none'}.",
+            "Save one program per file.",
+        )
     return next(iter(programs.values()))
 
 
@@ -165,8 +233,14 @@ def _tensor_inputs(program: Any) -> list[tuple[int, Any]]:
     import torch
 
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    user = [nodes.get(name) if isinstance(name, str) else None for name in program.graph_signature.user_inputs]
-    return [(index, node) for index, node in enumerate(user) if node is not None and isinstance(node.meta.get("val"), torch.Tensor)]
+    user = [
+        nodes.get(name) if isinstance(name, str) else None for name in program.graph_signature.user_inputs
+    ]
+    return [
+        (index, node)
+        for index, node in enumerate(user)
+        if node is not None and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
 
 
 def _example(program: Any, index: int) -> Any:
@@ -180,7 +254,10 @@ def _spec(node: Any, example: Any, title: str) -> TensorSpec:
     value = node.meta["val"]
     if str(value.dtype) not in _BORDER:
         allowed = ", ".join(sorted(set(_BORDER.values())))
-        raise UserError(f"{title}: input {node.name} is {value.dtype}; artifacts take {allowed}.", "Export it with one of these.")
+        raise UserError(
+            f"{title}: input {node.name} is {value.dtype}; artifacts take {allowed}.",
+            "Export it with one of these.",
+        )
     fallback = tuple(example.shape) if example is not None else (1,) * value.ndim
     shape = tuple(dim if isinstance(dim, int) else fallback[axis] for axis, dim in enumerate(value.shape))
     return TensorSpec(node.name, shape, _BORDER[str(value.dtype)])
@@ -195,10 +272,15 @@ def _settle(node: Any, own: TensorSpec, given: InputSpec | None, title: str) -> 
     if given is None:
         return own
     check(title, given, own)
-    fixed = [axis for axis, dim in enumerate(node.meta["val"].shape) if isinstance(dim, int) and dim != given.shape[axis]]
+    fixed = [
+        axis
+        for axis, dim in enumerate(node.meta["val"].shape)
+        if isinstance(dim, int) and dim != given.shape[axis]
+    ]
     if fixed:
         raise UserError(
-            f"{title} was exported with {listing((own,))}; dimension {fixed[0]} cannot become {given.shape[fixed[0]]}.",
+            f"{title} was exported with {listing((own,))}; dimension {fixed[0]} cannot become"
+            f" {given.shape[fixed[0]]}.",
             "Export it again with that shape, or with torch.export.Dim there.",
         )
     return TensorSpec(own.name, given.shape, own.dtype)
@@ -225,8 +307,11 @@ def _by_names(program: Any, positions: list[int]) -> Any:
     return NamedModule(model, call)
 
 
-def _limits(program: Any, placeholders: list[tuple[int, Any]], inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
-    """Integer inputs: rows of the embedding they index, else the range of the example that the program was exported with."""
+def _limits(
+    program: Any, placeholders: list[tuple[int, Any]], inputs: tuple[TensorSpec, ...]
+) -> dict[str, tuple[int, int]]:
+    """Integer inputs: rows of the embedding they index, else the range of the example that the program was
+    exported with."""
     limits = {}
     for (index, node), spec in zip(placeholders, inputs):
         example = _example(program, index)

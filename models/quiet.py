@@ -1,4 +1,6 @@
-"""Silence for tools that talk about things no user can act on: what matters reaches the user as cidermill's own words or not at all."""
+"""Silence for tools that talk about things no user can act on: what matters reaches the user as cidermill's
+own words or not at all."""
+
 import contextlib
 import io
 import logging
@@ -10,10 +12,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, prints, progress bars or log lines below CRITICAL from anything inside; the root logger is left as it was."""
+    """No warnings, prints, progress bars or log lines below CRITICAL from anything inside; the root logger is
+    left as it was."""
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:

@@ -1,4 +1,6 @@
-"""Inputs for validation and calibration: synthetic ones from the model's input specs, or the user's own, checked against them."""
+"""Inputs for validation and calibration: synthetic ones from the model's input specs, or the user's own,
+checked against them."""
+
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,25 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from .user_code import current_folder_importable, import_by_name
 from .errors import UserError
 from .inputs import listing, shape_text
 from .source import Samples, TensorSpec
+from .user_code import current_folder_importable, import_by_name
 
 MOST_SAMPLES = 1024
-_HINT = "Give an .npz with one array per input (leading dimension: samples), or package.module:function that returns an iterable of dicts."
+_HINT = (
+    "Give an .npz with one array per input (leading dimension: samples), or package.module:function that"
+    " returns an iterable of dicts."
+)
 
 
-def synthetic(specs: tuple[TensorSpec, ...], count: int = 1, seed: int = 0, limits: dict[str, tuple[int, int]] | None = None) -> Samples:
-    """`count` random batches: floats ~ N(0, 1), integers within `limits` (name -> (low, high + 1), see Source.limits), masks all ones."""
+def synthetic(
+    specs: tuple[TensorSpec, ...],
+    count: int = 1,
+    seed: int = 0,
+    limits: dict[str, tuple[int, int]] | None = None,
+) -> Samples:
+    """`count` random batches: floats ~ N(0, 1), integers within `limits` (name -> (low, high + 1), see
+    Source.limits), masks all ones."""
     generator = np.random.default_rng(seed)
     limits = limits or {}
-    batches = tuple({spec.name: _draw(generator, spec, limits.get(spec.name)) for spec in specs} for _ in range(count))
+    batches = tuple(
+        {spec.name: _draw(generator, spec, limits.get(spec.name)) for spec in specs} for _ in range(count)
+    )
     return Samples("synthetic", batches, seed)
 
 
-def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMPLES, option: str = "--samples") -> Samples:
-    """FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`. `option` is what errors call it."""
+def load_samples(
+    text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMPLES, option: str = "--samples"
+) -> Samples:
+    """FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`. `option` is
+    what errors call it."""
     path = Path(text)
     if path.exists() or not re.fullmatch(r"[\w.]+:[\w.]+", text):
         items = _read_npz(path, specs, most, f"{option} {path}")
@@ -38,31 +54,42 @@ def load_samples(text: str, specs: tuple[TensorSpec, ...], most: int = MOST_SAMP
 
 @contextmanager
 def blaming(samples: Samples, index: int) -> Iterator[None]:
-    """While a model runs on the user's sample `index`: what torch raises there (a token beyond the vocabulary) becomes a UserError."""
+    """While a model runs on the user's sample `index`: what torch raises there (a token beyond the
+    vocabulary) becomes a UserError."""
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
         if samples.kind != "real":
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "Integer inputs must lie within the model's vocabulary or table, as when the model is called in Python."
-        raise UserError(f"The model fails on sample {index} of yours: {type(error).__name__}: {reason}", hint) from error
+        hint = (
+            "Integer inputs must lie within the model's vocabulary or table, as when the model is called in"
+            " Python."
+        )
+        raise UserError(
+            f"The model fails on sample {index} of yours: {type(error).__name__}: {reason}", hint
+        ) from error
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, limit: tuple[int, int] | None) -> np.ndarray:
-    """Integers that nothing is known about are 0 or 1: valid as a mask, a segment and an index. Positions count up."""
+    """Integers that nothing is known about are 0 or 1: valid as a mask, a segment and an index. Positions
+    count up."""
     if limit is not None:
         return generator.integers(*limit, size=spec.shape).astype(spec.dtype)
     if spec.dtype == "bool" or "mask" in spec.name:
         return np.ones(spec.shape, spec.dtype)
     if spec.dtype == "int32" and "position" in spec.name:
-        return np.broadcast_to(np.arange(spec.shape[-1] if spec.shape else 1, dtype=np.int32), spec.shape).copy()
+        return np.broadcast_to(
+            np.arange(spec.shape[-1] if spec.shape else 1, dtype=np.int32), spec.shape
+        ).copy()
     if spec.dtype == "int32":
         return generator.integers(0, 2, size=spec.shape).astype(np.int32)
     return generator.standard_normal(spec.shape, dtype=np.float32).astype(spec.dtype)
 
 
-def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int, where: str) -> list[dict[str, np.ndarray]]:
+def _read_npz(
+    path: Path, specs: tuple[TensorSpec, ...], most: int, where: str
+) -> list[dict[str, np.ndarray]]:
     if not path.is_file():
         raise UserError(f"{where} is not a file.", _HINT)
     try:
@@ -80,13 +107,19 @@ def _read_npz(path: Path, specs: tuple[TensorSpec, ...], most: int, where: str) 
     stacks = {spec.name: _stack(arrays[spec.name], spec, where) for spec in specs}
     counts = {name: len(stack) for name, stack in stacks.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"{where} has different numbers of samples: {counts}.", "Store one sample of every input per row.")
+        raise UserError(
+            f"{where} has different numbers of samples: {counts}.", "Store one sample of every input per row."
+        )
     total = min(next(iter(counts.values())), most)
-    return [{spec.name: _checked(stacks[spec.name][row], spec, f"{where}, sample {row}") for spec in specs} for row in range(total)]
+    return [
+        {spec.name: _checked(stacks[spec.name][row], spec, f"{where}, sample {row}") for spec in specs}
+        for row in range(total)
+    ]
 
 
 def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
-    """-> [samples, *spec.shape] from one sample, a stack of samples, or a batch of them where the model's own batch is 1."""
+    """-> [samples, *spec.shape] from one sample, a stack of samples, or a batch of them where the model's own
+    batch is 1."""
     if array.shape == spec.shape:
         return array[None]
     if array.shape[1:] == spec.shape:
@@ -97,7 +130,8 @@ def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 
 
 def _call(text: str, specs: tuple[TensorSpec, ...], most: int, option: str) -> list[dict[str, np.ndarray]]:
-    """Stops as soon as it has enough: the user's function may yield for ever, and each of its items may be a batch of many samples."""
+    """Stops as soon as it has enough: the user's function may yield for ever, and each of its items may be a
+    batch of many samples."""
     where, samples = f"{option} {text}", []
     with current_folder_importable():
         for index, item in enumerate(_items(text, where, option)):
@@ -108,7 +142,8 @@ def _call(text: str, specs: tuple[TensorSpec, ...], most: int, option: str) -> l
 
 
 def _items(text: str, where: str, option: str) -> Iterator[Any]:
-    """What the user's function yields, one by one; a mapping that it returns is one item. Whatever it raises becomes a UserError."""
+    """What the user's function yields, one by one; a mapping that it returns is one item. Whatever it raises
+    becomes a UserError."""
     try:
         function = import_by_name(text, option)
         items = function() if callable(function) else function
@@ -125,19 +160,32 @@ def _items(text: str, where: str, option: str) -> Iterator[Any]:
 
 
 def _samples_in(item: Any, specs: tuple[TensorSpec, ...], where: str) -> list[dict[str, np.ndarray]]:
-    """One sample, or the rows of a batch of them (as a DataLoader yields) where every input's own batch is 1."""
+    """One sample, or the rows of a batch of them (as a DataLoader yields) where every input's own batch is
+    1."""
     if not hasattr(item, "keys"):
         values = item if isinstance(item, (tuple, list)) else (item,)
         if len(values) != len(specs):
-            hint = "Leave out what is no input of the model, such as labels." if len(values) > len(specs) else _HINT
-            raise UserError(f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", hint)
+            hint = (
+                "Leave out what is no input of the model, such as labels."
+                if len(values) > len(specs)
+                else _HINT
+            )
+            raise UserError(
+                f"{where} has {len(values)} values, the model takes {len(specs)}: {listing(specs)}.", hint
+            )
         item = {spec.name: value for spec, value in zip(specs, values)}
     _check_names(item, specs, where)
     arrays = {spec.name: _as_array(item[spec.name], spec, where) for spec in specs}
-    counts = {len(array) if spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:] else 0 for spec, array in zip(specs, arrays.values())}
+    counts = {
+        len(array) if spec.shape[:1] == (1,) and array.shape[1:] == spec.shape[1:] else 0
+        for spec, array in zip(specs, arrays.values())
+    }
     rows = counts.pop() if len(counts) == 1 else 0
     if rows > 1:
-        return [{spec.name: _one(arrays[spec.name][row], spec, f"{where}, row {row}") for spec in specs} for row in range(rows)]
+        return [
+            {spec.name: _one(arrays[spec.name][row], spec, f"{where}, row {row}") for spec in specs}
+            for row in range(rows)
+        ]
     return [{spec.name: _one(arrays[spec.name], spec, where) for spec in specs}]
 
 
@@ -151,14 +199,24 @@ def _one(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
 
 
 def _as_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
-    """numpy array of an array, a list or a torch tensor (known by its methods, so that torch stays unimported)."""
+    """numpy array of an array, a list or a torch tensor (known by its methods, so that torch stays
+    unimported)."""
     try:
         if not hasattr(value, "detach"):
             return np.asarray(value)
         value = value.detach().cpu()
-        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()  # numpy has no bfloat16
-    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal lengths; sparse or quantized tensors
-        raise UserError(f"{where}: input {spec.name!r} cannot be read as an array ({error}).", "Give one array of numbers for each input.") from error
+        return (
+            value.float() if str(value.dtype) == "torch.bfloat16" else value
+        ).numpy()  # numpy has no bfloat16
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # lists of unequal lengths; sparse or quantized tensors
+        raise UserError(
+            f"{where}: input {spec.name!r} cannot be read as an array ({error}).",
+            "Give one array of numbers for each input.",
+        ) from error
 
 
 def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:
@@ -171,18 +229,26 @@ def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:
 
 
 def _checked(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
-    """One sample in the dtype of its spec. Kinds must agree (no floats for integers), values must fit and be finite."""
+    """One sample in the dtype of its spec. Kinds must agree (no floats for integers), values must fit and be
+    finite."""
     if array.dtype == object or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise UserError(f"{where}: input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}.", "Convert the array first.")
+        raise UserError(
+            f"{where}: input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}.",
+            "Convert the array first.",
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
-        raise UserError(f"{where}: input {spec.name!r} has {count} NaN or infinite values.", "Clean the samples.")
+        raise UserError(
+            f"{where}: input {spec.name!r} has {count} NaN or infinite values.", "Clean the samples."
+        )
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(array).astype(spec.dtype).reshape(spec.shape)
     fits = np.isfinite(result).all() if result.dtype.kind == "f" else (result == array).all()
     if not fits:
         values = f"{array.min()} to {array.max()}"
-        raise UserError(f"{where}: input {spec.name!r} has values that {spec.dtype} cannot hold: {values}.", "Scale them.")
+        raise UserError(
+            f"{where}: input {spec.name!r} has values that {spec.dtype} cannot hold: {values}.", "Scale them."
+        )
     return result
 
 

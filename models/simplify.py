@@ -1,4 +1,5 @@
 """Simplifications that hold for every target: a draft in, the same function in fewer operators out."""
+
 from typing import Any
 
 import torch
@@ -12,8 +13,15 @@ def depends_on_inputs(work: Draft) -> set[torch.fx.Node]:
     """Nodes whose value is decided by a user input (or by chance)."""
     dependent: set[torch.fx.Node] = set()
     for node in work.graph.nodes:
-        random = node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if work.is_input(node) or node.op == "output" or random or any(source in dependent for source in node.all_input_nodes):
+        random = node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
+            node.target, "tags", ()
+        )
+        if (
+            work.is_input(node)
+            or node.op == "output"
+            or random
+            or any(source in dependent for source in node.all_input_nodes)
+        ):
             dependent.add(node)
     return dependent
 
@@ -25,12 +33,15 @@ WEIGHT_VIEWS = {
 
 
 def fold_constants(work: Draft) -> None:
-    """Compute everything that no input decides, once, here. Mere views of a weight stay, so that the weight keeps its name."""
+    """Compute everything that no input decides, once, here. Mere views of a weight stay, so that the weight
+    keeps its name."""
     dependent = depends_on_inputs(work)
     frontier = [
         node
         for node in work.graph.nodes
-        if node.op == "call_function" and node not in dependent and any(user in dependent for user in node.users)
+        if node.op == "call_function"
+        and node not in dependent
+        and any(user in dependent for user in node.users)
     ]
     computed: dict[torch.fx.Node, Any] = {}
     for node in frontier:
@@ -38,7 +49,9 @@ def fold_constants(work: Draft) -> None:
             continue
         value = evaluate_constant(work, node, computed)
         if isinstance(value, torch.Tensor):
-            node.replace_all_uses_with(work.add_constant(_folded_name(work, node), _as_constant(value), like=node))
+            node.replace_all_uses_with(
+                work.add_constant(_folded_name(work, node), _as_constant(value), like=node)
+            )
     work.graph.eliminate_dead_code()
 
 
@@ -58,14 +71,17 @@ def evaluate_constant(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
             computed[node] = constant.detach()
         else:
             args = torch.fx.node.map_arg(node.args, lambda source: evaluate_constant(work, source, computed))
-            kwargs = torch.fx.node.map_arg(node.kwargs, lambda source: evaluate_constant(work, source, computed))
+            kwargs = torch.fx.node.map_arg(
+                node.kwargs, lambda source: evaluate_constant(work, source, computed)
+            )
             with torch.no_grad():
                 computed[node] = node.target(*args, **kwargs)
     return computed[node]
 
 
 def _folded_name(work: Draft, node: torch.fx.Node) -> str:
-    """A folded weight keeps the name of the largest weight that it was computed from; other constants take the node's."""
+    """A folded weight keeps the name of the largest weight that it was computed from; other constants take
+    the node's."""
     sources, stack = {}, [node]
     while stack:
         current = stack.pop()
@@ -74,18 +90,25 @@ def _folded_name(work: Draft, node: torch.fx.Node) -> str:
                 continue
             sources[source] = work.tensor_of(source)
             stack.append(source)
-    weights = [work.constants[key.name][0] for key, value in sources.items() if value is not None and value.ndim >= 2]
+    weights = [
+        work.constants[key.name][0] for key, value in sources.items() if value is not None and value.ndim >= 2
+    ]
     return f"{weights[0]}_folded" if weights else f"folded_{node.name}"
 
 
 def _as_constant(value: torch.Tensor) -> torch.Tensor:
     """A parameter, or a buffer where it holds infinities: those are masks, not weights."""
     value = value.detach().contiguous().clone()
-    return torch.nn.Parameter(value, requires_grad=False) if value.is_floating_point() and bool(value.isfinite().all()) else value
+    return (
+        torch.nn.Parameter(value, requires_grad=False)
+        if value.is_floating_point() and bool(value.isfinite().all())
+        else value
+    )
 
 
 def drop_no_ops(work: Draft) -> None:
-    """Remove nodes that change neither value nor type: alias, detach, assertions, casts to the same dtype, empty slices."""
+    """Remove nodes that change neither value nor type: alias, detach, assertions, casts to the same dtype,
+    empty slices."""
     for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue
@@ -117,28 +140,45 @@ def _returns_its_input(node: torch.fx.Node) -> bool:
 
 
 def fold_batch_norms(work: Draft) -> None:
-    """conv -> batch_norm (inference) becomes one conv, so that the weight which is compressed is the weight that runs."""
+    """conv -> batch_norm (inference) becomes one conv, so that the weight which is compressed is the weight
+    that runs."""
     for node in list(work.graph.nodes):
-        if is_op(node, aten._native_batch_norm_legit_no_training.default) and is_op(node.args[0], aten.convolution.default):
+        if is_op(node, aten._native_batch_norm_legit_no_training.default) and is_op(
+            node.args[0], aten.convolution.default
+        ):
             conv = node.args[0]
             parameters = [work.tensor_of(argument) for argument in node.args[1:5]]
             weight, bias = work.tensor_of(conv.args[1]), work.tensor_of(conv.args[2])
             shared = len(conv.users) > 1 or len(conv.args[1].users) > 1
-            if shared or weight is None or parameters[2] is None or parameters[3] is None or (conv.args[2] is not None and bias is None):
+            if (
+                shared
+                or weight is None
+                or parameters[2] is None
+                or parameters[3] is None
+                or (conv.args[2] is not None and bias is None)
+            ):
                 continue
             _fold_batch_norm(work, node, conv, weight, bias, parameters)
 
 
-def _fold_batch_norm(work: Draft, norm: Any, conv: Any, weight: torch.Tensor, bias: torch.Tensor | None, parameters: list) -> None:
+def _fold_batch_norm(
+    work: Draft, norm: Any, conv: Any, weight: torch.Tensor, bias: torch.Tensor | None, parameters: list
+) -> None:
     gamma, beta, mean, variance = parameters
     epsilon, transposed = norm.args[6], conv.args[6]
-    scale = torch.rsqrt(variance.detach().double() + epsilon) * (1.0 if gamma is None else gamma.detach().double())
+    scale = torch.rsqrt(variance.detach().double() + epsilon) * (
+        1.0 if gamma is None else gamma.detach().double()
+    )
     shift = (0.0 if beta is None else beta.detach().double()) - mean.detach().double() * scale
     if bias is not None:
         shift = shift + bias.detach().double() * scale
     if transposed:  # weight [in, out/groups, k, k]
         groups = conv.args[8]
-        factor = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).reshape(weight.shape[0], -1)
+        factor = (
+            scale.reshape(groups, 1, -1)
+            .expand(groups, weight.shape[0] // groups, -1)
+            .reshape(weight.shape[0], -1)
+        )
         factor = factor.reshape(*factor.shape, *[1] * (weight.ndim - 2))
     else:
         factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -156,12 +196,15 @@ def _fold_batch_norm(work: Draft, norm: Any, conv: Any, weight: torch.Tensor, bi
 
 
 def spell_out_strides(work: Draft) -> None:
-    """as_strided (a view that no target has) becomes a plain gather from its input in storage order, or a reshape where that is enough."""
+    """as_strided (a view that no target has) becomes a plain gather from its input in storage order, or a
+    reshape where that is enough."""
     for node in list(work.graph.nodes):
         if is_op(node, aten.as_strided.default):
             source, shape, strides = node.args[0].meta["val"], list(node.args[1]), list(node.args[2])
             offset = node.args[3] if len(node.args) > 3 and node.args[3] is not None else 0
-            picks = torch.arange(offset + sum((n - 1) * s for n, s in zip(shape, strides)) + 1).as_strided(shape, strides, offset)
+            picks = torch.arange(offset + sum((n - 1) * s for n, s in zip(shape, strides)) + 1).as_strided(
+                shape, strides, offset
+            )
             order = sorted(range(source.ndim), key=lambda axis: (-source.stride(axis), axis))
             _gather_strided(work, node, order, picks.reshape(-1))
 
@@ -175,7 +218,14 @@ def _gather_strided(work: Draft, node: Any, storage_order: list[int], picks: tor
             stored = _call(work, node, aten.clone.default, stored, memory_format=torch.contiguous_format)
         flat = _call(work, node, aten.view.default, stored, [-1])
         if not torch.equal(picks, torch.arange(flat.meta["val"].numel())):
-            flat = _call(work, node, aten.index_select.default, flat, 0, work.add_constant(f"{node.name}_picks", picks, like=node))
+            flat = _call(
+                work,
+                node,
+                aten.index_select.default,
+                flat,
+                0,
+                work.add_constant(f"{node.name}_picks", picks, like=node),
+            )
         result = _call(work, node, aten.view.default, flat, shape)
     node.replace_all_uses_with(result)
     work.graph.erase_node(node)
@@ -191,7 +241,8 @@ def _call(work: Draft, origin: Any, target: Any, *args: Any, **kwargs: Any) -> A
 
 
 def products_to_linear(work: Draft) -> None:
-    """mm and addmm with a constant matrix become linear, whose weight is [out, in]: the form in which every target keeps it compressed.
+    """mm and addmm with a constant matrix become linear, whose weight is [out, in]: the form in which every
+    target keeps it compressed.
 
     mm(x, W [in, out]) stores W transposed under its old name; mm(x, permute(W [out, in])) takes W as it is.
     """
@@ -208,14 +259,24 @@ def _to_linear(work: Draft, node: Any, features: Any, matrix: Any, bias: Any) ->
     turned = is_op(matrix, aten.t.default, aten.permute.default, aten.transpose.int)
     weight = matrix.args[0] if turned else matrix
     tensor = work.tensor_of(weight)
-    if tensor is None or tensor.ndim != 2 or not isinstance(tensor, torch.nn.Parameter) or (not turned and len(weight.users) > 1):
+    if (
+        tensor is None
+        or tensor.ndim != 2
+        or not isinstance(tensor, torch.nn.Parameter)
+        or (not turned and len(weight.users) > 1)
+    ):
         return
     if not turned:
         name, _ = work.constants[weight.name]
-        work.constants[weight.name] = (name, torch.nn.Parameter(tensor.detach().t().contiguous(), requires_grad=False))
+        work.constants[weight.name] = (
+            name,
+            torch.nn.Parameter(tensor.detach().t().contiguous(), requires_grad=False),
+        )
         weight.meta["val"] = weight.meta["val"].t().contiguous()
     with work.graph.inserting_before(node):
-        linear = work.graph.call_function(aten.linear.default, (features, weight) + ((bias,) if bias is not None else ()))
+        linear = work.graph.call_function(
+            aten.linear.default, (features, weight) + ((bias,) if bias is not None else ())
+        )
     linear.meta = dict(node.meta)
     node.replace_all_uses_with(linear)
     work.graph.erase_node(node)

@@ -1,4 +1,6 @@
-"""Sizes that the exported graph leaves open: settled where constants decide them, refused where the data does. A draft in, a draft out."""
+"""Sizes that the exported graph leaves open: settled where constants decide them, refused where the data
+does. A draft in, a draft out."""
+
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ aten = torch.ops.aten
 
 
 def settle_sizes(work: Draft) -> None:
-    """Numbers that are read out of constants (`int(mask.max())`) become literals, and every size that follows from them is known.
+    """Numbers that are read out of constants (`int(mask.max())`) become literals, and every size that follows
+    from them is known.
 
     Raises UserError where a size is still open then: the model makes tensors whose size its data decides.
     """
@@ -39,8 +42,11 @@ def _is_open(node: torch.fx.Node) -> bool:
 
 
 def _recompute(node: torch.fx.Node) -> None:
-    """The fake value anew, where it was open and its inputs are not; a number that is now known takes the node's place."""
-    if not _is_open(node) or any(_is_open(source) or "val" not in source.meta for source in node.all_input_nodes):
+    """The fake value anew, where it was open and its inputs are not; a number that is now known takes the
+    node's place."""
+    if not _is_open(node) or any(
+        _is_open(source) or "val" not in source.meta for source in node.all_input_nodes
+    ):
         return
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
     value = node.target(*args, **kwargs)
@@ -53,7 +59,8 @@ def _refuse_open_sizes(work: Draft) -> None:
     open_nodes = [node for node in work.graph.nodes if node.op == "call_function" and _is_open(node)]
     if open_nodes:
         raise UserError(
-            f"The model makes tensors whose size depends on the values of its data, first by {describe(open_nodes[0])}.",
-            "Replace what picks a varying number of elements (nonzero, boolean indexing) by masks or torch.where, and convert again.",
+            "The model makes tensors whose size depends on the values of its data, first by"
+            f" {describe(open_nodes[0])}.",
+            "Replace what picks a varying number of elements (nonzero, boolean indexing) by masks or"
+            " torch.where, and convert again.",
         )
-

@@ -1,4 +1,5 @@
 """What every stage starts from: the trained network, its inputs and the identity of the file it came from."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ class TensorSpec:
 class Source:
     """A model as the user gave it, ready to be captured.
 
-    `module` is in eval mode and float32; `module(**tensors)` takes tensors named and ordered as in `inputs`, with int64 where
-    `inputs` says int32, and returns what the model returns (a Hugging Face model: {name: tensor}). Its parameters keep the
-    names that the model's author gave them. `program` is set when the file already held an exported program of fixed
-    shapes; its user inputs are then tensors only, in the order of `inputs`.
+    `module` is in eval mode and float32; `module(**tensors)` takes tensors named and ordered as in `inputs`,
+    with int64 where `inputs` says int32, and returns what the model returns (a Hugging Face model: {name:
+    tensor}). Its parameters keep the names that the model's author gave them. `program` is set when the file
+    already held an exported program of fixed shapes; its user inputs are then tensors only, in the order of
+    `inputs`.
     `format` is one of "exported-program", "hugging-face", "module", "state-dict", "torchscript".
     """
 
@@ -39,13 +41,16 @@ class Source:
     inputs: tuple[TensorSpec, ...]
     program: Any = None  # torch.export.ExportedProgram
     output_names: tuple[str, ...] = ()  # where the model's own code names them
-    limits: dict[str, tuple[int, int]] = field(default_factory=dict)  # integer input -> (lowest, highest + 1) that the model can index with
+    limits: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # integer input -> (lowest, highest + 1) that the model can index with
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs for validation and calibration: `batches[i]` maps each input name to one array of the input's shape."""
+    """Inputs for validation and calibration: `batches[i]` maps each input name to one array of the input's
+    shape."""
 
     kind: str  # "synthetic" | "real"
     batches: tuple[dict[str, np.ndarray], ...]

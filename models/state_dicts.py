@@ -1,18 +1,28 @@
-"""Weights without a model (state dict or safetensors file) + `--model-class package.module:factory` -> a module."""
+"""Weights without a model (state dict or safetensors file) + `--model-class package.module:factory` -> a
+module."""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .user_code import current_folder_importable, import_by_name
 from .errors import UserError
+from .user_code import current_folder_importable, import_by_name
 
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training loops and Lightning keep the weights in a checkpoint
+_NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # where training loops and Lightning keep the weights in a checkpoint
 
 
 def is_state_dict(saved: Any) -> bool:
     import torch
 
-    return isinstance(saved, Mapping) and bool(saved) and all(isinstance(value, torch.Tensor) for value in saved.values())
+    return (
+        isinstance(saved, Mapping)
+        and bool(saved)
+        and all(isinstance(value, torch.Tensor) for value in saved.values())
+    )
 
 
 def find_state_dict(path: Path, saved: Any) -> Mapping:
@@ -23,8 +33,13 @@ def find_state_dict(path: Path, saved: Any) -> Mapping:
         for key in _NESTED:
             if is_state_dict(saved.get(key)):
                 return saved[key]
-    held = f"{type(saved).__name__}" + (f" with the keys {', '.join(map(str, list(saved)[:8]))}" if isinstance(saved, Mapping) else "")
-    raise UserError(f"{path} holds neither a module nor a state dict, but a {held}.", "Save model.state_dict() or the whole model.")
+    held = f"{type(saved).__name__}" + (
+        f" with the keys {', '.join(map(str, list(saved)[:8]))}" if isinstance(saved, Mapping) else ""
+    )
+    raise UserError(
+        f"{path} holds neither a module nor a state dict, but a {held}.",
+        "Save model.state_dict() or the whole model.",
+    )
 
 
 def read_safetensors(path: Path) -> Mapping:
@@ -34,14 +49,17 @@ def read_safetensors(path: Path) -> Mapping:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}", "Save or copy the model again.") from error
+        raise UserError(
+            f"{path} cannot be read as safetensors: {error}", "Save or copy the model again."
+        ) from error
 
 
 def build_model(path: Path, weights: Mapping, model_class: str | None) -> Any:
     """Call the factory and load the weights into what it returns; every name and shape must match."""
     if model_class is None:
         raise UserError(
-            f"{path} holds {len(weights)} weights but not the model they belong to (first: {next(iter(weights), 'none')}).",
+            f"{path} holds {len(weights)} weights but not the model they belong to (first:"
+            f" {next(iter(weights), 'none')}).",
             "Add --model-class package.module:factory, where factory() returns the torch.nn.Module.",
         )
     model = _call_factory(model_class)
@@ -61,25 +79,38 @@ def _call_factory(model_class: str) -> Any:
     factory = import_by_name(model_class, "--model-class")
     if not callable(factory):
         kind = type(factory).__name__
-        raise UserError(f"--model-class {model_class} is a {kind}, which cannot be called.", "Name a class or a function.")
+        raise UserError(
+            f"--model-class {model_class} is a {kind}, which cannot be called.", "Name a class or a function."
+        )
     try:
         with current_folder_importable():
             model = factory()
     except Exception as error:  # whatever the user's own factory raises
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"--model-class {model_class} failed with {reason}", "It is called without arguments.") from error
+        raise UserError(
+            f"--model-class {model_class} failed with {reason}", "It is called without arguments."
+        ) from error
     if not isinstance(model, torch.nn.Module):
         hint = "Name a function that returns the model."
-        raise UserError(f"--model-class {model_class} returned a {type(model).__name__}, not a torch.nn.Module.", hint)
+        raise UserError(
+            f"--model-class {model_class} returned a {type(model).__name__}, not a torch.nn.Module.", hint
+        )
     return model
 
 
 def _check_keys(path: Path, model: Any, weights: Mapping, model_class: str) -> None:
     own = model.state_dict().keys()
-    missing, unexpected = [name for name in own if name not in weights], [name for name in weights if name not in own]
+    missing, unexpected = (
+        [name for name in own if name not in weights],
+        [name for name in weights if name not in own],
+    )
     if not missing and not unexpected:
         return
-    parts = [f"{label} {len(names)} ({_some(names)})" for label, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    parts = [
+        f"{label} {len(names)} ({_some(names)})"
+        for label, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
     hint = "Check that the factory builds the model that was saved."
     if unexpected and all(name.startswith("module.") for name in unexpected):
         hint = "The names begin with `module.`: save model.module.state_dict()."

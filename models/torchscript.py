@@ -1,4 +1,5 @@
 """A TorchScript file -> an exported program at the shapes the user gives, through torch's own converter."""
+
 import io
 import pickle
 import zipfile
@@ -17,8 +18,11 @@ from .source import TensorSpec
 _HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
 
 
-def load_torchscript(path: Path, given: tuple[InputSpec, ...]) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
-    """-> (program or None, module, inputs, integer limits) as `programs.describe`, under the names that the user gave."""
+def load_torchscript(
+    path: Path, given: tuple[InputSpec, ...]
+) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+    """-> (program or None, module, inputs, integer limits) as `programs.describe`, under the names that the
+    user gave."""
     model = _read(path)
     module, specs = bind(model, given, str(path))
     limits = vocabulary(module, specs)
@@ -27,7 +31,9 @@ def load_torchscript(path: Path, given: tuple[InputSpec, ...]) -> tuple[Any, Any
     program, converted_module, own, found = describe(converted, (), str(path))
     if len(own) != len(specs):
         kept = f"{len(own)} of {len(specs)} inputs"
-        raise UserError(f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used.")
+        raise UserError(
+            f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used."
+        )
     limits = {spec.name: found[old.name] for spec, old in zip(specs, own) if old.name in found}
     return program, converted_module, specs, limits
 
@@ -58,11 +64,21 @@ class _Storages(pickle.Unpickler):
 
 
 def _check_storages(path: Path) -> None:
-    """torch's C++ reader believes the sizes that the pickles give, and reads beyond the end of a storage that is shorter (torch 2.13)."""
+    """torch's C++ reader believes the sizes that the pickles give, and reads beyond the end of a storage that
+    is shorter (torch 2.13)."""
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
-    needed = {name: size for folder in ("data", "constants") if f"{folder}.pkl" in sizes for name, size in _storages(path, folder).items()}
-    short = [f"{name} has {sizes.get(name, 0)} of {size} bytes" for name, size in needed.items() if sizes.get(name, 0) < size]
+    needed = {
+        name: size
+        for folder in ("data", "constants")
+        if f"{folder}.pkl" in sizes
+        for name, size in _storages(path, folder).items()
+    }
+    short = [
+        f"{name} has {sizes.get(name, 0)} of {size} bytes"
+        for name, size in needed.items()
+        if sizes.get(name, 0) < size
+    ]
     if short:
         raise UserError(f"{path} is incomplete: {', '.join(short[:3])}.", "Save or copy the model again.")
 
@@ -75,9 +91,14 @@ def _storages(path: Path, folder: str) -> dict[str, int]:
     try:
         with quiet():  # torch warns about its own storage classes
             reader.load()
-            return {f"{folder}/{key}": count * getattr(torch, kind.__name__)().element_size() for _, kind, key, _, count in reader.found}
+            return {
+                f"{folder}/{key}": count * getattr(torch, kind.__name__)().element_size()
+                for _, kind, key, _, count in reader.found
+            }
     except Exception as error:  # a damaged pickle raises almost anything
-        raise UserError(f"{path}: {folder}.pkl is damaged ({_reason(error)}).", "Save or copy the model again.") from error
+        raise UserError(
+            f"{path}: {folder}.pkl is damaged ({_reason(error)}).", "Save or copy the model again."
+        ) from error
 
 
 def _read(path: Path) -> Any:
@@ -88,7 +109,9 @@ def _read(path: Path) -> Any:
         with quiet():
             return torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:  # RuntimeError with the C++ reader's reason
-        raise UserError(f"{path} cannot be loaded as TorchScript: {_reason(error)}", "Save or copy the model again.") from error
+        raise UserError(
+            f"{path} cannot be loaded as TorchScript: {_reason(error)}", "Save or copy the model again."
+        ) from error
 
 
 def _convert(path: Path, model: Any, specs: tuple[TensorSpec, ...], limits: dict) -> Any:
@@ -101,8 +124,12 @@ def _convert(path: Path, model: Any, specs: tuple[TensorSpec, ...], limits: dict
     try:
         with quiet(), torch.no_grad():
             return TS2EPConverter(model, arguments).convert()
-    except Exception as error:  # the converter raises RuntimeError, ValueError, AssertionError and torch.export's own errors
-        raise UserError(f"{path} is TorchScript that torch cannot turn into an exported program: {_reason(error)}", _HINT) from error
+    except (
+        Exception
+    ) as error:  # the converter raises RuntimeError, ValueError, AssertionError and torch.export's own errors
+        raise UserError(
+            f"{path} is TorchScript that torch cannot turn into an exported program: {_reason(error)}", _HINT
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,5 @@
 """`package.module:attribute` -> the Python object of that name, for `--model-class` and `--samples`."""
+
 import importlib
 import os
 import sys
@@ -24,7 +25,10 @@ def import_by_name(text: str, option: str) -> Any:
     """Import the module and return the attribute. UserError names `option` and what was not found."""
     module_name, colon, attribute = text.partition(":")
     if not (colon and module_name and attribute):
-        raise UserError(f"{option} {text!r} is not package.module:name.", f"For example {option} my_package.my_model:build")
+        raise UserError(
+            f"{option} {text!r} is not package.module:name.",
+            f"For example {option} my_package.my_model:build",
+        )
     try:
         with current_folder_importable():
             target = importlib.import_module(module_name)

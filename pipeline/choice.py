@@ -1,4 +1,6 @@
-"""Mixed precision: a captured model and a budget enter, the recipe that keeps it at the least loss leaves, chosen layer by layer."""
+"""Mixed precision: a captured model and a budget enter, the recipe that keeps it at the least loss leaves,
+chosen layer by layer."""
+
 import fnmatch
 import math
 import re
@@ -22,13 +24,17 @@ ROUNDS = 8  # of correcting the sum of the layers' errors by the error of the wh
 
 
 def parse_schemes(text: str | None, targets: tuple[str, ...], deployment_target: str) -> dict[str, Any]:
-    """"int8,palettize4" -> {"int8": Recipe, ...}; None: the default list, as far as the targets hold it. Raises UserError."""
+    """ "int8,palettize4" -> {"int8": Recipe, ...}; None: the default list, as far as the targets hold it.
+    Raises UserError."""
     from ..quantization.recipe import parse_recipe
 
     hint = f"Choose among schemes such as {','.join(DEFAULT_SCHEMES)}."
     words = DEFAULT_SCHEMES if text is None else [word.strip() for word in text.split(",")]
     if not all(words):
-        raise UserError(f"--schemes {text!r}: a scheme is missing; it is a list of recipes with a comma between them.", hint)
+        raise UserError(
+            f"--schemes {text!r}: a scheme is missing; it is a list of recipes with a comma between them.",
+            hint,
+        )
     schemes = {}
     for recipe in map(parse_recipe, words):
         if _beyond_a_layer(recipe):
@@ -44,9 +50,14 @@ def parse_schemes(text: str | None, targets: tuple[str, ...], deployment_target:
 
 
 def _beyond_a_layer(recipe: Any) -> bool:
-    """Whether a recipe does more than store one layer's weight: AWQ rescales other tensors too, a global threshold is of all layers."""
+    """Whether a recipe does more than store one layer's weight: AWQ rescales other tensors too, a global
+    threshold is of all layers."""
     everywhere = recipe.overrides or recipe.activations is not None or recipe.compute == "float32"
-    return bool(everywhere or getattr(recipe.values, "method", "") == "awq" or getattr(recipe.prune, "kind", "") == "global")
+    return bool(
+        everywhere
+        or getattr(recipe.values, "method", "") == "awq"
+        or getattr(recipe.prune, "kind", "") == "global"
+    )
 
 
 def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> None:
@@ -60,7 +71,8 @@ def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -
 class Choice:
     """Everything that the choice of a recipe rests on, so that it can be made again with another limit.
 
-    limits: target -> bytes that its compressed weights may take (None: no limit); most_error: of the worst output, relative to its peak squared.
+    limits: target -> bytes that its compressed weights may take (None: no limit); most_error: of the worst
+    output, relative to its peak squared.
     """
 
     captured: Any
@@ -70,24 +82,38 @@ class Choice:
     deployment_target: str
     budget: Budget | None
     min_psnr: float | None
-    foreseen: dict[str, float] = field(default_factory=dict)  # bytes of the last choice on each target, as far as the budget counts them
-    excess: dict[str, float] = field(default_factory=dict)  # the most bytes that an artifact had more than that
+    foreseen: dict[str, float] = field(
+        default_factory=dict
+    )  # bytes of the last choice on each target, as far as the budget counts them
+    excess: dict[str, float] = field(
+        default_factory=dict
+    )  # the most bytes that an artifact had more than that
     smallest_tried: bool = False
     predicted_db: float | None = None
 
     def recipe(self) -> Any:
-        """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with the nearest that can."""
+        """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with
+        the nearest that can."""
         problem = self._problem()
         names = list(self.schemes)
         picked = self._smallest_near(problem) if self.budget is None else self._nearest_small(problem)
         self.predicted_db = _decibels(problem.worst(picked))
         if self.budget is not None:
             bits = dict(zip(self.targets, problem.total_bits(picked)))
-            self.foreseen = {target: (bits[target] + self._fixed_bits(target)) / 8 - self.excess.get(target, 0.0) for target in self.targets}
-        return to_recipe({layer.name: (math.prod(layer.shape), self.schemes[names[index]]) for layer, index in zip(self._layers(), picked)})
+            self.foreseen = {
+                target: (bits[target] + self._fixed_bits(target)) / 8 - self.excess.get(target, 0.0)
+                for target in self.targets
+            }
+        return to_recipe(
+            {
+                layer.name: (math.prod(layer.shape), self.schemes[names[index]])
+                for layer, index in zip(self._layers(), picked)
+            }
+        )
 
     def corrected(self, artifacts: list) -> bool:
-        """Whether an artifact is larger than the budget; what was not foreseen of it then counts in the next choice."""
+        """Whether an artifact is larger than the budget; what was not foreseen of it then counts in the next
+        choice."""
         if self.budget is None:
             return False
         real = {one.target: self._counted_bytes(one) for one in artifacts}
@@ -103,7 +129,11 @@ class Choice:
         from ..validation.judge.audit import audit
         from .examine import tensor_bytes
 
-        return artifact.size_bytes if self.budget.size_bytes is not None else tensor_bytes(audit(artifact.path, ())["bytes"])
+        return (
+            artifact.size_bytes
+            if self.budget.size_bytes is not None
+            else tensor_bytes(audit(artifact.path, ())["bytes"])
+        )
 
     def as_json(self, recipe: Any) -> dict:
         """The report's `budget`; `measured` is filled in when the artifacts are judged."""
@@ -124,12 +154,22 @@ class Choice:
 
         layers = self._layers()
         errors = [[self.table.errors[name][layer.name] for name in self.schemes] for layer in layers]
-        bits = [[[self._bits(layer, scheme, target) for target in self.targets] for scheme in self.schemes.values()] for layer in layers]
+        bits = [
+            [
+                [self._bits(layer, scheme, target) for target in self.targets]
+                for scheme in self.schemes.values()
+            ]
+            for layer in layers
+        ]
         shape = (len(layers), len(self.schemes))
-        return Problem(np.array(errors, float).reshape(*shape, len(self.table.outputs)), np.array(bits, float).reshape(*shape, len(self.targets)))
+        return Problem(
+            np.array(errors, float).reshape(*shape, len(self.table.outputs)),
+            np.array(bits, float).reshape(*shape, len(self.targets)),
+        )
 
     def _bits(self, layer: Any, scheme: Any, target: str) -> float:
-        """Of a layer under a scheme: its tensors' alone for a budget of bits per weight, of all that the file needs for it otherwise."""
+        """Of a layer under a scheme: its tensors' alone for a budget of bits per weight, of all that the file
+        needs for it otherwise."""
         from .predict import footprint
 
         bits, around = footprint(layer, scheme, target, self.deployment_target)
@@ -143,47 +183,69 @@ class Choice:
         allowed = np.array([self._allowed_bits(target) for target in self.targets])
         smallest = problem.bits.min(axis=1).sum(axis=0) + fixed
         picked = least_error(problem, np.maximum(allowed - fixed, 1.0))
-        if picked is None and self.excess and not self.smallest_tried:  # what other choices had too much need not hold for the smallest
+        if (
+            picked is None and self.excess and not self.smallest_tried
+        ):  # what other choices had too much need not hold for the smallest
             self.smallest_tried, picked = True, problem.bits.sum(axis=2).argmin(axis=1)
         if picked is None:
-            about = "" if self.excess or self.budget.size_bytes is None else "about "  # the graph is foreseen, unless an artifact was made
+            about = (
+                "" if self.excess or self.budget.size_bytes is None else "about "
+            )  # the graph is foreseen, unless an artifact was made
             raise UserError(
                 f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is "
                 f"{about}{self._in_words(smallest, allowed)}.",
-                "Raise --budget, or add smaller schemes, such as --schemes int8,int4,palettize4,palettize2,palettize1.",
+                "Raise --budget, or add smaller schemes, such as --schemes"
+                " int8,int4,palettize4,palettize2,palettize1.",
             )
         if self.min_psnr is not None and _decibels(problem.worst(picked)) < self.min_psnr:
             raise UserError(
-                f"{self.budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the nearest possible is about "
-                f"{_decibels(problem.worst(picked)):.1f} dB.", "Raise --budget or lower --min-psnr.",
+                f"{self.budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the"
+                f" nearest possible is about {_decibels(problem.worst(picked)):.1f} dB.",
+                "Raise --budget or lower --min-psnr.",
             )
         return picked
 
     def _in_words(self, bits: np.ndarray, allowed: np.ndarray) -> str:
-        """A size in the unit of the budget, rounded up: of the target that is furthest beyond what is allowed."""
+        """A size in the unit of the budget, rounded up: of the target that is furthest beyond what is
+        allowed."""
         place = int((bits - allowed).argmax())
         if self.budget.bits_per_weight is not None:
             return f"{math.ceil(bits[place] / self.parameters() * 100) / 100:g}bpw"
-        unit, scale = next((name, scale) for name, scale in (("MB", 1e6), ("kB", 1e3), ("B", 1)) if bits[place] / 8 >= scale or scale == 1)
+        unit, scale = next(
+            (name, scale)
+            for name, scale in (("MB", 1e6), ("kB", 1e3), ("B", 1))
+            if bits[place] / 8 >= scale or scale == 1
+        )
         return f"{math.ceil(bits[place] / 8 / scale * 100) / 100:g}{unit}"
 
     def _fixed_bits(self, target: str) -> float:
         from .predict import graph_bytes, other_bytes
 
-        graph = 0 if self.budget.bits_per_weight is not None else graph_bytes(self.captured, next(iter(self.schemes.values())), target)
+        graph = (
+            0
+            if self.budget.bits_per_weight is not None
+            else graph_bytes(self.captured, next(iter(self.schemes.values())), target)
+        )
         return 8 * (other_bytes(self.captured) + graph + self.excess.get(target, 0.0))
 
     def _allowed_bits(self, target: str) -> float:
-        return 8 * self.budget.size_bytes if self.budget.size_bytes is not None else self.budget.bits_per_weight * self.parameters()
+        return (
+            8 * self.budget.size_bytes
+            if self.budget.size_bytes is not None
+            else self.budget.bits_per_weight * self.parameters()
+        )
 
     def parameters(self) -> int:
         """Elements of all stored tensors, each storage once."""
         from ..quantization.roles import storage_of, tensors_of
 
-        return sum({storage_of(tensor): tensor.data.numel() for tensor in tensors_of(self.captured.program)}.values())
+        return sum(
+            {storage_of(tensor): tensor.data.numel() for tensor in tensors_of(self.captured.program)}.values()
+        )
 
     def _smallest_near(self, problem: Any) -> np.ndarray:
-        """The fewest bits within --min-psnr: the sum of the layers' errors is only a guess of the whole, which is measured and corrected for."""
+        """The fewest bits within --min-psnr: the sum of the layers' errors is only a guess of the whole,
+        which is measured and corrected for."""
         from ..quantization.allocation import least_bits
 
         wanted = 10 ** (-self.min_psnr / 10)
@@ -193,11 +255,15 @@ class Choice:
             if picked is None:
                 break
             real = self._measured_error(picked)
-            if real <= wanted and (best is None or problem.bits[np.arange(len(picked)), picked].sum() < best[0]):
+            if real <= wanted and (
+                best is None or problem.bits[np.arange(len(picked)), picked].sum() < best[0]
+            ):
                 best = (problem.bits[np.arange(len(picked)), picked].sum(), picked)
             if wanted / 1.1 <= real <= wanted:
                 break
-            allowed = min(allowed * wanted / real if real else allowed * 10, 10 * allowed) * (0.97 if real > wanted else 1.0)
+            allowed = min(allowed * wanted / real if real else allowed * 10, 10 * allowed) * (
+                0.97 if real > wanted else 1.0
+            )
         if best is None:
             finest = problem.errors.sum(axis=2).argmin(axis=1)
             raise UserError(
@@ -214,8 +280,15 @@ class Choice:
         from ..validation.judge.compare import compare
 
         names = list(self.schemes)
-        recipe = to_recipe({layer.name: (math.prod(layer.shape), self.schemes[names[index]]) for layer, index in zip(self._layers(), picked)})
-        found = compare(self.captured.reference, evaluate(decompressed(compress(self.captured, recipe)), self.captured))
+        recipe = to_recipe(
+            {
+                layer.name: (math.prod(layer.shape), self.schemes[names[index]])
+                for layer, index in zip(self._layers(), picked)
+            }
+        )
+        found = compare(
+            self.captured.reference, evaluate(decompressed(compress(self.captured, recipe)), self.captured)
+        )
         return max((10 ** (-error.psnr_db / 10) for error in found if error.psnr_db is not None), default=0.0)
 
 
@@ -224,7 +297,8 @@ def _decibels(error: float) -> float:
 
 
 def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
-    """layer -> (elements, recipe): one recipe, the general part of which is the one that most elements get, the rest by exact names."""
+    """layer -> (elements, recipe): one recipe, the general part of which is the one that most elements get,
+    the rest by exact names."""
     from ..quantization.recipe import Recipe
 
     weight = Counter()
@@ -237,15 +311,24 @@ def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
 
 def _exactly(name: str) -> str:
     """A pattern that matches this name only."""
-    return re.sub(r"([\[*?])", r"[\1]", name) if not fnmatch.fnmatchcase(name, name) or re.search(r"[*?\[]", name) else name
+    return (
+        re.sub(r"([\[*?])", r"[\1]", name)
+        if not fnmatch.fnmatchcase(name, name) or re.search(r"[*?\[]", name)
+        else name
+    )
 
 
 def prepare_choice(captured: Any, plan: Any, folder: Path, step: Callable[[str], None]) -> Choice:
-    """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to choose."""
+    """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to
+    choose."""
     from ..quantization.sensitivity import measure, write_table
 
     schemes = parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
-    few = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]), reference=captured.reference[:SAMPLES])
+    few = replace(
+        captured,
+        samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]),
+        reference=captured.reference[:SAMPLES],
+    )
     identity = identity_of(few)
     table = measure(few, schemes, identity, _known(plan, captured, identity), step)
     write_table(table, folder / TABLE)
@@ -257,11 +340,14 @@ def identity_of(captured: Any) -> tuple[str, str]:
     """What a table of sensitivities belongs to: (the model and the shapes of its inputs, the samples)."""
     from .tune import samples_digest
 
-    return f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(captured.samples)
+    return f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(
+        captured.samples
+    )
 
 
 def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:
-    """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it fits."""
+    """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it
+    fits."""
     from ..quantization.sensitivity import fits, read_table
 
     if plan.sensitivity is not None:

@@ -1,4 +1,6 @@
-"""Conversions that need not be done again: a Plan enters, a key over everything that decides its result leaves; by it a finished folder is found."""
+"""Conversions that need not be done again: a Plan enters, a key over everything that decides its result
+leaves; by it a finished folder is found."""
+
 import hashlib
 import json
 import os
@@ -9,23 +11,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .store import Cache, fetch_folder, key_of, make_room, store_folder
 from .plan import Plan
 from .report.write import environment, write_json
 from .stages import Stages
+from .store import Cache, fetch_folder, key_of, make_room, store_folder
 
 PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
-JUDGED_AFTER = ("max_size", "min_ane_share")  # limits (`limits`) need no other conversion; --max-latency adds devices to it
-FILES = ("models/**/*", "quantization/**/*", "converters/**/*", "validation/**/*", "pipeline/*", "pipeline/report/*")
+JUDGED_AFTER = (
+    "max_size",
+    "min_ane_share",
+)  # limits (`limits`) need no other conversion; --max-latency adds devices to it
+FILES = (
+    "models/**/*",
+    "quantization/**/*",
+    "converters/**/*",
+    "validation/**/*",
+    "pipeline/*",
+    "pipeline/report/*",
+)
 REPORT = "report.json"
 
 
 def conversion_key(plan: Plan, recipe: Any, calibration: Any) -> str | None:
-    """From the files' bytes, the options and the versions of the tools, without loading the model; None where code of the user has a part in it."""
+    """From the files' bytes, the options and the versions of the tools, without loading the model; None where
+    code of the user has a part in it."""
     if plan.model_class is not None or plan.trust_pickle or ":" in str(plan.samples or ""):
         return None
     samples = _file_digest(Path(plan.samples)) if plan.samples else None
-    return key_of({"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, recipe, calibration)})
+    return key_of(
+        {"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, recipe, calibration)}
+    )
 
 
 def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> str:
@@ -43,7 +58,13 @@ def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> st
             total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
     borders = f"{captured.inputs} {captured.outputs} {captured.source.sha256}"
     source = {"captured": total.hexdigest(), "borders": borders}
-    return key_of({"source": source, "samples": samples_digest(captured.samples), **_decided_by(plan, recipe, calibration)})
+    return key_of(
+        {
+            "source": source,
+            "samples": samples_digest(captured.samples),
+            **_decided_by(plan, recipe, calibration),
+        }
+    )
 
 
 def recall(cache: Cache, key: str, plan: Plan, folder: Path, stages: Stages) -> dict | None:
@@ -78,16 +99,26 @@ def _decided_by(plan: Plan, recipe: Any, calibration: Any) -> dict:
     options["sensitivity"] = _file_digest(plan.sensitivity) if plan.sensitivity else None
     machine = {
         "system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",
-        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),  # they split the sums over samples (GPTQ): other last bits
+        # they split the sums over samples (GPTQ): other last bits
+        "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
     }  # fmt: skip
-    return {"options": json.loads(json.dumps(options, default=str)), "environment": environment() | machine, "code": code_digest()}
+    return {
+        "options": json.loads(json.dumps(options, default=str)),
+        "environment": environment() | machine,
+        "code": code_digest(),
+    }
 
 
 @cache
 def code_digest() -> str:
     """Of cidermill's own files: a version number does not change while it is worked on."""
     root = Path(__file__).resolve().parent.parent
-    files = [file for pattern in FILES for file in sorted(root.glob(pattern)) if file.suffix in (".py", ".csv", ".json")]
+    files = [
+        file
+        for pattern in FILES
+        for file in sorted(root.glob(pattern))
+        if file.suffix in (".py", ".csv", ".json")
+    ]
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.relative_to(root)}".encode() + b"\0" + file.read_bytes())
@@ -95,7 +126,8 @@ def code_digest() -> str:
 
 
 def source_digest(model: Path) -> str | None:
-    """Of a file, or of the files of a folder with their names. What cannot be read gives None: loading it says why."""
+    """Of a file, or of the files of a folder with their names. What cannot be read gives None: loading it
+    says why."""
     if not model.is_dir():
         return _file_digest(model)
     files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
@@ -108,4 +140,3 @@ def _file_digest(file: Path) -> str | None:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return None
-

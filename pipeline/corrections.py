@@ -1,8 +1,11 @@
-"""Measured reports of one machine come in; a calibration file, by which later estimates for its chip are corrected, leaves.
+"""Measured reports of one machine come in; a calibration file, by which later estimates for its chip are
+corrected, leaves.
 
-The file (JSON, schema cidermill.calibration/1) lies in the user's configuration folder under the chip's name, where that machine finds it by
-itself, or wherever --out says, for --calibration. It corrects estimates of the version that it was fitted with, and no others.
+The file (JSON, schema cidermill.calibration/1) lies in the user's configuration folder under the chip's name,
+where that machine finds it by itself, or wherever --out says, for --calibration. It corrects estimates of the
+version that it was fitted with, and no others.
 """
+
 import json
 import math
 import os
@@ -24,7 +27,8 @@ AGAIN = "Make a new report on that Mac with `convert`, then run `cidermill calib
 
 @dataclass(frozen=True)
 class Calibration:
-    """What to correct the estimates for a chip by; no correction where this machine has one that cannot be used, and why."""
+    """What to correct the estimates for a chip by; no correction where this machine has one that cannot be
+    used, and why."""
 
     chip: str
     correction: Any
@@ -32,15 +36,23 @@ class Calibration:
 
 
 def calibrate(reports: Sequence[Path], out: Path | None) -> dict:
-    """Fit, write and return the calibration, with "path" for where it is. UserError, and nothing written, for reports that do not serve."""
+    """Fit, write and return the calibration, with "path" for where it is. UserError, and nothing written, for
+    reports that do not serve."""
     from ..validation.estimate.correction import fit
 
     found = [_read_report(path) for path in reports]
-    chip, machine, rows = _same_chip(found), found[0]["machine"], [row for one in found for row in one["rows"]]
+    chip, machine, rows = (
+        _same_chip(found),
+        found[0]["machine"],
+        [row for one in found for row in one["rows"]],
+    )
     correction = fit(rows, chip, f"{machine['model']}, {machine['os']}")
     calibration = {
-        "schema": SCHEMA, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine,
-        "correction": asdict(correction), "reports": [one["provenance"] for one in found],
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "correction": asdict(correction),
+        "reports": [one["provenance"] for one in found],
         "measurements": [{**asdict(row), "estimate_ms": sum(row.parts_ms.values())} for row in rows],
     }
     path = out if out is not None else calibration_path(chip)
@@ -48,7 +60,9 @@ def calibrate(reports: Sequence[Path], out: Path | None) -> dict:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(calibration, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", "Choose another place with --out.") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}", "Choose another place with --out."
+        ) from error
     return {**calibration, "path": str(path)}
 
 
@@ -61,15 +75,18 @@ def calibration_path(chip: str) -> Path:
 def load_calibration(path: Path | None, devices: Sequence[Any]) -> Calibration | None:
     """path: the user's choice, which must fit one of `devices`; None: this machine's own, where it has one.
 
-    A file that was chosen and cannot be used is a UserError; this machine's own is left out then, and the estimates say why.
+    A file that was chosen and cannot be used is a UserError; this machine's own is left out then, and the
+    estimates say why.
     """
     if path is None:
         return _own_calibration(_own_chip())
     correction = read_calibration(path)
     if correction.chip not in {device.chip for device in devices}:
         asked = ", ".join(dict.fromkeys(f"{device.name} ({device.chip})" for device in devices))
-        raise UserError(f"--calibration {path} is for the {correction.chip}; the estimates asked for are on {asked}.",
-                        f'Add --device "{correction.chip}".')
+        raise UserError(
+            f"--calibration {path} is for the {correction.chip}; the estimates asked for are on {asked}.",
+            f'Add --device "{correction.chip}".',
+        )
     return Calibration(correction.chip, correction)
 
 
@@ -80,14 +97,24 @@ def read_calibration(path: Path) -> Any:
     try:
         correction = _correction(content["correction"])
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is a damaged calibration: {error!r}.", "Run `cidermill calibrate` again.") from error
+        raise UserError(
+            f"{path} is a damaged calibration: {error!r}.", "Run `cidermill calibrate` again."
+        ) from error
     if correction.estimator != estimator():
-        raise UserError(f"{path} corrects the estimates {correction.estimator}; this cidermill has {estimator()}.", AGAIN)
+        raise UserError(
+            f"{path} corrects the estimates {correction.estimator}; this cidermill has {estimator()}.", AGAIN
+        )
     return correction
 
 
-def calibrated(latencies: Sequence[Any], placements: Callable[[Any], Any], devices: Sequence[Any], calibration: Calibration | None) -> list[Any]:
-    """The estimates, corrected where they are for the calibrated chip. placements: Device -> Placement that its estimate rests on."""
+def calibrated(
+    latencies: Sequence[Any],
+    placements: Callable[[Any], Any],
+    devices: Sequence[Any],
+    calibration: Calibration | None,
+) -> list[Any]:
+    """The estimates, corrected where they are for the calibrated chip. placements: Device -> Placement that
+    its estimate rests on."""
     from ..validation.estimate.correction import corrected
 
     def one(latency: Any, device: Any) -> Any:
@@ -105,9 +132,16 @@ def summary(calibration: dict) -> list[str]:
     found = calibration["correction"]
     scales = ", ".join(f"{unit} x {found['scale'][unit]:.3g}" for unit in found["units"])
     floors = f"{found['call_ms']:+.3g} ms each call, {found['engine_ms']:+.3g} ms more with the Neural Engine"
-    use = "used by estimates for this chip on this machine, elsewhere" if Path(calibration["path"]) == calibration_path(found["chip"]) else "use it"
+    use = (
+        "used by estimates for this chip on this machine, elsewhere"
+        if Path(calibration["path"]) == calibration_path(found["chip"])
+        else "use it"
+    )
     return [
-        f"{found['chip']}: {found['rows']} measurements of {found['artifacts']} artifact{'s' * (found['artifacts'] != 1)}",
+        (
+            f"{found['chip']}: {found['rows']} measurements of {found['artifacts']}"
+            f" artifact{'s' * (found['artifacts'] != 1)}"
+        ),
         f"estimates become {scales}; {floors}",
         _held_out_text(found["held_out"]),
         f"{calibration['path']}: {use} with --calibration",
@@ -148,7 +182,9 @@ def _correction(content: dict) -> Any:
     scale = {unit: _number(known["scale"][unit], least=1e-6) for unit in UNITS}
     numbers = {name: _number(known[name]) for name in ("call_ms", "engine_ms")}
     held_out = tuple(_number(error, least=0.0) for error in known["held_out"])
-    return Correction(**{**known, **numbers, "scale": scale, "held_out": held_out, "units": tuple(known["units"])})
+    return Correction(
+        **{**known, **numbers, "scale": scale, "held_out": held_out, "units": tuple(known["units"])}
+    )
 
 
 def _read_report(path: Path) -> dict:
@@ -162,7 +198,9 @@ def _read_report(path: Path) -> dict:
         timed = [(one, measured) for one, measured in sections if isinstance(measured, dict)]
         if not timed:
             raise _unmeasured(path, [measured for _, measured in sections])
-        if other := next((measured["estimator"] for _, measured in timed if measured["estimator"] != estimator()), None):
+        if other := next(
+            (measured["estimator"] for _, measured in timed if measured["estimator"] != estimator()), None
+        ):
             raise UserError(f"{path} holds the estimates {other}; this cidermill has {estimator()}.", AGAIN)
         machine = {key: str(timed[0][1]["machine"][key]) for key in ("chip", "model", "os")}
         _check_chip(path, machine["chip"])
@@ -172,7 +210,11 @@ def _read_report(path: Path) -> dict:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
         raise _unmeasured(path, [unit.get("problem") for _, measured in timed for unit in measured["units"]])
-    return {"machine": machine, "rows": rows, "provenance": {"path": str(path), "sha256": measure(path)[1], "artifacts": made}}
+    return {
+        "machine": machine,
+        "rows": rows,
+        "provenance": {"path": str(path), "sha256": measure(path)[1], "artifacts": made},
+    }
 
 
 def _rows(artifact: str, units: Sequence[dict]) -> list[Any]:
@@ -192,8 +234,15 @@ def _rows(artifact: str, units: Sequence[dict]) -> list[Any]:
 
 
 def _number(value: Any, least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
-        raise ValueError(f"{value!r} is not a number" + (f" of at least {least:g}" if math.isfinite(least) else ""))
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < least
+    ):
+        raise ValueError(
+            f"{value!r} is not a number" + (f" of at least {least:g}" if math.isfinite(least) else "")
+        )
     return float(value)
 
 
@@ -208,15 +257,21 @@ def _check_chip(path: Path, chip: str) -> None:
     try:
         known = find_device(chip).chip
     except UserError as error:
-        raise UserError(f"{path} was measured on the chip {chip!r}, which cidermill has no estimates for.", error.message) from error
+        raise UserError(
+            f"{path} was measured on the chip {chip!r}, which cidermill has no estimates for.", error.message
+        ) from error
     if known != chip:
-        raise UserError(f"{path} was measured on {chip!r}, which is no chip but a device with the {known}.", HINT)
+        raise UserError(
+            f"{path} was measured on {chip!r}, which is no chip but a device with the {known}.", HINT
+        )
 
 
 def _same_chip(found: Sequence[dict]) -> str:
     chips = list(dict.fromkeys(one["machine"]["chip"] for one in found))
     if len(chips) > 1:
-        raise UserError(f"The reports are of different chips: {', '.join(chips)}.", "Calibrate each chip on its own.")
+        raise UserError(
+            f"The reports are of different chips: {', '.join(chips)}.", "Calibrate each chip on its own."
+        )
     return chips[0]
 
 

@@ -1,4 +1,5 @@
 """What this machine has: nothing enters, one finding per thing that cidermill stands on leaves."""
+
 import platform
 import shutil
 import sys
@@ -19,12 +20,20 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Versions against those that were tried together, the host's native runtimes, memory and disk."""
-    return [_python(), *(_package(name, wanted) for name, wanted in REQUIRED.items()), _native(), _memory(), _disk()]
+    return [
+        _python(),
+        *(_package(name, wanted) for name, wanted in REQUIRED.items()),
+        _native(),
+        _memory(),
+        _disk(),
+    ]
 
 
 def _python() -> Finding:
     ok = sys.version_info >= (3, 11)
-    return Finding("python", platform.python_version(), ok, "" if ok else "cidermill needs Python 3.11 or later")
+    return Finding(
+        "python", platform.python_version(), ok, "" if ok else "cidermill needs Python 3.11 or later"
+    )
 
 
 def _package(name: str, wanted: str) -> Finding:
@@ -38,8 +47,12 @@ def _package(name: str, wanted: str) -> Finding:
 
 def _native() -> Finding:
     if platform.system() == "Darwin":
-        return Finding("Core ML runtime", platform.mac_ver()[0], True, "artifacts are also run in the real runtime")
-    return Finding("Core ML runtime", "not run: needs macOS", True, "artifacts are checked by the reference runner")
+        return Finding(
+            "Core ML runtime", platform.mac_ver()[0], True, "artifacts are also run in the real runtime"
+        )
+    return Finding(
+        "Core ML runtime", "not run: needs macOS", True, "artifacts are checked by the reference runner"
+    )
 
 
 def _memory() -> Finding:
@@ -47,10 +60,14 @@ def _memory() -> Finding:
 
     free = psutil.virtual_memory().available
     ok = free > 2e9
-    return Finding("free memory", f"{free / 1e9:.1f} GB", ok, "" if ok else "conversions of large models need more")
+    return Finding(
+        "free memory", f"{free / 1e9:.1f} GB", ok, "" if ok else "conversions of large models need more"
+    )
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(".").free
     ok = free > 1e9
-    return Finding("free disk here", f"{free / 1e9:.1f} GB", ok, "" if ok else "artifacts of large models need more")
+    return Finding(
+        "free disk here", f"{free / 1e9:.1f} GB", ok, "" if ok else "artifacts of large models need more"
+    )

@@ -1,7 +1,9 @@
-"""`convert --dry-run`: a Plan enters; size, time and memory of each recipe leave, as estimates, before any work is done.
+"""`convert --dry-run`: a Plan enters; size, time and memory of each recipe leave, as estimates, before any
+work is done.
 
 Times and memory rest on the speed of this machine, probed on one layer and one run of the model.
 """
+
 import math
 import time
 from dataclasses import replace
@@ -15,14 +17,17 @@ from .predict import predict_size
 
 
 def predictions(plan: Any, show: Any) -> dict:
-    """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes": [...]}; writes nothing."""
+    """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes":
+    [...]}; writes nothing."""
     from ..models.capture import capture
     from .examine import devices_of, load_model
 
     recipes = _recipes(plan)
     devices_of(plan.devices)
     with show("load"):
-        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
+        source, samples = load_model(
+            plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
+        )
     with show("capture"):
         started = time.perf_counter()
         captured = capture(source, samples)
@@ -46,32 +51,56 @@ def _recipes(plan: Any) -> list[Recipe]:
 
 
 def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float, one_run: float) -> dict:
-    sizes = {target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets}
+    sizes = {
+        target: predict_size(captured, recipe, target, plan.deployment_target) for target in plan.targets
+    }
     cost = predict_cost(captured, recipe, plan.targets, capture_seconds, one_run)
-    return {"recipe": recipe.name, "size_bytes": {target: size.total for target, size in sizes.items()}, "parts": {
-        target: vars(size) for target, size in sizes.items()}, **cost}
+    return {
+        "recipe": recipe.name,
+        "size_bytes": {target: size.total for target, size in sizes.items()},
+        "parts": {target: vars(size) for target, size in sizes.items()},
+        **cost,
+    }
 
 
-# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as capture times the first figure, plus
-# the second for each MB of float32 weights; the reference runner needs `RUNNER` times what torch does for a sample.
+# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as
+# capture times the first figure, plus the second for each MB of float32 weights; the reference runner needs
+# `RUNNER` times what torch does for a sample.
 CONVERT_SECONDS = {"coreml": (1.0, 0.02), "executorch-mps": (0.8, 0.03)}
 RUNNER = 4.0
-COPIES = {"coreml": 2.0, "executorch-mps": 2.5}  # of the float32 weights that are in memory beside the model while a target is written
+COPIES = {
+    "coreml": 2.0,
+    "executorch-mps": 2.5,
+}  # of the float32 weights that are in memory beside the model while a target is written
 BAND = 2.0  # times and memory were within this factor
 
 
-def predict_cost(captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float, one_run: float) -> dict:
-    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and validating, from a probe of one layer.
+def predict_cost(
+    captured: Any, recipe: Recipe, targets: tuple[str, ...], capture_seconds: float, one_run: float
+) -> dict:
+    """-> {"seconds", "low_seconds", "high_seconds", "peak_rss_bytes"} of compressing, converting and
+    validating, from a probe of one layer.
 
     one_run: seconds of `first_run`."""
     import psutil
 
     source_mb = _source_bytes(captured) / 1e6
-    seconds = _compress_seconds(captured, recipe) + one_run * len(captured.samples.batches) * (1 + RUNNER * len(targets))
-    seconds += sum(CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb for target in targets)
+    seconds = _compress_seconds(captured, recipe) + one_run * len(captured.samples.batches) * (
+        1 + RUNNER * len(targets)
+    )
+    seconds += sum(
+        CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb
+        for target in targets
+    )
     resident = psutil.Process().memory_info().rss
     peak = resident + predict_peak(captured, targets)
-    return {"seconds": seconds, "low_seconds": seconds / BAND, "high_seconds": seconds * BAND, "peak_rss_bytes": int(peak), "source": "estimate"}
+    return {
+        "seconds": seconds,
+        "low_seconds": seconds / BAND,
+        "high_seconds": seconds * BAND,
+        "peak_rss_bytes": int(peak),
+        "source": "estimate",
+    }
 
 
 def predict_peak(captured: Any, targets: tuple[str, ...]) -> int:

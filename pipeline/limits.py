@@ -1,14 +1,23 @@
-"""A Plan's limits and an artifact's section of the report in; how each limit is kept, the verdict and what to do where one is not, out."""
+"""A Plan's limits and an artifact's section of the report in; how each limit is kept, the verdict and what to
+do where one is not, out."""
+
 from typing import Any
 
-from .report import summaries as fig
 from .plan import Plan, parse_max_latency, parse_size
+from .report import summaries as fig
 
 NOT_APPLICABLE = "not applicable"
 SOURCES = {"estimate": "estimated", "measured": "measured"}
-TOO_LARGE = "Choose a smaller recipe (int4, palettize4), let --budget choose one for each layer, or raise the limit."
-TOO_SLOW = "`cidermill inspect` names the slowest operations and why they run where they do; or raise the limit."
-OFF_ENGINE = "`cidermill inspect` says for each operation why it is not there, and which rewrite helps; or lower the limit."
+TOO_LARGE = (
+    "Choose a smaller recipe (int4, palettize4), let --budget choose one for each layer, or raise the limit."
+)
+TOO_SLOW = (
+    "`cidermill inspect` names the slowest operations and why they run where they do; or raise the limit."
+)
+OFF_ENGINE = (
+    "`cidermill inspect` says for each operation why it is not there, and which rewrite helps; or lower the"
+    " limit."
+)
 UNKNOWN_TIME = "Make the report again with this device."
 
 
@@ -28,10 +37,12 @@ def with_limits(plan: Plan, section: dict) -> dict:
 
 
 def limit_rows(plan: Plan, section: dict) -> list[dict]:
-    """One row for each limit of the plan: {"limit", "asked", "got", "verdict": "pass" | "fail" | "not applicable"}, units in the name.
+    """One row for each limit of the plan: {"limit", "asked", "got", "verdict": "pass" | "fail" | "not
+    applicable"}, units in the name.
 
-    Latency: "device", the band and its source besides; what was measured on the same chip comes before the estimate. ANE: the share of the
-    operations' time (`placement.units.ane.share`), so that a hundred casts elsewhere count less than one matmul; of Core ML artifacts only.
+    Latency: "device", the band and its source besides; what was measured on the same chip comes before the
+    estimate. ANE: the share of the operations' time (`placement.units.ane.share`), so that a hundred casts
+    elsewhere count less than one matmul; of Core ML artifacts only.
     """
     rows = []
     if plan.max_size is not None:
@@ -45,7 +56,8 @@ def limit_rows(plan: Plan, section: dict) -> list[dict]:
 
 
 def judge_limits(rows: list[dict]) -> tuple[str, list[str]]:
-    """-> (verdict, warnings: first line what is the matter, second what to do). `check.judge` says it for each output that is below --min-psnr."""
+    """-> (verdict, warnings: first line what is the matter, second what to do). `check.judge` says it for
+    each output that is below --min-psnr."""
     broken = [row for row in rows if row["verdict"] == "fail"]
     return "fail" if broken else "pass", [_advice(row) for row in broken if row["limit"] != "min_psnr_db"]
 
@@ -67,7 +79,11 @@ def got_text(row: dict) -> str:
         return NOT_APPLICABLE
     if row["limit"] == "max_latency_ms":
         return f"{fig.band_text({**row, 'ms': row['got']})}, {SOURCES.get(row['source'], 'unknown')}"
-    show = {"max_size_bytes": lambda size: f"{fig.size_text(size)} ({size:,} bytes)", "min_psnr_db": fig.db_text, "min_ane_share": _percent}
+    show = {
+        "max_size_bytes": lambda size: f"{fig.size_text(size)} ({size:,} bytes)",
+        "min_psnr_db": fig.db_text,
+        "min_ane_share": _percent,
+    }
     return fig.NONE if row["got"] is None else show[row["limit"]](row["got"])
 
 
@@ -87,7 +103,9 @@ def _psnr(validation: dict, asked: float) -> dict:
 def _latency(latency: dict, limit: Any) -> dict:
     row = next((one for one in latency["devices"] if one["device"] == limit.device), None)
     if row is None:
-        return _row("max_latency_ms", limit.ms, None, device=limit.device, low_ms=None, high_ms=None, source=None)
+        return _row(
+            "max_latency_ms", limit.ms, None, device=limit.device, low_ms=None, high_ms=None, source=None
+        )
     found = _measured(latency.get("measured"), row) or {**row, "source": row.get("source", "estimate")}
     band = {key: found.get(key) for key in ("low_ms", "high_ms")}
     return _row("max_latency_ms", limit.ms, found["ms"], device=limit.device, **band, source=found["source"])
@@ -97,7 +115,11 @@ def _measured(measured: dict | str | None, row: dict) -> dict | None:
     """The time that was measured on the row's chip with its compute units, where there is one."""
     if not isinstance(measured, dict) or measured["machine"]["chip"] != row["chip"]:
         return None
-    units = [unit for unit in measured["units"] if unit["compute_units"] == row["compute_units"] and unit.get("ms") is not None]
+    units = [
+        unit
+        for unit in measured["units"]
+        if unit["compute_units"] == row["compute_units"] and unit.get("ms") is not None
+    ]
     return {**units[0], "source": "measured"} if units else None
 
 
@@ -105,13 +127,21 @@ def _ane_share(section: dict, asked: float) -> dict:
     if section["target"] != "coreml":
         return {"limit": "min_ane_share", "asked": asked, "got": None, "verdict": NOT_APPLICABLE}
     placement = section["placement"]
-    return _row("min_ane_share", asked, placement["units"]["ane"]["share"], device=placement["device"], source=placement["source"])
+    return _row(
+        "min_ane_share",
+        asked,
+        placement["units"]["ane"]["share"],
+        device=placement["device"],
+        source=placement["source"],
+    )
 
 
 def _advice(row: dict) -> str:
     got = got_text(row)
     if row["limit"] == "max_size_bytes":
-        return f"The artifact has {got}; the limit (--max-size) is {fig.size_text(row['asked'])}.\n{TOO_LARGE}"
+        return (
+            f"The artifact has {got}; the limit (--max-size) is {fig.size_text(row['asked'])}.\n{TOO_LARGE}"
+        )
     if row["limit"] == "min_ane_share":
         said = f"{got} of the operations' time (an estimate) is on the Neural Engine of {row['device']}"
         return f"{said}; the limit (--min-ane-share) is {_percent(row['asked'])}.\n{OFF_ENGINE}"
@@ -119,7 +149,10 @@ def _advice(row: dict) -> str:
     if row["got"] is None:
         return f"No latency is known for {row['device']}; {asked}.\n{UNKNOWN_TIME}"
     band = " with its band" if row["source"] == "estimate" else ", 10 to 90 % of the runs"
-    return f"The latency on {row['device']} is {SOURCES[row['source']]} at {fig.band_text({**row, 'ms': row['got']})}{band}; {asked}.\n{TOO_SLOW}"
+    return (
+        f"The latency on {row['device']} is {SOURCES[row['source']]} at"
+        f" {fig.band_text({**row, 'ms': row['got']})}{band}; {asked}.\n{TOO_SLOW}"
+    )
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,10 @@
-"""The measured half of placement and latency: an open artifact comes in, `placement.measured` and `latency.measured` of report.json leave.
+"""The measured half of placement and latency: an open artifact comes in, `placement.measured` and
+`latency.measured` of report.json leave.
 
-Each is a section with "source": "measured", or the reason why nothing was measured ("not run: needs macOS"). Nothing native is imported before that.
+Each is a section with "source": "measured", or the reason why nothing was measured ("not run: needs macOS").
+Nothing native is imported before that.
 """
+
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +16,8 @@ NOT_ASKED = "not run: --no-measure"
 
 
 def add_measured(sections: dict, runner: Any, target: str, wanted: bool = True) -> dict:
-    """`sections` with what this machine measures beside the estimates, which stay as they are. runner: the reference runner of the artifact;
+    """`sections` with what this machine measures beside the estimates, which stay as they are. runner: the
+    reference runner of the artifact;
     wanted: whether the user lets it be measured."""
     found = measured(runner, target) if wanted else {"placement": NOT_ASKED, "latency": NOT_ASKED}
     return {**sections, **{name: {**sections[name], "measured": found[name]} for name in found}}
@@ -29,28 +33,40 @@ def measured(runner: Any, target: str) -> dict[str, Section]:
     chip, graph = known_chip(here["chip"]), _usual_graph(runner, target)
     host = "coreml" if target == "coreml" else "executorch"
     plan = planned_section(measure_plan(runner.path), graph, chip, here) if target == "coreml" else NO_PLAN
-    return {"placement": plan, "latency": timed_section(measure_times(runner, host), graph, target, chip, here)}
+    return {
+        "placement": plan,
+        "latency": timed_section(measure_times(runner, host), graph, target, chip, here),
+    }
 
 
 def timed_section(entries: Sequence[dict], graph: Any, target: str, chip: Any, here: dict) -> dict:
-    """entries: of `native.measure_times`; chip: the Device that this machine is, None where it is not known: then without estimates."""
+    """entries: of `native.measure_times`; chip: the Device that this machine is, None where it is not known:
+    then without estimates."""
     from ..validation.estimate.correction import estimator
 
-    entries = [{**entry, "estimate": estimated(graph, target, chip, entry["compute_units"])} if chip else dict(entry) for entry in entries]
+    entries = [
+        {**entry, "estimate": estimated(graph, target, chip, entry["compute_units"])} if chip else dict(entry)
+        for entry in entries
+    ]
     return {"source": "measured", "machine": here, "estimator": estimator(), "units": entries}
 
 
 def estimated(graph: Any, target: str, chip: Any, compute_units: str) -> dict:
-    """The uncorrected estimate for this machine, and its parts by unit: what `cidermill calibrate` compares the measurement with."""
+    """The uncorrected estimate for this machine, and its parts by unit: what `cidermill calibrate` compares
+    the measurement with."""
     from ..validation.estimate.correction import parts
 
     placement, latency = placed_latency(graph, target, chip, compute_units)
     by_unit = {unit: round(part, 6) for unit, part in parts(latency, placement).items()}
-    return {**{key: round(getattr(latency, key), 6) for key in ("ms", "low_ms", "high_ms")}, "parts_ms": by_unit}
+    return {
+        **{key: round(getattr(latency, key), 6) for key in ("ms", "low_ms", "high_ms")},
+        "parts_ms": by_unit,
+    }
 
 
 def planned_section(outcome: Any, graph: Any, chip: Any, here: dict) -> dict:
-    """Core ML's own plan for this machine. agreement: share of its operations that our estimate for this chip puts on the same unit."""
+    """Core ML's own plan for this machine. agreement: share of its operations that our estimate for this chip
+    puts on the same unit."""
     from ..validation.native import match_plan
 
     rows = outcome.find("plan")
@@ -58,19 +74,28 @@ def planned_section(outcome: Any, graph: Any, chip: Any, here: dict) -> dict:
     if outcome.problem or not isinstance(rows, list):
         return {**section, "problem": outcome.problem or "no plan was given"}
     ops = match_plan(rows, graph)
-    return {**section, "units": _by_unit(ops), "agreement": _agreement(ops, graph, chip) if chip else None,
-            "unmatched": len(rows) - len(ops), "ops": ops}
+    return {
+        **section,
+        "units": _by_unit(ops),
+        "agreement": _agreement(ops, graph, chip) if chip else None,
+        "unmatched": len(rows) - len(ops),
+        "ops": ops,
+    }
 
 
 def _by_unit(ops: Sequence[dict]) -> dict[str, dict]:
-    """Per unit: number of operations and share of the planned cost (of their number where the plan gives no cost)."""
+    """Per unit: number of operations and share of the planned cost (of their number where the plan gives no
+    cost)."""
     from ..validation.estimate.path import UNITS
 
     count, spent = Counter(op["unit"] for op in ops), Counter()
     for op in ops:
         spent[op["unit"]] += op["weight"] or 0.0
     part, total = (spent, sum(spent.values())) if any(spent.values()) else (count, max(1, len(ops)))
-    return {unit: {"ops": count[unit], "share": round(part[unit] / total, 4)} for unit in dict.fromkeys((*UNITS, *count))}
+    return {
+        unit: {"ops": count[unit], "share": round(part[unit] / total, 4)}
+        for unit in dict.fromkeys((*UNITS, *count))
+    }
 
 
 def _agreement(ops: Sequence[dict], graph: Any, chip: Any) -> float | None:
@@ -78,11 +103,16 @@ def _agreement(ops: Sequence[dict], graph: Any, chip: Any) -> float | None:
 
     estimate = {op.name: op.unit for op in place(graph, chip).ops}
     common = [op for op in ops if op["name"] in estimate]
-    return round(sum(op["unit"] == estimate[op["name"]] for op in common) / len(common), 4) if common else None
+    return (
+        round(sum(op["unit"] == estimate[op["name"]] for op in common) / len(common), 4) if common else None
+    )
 
 
-def placed_latency(graph: Any, target: str, device: Any, compute_units: str, every: Sequence[Any] | None = None) -> tuple[Any, Any]:
-    """-> (Placement, Latency), both uncorrected estimates. An ExecuTorch program has its own units: the GPU where delegated, else the CPU.
+def placed_latency(
+    graph: Any, target: str, device: Any, compute_units: str, every: Sequence[Any] | None = None
+) -> tuple[Any, Any]:
+    """-> (Placement, Latency), both uncorrected estimates. An ExecuTorch program has its own units: the GPU
+    where delegated, else the CPU.
 
     every: the operations of a Core ML program, where they are known already."""
     from ..validation.estimate.latency import estimate_latency, estimate_program_latency
@@ -97,7 +127,8 @@ def placed_latency(graph: Any, target: str, device: Any, compute_units: str, eve
 
 
 def known_chip(chip: str) -> Any:
-    """The Device, or None for a chip newer than chips.csv, an Intel Mac or a virtual machine: measured, but estimated nowhere."""
+    """The Device, or None for a chip newer than chips.csv, an Intel Mac or a virtual machine: measured, but
+    estimated nowhere."""
     from ..validation.estimate.devices import find_device
 
     try:
@@ -110,4 +141,8 @@ def _usual_graph(runner: Any, target: str) -> Any:
     from ..validation.estimate.flexible import is_flexible, variants
 
     fixed = target != "coreml" or not is_flexible(runner)
-    return runner.graph if fixed else next((one.graph for one in variants(runner) if one.graph is not None), runner.graph)
+    return (
+        runner.graph
+        if fixed
+        else next((one.graph for one in variants(runner) if one.graph is not None), runner.graph)
+    )

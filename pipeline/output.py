@@ -1,7 +1,10 @@
-"""Where results are put: a staging folder beside the output folder enters, one atomic exchange leaves the new results in place.
+"""Where results are put: a staging folder beside the output folder enters, one atomic exchange leaves the new
+results in place.
 
-At no moment is the output folder missing or half written. A run that is killed leaves a staging folder, which the next run removes.
+At no moment is the output folder missing or half written. A run that is killed leaves a staging folder, which
+the next run removes.
 """
+
 import ctypes
 import errno
 import json
@@ -20,7 +23,9 @@ import psutil
 from ..models.errors import UserError
 
 _ASIDE = "-earlier"
-_NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)  # coremltools' C++ speaks so
+_NATIVE_WRITERS = re.compile(
+    r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE
+)  # coremltools' C++ speaks so
 _SILENTLY_LOST = ".mlpackage/Manifest.json"  # where there is no space for it, coremltools' C++ says nothing
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -33,8 +38,9 @@ class DiskFull(UserError):
 def staged(out: Path, force: bool, keep: bool = True) -> Iterator[Path]:
     """Yield an empty folder to build in; when the block ends without an error it becomes `out`.
 
-    Files of an earlier run that the new one does not replace are kept, unless `keep` is False. Raises UserError where `out` holds something that is
-    not ours (unless `force`), where it cannot be written, and where the disk is full.
+    Files of an earlier run that the new one does not replace are kept, unless `keep` is False. Raises
+    UserError where `out` holds something that is not ours (unless `force`), where it cannot be written, and
+    where the disk is full.
     """
     check_ours(out, force)
     _create_parent(out)
@@ -46,7 +52,9 @@ def staged(out: Path, force: bool, keep: bool = True) -> Iterator[Path]:
             _make(staging, out)
             scratch = staging / ".scratch"
             scratch.mkdir()
-            tempfile.tempdir = str(scratch)  # whatever the tools write on the way stays on this disk and is cleared with it
+            tempfile.tempdir = str(
+                scratch
+            )  # whatever the tools write on the way stays on this disk and is cleared with it
             yield staging
             shutil.rmtree(scratch)
             if keep:
@@ -70,7 +78,8 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Any], Any], durable: bool = True) -> None:
-    """A file that is there whole or not at all. write(stream): its bytes; durable: even after the machine has crashed."""
+    """A file that is there whole or not at all. write(stream): its bytes; durable: even after the machine has
+    crashed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as stream:
@@ -92,7 +101,8 @@ def remove(artifact: Path) -> None:
 
 
 def check_ours(out: Path, force: bool) -> None:
-    """Refuse to touch a folder that cidermill did not write, unless forced; and one that a shell stands in, which would find it gone."""
+    """Refuse to touch a folder that cidermill did not write, unless forced; and one that a shell stands in,
+    which would find it gone."""
     try:
         out.lstat()
     except FileNotFoundError:
@@ -103,13 +113,15 @@ def check_ours(out: Path, force: bool) -> None:
         raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
     if Path.cwd().is_relative_to(out.resolve()):
         raise UserError(
-            f"The output folder {out} is the current folder or holds it, so it cannot be exchanged.", "Choose a folder inside with --out."
+            f"The output folder {out} is the current folder or holds it, so it cannot be exchanged.",
+            "Choose a folder inside with --out.",
         )
     if not any(out.iterdir()) or force or _has_report(out):
         return
     raise UserError(
         f"The output folder {out} holds files that cidermill did not write ({_some_names(out)}).",
-        "Choose another folder with --out, or pass --force to add the results to it (nothing else in it is removed).",
+        "Choose another folder with --out, or pass --force to add the results to it (nothing else in it is"
+        " removed).",
     )
 
 
@@ -119,11 +131,14 @@ def check_parent(out: Path) -> None:
         raise UserError(f"The output {out} is not a folder.", "Choose another folder with --out.")
     nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"The folder {nearest} cannot be written to.", "Choose a folder that you may write to with --out.")
+        raise UserError(
+            f"The folder {nearest} cannot be written to.", "Choose a folder that you may write to with --out."
+        )
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove the staging folders of runs into `out` that are no longer alive; restore an output that was set aside when its run died."""
+    """Remove the staging folders of runs into `out` that are no longer alive; restore an output that was set
+    aside when its run died."""
     for aside in out.parent.glob(f".{out.name}.cidermill-*{_ASIDE}"):
         if not out.exists():
             aside.rename(out)
@@ -156,7 +171,10 @@ def _create_parent(out: Path) -> None:
     except OSError as error:
         raise _impossible(out, error) from error
     if not os.access(out.parent, os.W_OK):
-        raise UserError(f"The folder {out.parent} cannot be written to.", "Choose a folder that you may write to with --out.")
+        raise UserError(
+            f"The folder {out.parent} cannot be written to.",
+            "Choose a folder that you may write to with --out.",
+        )
 
 
 def _make(staging: Path, out: Path) -> None:
@@ -167,7 +185,10 @@ def _make(staging: Path, out: Path) -> None:
 
 
 def _impossible(out: Path, error: OSError) -> UserError:
-    return UserError(f"The output folder {out} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.")
+    return UserError(
+        f"The output folder {out} cannot be made: {error.strerror}.",
+        "Choose a folder that you may write to with --out.",
+    )
 
 
 def _keep_earlier(out: Path, staging: Path) -> None:
@@ -196,7 +217,9 @@ def _put_in_place(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
-    if not _exchange(staging, out):  # no atomic exchange on this file system: two renames, the earlier output goes last
+    if not _exchange(
+        staging, out
+    ):  # no atomic exchange on this file system: two renames, the earlier output goes last
         aside = staging.with_name(staging.name + _ASIDE)
         out.rename(aside)
         staging.rename(out)
@@ -204,7 +227,8 @@ def _put_in_place(staging: Path, out: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step (renameat2 on Linux, renamex_np on macOS). -> False where the system cannot."""
+    """Swap two paths in one step (renameat2 on Linux, renamex_np on macOS). -> False where the system
+    cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if platform.system() == "Darwin":
@@ -224,7 +248,9 @@ def _disk_error(error: Exception, out: Path) -> Exception:
         if isinstance(cause, RuntimeError) and _NATIVE_WRITERS.search(str(cause)):
             return _unwritable(out, f"the disk is full or failing: {str(cause).strip()[:120]}")
         if isinstance(cause, FileNotFoundError) and str(cause.filename).endswith(_SILENTLY_LOST):
-            return _unwritable(out, "the disk is full or failing: the last file of a package could not be written")
+            return _unwritable(
+                out, "the disk is full or failing: the last file of a package could not be written"
+            )
         cause = cause.__cause__ or cause.__context__
     return error
 
@@ -232,6 +258,7 @@ def _disk_error(error: Exception, out: Path) -> Exception:
 def _unwritable(out: Path, reason: str) -> UserError:
     free = shutil.disk_usage(out.parent).free
     return DiskFull(
-        f"The results could not be written to {out} ({reason}; {free / 1e6:.1f} MB are free now). Nothing was changed there.",
+        f"The results could not be written to {out} ({reason}; {free / 1e6:.1f} MB are free now). Nothing was"
+        " changed there.",
         "Free some space, or choose a folder on another disk with --out.",
     )

@@ -1,4 +1,5 @@
 """Plan: everything the user asked for, checked before any work starts."""
+
 import math
 import os
 import re
@@ -14,7 +15,8 @@ MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True)
 class Budget:
-    """At most this many bytes for each artifact, or this many bits on average for each of the model's parameters (graph apart)."""
+    """At most this many bytes for each artifact, or this many bits on average for each of the model's
+    parameters (graph apart)."""
 
     text: str
     size_bytes: float | None = None
@@ -22,26 +24,33 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """"12MB" or "4.5bpw". Raises UserError."""
+    """ "12MB" or "4.5bpw". Raises UserError."""
     number, unit = _quantity(text)
     if unit == "bpw":
         return Budget(text.strip(), bits_per_weight=number)
     if unit in UNITS:
         return Budget(text.strip(), size_bytes=number * UNITS[unit])
-    raise UserError(f"--budget {text!r} is no size.", "Write a size such as 12MB or 800kB, or bits per weight such as 4.5bpw.")
+    raise UserError(
+        f"--budget {text!r} is no size.",
+        "Write a size such as 12MB or 800kB, or bits per weight such as 4.5bpw.",
+    )
 
 
 def parse_size(text: str, option: str = "--max-size ") -> float:
-    """"12MB" -> bytes. option: what the error calls it by. Raises UserError."""
+    """ "12MB" -> bytes. option: what the error calls it by. Raises UserError."""
     number, unit = _quantity(text)
     if unit in UNITS:
         return number * UNITS[unit]
-    hint = "Bits per weight go with --budget." if unit == "bpw" else "Write a size such as 12MB, 800kB or 11.5MiB."
+    hint = (
+        "Bits per weight go with --budget."
+        if unit == "bpw"
+        else "Write a size such as 12MB, 800kB or 11.5MiB."
+    )
     raise UserError(f"{option}{text!r} is no size.", hint)
 
 
 def _quantity(text: str) -> tuple[float, str]:
-    """"12 MB" -> (12.0, "mb"); (0.0, "") for anything else than a number above zero and a unit."""
+    """ "12 MB" -> (12.0, "mb"); (0.0, "") for anything else than a number above zero and a unit."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*", text.lower())
     return (float(found[1]), found[2]) if found and 0 < float(found[1]) < math.inf else (0.0, "")
 
@@ -55,23 +64,29 @@ class LatencyLimit:
 
 
 def parse_max_latency(text: str) -> LatencyLimit:
-    """"iPhone 15 Pro=3ms" -> LatencyLimit; a chip's name does as well. Raises UserError, for an unknown device too."""
+    """ "iPhone 15 Pro=3ms" -> LatencyLimit; a chip's name does as well. Raises UserError, for an unknown
+    device too."""
     from ..validation.estimate.devices import find_device
 
     name, _, time = text.rpartition("=")
     number, unit = _quantity(time)
     if not name.strip() or unit not in MILLISECONDS:
-        raise UserError(f"--max-latency {text!r} is not a device and a time.", 'Write for example --max-latency "iPhone 15 Pro=3ms" (us, ms or s).')
+        raise UserError(
+            f"--max-latency {text!r} is not a device and a time.",
+            'Write for example --max-latency "iPhone 15 Pro=3ms" (us, ms or s).',
+        )
     return LatencyLimit(find_device(name).name, number * MILLISECONDS[unit])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the default device.
+    """One conversion. `recipe` is a recipe's text ("int8", "prune50+palettize4"); `devices` may be empty: the
+    default device.
 
-    budget ("12MB", "4.5bpw") or schemes ("int8,palettize4"): the recipe is chosen layer by layer; sensitivity: a table measured earlier.
-    max_size ("12MB"), max_latency ("iPhone 15 Pro=3ms", ...), min_ane_share (of the operations' estimated time, 0..1): limits that fail the
-    verdict of an artifact that breaks one. calibration: a file of `cidermill calibrate` for one of the devices.
+    budget ("12MB", "4.5bpw") or schemes ("int8,palettize4"): the recipe is chosen layer by layer;
+    sensitivity: a table measured earlier. max_size ("12MB"), max_latency ("iPhone 15 Pro=3ms", ...),
+    min_ane_share (of the operations' estimated time, 0..1): limits that fail the verdict of an artifact that
+    breaks one. calibration: a file of `cidermill calibrate` for one of the devices.
     measure: time the artifacts on this machine, where it can run them.
     """
 
@@ -106,7 +121,9 @@ class Plan:
             if target not in TARGETS:
                 raise UserError(f"Unknown target {target!r}.", f"The targets are {' and '.join(TARGETS)}.")
         if self.min_psnr is not None and not 0 < self.min_psnr < math.inf:
-            raise UserError(f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget.")
+            raise UserError(
+                f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget."
+            )
         self._check_limits()
         self._check_choice()
 
@@ -118,20 +135,36 @@ class Plan:
         if self.min_ane_share is None:
             return
         if not 0 < self.min_ane_share <= 1:
-            raise UserError(f"--min-ane-share {self.min_ane_share} is no share.", "Write a number above 0 and up to 1, such as 0.95.")
+            raise UserError(
+                f"--min-ane-share {self.min_ane_share} is no share.",
+                "Write a number above 0 and up to 1, such as 0.95.",
+            )
         if "coreml" not in self.targets:
-            raise UserError("--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
-                            "Leave it out, or add --target coreml.")
+            raise UserError(
+                "--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
+                "Leave it out, or add --target coreml.",
+            )
 
     def _check_choice(self) -> None:
         if self.budget is not None:
             parse_budget(self.budget)
         if self.schemes is not None and not self.dry_run and self.budget is None and self.min_psnr is None:
-            raise UserError("--schemes needs a budget to choose by.", "Add --budget 12MB, --budget 4.5bpw or --min-psnr 35.")
-        if self.chooses and (self.recipe != "float16" or self.palettize is not None or self.prune is not None):
-            raise UserError("A recipe and a budget to choose one by were both given.", "Leave --quant, --palettize and --prune out, or the budget.")
+            raise UserError(
+                "--schemes needs a budget to choose by.",
+                "Add --budget 12MB, --budget 4.5bpw or --min-psnr 35.",
+            )
+        if self.chooses and (
+            self.recipe != "float16" or self.palettize is not None or self.prune is not None
+        ):
+            raise UserError(
+                "A recipe and a budget to choose one by were both given.",
+                "Leave --quant, --palettize and --prune out, or the budget.",
+            )
         if self.sensitivity is not None and not self.chooses:
-            raise UserError("--sensitivity has no use without a budget.", "Add --budget 12MB, or --min-psnr 35 with --schemes.")
+            raise UserError(
+                "--sensitivity has no use without a budget.",
+                "Add --budget 12MB, or --min-psnr 35 with --schemes.",
+            )
 
     @property
     def chooses(self) -> bool:
@@ -140,7 +173,8 @@ class Plan:
 
     @property
     def estimated_devices(self) -> tuple[str, ...]:
-        """What latency is estimated for: the devices asked for, then those that have a limit. The first is placed on."""
+        """What latency is estimated for: the devices asked for, then those that have a limit. The first is
+        placed on."""
         from ..validation.estimate.devices import find_device
 
         named = {find_device(name).name for name in self.devices if name.lower() != "all"}
@@ -150,7 +184,9 @@ class Plan:
     @property
     def name(self) -> str:
         """The stem that artifacts are called by: of the file, or of the folder."""
-        return Path(os.path.abspath(self.model)).name.split(".")[0] or "model"  # a link's own name: a model hub's links point at hashes
+        return (
+            Path(os.path.abspath(self.model)).name.split(".")[0] or "model"
+        )  # a link's own name: a model hub's links point at hashes
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,5 @@
 """The main job: a Plan enters, artifacts and their report are on disk when it leaves."""
+
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -6,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .store import open_cache
+from .choice import parse_schemes
+from .conversion_cache import captured_key, conversion_key, recall, remember
 from .corrections import load_calibration
 from .examine import (
     Check,
@@ -18,23 +20,24 @@ from .examine import (
     judge_capture,
     load_model,
 )
-from .choice import parse_schemes
+from .limits import limited
 from .measurements import add_measured
 from .output import remove, staged
 from .plan import Plan
-from .limits import limited
-from .conversion_cache import captured_key, conversion_key, recall, remember
 from .stages import Stages
+from .store import open_cache
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the stages after conversion need to know of the model, so that its weights can be freed before an artifact is run.
+    """What the stages after conversion need to know of the model, so that its weights can be freed before an
+    artifact is run.
 
-    expected: target -> what a perfect conversion answers on the samples; reference: what the source answers; captured: how far the captured graph is
-    from the source before any compression (empty where nothing was compressed: then `expected` is the reference itself); weights: what the
-    recipe made of each, to compare the files with; sizes: target -> bytes foreseen; cost: time and memory foreseen; budget: what the recipe was
-    chosen by, if it was.
+    expected: target -> what a perfect conversion answers on the samples; reference: what the source answers;
+    captured: how far the captured graph is from the source before any compression (empty where nothing was
+    compressed: then `expected` is the reference itself); weights: what the recipe made of each, to compare
+    the files with; sizes: target -> bytes foreseen; cost: time and memory foreseen; budget: what the recipe
+    was chosen by, if it was.
     """
 
     source: Any
@@ -56,8 +59,9 @@ class Facts:
 class Prepared:
     """A captured model and what every conversion of it shares.
 
-    errors: how far the captured graph is from the source, on the first sample; run_seconds: of the captured graph for it; capture_seconds: of the
-    capture; templates: of converters.coreml, None where there is one conversion only; known_weights: see `quantization.compress.compress`.
+    errors: how far the captured graph is from the source, on the first sample; run_seconds: of the captured
+    graph for it; capture_seconds: of the capture; templates: of converters.coreml, None where there is one
+    conversion only; known_weights: see `quantization.compress.compress`.
     """
 
     captured: Any
@@ -69,13 +73,17 @@ class Prepared:
 
 
 def run(plan: Plan, show: Callable[..., Any]) -> dict:
-    """Load, capture, compress, convert, validate, place, report. -> the report, which is also written to the plan's folder.
+    """Load, capture, compress, convert, validate, place, report. -> the report, which is also written to the
+    plan's folder.
 
-    show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
+    show: see `Stages`. Raises UserError (nothing is written then); a failed verdict is in the report, not an
+    error.
     """
     recipe = recipe_of(plan)
     if plan.chooses:
-        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)  # what is wrong with them is said before any work
+        parse_schemes(
+            plan.schemes, plan.targets, plan.deployment_target
+        )  # what is wrong with them is said before any work
     examine = examiner(plan)
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
@@ -98,12 +106,21 @@ def _remembered(plan: Plan, recipe: Any, examine: Callable[..., dict], folder: P
         key = captured_key(plan, recipe, calibration, prepared[0].captured)
     report = recall(cache, key, plan, folder, stages)
     if report is None:
-        report = _converted(plan, prepared.pop() if prepared else prepare(plan, stages, plan.chooses), recipe, examine, folder, stages)
+        report = _converted(
+            plan,
+            prepared.pop() if prepared else prepare(plan, stages, plan.chooses),
+            recipe,
+            examine,
+            folder,
+            stages,
+        )
         remember(cache, key, plan, report, folder)
     return report
 
 
-def _converted(plan: Plan, prepared: Prepared, recipe: Any, examine: Callable[..., dict], folder: Path, stages: Stages) -> dict:
+def _converted(
+    plan: Plan, prepared: Prepared, recipe: Any, examine: Callable[..., dict], folder: Path, stages: Stages
+) -> dict:
     artifacts, facts = _press(plan, prepared, recipe, folder, stages)
     del prepared  # its weights, before an artifact is run
     gc.collect()
@@ -111,7 +128,8 @@ def _converted(plan: Plan, prepared: Prepared, recipe: Any, examine: Callable[..
 
 
 def examiner(plan: Plan) -> Callable[..., dict]:
-    """-> (graph, target) -> the report's sections with the estimates. Raises UserError for devices and calibrations that are not known."""
+    """-> (graph, target) -> the report's sections with the estimates. Raises UserError for devices and
+    calibrations that are not known."""
     devices = devices_of(plan.estimated_devices)
     return partial(estimate, devices=devices, calibration=load_calibration(plan.calibration, devices))
 
@@ -153,14 +171,18 @@ def prepare(plan: Plan, stages: Stages, several: bool = False, known_weights: An
     from .dry_run import first_run
 
     with stages("load"):
-        source, samples = load_model(plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle)
+        source, samples = load_model(
+            plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
+        )
     with stages("capture"):
         captured = capture(source, samples)
     with stages("probe"):
         seconds, answers = first_run(captured)
         errors = compare(captured.reference[:1], answers)
     capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
-    return Prepared(captured, errors, seconds, capture_seconds, Templates(captured) if several else None, known_weights)
+    return Prepared(
+        captured, errors, seconds, capture_seconds, Templates(captured) if several else None, known_weights
+    )
 
 
 def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
@@ -186,24 +208,36 @@ def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: St
 def press(
     plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages, probe: bool = True
 ) -> tuple[list, Facts]:
-    """Foresee, compress and convert: an artifact in `folder` for each of the plan's targets. probe: foresee the time as well, by trying."""
+    """Foresee, compress and convert: an artifact in `folder` for each of the plan's targets. probe: foresee
+    the time as well, by trying."""
     from .dry_run import predict_cost
     from .predict import predict_size
 
     captured = prepared.captured
     with stages("foresee"):
-        cost = predict_cost(captured, recipe, plan.targets, prepared.capture_seconds, prepared.run_seconds) if probe else {}
-        sizes = {target: predict_size(captured, recipe, target, plan.deployment_target).total for target in plan.targets}
+        cost = (
+            predict_cost(captured, recipe, plan.targets, prepared.capture_seconds, prepared.run_seconds)
+            if probe
+            else {}
+        )
+        sizes = {
+            target: predict_size(captured, recipe, target, plan.deployment_target).total
+            for target in plan.targets
+        }
     with stages("compress") as step:
         compressed, expected = _compress(prepared, recipe, plan.targets, step)
     artifacts = []
     for target in plan.targets:
         with stages("convert") as step:
             artifacts.append(_convert(compressed, target, folder, plan, prepared.templates, step))
-    return artifacts, replace(_facts(compressed, expected, prepared.errors if compressed.weights else ()), sizes=sizes, cost=cost)
+    return artifacts, replace(
+        _facts(compressed, expected, prepared.errors if compressed.weights else ()), sizes=sizes, cost=cost
+    )
 
 
-def _compress(prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: Callable[[str], None]) -> tuple[Any, dict]:
+def _compress(
+    prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: Callable[[str], None]
+) -> tuple[Any, dict]:
     """-> (Compressed, what a perfect conversion of it would answer on each target)."""
     from ..models.evaluate import evaluate
     from ..quantization.compress import compress, with_grids
@@ -217,15 +251,21 @@ def _compress(prepared: Prepared, recipe: Any, targets: tuple[str, ...], step: C
     if compressed.activations is not None and "executorch-mps" in targets:  # it keeps them in float
         expected["executorch-mps"] = evaluate(compressed.captured.program, compressed.captured, dense)
     if set(targets) - expected.keys():
-        expected = dict.fromkeys(targets, evaluate(with_grids(compressed), compressed.captured, dense)) | expected
+        expected = (
+            dict.fromkeys(targets, evaluate(with_grids(compressed), compressed.captured, dense)) | expected
+        )
     return compressed, expected
 
 
-def _convert(compressed: Any, target: str, folder: Path, plan: Plan, templates: Any, step: Callable[[str], None]) -> Any:
+def _convert(
+    compressed: Any, target: str, folder: Path, plan: Plan, templates: Any, step: Callable[[str], None]
+) -> Any:
     if target == "coreml":
         from ..converters.coreml.write import write_mlpackage
 
-        return write_mlpackage(compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target, templates)
+        return write_mlpackage(
+            compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target, templates
+        )
     from ..converters.mps.write import write_pte
 
     return write_pte(compressed, folder / f"{plan.name}.pte", step)
@@ -234,7 +274,9 @@ def _convert(compressed: Any, target: str, folder: Path, plan: Plan, templates: 
 def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
     captured = compressed.captured
     module = captured.source.program if captured.source.program is not None else captured.source.module
-    memory = {(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()}  # tied weights once
+    memory = {
+        (tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()
+    }  # tied weights once
     parameters = sum(memory.values())
     warnings = (*captured.source.warnings, *compressed.warnings)
     return Facts(
@@ -243,27 +285,45 @@ def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
     )  # fmt: skip
 
 
-def _examine(plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages) -> tuple[dict, Check]:
-    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them. -> the artifact's section of the
-    report, and what the reference runner showed."""
+def _examine(
+    plan: Plan, artifact: Any, facts: Facts, foresee: Callable[..., dict], folder: Path, stages: Stages
+) -> tuple[dict, Check]:
+    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them.
+    -> the artifact's section of the report, and what the reference runner showed."""
     from ..validation.judge import audit
     from ..validation.runners import open_runner
     from .report.write import artifact_section
 
     with stages("validate"):
         runner = open_runner(artifact.path, host="reference", keep_weights=len(facts.samples.batches) > 1)
-        last = artifact.target == plan.targets[-1]  # needs the recipe's weights no more, whose place the decoded ones take
-        weights = audit.audit(artifact.path, facts.decisions, artifact.realised, facts.weights, runner.program, consume=last)
-        check = check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
+        last = (
+            artifact.target == plan.targets[-1]
+        )  # needs the recipe's weights no more, whose place the decoded ones take
+        weights = audit.audit(
+            artifact.path, facts.decisions, artifact.realised, facts.weights, runner.program, consume=last
+        )
+        check = check_artifact(
+            runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference
+        )
         native = _native_check(artifact, facts)
     with stages("place"):
         found = add_measured(foresee(runner.graph, artifact.target), runner, artifact.target, plan.measure)
-    judged = [judge_capture(facts.captured), audit.judge(weights), *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check))]
+    judged = [
+        judge_capture(facts.captured),
+        audit.judge(weights),
+        *(judge(one, plan.min_psnr) for one in (check, native) if isinstance(one, Check)),
+    ]
     judged.append(judge_budget(facts.budget, artifact, weights["bytes"]))
     verdict = "pass" if all(one == "pass" for one, _ in judged) else "fail"
-    warnings = [*facts.source.warnings, *(warning for _, advice in judged for warning in advice), *runner.notes]
+    warnings = [
+        *facts.source.warnings,
+        *(warning for _, advice in judged for warning in advice),
+        *runner.notes,
+    ]
     validation = {**check.as_json(), "native": native.as_json() if isinstance(native, Check) else native}
-    section = artifact_section(artifact, folder, verdict, {"validation": validation, "compression": weights, **found}, warnings)
+    section = artifact_section(
+        artifact, folder, verdict, {"validation": validation, "compression": weights, **found}, warnings
+    )
     return section | {"predicted": {"size_bytes": facts.sizes.get(artifact.target)}}, check
 
 
@@ -275,23 +335,32 @@ def _native_check(artifact: Any, facts: Facts) -> Check | str:
     if not has_native_runtime(artifact.path):
         return NEEDS_MACOS
     runner = open_runner(artifact.path, host="native")
-    return check_artifact(runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference)
+    return check_artifact(
+        runner, facts.inputs, facts.samples, facts.expected[artifact.target], facts.reference
+    )
 
 
 def _warn_of_earlier(out: Path, folder: Path, sections: list[dict]) -> None:
     """Artifacts of an earlier run that stay in the output folder are no part of the new report: say so."""
-    kept = sorted(path.name for path in out.glob("*") if path.suffix in (".mlpackage", ".pte") and not (folder / path.name).exists())
+    kept = sorted(
+        path.name
+        for path in out.glob("*")
+        if path.suffix in (".mlpackage", ".pte") and not (folder / path.name).exists()
+    )
     if kept:
         sections[0]["warnings"].append(
-            f"{', '.join(kept)} in this folder {'is' if len(kept) == 1 else 'are'} from an earlier run and not in this report.\n"
-            "Remove what you do not want to ship, or convert every target in one run."
+            f"{', '.join(kept)} in this folder {'is' if len(kept) == 1 else 'are'} from an earlier run and"
+            " not in this report.\nRemove what you do not want to ship, or convert every target in one run."
         )
 
 
 def _spent(stages: Stages) -> dict:
     """What the stages that `predict_cost` foresees took."""
     foreseen = [record for record in stages.records if record.name in ("compress", "convert", "validate")]
-    return {"seconds": sum(one.seconds for one in foreseen), "peak_rss_bytes": max(one.peak_rss_bytes for one in foreseen)}
+    return {
+        "seconds": sum(one.seconds for one in foreseen),
+        "peak_rss_bytes": max(one.peak_rss_bytes for one in foreseen),
+    }
 
 
 def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:

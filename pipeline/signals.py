@@ -1,7 +1,10 @@
-"""Signals that ask the process to end (Ctrl-C, a scheduler's SIGTERM, a closed terminal) unwind the work, so that nothing is left behind.
+"""Signals that ask the process to end (Ctrl-C, a scheduler's SIGTERM, a closed terminal) unwind the work, so
+that nothing is left behind.
 
-A library that was just importing or finalizing something may swallow the exception; then the next stage raises it again.
+A library that was just importing or finalizing something may swallow the exception; then the next stage
+raises it again.
 """
+
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,10 +13,13 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """The signal, by its number, that asked this process to end; then, where it is not nothing, what of the work is done."""
+    """The signal, by its number, that asked this process to end; then, where it is not nothing, what of the
+    work is done."""
 
 
-_asked: list[int] = []  # signals that came while the command runs; they belong to the process, as their handlers do
+_asked: list[
+    int
+] = []  # signals that came while the command runs; they belong to the process, as their handlers do
 
 
 @contextmanager
@@ -28,7 +34,11 @@ def ends_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
         yield
         return
-    earlier = {number: signal.signal(number, stop) for number in signals if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
+    earlier = {
+        number: signal.signal(number, stop)
+        for number in signals
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }  # nohup
     try:
         yield
     finally:

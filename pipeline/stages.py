@@ -1,4 +1,5 @@
 """Measuring a run: each stage's wall time and peak memory, and what to show while it runs."""
+
 import contextlib
 import ctypes
 import gc
@@ -14,7 +15,8 @@ from .report.write import StageRecord
 
 
 class Stages:
-    """The stages of one run so far. `show(name, total)` is a context manager that yields `step(label)` for progress inside a stage."""
+    """The stages of one run so far. `show(name, total)` is a context manager that yields `step(label)` for
+    progress inside a stage."""
 
     def __init__(self, show: Callable[..., Any]):
         self.show = show
@@ -30,7 +32,8 @@ class Stages:
 
 
 def release_memory() -> None:
-    """Give back what nothing refers to any more: cycles to Python's allocator, and free pages to the system, which glibc keeps otherwise."""
+    """Give back what nothing refers to any more: cycles to Python's allocator, and free pages to the system,
+    which glibc keeps otherwise."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
@@ -48,7 +51,8 @@ def peak_rss_bytes() -> int:
 
 
 def _reset_peak() -> None:
-    """Linux counts the peak anew after "5" is written here (man proc, /proc/pid/clear_refs); elsewhere nothing is reset."""
+    """Linux counts the peak anew after "5" is written here (man proc, /proc/pid/clear_refs); elsewhere
+    nothing is reset."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

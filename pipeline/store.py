@@ -1,8 +1,10 @@
 """The cache on disk: what was made before enters and leaves by a key over everything that decided it.
 
-One file an entry: a line of JSON (what it is, a checksum of the rest), then the bytes. Files appear whole, by a rename, so several processes may
-use one folder; an entry that does not match its checksum is removed and made again; the entries used longest ago go when the folder is full.
+One file an entry: a line of JSON (what it is, a checksum of the rest), then the bytes. Files appear whole, by
+a rename, so several processes may use one folder; an entry that does not match its checksum is removed and
+made again; the entries used longest ago go when the folder is full.
 """
+
 import hashlib
 import io
 import json
@@ -53,7 +55,8 @@ def cache_place() -> tuple[Path, bool]:
 
 
 def open_cache() -> Cache | None:
-    """The cache, or None where there is none to be used (switched off, or its usual place cannot be written to): then everything is made anew.
+    """The cache, or None where there is none to be used (switched off, or its usual place cannot be written
+    to): then everything is made anew.
 
     Raises UserError for a place that was named and cannot be written to."""
     from .plan import parse_size
@@ -97,7 +100,8 @@ def fetch(cache: Cache, key: str) -> bytes | None:
 
 
 def store(cache: Cache, key: str, kind: str, what: str, content: bytes | memoryview) -> None:
-    """Keep an entry. A disk that is full, or a folder that was taken away, costs the entry and nothing else."""
+    """Keep an entry. A disk that is full, or a folder that was taken away, costs the entry and nothing
+    else."""
     header = {"format": FORMAT, "kind": kind, "what": what, "blake2b": _checksum(content)}
     path = _place(cache, key)
 
@@ -113,7 +117,8 @@ def store(cache: Cache, key: str, kind: str, what: str, content: bytes | memoryv
 
 
 def fetch_folder(cache: Cache, key: str, folder: Path) -> bool:
-    """Lay an entry of `store_folder` out in an empty folder. -> whether there was one; False leaves the folder empty."""
+    """Lay an entry of `store_folder` out in an empty folder. -> whether there was one; False leaves the
+    folder empty."""
     content = fetch(cache, key)
     if content is None:
         return False
@@ -156,7 +161,8 @@ def make_room(cache: Cache) -> None:
 
 
 def prune(cache: Cache, limit_bytes: float, down_to: float | None = None) -> tuple[int, int]:
-    """Where more than `limit_bytes` are kept, remove what was used longest ago until `down_to` are left. -> (entries, bytes) removed."""
+    """Where more than `limit_bytes` are kept, remove what was used longest ago until `down_to` are left. ->
+    (entries, bytes) removed."""
     files = sorted(_files(cache.folder), key=lambda file: file[1].st_mtime)
     total, count, freed = sum(status.st_size for _, status in files), 0, 0
     if total <= limit_bytes:
@@ -191,7 +197,11 @@ def _header(stream: Any) -> dict | None:
     except ValueError:
         return None
     known = isinstance(header, dict) and header.get("format") == FORMAT
-    return header if known and all(isinstance(header.get(part), str) for part in ("kind", "what", "blake2b")) else None
+    return (
+        header
+        if known and all(isinstance(header.get(part), str) for part in ("kind", "what", "blake2b"))
+        else None
+    )
 
 
 def _touch(path: Path) -> None:

@@ -1,4 +1,6 @@
-"""`cidermill tune`: a model, a recipe and data enter; an exported program whose weights compress exactly to the recipe is on disk when it leaves."""
+"""`cidermill tune`: a model, a recipe and data enter; an exported program whose weights compress exactly to
+the recipe is on disk when it leaves."""
+
 import glob
 import hashlib
 import math
@@ -19,7 +21,8 @@ MOST_DATA_BYTES = 2 << 30  # of samples held in memory
 
 @dataclass(frozen=True)
 class TunePlan:
-    """One tuning, as the command line asks for it. checkpoint: a folder that holds `tune.pt`; every: steps between checkpoints, at least."""
+    """One tuning, as the command line asks for it. checkpoint: a folder that holds `tune.pt`; every: steps
+    between checkpoints, at least."""
 
     model: Path
     recipe: str
@@ -40,17 +43,28 @@ class TunePlan:
 
     def __post_init__(self):
         if self.resume and self.checkpoint is None:
-            raise UserError("--resume needs --checkpoint DIR, the folder to go on from.", "Pass the folder that the earlier run was given.")
+            raise UserError(
+                "--resume needs --checkpoint DIR, the folder to go on from.",
+                "Pass the folder that the earlier run was given.",
+            )
         if self.every < 1:
-            raise UserError(f"--checkpoint-every {self.every} is not possible; allowed are 1 and more.", "Leave it out for every 50 steps.")
+            raise UserError(
+                f"--checkpoint-every {self.every} is not possible; allowed are 1 and more.",
+                "Leave it out for every 50 steps.",
+            )
 
     @property
     def file(self) -> Path:
-        return self.out if self.out is not None else Path(f"{Path(os.path.abspath(self.model)).name.split('.')[0] or 'model'}-tuned.pt2")
+        return (
+            self.out
+            if self.out is not None
+            else Path(f"{Path(os.path.abspath(self.model)).name.split('.')[0] or 'model'}-tuned.pt2")
+        )
 
 
 def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
-    """-> {"out", "recipe", "steps", "loss", "psnr_db", "verdict"}; the verdict fails where the tuned model is no closer to the source.
+    """-> {"out", "recipe", "steps", "loss", "psnr_db", "verdict"}; the verdict fails where the tuned model is
+    no closer to the source.
 
     Raises UserError (then nothing is written, apart from checkpoints of steps that were done).
     """
@@ -71,7 +85,11 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
     earlier = _read_checkpoint(plan, identity) if plan.checkpoint else None
     with show("tune", plan.steps) as step:
         if plan.resume:
-            step.note = f"resumed after step {earlier['step']}" if earlier else f"no checkpoint in {plan.checkpoint} yet: from the beginning"
+            step.note = (
+                f"resumed after step {earlier['step']}"
+                if earlier
+                else f"no checkpoint in {plan.checkpoint} yet: from the beginning"
+            )
         for _ in range(earlier["step"] if earlier else 0):
             step("resumed")
         program, losses = tune(captured, recipe, tuning, earlier, _after_step(plan, identity, step))
@@ -94,15 +112,26 @@ def _mean(values: list[float]) -> float:
 def _check_places(plan: TunePlan) -> None:
     """What can be known to fail at the end fails before the work."""
     if plan.file.is_dir():
-        raise UserError(f"The output {plan.file} is a folder.", "Give a file with --out, for example --out tuned.pt2.")
+        raise UserError(
+            f"The output {plan.file} is a folder.", "Give a file with --out, for example --out tuned.pt2."
+        )
     if not os.access(plan.file.absolute().parent, os.W_OK):
-        raise UserError(f"The folder {plan.file.absolute().parent} does not exist or cannot be written to.", "Choose another place with --out.")
+        raise UserError(
+            f"The folder {plan.file.absolute().parent} does not exist or cannot be written to.",
+            "Choose another place with --out.",
+        )
     if plan.file.exists() and plan.file.samefile(plan.model):
         raise UserError(f"The output {plan.file} is the model itself.", "Choose another file with --out.")
     if plan.checkpoint and (plan.checkpoint / "tune.pt").exists() and not plan.resume:
-        raise UserError(f"{plan.checkpoint} holds the checkpoint of an earlier run.", "Go on from it with --resume, or choose another folder.")
+        raise UserError(
+            f"{plan.checkpoint} holds the checkpoint of an earlier run.",
+            "Go on from it with --resume, or choose another folder.",
+        )
     if plan.checkpoint and plan.checkpoint.exists() and not plan.checkpoint.is_dir():
-        raise UserError(f"--checkpoint {plan.checkpoint} is not a folder.", "Give a folder; it is created where there is none.")
+        raise UserError(
+            f"--checkpoint {plan.checkpoint} is not a folder.",
+            "Give a folder; it is created where there is none.",
+        )
     if plan.resume and not plan.checkpoint.exists():
         hint = "Correct --checkpoint, or leave --resume out to begin anew."
         raise UserError(f"--resume: there is no folder {plan.checkpoint} to go on from.", hint)
@@ -126,7 +155,13 @@ def _identity(plan: TunePlan, source: Any, samples: Any, tuning: Any, recipe: An
     import torch
 
     model = f"{source.sha256} {' '.join(map(str, source.inputs))}"
-    return {"model": model, "recipe": recipe.name, "data": samples_digest(samples), **asdict(tuning), "torch": str(torch.__version__)}
+    return {
+        "model": model,
+        "recipe": recipe.name,
+        "data": samples_digest(samples),
+        **asdict(tuning),
+        "torch": str(torch.__version__),
+    }
 
 
 def samples_digest(samples: Any) -> str:
@@ -140,7 +175,8 @@ def samples_digest(samples: Any) -> str:
 
 
 def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
-    """The state to go on from; None where the earlier run did not come to its first checkpoint. Takes over its number of threads."""
+    """The state to go on from; None where the earlier run did not come to its first checkpoint. Takes over
+    its number of threads."""
     import torch
 
     path = plan.checkpoint / "tune.pt"
@@ -150,10 +186,15 @@ def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
         held = torch.load(path, weights_only=True)
         known, threads, state = held["identity"], held["threads"], held["state"]
     except Exception as error:  # zipfile, pickle and torch each have their own
-        raise UserError(f"The checkpoint {path} is damaged or none of ours ({type(error).__name__}).", "Remove it to begin anew.") from error
+        raise UserError(
+            f"The checkpoint {path} is damaged or none of ours ({type(error).__name__}).",
+            "Remove it to begin anew.",
+        ) from error
     different = [name for name in identity if known.get(name) != identity[name]]
     if different:
-        pairs = ", ".join(f"{name} ({known.get(name)!s:.40} then, {identity[name]!s:.40} now)" for name in different)
+        pairs = ", ".join(
+            f"{name} ({known.get(name)!s:.40} then, {identity[name]!s:.40} now)" for name in different
+        )
         hint = "Repeat the earlier options, or choose another folder."
         raise UserError(f"The checkpoint {path} belongs to another run: it differs in {pairs}.", hint)
     torch.set_num_threads(threads)  # sums are split by threads: another number would give other last bits
@@ -168,7 +209,9 @@ def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> 
 
     def told(training: Any) -> None:
         nonlocal last
-        if plan.checkpoint and not plan.checkpoint.exists():  # not before the first step: until then, input may turn out to be bad
+        if (
+            plan.checkpoint and not plan.checkpoint.exists()
+        ):  # not before the first step: until then, input may turn out to be bad
             _make_folder(plan.checkpoint)
         step(f"loss {training.losses[-1]:.4g}")
         if plan.checkpoint and training.step - last >= plan.every and can_stop(training):
@@ -182,7 +225,10 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}.", "Choose another place with --checkpoint.") from error
+        raise UserError(
+            f"The folder {folder} cannot be made: {error.strerror or error}.",
+            "Choose another place with --checkpoint.",
+        ) from error
 
 
 def _write_checkpoint(folder: Path, identity: dict, state: dict) -> None:
@@ -203,13 +249,16 @@ def _write_program(program: Any, captured: Any, path: Path) -> None:
 
 
 def _with_output_names(program: Any, names: list[str]) -> Any:
-    """The same program, which returns {name: tensor} rather than a tuple, so that the names survive in the file."""
+    """The same program, which returns {name: tensor} rather than a tuple, so that the names survive in the
+    file."""
     from torch.export import ExportedProgram
     from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
     from torch.utils import _pytree as pytree
 
     for node in program.graph.nodes:
-        node.meta.pop("from_node", None)  # holds addresses of memory, which would make the bytes of every run's file differ
+        node.meta.pop(
+            "from_node", None
+        )  # holds addresses of memory, which would make the bytes of every run's file differ
     out_spec = pytree.tree_flatten(dict.fromkeys(names, 0))[1]
     call = ModuleCallSignature(inputs=[], outputs=[], in_spec=program.call_spec.in_spec, out_spec=out_spec)
     return ExportedProgram(
@@ -226,7 +275,10 @@ def _whole(path: Path, write: Callable[[Any], None]) -> None:
     try:
         write_whole(path, write)
     except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}.", "Free some space, or choose another place.") from error
+        raise UserError(
+            f"{path} could not be written: {error.strerror or error}.",
+            "Free some space, or choose another place.",
+        ) from error
 
 
 def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, float]]:
@@ -238,5 +290,12 @@ def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, f
     samples = replace(captured.samples, batches=captured.samples.batches[:JUDGED])
     captured = replace(captured, samples=samples)
     wanted = evaluate(captured.program, captured)
-    before, after = (compare(wanted, evaluate(one, captured)) for one in (decompressed(compress(captured, recipe)), program))
-    return {one.output: (one.psnr_db, other.psnr_db) for one, other in zip(before, after) if None not in (one.psnr_db, other.psnr_db)}
+    before, after = (
+        compare(wanted, evaluate(one, captured))
+        for one in (decompressed(compress(captured, recipe)), program)
+    )
+    return {
+        one.output: (one.psnr_db, other.psnr_db)
+        for one, other in zip(before, after)
+        if None not in (one.psnr_db, other.psnr_db)
+    }

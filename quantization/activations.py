@@ -1,8 +1,11 @@
-"""W8A8: where activations become 8-bit integers, and on which grid. A program and samples enter, an ActivationPlan leaves; `insert_grids` applies it.
+"""W8A8: where activations become 8-bit integers, and on which grid. A program and samples enter, an
+ActivationPlan leaves; `insert_grids` applies it.
 
-The inputs of linear layers, matrix products with a weight and convolutions are quantized, one grid for each tensor. Products of two activations
-(attention) and everything else stay in the compute precision. Layers that cost most stay too, until the whole answers well enough.
+The inputs of linear layers, matrix products with a weight and convolutions are quantized, one grid for each
+tensor. Products of two activations (attention) and everything else stay in the compute precision. Layers that
+cost most stay too, until the whole answers well enough.
 """
+
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,19 +21,25 @@ from .roles import tensors_of, weight_uses
 from .schemes import Activations
 
 LOW, HIGH = -128, 127
-SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: what a tensor is divided by must not lose its digits
+SMALLEST_SCALE = (
+    2.0**-14
+)  # float16's smallest normal number: what a tensor is divided by must not lose its digits
 LARGEST_SCALE = 65504 / 255  # beyond it what is decompressed overflows float16
-SLOWEST = 0.01  # the share of a new sample in a moving average, that of torch's MovingAverageMinMaxObserver; the first 100 weigh the same
+# the share of a new sample in a moving average, that of torch's MovingAverageMinMaxObserver; the first 100
+# weigh the same
+SLOWEST = 0.01
 BINS = 2048  # of the histogram on which clipping is searched
 CLIPPING = torch.linspace(0.1, 1, 37)  # shares of the range, tried for each end
-LEAST_PSNR_DB = 32.0  # of the outputs with 8-bit activations against those without: layers are left in float until it is reached
+# of the outputs with 8-bit activations against those without: layers are left in float until it is reached
+LEAST_PSNR_DB = 32.0
 MOST_LEFT = 0.5  # of the layers that may be left in float for it
 JUDGED = 8  # samples on which the outputs are compared
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values scale * (code - zero_point), code in -128..127; zero is one of them. scale is exact in float16."""
+    """The values scale * (code - zero_point), code in -128..127; zero is one of them. scale is exact in
+    float16."""
 
     scale: float
     zero_point: int
@@ -38,7 +47,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class ActivationPlan:
-    """Which layers compute on 8-bit activations. `layers`: weight name -> Grid of its input; `left`: weight name -> why its input stays in float.
+    """Which layers compute on 8-bit activations. `layers`: weight name -> Grid of its input; `left`: weight
+    name -> why its input stays in float.
 
     psnr_db: of the outputs with the plan against those without it, on the calibration data.
     """
@@ -50,18 +60,23 @@ class ActivationPlan:
 
 @dataclass(frozen=True)
 class Site:
-    """One use of a weight: the layer's name, its operator and the number of the argument that is the layer's input."""
+    """One use of a weight: the layer's name, its operator and the number of the argument that is the layer's
+    input."""
 
     name: str
     node: torch.fx.Node
     place: int
 
 
-def plan_activations(captured: Captured, program: Any, layers: Mapping[str, Activations], least_psnr_db: float = LEAST_PSNR_DB) -> ActivationPlan:
-    """Observe the inputs of `layers` (weight name -> scheme) while `program` runs on the captured samples, and choose their grids.
+def plan_activations(
+    captured: Captured, program: Any, layers: Mapping[str, Activations], least_psnr_db: float = LEAST_PSNR_DB
+) -> ActivationPlan:
+    """Observe the inputs of `layers` (weight name -> scheme) while `program` runs on the captured samples,
+    and choose their grids.
 
-    program: the captured one, or the same graph with decompressed weights. Layers whose quantization moves the outputs most are left in
-    float, by name, until the outputs keep `least_psnr_db` or half of the layers are left.
+    program: the captured one, or the same graph with decompressed weights. Layers whose quantization moves
+    the outputs most are left in float, by name, until the outputs keep `least_psnr_db` or half of the layers
+    are left.
     """
     check_finite(captured.samples.batches)
     sites = find_sites(program, layers)
@@ -70,17 +85,22 @@ def plan_activations(captured: Captured, program: Any, layers: Mapping[str, Acti
         ranges = observe(program, batches, sites, layers)
         grids = {source: _grid(*ends) for source, ends in ranges.items()}
         usable = {site.name: grids[_source(site)] for site in sites}
-        left = {name: f"its input spans {_span(site, ranges)}, which float16 scales cannot hold"
-                for site in sites if (name := site.name) in usable and usable[name] is None}
+        left = {
+            name: f"its input spans {_span(site, ranges)}, which float16 scales cannot hold"
+            for site in sites
+            if (name := site.name) in usable and usable[name] is None
+        }
         left |= {name: "its input is no activation of the graph" for name in layers if name not in usable}
         plan = ActivationPlan({name: grid for name, grid in usable.items() if grid is not None}, left)
         return _leave_worst(program, batches[:JUDGED], sites, plan, least_psnr_db)
 
 
 def insert_grids(program: Any, plan: ActivationPlan) -> Any:
-    """A copy of the program whose planned layers read their input through quantize_per_tensor and dequantize_per_tensor (int8).
+    """A copy of the program whose planned layers read their input through quantize_per_tensor and
+    dequantize_per_tensor (int8).
 
-    The operators are torch's quantized_decomposed ones, which torch computes and Core ML's frontend knows. One pair for each tensor and grid.
+    The operators are torch's quantized_decomposed ones, which torch computes and Core ML's frontend knows.
+    One pair for each tensor and grid.
     """
     quantizer = _round_trip()
     work = draft(program)
@@ -112,8 +132,11 @@ def find_sites(program: Any, names: Iterable[str]) -> list[Site]:
     return sorted(found, key=lambda site: order[site.node])
 
 
-def observe(program: Any, batches: list[list[torch.Tensor]], sites: list[Site], layers: Mapping[str, Activations]) -> dict[Any, tuple[float, float]]:
-    """source node -> the (lowest, highest) value that its grid is made for, by the observer of the first layer that reads it."""
+def observe(
+    program: Any, batches: list[list[torch.Tensor]], sites: list[Site], layers: Mapping[str, Activations]
+) -> dict[Any, tuple[float, float]]:
+    """source node -> the (lowest, highest) value that its grid is made for, by the observer of the first
+    layer that reads it."""
     schemes: dict[torch.fx.Node, Activations] = {}
     at: dict[torch.fx.Node, list[Site]] = {}
     for site in sites:
@@ -134,16 +157,32 @@ def observe(program: Any, batches: list[list[torch.Tensor]], sites: list[Site], 
             run_tapped(program, batch, tap)
 
     watch(lambda source, values: seen[source].append(tuple(map(float, values.aminmax()))))
-    widest = {source: (min(low for low, _ in ends), max(high for _, high in ends)) for source, ends in seen.items()}
-    ranges = {source: average(ends) if schemes[source].observer == "average" else widest[source] for source, ends in seen.items()}
-    searched = {source: torch.zeros(BINS) for source in schemes if schemes[source].observer == "mse" and widest[source][0] < widest[source][1]}
+    widest = {
+        source: (min(low for low, _ in ends), max(high for _, high in ends)) for source, ends in seen.items()
+    }
+    ranges = {
+        source: average(ends) if schemes[source].observer == "average" else widest[source]
+        for source, ends in seen.items()
+    }
+    searched = {
+        source: torch.zeros(BINS)
+        for source in schemes
+        if schemes[source].observer == "mse" and widest[source][0] < widest[source][1]
+    }
     if searched:
-        watch(lambda source, values: searched[source].add_(torch.histc(values, BINS, *widest[source])) if source in searched else None)
+        watch(
+            lambda source, values: (
+                searched[source].add_(torch.histc(values, BINS, *widest[source]))
+                if source in searched
+                else None
+            )
+        )
     return ranges | {source: clip(histogram, *widest[source]) for source, histogram in searched.items()}
 
 
 def average(ends: list[tuple[float, float]]) -> tuple[float, float]:
-    """The moving average of the extremes of each sample: their mean for the first 100 samples, then each new one counts 1 %."""
+    """The moving average of the extremes of each sample: their mean for the first 100 samples, then each new
+    one counts 1 %."""
     low, high = ends[0]
     for count, (lowest, highest) in enumerate(ends[1:], 2):
         share = max(1 / count, SLOWEST)
@@ -152,9 +191,14 @@ def average(ends: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def clip(histogram: torch.Tensor, low: float, high: float) -> tuple[float, float]:
-    """histogram [bins] of values in low..high -> the ends of the grid that gives them the least squared error."""
+    """histogram [bins] of values in low..high -> the ends of the grid that gives them the least squared
+    error."""
     centres = low + (torch.arange(len(histogram)) + 0.5) * (high - low) / len(histogram)
-    ends = [(float(share) * min(low, 0.0), float(other) * max(high, 0.0)) for share in CLIPPING for other in CLIPPING]
+    ends = [
+        (float(share) * min(low, 0.0), float(other) * max(high, 0.0))
+        for share in CLIPPING
+        for other in CLIPPING
+    ]
     best, least = (low, high), math.inf
     for lowest, highest in dict.fromkeys(ends):
         grid = _grid(lowest, highest)
@@ -204,11 +248,19 @@ def _round_trip() -> Any:
 # layers that are left in float
 
 
-def _leave_worst(program: Any, batches: list[list[torch.Tensor]], sites: list[Site], plan: ActivationPlan, least_psnr_db: float) -> ActivationPlan:
+def _leave_worst(
+    program: Any,
+    batches: list[list[torch.Tensor]],
+    sites: list[Site],
+    plan: ActivationPlan,
+    least_psnr_db: float,
+) -> ActivationPlan:
     wanted = [_run(program, batch, sites, {}) for batch in batches]
 
     def psnr_of(layers: dict[str, Grid]) -> float:
-        return min(_psnr(wanted, [_run(program, batch, sites, layers) for batch in batches]), default=math.inf)
+        return min(
+            _psnr(wanted, [_run(program, batch, sites, layers) for batch in batches]), default=math.inf
+        )
 
     psnr = psnr_of(plan.layers)
     if psnr >= least_psnr_db:
@@ -230,7 +282,10 @@ def _run(program: Any, batch: list[torch.Tensor], sites: list[Site], layers: Map
     def tap(node: torch.fx.Node, args: tuple) -> tuple | None:
         if node not in nodes:
             return None
-        return tuple(fake_quantize(value, at[node, place]) if (node, place) in at else value for place, value in enumerate(args))
+        return tuple(
+            fake_quantize(value, at[node, place]) if (node, place) in at else value
+            for place, value in enumerate(args)
+        )
 
     return run_tapped(program, batch, tap)
 

@@ -1,18 +1,24 @@
-"""Which scheme each layer gets: errors and sizes of every (layer, scheme) enter, the best choice within a budget leaves, exactly.
+"""Which scheme each layer gets: errors and sizes of every (layer, scheme) enter, the best choice within a
+budget leaves, exactly.
 
-A multiple-choice knapsack, solved as a mixed-integer linear programme by HiGHS (scipy.optimize.milp). Errors of layers are taken to add up.
+A multiple-choice knapsack, solved as a mixed-integer linear programme by HiGHS (scipy.optimize.milp). Errors
+of layers are taken to add up.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 2e-6  # HiGHS may overstep a constraint by 1e-6 of its right side (primal_feasibility_tolerance), so a little is kept back
+# HiGHS may overstep a constraint by 1e-6 of its right side (primal_feasibility_tolerance), so a little is
+# kept back
+MARGIN = 2e-6
 ROUNDS = 6  # of rescaling the objective: HiGHS stops within 1e-6, absolute, of the optimum
 
 
 @dataclass(frozen=True)
 class Problem:
-    """errors [layers, schemes, outputs]: what each choice adds to the mean squared error of each output, relative to its peak squared.
+    """errors [layers, schemes, outputs]: what each choice adds to the mean squared error of each output,
+    relative to its peak squared.
 
     bits [layers, schemes, targets]: what each choice stores. inf where a layer cannot have a scheme.
     """
@@ -30,7 +36,8 @@ class Problem:
 
 
 def least_error(problem: Problem, most_bits: np.ndarray) -> np.ndarray | None:
-    """-> [layers] the scheme of each with the least error of the worst output, within `most_bits` [targets]; None where nothing is small enough."""
+    """-> [layers] the scheme of each with the least error of the worst output, within `most_bits` [targets];
+    None where nothing is small enough."""
     best, scale = None, float(problem.errors.max(axis=1).sum(axis=0).max(initial=0.0)) or 1.0
     for _ in range(ROUNDS):
         found = _solve_worst(problem, most_bits, scale)
@@ -44,24 +51,34 @@ def least_error(problem: Problem, most_bits: np.ndarray) -> np.ndarray | None:
 
 
 def _smallest(problem: Problem, most_bits: np.ndarray) -> np.ndarray | None:
-    """The smallest choice, which a budget of exactly its size allows although nothing is left to keep back."""
+    """The smallest choice, which a budget of exactly its size allows although nothing is left to keep
+    back."""
     choice = problem.bits.sum(axis=2).argmin(axis=1)
     return choice if (problem.total_bits(choice) <= most_bits).all() else None
 
 
 def least_bits(problem: Problem, most_error: float) -> np.ndarray | None:
-    """-> [layers] the scheme of each with the fewest bits (of all targets together), every output's error at most `most_error`; None: none."""
+    """-> [layers] the scheme of each with the fewest bits (of all targets together), every output's error at
+    most `most_error`; None: none."""
     cost = problem.bits.sum(axis=2)
     least = float(cost.min(axis=1).sum())
-    return _milp(cost.ravel() / max(least, 1.0), _by_output(problem.errors) / most_error, problem.errors.shape[:2], ())
+    return _milp(
+        cost.ravel() / max(least, 1.0), _by_output(problem.errors) / most_error, problem.errors.shape[:2], ()
+    )
 
 
 def _solve_worst(problem: Problem, most_bits: np.ndarray, scale: float) -> np.ndarray | None:
-    """One variable more, the error of the worst output in units of `scale`, is minimised: every output's error is at most it."""
+    """One variable more, the error of the worst output in units of `scale`, is minimised: every output's
+    error is at most it."""
     sizes, errors = _by_output(problem.bits) / most_bits[:, None], _by_output(problem.errors) / scale
     cost = np.zeros(errors.shape[1] + 1)
     cost[-1] = 1.0
-    return _milp(cost, np.pad(sizes, ((0, 0), (0, 1))), problem.errors.shape[:2], np.pad(errors, ((0, 0), (0, 1)), constant_values=-1.0))
+    return _milp(
+        cost,
+        np.pad(sizes, ((0, 0), (0, 1))),
+        problem.errors.shape[:2],
+        np.pad(errors, ((0, 0), (0, 1)), constant_values=-1.0),
+    )
 
 
 def _by_output(values: np.ndarray) -> np.ndarray:
@@ -69,8 +86,11 @@ def _by_output(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, values.shape[2]).T
 
 
-def _milp(cost: np.ndarray, at_most_one: np.ndarray, shape: tuple[int, int], at_most_zero: np.ndarray | tuple) -> np.ndarray | None:
-    """Minimise `cost` over one choice per layer, rows `at_most_one` <= 1 and `at_most_zero` <= 0; variables past layers * schemes are >= 0."""
+def _milp(
+    cost: np.ndarray, at_most_one: np.ndarray, shape: tuple[int, int], at_most_zero: np.ndarray | tuple
+) -> np.ndarray | None:
+    """Minimise `cost` over one choice per layer, rows `at_most_one` <= 1 and `at_most_zero` <= 0; variables
+    past layers * schemes are >= 0."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array, kron
 
@@ -83,5 +103,7 @@ def _milp(cost: np.ndarray, at_most_one: np.ndarray, shape: tuple[int, int], at_
         constraints.append(LinearConstraint(at_most_zero, -np.inf, 0))
     whole = np.append(np.ones(layers * schemes), np.zeros(extra))
     bounds = Bounds(0, np.append(np.ones(layers * schemes), np.full(extra, np.inf)))
-    answer = milp(cost, integrality=whole, bounds=bounds, constraints=constraints, options={"mip_rel_gap": 0.0})
+    answer = milp(
+        cost, integrality=whole, bounds=bounds, constraints=constraints, options={"mip_rel_gap": 0.0}
+    )
     return None if answer.x is None else answer.x[: layers * schemes].reshape(shape).argmax(axis=1)

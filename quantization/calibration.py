@@ -1,8 +1,11 @@
-"""What calibration data tells about each layer: a captured model and samples enter, LayerStatistics by weight name leave.
+"""What calibration data tells about each layer: a captured model and samples enter, LayerStatistics by weight
+name leave.
 
-The captured program is run by an fx interpreter that looks at the inputs of the layers it was asked about. Statistics are those of the
-uncompressed model: one pass serves all layers (GPTQ's own code runs layer after layer and shows each the errors of those before it).
+The captured program is run by an fx interpreter that looks at the inputs of the layers it was asked about.
+Statistics are those of the uncompressed model: one pass serves all layers (GPTQ's own code runs layer after
+layer and shows each the errors of those before it).
 """
+
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,10 +27,12 @@ LEAST_ROWS = 2  # rows per input below which a Hessian says little
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What one layer's inputs look like. `in` counts the columns of the weight as a matrix: input channels times kernel positions.
+    """What one layer's inputs look like. `in` counts the columns of the weight as a matrix: input channels
+    times kernel positions.
 
-    hessian: float32 [in, in] = 2/rows X^T X, of a grouped convolution [groups, in, in]; mean_abs: float32 [input channels], the mean magnitude
-    of each; gradient_square: float32 [*shape], see `gradient_squares`; rows: how many rows X had. None where not asked for, or not defined.
+    hessian: float32 [in, in] = 2/rows X^T X, of a grouped convolution [groups, in, in]; mean_abs: float32
+    [input channels], the mean magnitude of each; gradient_square: float32 [*shape], see `gradient_squares`;
+    rows: how many rows X had. None where not asked for, or not defined.
     """
 
     hessian: torch.Tensor | None = None
@@ -37,12 +42,18 @@ class LayerStatistics:
 
 
 def calibrate(
-    captured: Captured, names: Iterable[str], wanted: set[str], samples: Any = None, budget: int = BUDGET_BYTES
+    captured: Captured,
+    names: Iterable[str],
+    wanted: set[str],
+    samples: Any = None,
+    budget: int = BUDGET_BYTES,
 ) -> dict[str, LayerStatistics]:
-    """-> name -> LayerStatistics, for the names that have any; embeddings and transposed convolutions have gradients only.
+    """-> name -> LayerStatistics, for the names that have any; embeddings and transposed convolutions have
+    gradients only.
 
-    wanted: of "hessian", "mean_abs", "gradient". samples: a models.source.Samples, or the captured ones. The Hessians of one pass over the
-    samples take at most `budget` bytes (or one layer's, where that is more). Raises UserError for samples or activations that are not finite.
+    wanted: of "hessian", "mean_abs", "gradient". samples: a models.source.Samples, or the captured ones. The
+    Hessians of one pass over the samples take at most `budget` bytes (or one layer's, where that is more).
+    Raises UserError for samples or activations that are not finite.
     """
     if unknown := wanted - set(KINDS):
         raise ValueError(f"unknown statistics {sorted(unknown)}; allowed are {KINDS}")
@@ -56,16 +67,24 @@ def calibrate(
             _sum_up(captured, batches, some, wanted, sums)
     gradients = gradient_squares(captured, names, batches) if "gradient" in wanted else {}
     return {
-        name: LayerStatistics(*(sums[name].means() if name in sums else (None, None)), gradients.get(name), sums[name].rows if name in sums else 0)
+        name: LayerStatistics(
+            *(sums[name].means() if name in sums else (None, None)),
+            gradients.get(name),
+            sums[name].rows if name in sums else 0,
+        )
         for name in names
         if name in sums or name in gradients
     }
 
 
 def portions(captured: Captured, groups: Iterable[list[str]], budget: int) -> list[list[str]]:
-    """Groups of names joined, in their order, as long as their Hessians together take at most `budget` bytes (or one group's, where more)."""
+    """Groups of names joined, in their order, as long as their Hessians together take at most `budget` bytes
+    (or one group's, where more)."""
     groups = list(groups)
-    sizes = {tap.name: tap.hessian_bytes for tap in _find_taps(captured.program, {name for group in groups for name in group})}
+    sizes = {
+        tap.name: tap.hessian_bytes
+        for tap in _find_taps(captured.program, {name for group in groups for name in group})
+    }
     return _packed([(group, sum(sizes.get(name, 0) for name in group)) for group in groups], budget)
 
 
@@ -89,7 +108,10 @@ def too_few_rows(statistics: LayerStatistics) -> str:
     inputs = statistics.hessian.shape[-1]
     if statistics.rows >= LEAST_ROWS * inputs:
         return ""
-    return f"calibrated on {statistics.rows} rows for {inputs} inputs: give more samples (at least {LEAST_ROWS * inputs} rows) with --samples"
+    return (
+        f"calibrated on {statistics.rows} rows for {inputs} inputs: give more samples (at least"
+        f" {LEAST_ROWS * inputs} rows) with --samples"
+    )
 
 
 def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
@@ -103,7 +125,8 @@ def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
 
 
 def run_tapped(program: Any, inputs: list[torch.Tensor], tap: Callable[[torch.fx.Node, tuple], Any]) -> tuple:
-    """Run a program on tensors in the order of its inputs; `tap(node, args)` sees each operator before it runs and may return other args."""
+    """Run a program on tensors in the order of its inputs; `tap(node, args)` sees each operator before it
+    runs and may return other args."""
     return _Tapped(program.graph_module, tap).run(*arguments_of(program, inputs))
 
 
@@ -119,11 +142,20 @@ class _Tapped(torch.fx.Interpreter):
         return node.target(*(self.tap(node, args) or args), **kwargs)
 
 
-def arguments_of(program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None) -> list[torch.Tensor]:
+def arguments_of(
+    program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None
+) -> list[torch.Tensor]:
     """Every graph input in order: constants by name (from `instead` where it has them), then the user's."""
-    held = {tensor.node.name: (instead or {}).get(tensor.name, tensor.data.detach()) for tensor in tensors_of(program)}
+    held = {
+        tensor.node.name: (instead or {}).get(tensor.name, tensor.data.detach())
+        for tensor in tensors_of(program)
+    }
     given = iter(inputs)
-    return [held[node.name] if node.name in held else next(given) for node in program.graph.nodes if node.op == "placeholder"]
+    return [
+        held[node.name] if node.name in held else next(given)
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+    ]
 
 
 def as_tensors(captured: Captured, batch: dict[str, np.ndarray]) -> list[torch.Tensor]:
@@ -135,7 +167,8 @@ def as_tensors(captured: Captured, batch: dict[str, np.ndarray]) -> list[torch.T
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where a weight meets its input: rows(args) gives the input as [groups, rows, in], columns ordered as the weight's."""
+    """A place where a weight meets its input: rows(args) gives the input as [groups, rows, in], columns
+    ordered as the weight's."""
 
     name: str
     node: torch.fx.Node
@@ -178,7 +211,8 @@ class _Sums:
 
 
 def _find_taps(program: Any, names: set[str]) -> list[Tap]:
-    """Every use of the named weights as a linear layer, matrix product or convolution; tied weights count as one, by their first name."""
+    """Every use of the named weights as a linear layer, matrix product or convolution; tied weights count as
+    one, by their first name."""
     tensors = tensors_of(program)
     roles = find_roles(tensors)
     first: dict[tuple, str] = {}
@@ -187,12 +221,17 @@ def _find_taps(program: Any, names: set[str]) -> list[Tap]:
         role = roles[tensor.name]
         if isinstance(role, Role) and (tensor.name in names or storage_of(tensor) in first):
             name = first.setdefault(storage_of(tensor), tensor.name)
-            found += [_tap(name, tensor, node, place) for node, place, use in weight_uses(tensor) if _same_axes(use, role)]
+            found += [
+                _tap(name, tensor, node, place)
+                for node, place, use in weight_uses(tensor)
+                if _same_axes(use, role)
+            ]
     return [tap for tap in found if tap is not None]
 
 
 def _same_axes(use: Role, role: Role) -> bool:
-    """A weight that is used both as [out, in] and as [in, out] has one Hessian: that of the use which decided its role."""
+    """A weight that is used both as [out, in] and as [in, out] has one Hessian: that of the use which decided
+    its role."""
     return (use.channel_axis, use.input_axis) == (role.channel_axis, role.input_axis)
 
 
@@ -204,8 +243,17 @@ def _tap(name: str, tensor: Tensor, node: torch.fx.Node, place: int) -> Tap | No
             return None
         kernel = tuple(weight[2:])
         size = math.prod(kernel)
-        return Tap(name, node, weight[1] * size, node.args[8], size, lambda args: _patches(args[0], kernel, *args[3:6], args[8]))
-    if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[-2]:  # a batch of matrices has a Hessian for each
+        return Tap(
+            name,
+            node,
+            weight[1] * size,
+            node.args[8],
+            size,
+            lambda args: _patches(args[0], kernel, *args[3:6], args[8]),
+        )
+    if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[
+        -2
+    ]:  # a batch of matrices has a Hessian for each
         return None
     at, left = _OTHER[operator, place]
     inputs = node.args[at].meta["val"].shape[-2 if left else -1]
@@ -228,11 +276,19 @@ def _flat(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _patches(
-    inputs: torch.Tensor, size: tuple[int, ...], stride: list[int], padding: list[int], dilation: list[int], groups: int
+    inputs: torch.Tensor,
+    size: tuple[int, ...],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
 ) -> torch.Tensor:
-    """inputs [n, c, h, w] of a convolution -> [groups, n*h'*w', c/groups*kh*kw]: what each output position is multiplied with."""
+    """inputs [n, c, h, w] of a convolution -> [groups, n*h'*w', c/groups*kh*kw]: what each output position is
+    multiplied with."""
     rank = len(size)
-    stride, padding, dilation = ([*values] * rank if len(values) == 1 else list(values) for values in (stride, padding, dilation))
+    stride, padding, dilation = (
+        [*values] * rank if len(values) == 1 else list(values) for values in (stride, padding, dilation)
+    )
     inputs = inputs if inputs.ndim == rank + 2 else inputs.unsqueeze(0)
     windows = torch.nn.functional.pad(inputs, [amount for one in reversed(padding) for amount in (one, one)])
     for axis in range(rank):
@@ -253,7 +309,9 @@ def _passes(taps: list[Tap], budget: float) -> list[list[Tap]]:
     return _packed([(group, group[0].hessian_bytes) for group in by_name.values()], budget)
 
 
-def _sum_up(captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted: set[str], sums: dict[str, _Sums]) -> None:
+def _sum_up(
+    captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted: set[str], sums: dict[str, _Sums]
+) -> None:
     at: dict[torch.fx.Node, list[Tap]] = {}
     for tap in taps:
         at.setdefault(tap.node, []).append(tap)
@@ -277,28 +335,49 @@ def _sum_up(captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted
 def gradient_squares(
     captured: Captured, names: Iterable[str], batches: tuple[dict[str, np.ndarray], ...], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """-> name -> float32 [*shape]: how strongly the outputs react to each weight, the mean over samples of sum_k (d output_k / d weight)^2.
+    """-> name -> float32 [*shape]: how strongly the outputs react to each weight, the mean over samples of
+    sum_k (d output_k / d weight)^2.
 
-    That is the diagonal of J^T J, the Gauss-Newton Hessian of the squared error of the outputs, each output in units of its root mean
-    square. Hutchinson's estimate: with random signs v, E[(d <v, outputs> / d weight)^2] is this diagonal (the mixed terms average out); the
-    empirical Fisher of SqueezeLLM, https://arxiv.org/abs/2306.07629, needs labels, and at the model's own answers its gradient is zero.
+    That is the diagonal of J^T J, the Gauss-Newton Hessian of the squared error of the outputs, each output
+    in units of its root mean square. Hutchinson's estimate: with random signs v, E[(d <v, outputs> / d
+    weight)^2] is this diagonal (the mixed terms average out); the empirical Fisher of SqueezeLLM,
+    https://arxiv.org/abs/2306.07629, needs labels, and at the model's own answers its gradient is zero.
     """
     program, names = captured.program, set(names)
     tensors = [tensor for tensor in tensors_of(program) if tensor.name in names]
-    leaves = {storage_of(tensor): tensor.data.detach().requires_grad_() for tensor in tensors if tensor.data.is_floating_point()}
-    tied = {tensor.name: leaves[storage_of(tensor)] for tensor in tensors_of(program) if storage_of(tensor) in leaves}
+    leaves = {
+        storage_of(tensor): tensor.data.detach().requires_grad_()
+        for tensor in tensors
+        if tensor.data.is_floating_point()
+    }
+    tied = {
+        tensor.name: leaves[storage_of(tensor)]
+        for tensor in tensors_of(program)
+        if storage_of(tensor) in leaves
+    }
     total = {key: torch.zeros_like(leaf, requires_grad=False) for key, leaf in leaves.items()}
     generator = torch.Generator().manual_seed(seed)
     probes = max(1, math.ceil(PROBES / len(batches)))
     with quiet(), torch.enable_grad():
         for batch in batches:
-            outputs = torch.fx.Interpreter(program.graph_module).run(*arguments_of(program, as_tensors(captured, batch), tied))
+            outputs = torch.fx.Interpreter(program.graph_module).run(
+                *arguments_of(program, as_tensors(captured, batch), tied)
+            )
             for probe in range(probes):
-                found = torch.autograd.grad(_probe(outputs, generator), list(leaves.values()), retain_graph=probe + 1 < probes, allow_unused=True)
+                found = torch.autograd.grad(
+                    _probe(outputs, generator),
+                    list(leaves.values()),
+                    retain_graph=probe + 1 < probes,
+                    allow_unused=True,
+                )
                 for key, gradient in zip(leaves, found):
                     if gradient is not None:
                         total[key] += gradient.square()
-    return {tensor.name: total[storage_of(tensor)].float() / (probes * len(batches)) for tensor in tensors if storage_of(tensor) in total}
+    return {
+        tensor.name: total[storage_of(tensor)].float() / (probes * len(batches))
+        for tensor in tensors
+        if storage_of(tensor) in total
+    }
 
 
 def _probe(outputs: tuple, generator: torch.Generator) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Captured + Recipe -> Compressed: every compressible weight in its compressed form, and what was decided about every tensor.
+"""Captured + Recipe -> Compressed: every compressible weight in its compressed form, and what was decided
+about every tensor.
 
-A recipe without compression ("float16", "float32") leaves every weight to the compute precision: `weights` is empty, `decompressed` is
-the source's own program, and rounding to float16 counts as conversion error.
+A recipe without compression ("float16", "float32") leaves every weight to the compute precision: `weights` is
+empty, `decompressed` is the source's own program, and rounding to float16 counts as conversion error.
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,13 +17,13 @@ from ..models.errors import UserError
 from ..models.quiet import quiet
 from .activations import ActivationPlan, insert_grids, plan_activations
 from .affine import LARGEST_FLOAT16
-from .weight_cache import Known, Made, keep, key_of, recalled
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all
 from .recipe import Linear, Recipe
 from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .weight import CompressedWeight
+from .weight_cache import Known, Made, keep, key_of, recalled
 
 NAMED_IN_ERRORS = 5
 HELD_BYTES = 1 << 28  # of Hessians at once: those of BERT-Base take three passes over the samples
@@ -29,9 +31,11 @@ HELD_BYTES = 1 << 28  # of Hessians at once: those of BERT-Base take three passe
 
 @dataclass(frozen=True)
 class Decision:
-    """What was asked for and done to one tensor; `reason` is "" where the two agree. `bits_per_weight` counts scales, tables and masks.
+    """What was asked for and done to one tensor; `reason` is "" where the two agree. `bits_per_weight` counts
+    scales, tables and masks.
 
-    snr_db: 10 log10 of the weight's squares over the squares of its error, None where nothing was compressed or nothing lost.
+    snr_db: 10 log10 of the weight's squares over the squares of its error, None where nothing was compressed
+    or nothing lost.
     """
 
     name: str
@@ -49,7 +53,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Compressed:
-    """`weights` holds only what was compressed, by name in the program's state dict; tied names share one CompressedWeight."""
+    """`weights` holds only what was compressed, by name in the program's state dict; tied names share one
+    CompressedWeight."""
 
     captured: Captured
     recipe: Recipe
@@ -60,9 +65,13 @@ class Compressed:
 
 
 def compress(
-    captured: Captured, recipe: Recipe, progress: Callable[[int, int, str], None] | None = None, known: Known | None = None
+    captured: Captured,
+    recipe: Recipe,
+    progress: Callable[[int, int, str], None] | None = None,
+    known: Known | None = None,
 ) -> Compressed:
-    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. known: weights that were compressed before.
+    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. known:
+    weights that were compressed before.
 
     Raises UserError on NaN or infinite weights, which it names.
     """
@@ -88,53 +97,73 @@ def compress(
         if first != tensor.name and first in weights:
             weight, decision = weights[first], _tied(tensor.name, first, decisions)
         else:
-            evidence = Evidence(statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled)
+            evidence = Evidence(
+                statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled
+            )
             weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence, known)
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
     warnings = _calibration_warnings(captured, few)
-    return _with_activations(Compressed(captured, recipe, weights, tuple(decisions), warnings=warnings), chosen, progress)
+    return _with_activations(
+        Compressed(captured, recipe, weights, tuple(decisions), warnings=warnings), chosen, progress
+    )
 
 
 def decompressed(compressed: Compressed) -> Any:
-    """The captured ExportedProgram with the decompressed weights in place, and activations rounded where they are planned to be.
+    """The captured ExportedProgram with the decompressed weights in place, and activations rounded where they
+    are planned to be.
 
     Everything else is shared, the captured program unchanged.
     """
     program = compressed.captured.program
     if not compressed.weights:
         return program
-    decoded = {id(weight): weight.dense() for weight in compressed.weights.values()}  # by identity: tied weights stay tied
+    decoded = {
+        id(weight): weight.dense() for weight in compressed.weights.values()
+    }  # by identity: tied weights stay tied
     dense = with_weights(program, {name: decoded[id(weight)] for name, weight in compressed.weights.items()})
     return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
 
 
 def with_grids(compressed: Compressed) -> Any:
-    """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights are the source's."""
+    """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights
+    are the source's."""
     program = compressed.captured.program
     return program if compressed.activations is None else insert_grids(program, compressed.activations)
 
 
 def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progress: Any) -> Compressed:
-    """The grids of the activations of every layer whose recipe asks for them and whose weight was compressed."""
-    layers = {name: layer.activations for name, layer in chosen.items() if layer.activations is not None and name in compressed.weights}
+    """The grids of the activations of every layer whose recipe asks for them and whose weight was
+    compressed."""
+    layers = {
+        name: layer.activations
+        for name, layer in chosen.items()
+        if layer.activations is not None and name in compressed.weights
+    }
     if not layers:
         return compressed
     if progress:
         progress(len(compressed.weights), len(compressed.weights), "activations")
-    return replace(compressed, activations=plan_activations(compressed.captured, decompressed(compressed), layers))
+    return replace(
+        compressed, activations=plan_activations(compressed.captured, decompressed(compressed), layers)
+    )
 
 
 def with_weights(program: Any, values: dict[str, torch.Tensor]) -> Any:
-    """The program with other tensors under the names of `values`, each in the dtype and kind (parameter or not) of what it replaces; the graph
-    and everything else are shared."""
+    """The program with other tensors under the names of `values`, each in the dtype and kind (parameter or
+    not) of what it replaces; the graph and everything else are shared."""
 
     def held(old: Any) -> dict:
         return {name: _like(old[name], values[name]) if name in values else old[name] for name in old}
 
     with quiet():
-        return program._update(program.graph_module, program.graph_signature, state_dict=held(program.state_dict), constants=held(program.constants))
+        return program._update(
+            program.graph_module,
+            program.graph_signature,
+            state_dict=held(program.state_dict),
+            constants=held(program.constants),
+        )
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -154,11 +183,16 @@ def _compress_tensor(
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
     made = _made(tensor, data, role, recipe, evidence, known)
     bits = made.weight.bits_per_weight()
-    return made.weight, Decision(tensor.name, tuple(data.shape), recipe.words, made.realised, bits, made.reason, made.snr_db)
+    return made.weight, Decision(
+        tensor.name, tuple(data.shape), recipe.words, made.realised, bits, made.reason, made.snr_db
+    )
 
 
-def _made(tensor: Tensor, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence, known: Known | None) -> Made:
-    """One weight through its kernels, or from where it is known. data: the tensor's, as `compress_weight` takes it."""
+def _made(
+    tensor: Tensor, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence, known: Known | None
+) -> Made:
+    """One weight through its kernels, or from where it is known. data: the tensor's, as `compress_weight`
+    takes it."""
     key = key_of(known, tensor.data, role, recipe, evidence) if known else ""
     made = recalled(known, key, tensor.name) if known else None
     if made is None:
@@ -169,8 +203,11 @@ def _made(tensor: Tensor, data: torch.Tensor, role: Role, recipe: Recipe, eviden
     return made
 
 
-def _calibrated(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any) -> Callable[[str], Any]:
-    """-> name -> its LayerStatistics or None, to be asked in graph order: only one portion of the layers is held for each kind of statistics.
+def _calibrated(
+    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any
+) -> Callable[[str], Any]:
+    """-> name -> its LayerStatistics or None, to be asked in graph order: only one portion of the layers is
+    held for each kind of statistics.
 
     few: takes for each layer what the user should know about the data that its Hessian rests on.
     """
@@ -182,8 +219,16 @@ def _calibrated(captured: Captured, chosen: dict[str, Recipe], few: dict[str, st
         return {}.get
     from .calibration import calibrate, portions, too_few_rows
 
-    parts = {kinds: portions(captured, [[name] for name in names], HELD_BYTES) if "hessian" in kinds else [names] for kinds, names in wanted.items()}
-    place = {name: (kinds, index) for kinds, lists in parts.items() for index, names in enumerate(lists) for name in names}
+    parts = {
+        kinds: portions(captured, [[name] for name in names], HELD_BYTES) if "hessian" in kinds else [names]
+        for kinds, names in wanted.items()
+    }
+    place = {
+        name: (kinds, index)
+        for kinds, lists in parts.items()
+        for index, names in enumerate(lists)
+        for name in names
+    }
     held: dict[frozenset[str], tuple[int, dict[str, Any]]] = {}
 
     def statistics_of(name: str) -> Any:
@@ -202,19 +247,33 @@ def _calibrated(captured: Captured, chosen: dict[str, Recipe], few: dict[str, st
 
 
 def _calibration_warnings(captured: Captured, few: dict[str, str]) -> tuple[str, ...]:
-    """What the user should know about the data that weights were calibrated on. few: layer -> that its data is too little, or ""."""
+    """What the user should know about the data that weights were calibrated on. few: layer -> that its data
+    is too little, or ""."""
     if not few:
         return ()
     short = {name: told for name, told in few.items() if told}
-    warnings = [f"{len(short)} of {len(few)} layers rest on few samples; {name} was {told}" for name, told in list(short.items())[:1]]
+    warnings = [
+        f"{len(short)} of {len(few)} layers rest on few samples; {name} was {told}"
+        for name, told in list(short.items())[:1]
+    ]
     if captured.samples.kind == "synthetic":
-        warnings.append("weights were calibrated on random inputs, which say little about real ones\nGive real inputs with --samples.")
+        warnings.append(
+            "weights were calibrated on random inputs, which say little about real ones\nGive real inputs"
+            " with --samples."
+        )
     return tuple(warnings)
 
 
-def _rescaled(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any) -> tuple[Captured, set[str]]:
-    """-> (the captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights with them; those layers)."""
-    asked = {name: layer.values for name, layer in chosen.items() if isinstance(layer.values, Linear) and layer.values.method == "awq"}
+def _rescaled(
+    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any
+) -> tuple[Captured, set[str]]:
+    """-> (the captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights
+    with them; those layers)."""
+    asked = {
+        name: layer.values
+        for name, layer in chosen.items()
+        if isinstance(layer.values, Linear) and layer.values.method == "awq"
+    }
     if not asked:
         return captured, set()
     from .awq import rescalable, rescale
@@ -232,7 +291,8 @@ def _rescaled(captured: Captured, chosen: dict[str, Recipe], few: dict[str, str]
 
 
 def _survivors(tensors: list[Tensor], chosen: dict[str, Recipe]) -> dict[str, torch.Tensor]:
-    """Name -> mask, of the layers that are pruned by one threshold for all of them together; tied weights count once."""
+    """Name -> mask, of the layers that are pruned by one threshold for all of them together; tied weights
+    count once."""
     together: dict[Any, dict[tuple, list[Tensor]]] = {}
     for tensor in tensors:
         prune = chosen[tensor.name].prune if tensor.name in chosen else None
@@ -256,15 +316,23 @@ def _left(tensor: Tensor, recipe: Recipe, reason: str) -> Decision:
 def _tied(name: str, first: str, decisions: list[Decision]) -> Decision:
     """The same storage was compressed under another name already: it is stored once."""
     earlier = next(decision for decision in decisions if decision.name == first)
-    return replace(earlier, name=name, reason=f"tied to {first}" + (f"; {earlier.reason}" if earlier.reason else ""))
+    return replace(
+        earlier, name=name, reason=f"tied to {first}" + (f"; {earlier.reason}" if earlier.reason else "")
+    )
 
 
 def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> None:
-    """NaN anywhere, and infinities in parameters and weights, are refused. Other buffers may hold them: masks are made of -inf."""
+    """NaN anywhere, and infinities in parameters and weights, are refused. Other buffers may hold them: masks
+    are made of -inf."""
     found, seen = [], set()
     for tensor in tensors:
         data = tensor.data.detach()
-        if storage_of(tensor) in seen or not data.is_floating_point() or not data.numel() or _largest(data) < math.inf:
+        if (
+            storage_of(tensor) in seen
+            or not data.is_floating_point()
+            or not data.numel()
+            or _largest(data) < math.inf
+        ):
             continue
         seen.add(storage_of(tensor))
         nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
@@ -274,12 +342,17 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
     if found:
         more = f" and {len(found) - NAMED_IN_ERRORS} more" if len(found) > NAMED_IN_ERRORS else ""
         count = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
-        raise UserError(f"the model holds values that are not finite numbers in {count}: {', '.join(found[:NAMED_IN_ERRORS])}{more}",
-                        "Such a model computes nothing useful: repair or retrain it, or start from an earlier checkpoint.")
+        raise UserError(
+            f"the model holds values that are not finite numbers in {count}:"
+            f" {', '.join(found[:NAMED_IN_ERRORS])}{more}",
+            "Such a model computes nothing useful: repair or retrain it, or start from an earlier"
+            " checkpoint.",
+        )
 
 
 def snr_db(source: torch.Tensor, weight: CompressedWeight) -> float | None:
-    """How far a compressed weight is from its source, in decibels; None where they are equal (or the source is zero)."""
+    """How far a compressed weight is from its source, in decibels; None where they are equal (or the source
+    is zero)."""
     noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense().sub_(source), source))
     return 20 * math.log10(signal / noise) if noise and signal else None
 

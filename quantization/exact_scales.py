@@ -1,21 +1,30 @@
-"""Weights that are on a grid already (they were decompressed before, or tuned): rows enter, the scale that gives them back bit for bit leaves.
+"""Weights that are on a grid already (they were decompressed before, or tuned): rows enter, the scale that
+gives them back bit for bit leaves.
 
-Searching for the least error does not find it: a decompressed weight is rounded to float16, so its largest one names the scale only up to a few
-units of the last place.
+Searching for the least error does not find it: a decompressed weight is rounded to float16, so its largest
+one names the scale only up to a few units of the last place.
 """
+
 import torch
 
 PROBE = 8  # elements of a row that rule out nearly every row that is on no grid
 CLOSE = 2  # units of the last place, of a float16 scale: what rounding two extremes can move it by
 
 
-def on_grid(rows: torch.Tensor, extent: torch.Tensor, counts: range, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """rows float32 [n, elements], extent [n, 1]: a distance of some number in `counts` of scales, low and high: the least and largest code.
+def on_grid(
+    rows: torch.Tensor, extent: torch.Tensor, counts: range, low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """rows float32 [n, elements], extent [n, 1]: a distance of some number in `counts` of scales, low and
+    high: the least and largest code.
 
-    -> (found bool [n, 1], scale [n, 1], zero point [n, 1]) with row == float16(scale * (code - zero)) for codes within low..high. The zero point
-    is 0 where that will do. Rows of zeros are not found.
+    -> (found bool [n, 1], scale [n, 1], zero point [n, 1]) with row == float16(scale * (code - zero)) for
+    codes within low..high. The zero point is 0 where that will do. Rows of zeros are not found.
     """
-    found, scale, zero = torch.zeros_like(extent, dtype=torch.bool), torch.ones_like(extent), torch.zeros_like(extent)
+    found, scale, zero = (
+        torch.zeros_like(extent, dtype=torch.bool),
+        torch.ones_like(extent),
+        torch.zeros_like(extent),
+    )
     probe = rows[:, :PROBE]
     left = ((probe.half() == probe).all(1) & (extent[:, 0] > 0)).nonzero().flatten()
     if not len(left):
@@ -28,8 +37,14 @@ def on_grid(rows: torch.Tensor, extent: torch.Tensor, counts: range, low: int, h
         steps = (rows[some] / chosen).round()
         least, most = steps.amin(1, keepdim=True), steps.amax(1, keepdim=True)
         point = torch.zeros_like(chosen).clamp(low - least, high - most).clamp(low, high)
-        fits = _exact(rows[some], chosen).all(1, keepdim=True) & (least + point >= low) & (most + point <= high)
-        found[some], scale[some], zero[some] = fits, torch.where(fits, chosen, 1.0), torch.where(fits, point, 0.0)
+        fits = (
+            _exact(rows[some], chosen).all(1, keepdim=True) & (least + point >= low) & (most + point <= high)
+        )
+        found[some], scale[some], zero[some] = (
+            fits,
+            torch.where(fits, chosen, 1.0),
+            torch.where(fits, point, 0.0),
+        )
     return found, scale, zero
 
 

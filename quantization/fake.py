@@ -1,8 +1,11 @@
-"""Compression that training can look through: a float weight and the form that a kernel gave it enter, the decompressed weight leaves.
+"""Compression that training can look through: a float weight and the form that a kernel gave it enter, the
+decompressed weight leaves.
 
-What comes out is what the compressed form decodes to; its gradient reaches the float weight unchanged (the straight-through estimator,
-Bengio et al. 2013, arXiv:1308.3432), and where a lookup table is a parameter, the table as well.
+What comes out is what the compressed form decodes to; its gradient reaches the float weight unchanged (the
+straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), and where a lookup table is a parameter, the
+table as well.
 """
+
 from typing import Any
 
 import torch
@@ -10,10 +13,14 @@ import torch
 from .weight import Codes, CompressedWeight, Palette, from_rows, to_rows
 
 
-def fake_weight(weight: torch.Tensor, form: CompressedWeight, table: torch.Tensor | None = None) -> torch.Tensor:
-    """weight float32 [64, 128], form: of the same shape -> float32 [64, 128], on the grid of `form`'s scales, tables and mask.
+def fake_weight(
+    weight: torch.Tensor, form: CompressedWeight, table: torch.Tensor | None = None
+) -> torch.Tensor:
+    """weight float32 [64, 128], form: of the same shape -> float32 [64, 128], on the grid of `form`'s scales,
+    tables and mask.
 
-    Codes and indices are chosen anew for `weight`. table: stands in for the lookup table (of a palette without int8 entries) and gets its
+    Codes and indices are chosen anew for `weight`. table: stands in for the lookup table (of a palette
+    without int8 entries) and gets its
     gradient: the sum over the weights that chose each entry.
     """
     values = form.values
@@ -34,7 +41,8 @@ def _as_half(value: torch.Tensor) -> torch.Tensor:
 
 
 def _requantized(weight: torch.Tensor, values: Codes) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (the weight within the reach of its scales: beyond it no gradient passes, the value of the nearest code)."""
+    """-> (the weight within the reach of its scales: beyond it no gradient passes, the value of the nearest
+    code)."""
     blocks, limit = tuple(values.scale.shape), 2 ** (values.bits - 1)
     rows, scale = to_rows(weight, blocks), values.scale.reshape(-1, 1)
     zero = 0 if values.zero_point is None else values.zero_point.reshape(-1, 1).float()
@@ -51,12 +59,16 @@ def _looked_up(weight: torch.Tensor, values: Palette, lut: torch.Tensor) -> torc
     scale = values.channel_scale
     with torch.no_grad():
         wanted = weight if scale is None else weight / scale
-        indices = _nearest(_vectors(wanted, tuple(groups), vector, values.vector_axis), lut.reshape(-1, entries, vector))
+        indices = _nearest(
+            _vectors(wanted, tuple(groups), vector, values.vector_axis), lut.reshape(-1, entries, vector)
+        )
     indices = indices + entries * torch.arange(len(indices)).unsqueeze(1)
     found = _as_half(lut).reshape(-1, vector)[indices]  # [groups, indices, vector]
     stored = tuple(values.indices.shape)
     columns = [from_rows(column, stored, tuple(groups)) for column in found.unbind(2)]
-    dense = columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(weight.shape)
+    dense = (
+        columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(weight.shape)
+    )
     return dense if scale is None else _as_half(dense * scale)
 
 
@@ -71,14 +83,17 @@ def _vectors(weight: torch.Tensor, groups: tuple[int, ...], vector: int, axis: i
 def _nearest(points: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """points [groups, n, vector], tables [groups, entries, vector] -> int64 [groups, n]"""
     if points.shape[2] > 1:
-        return torch.stack([torch.cdist(of_group, table).argmin(1) for of_group, table in zip(points, tables)])
+        return torch.stack(
+            [torch.cdist(of_group, table).argmin(1) for of_group, table in zip(points, tables)]
+        )
     ordered, order = tables[..., 0].sort(dim=1)
     middles = ((ordered[:, 1:] + ordered[:, :-1]) / 2).contiguous()
     return order.gather(1, torch.searchsorted(middles, points[..., 0].contiguous()))
 
 
 def learns_table(form: CompressedWeight) -> bool:
-    """Whether the lookup table can be a parameter: float16 entries can take any value, int8 entries cannot."""
+    """Whether the lookup table can be a parameter: float16 entries can take any value, int8 entries
+    cannot."""
     return isinstance(form.values, Palette) and form.values.table_scale is None
 
 

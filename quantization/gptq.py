@@ -1,10 +1,13 @@
-"""GPTQ: codes chosen column by column so that a layer's output error, not its weights' error, is small. A weight and its Hessian enter.
+"""GPTQ: codes chosen column by column so that a layer's output error, not its weights' error, is small. A
+weight and its Hessian enter.
 
-Frantar et al. 2022, https://arxiv.org/abs/2210.17323. With H = 2/n X^T X and E = W - Q the output error is tr(E H E^T). Written with H = R R^T,
-R upper triangular, it is sum_j R_jj^2 |E_j + sum_(i<j) E_i U_ij|^2, where U_ij = R_ij / R_jj: the best Q_j, once its predecessors are fixed, is
-round(W_j + sum_(i<j) E_i U_ij). This is GPTQ's update (R^-1 is the Cholesky factor of the inverse Hessian that the paper uses) without an inverse;
-QuIP, https://arxiv.org/abs/2307.13304, theorem 6, proves the two equal.
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323. With H = 2/n X^T X and E = W - Q the output error is
+tr(E H E^T). Written with H = R R^T, R upper triangular, it is sum_j R_jj^2 |E_j + sum_(i<j) E_i U_ij|^2,
+where U_ij = R_ij / R_jj: the best Q_j, once its predecessors are fixed, is round(W_j + sum_(i<j) E_i U_ij).
+This is GPTQ's update (R^-1 is the Cholesky factor of the inverse Hessian that the paper uses) without an
+inverse; QuIP, https://arxiv.org/abs/2307.13304, theorem 6, proves the two equal.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,31 +17,43 @@ from .affine import quantize
 from .weight import Codes
 
 DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-LAZY_COLUMNS = 128  # columns that are finished before the columns after them hear of it, in one matrix product
+LAZY_COLUMNS = (
+    128  # columns that are finished before the columns after them hear of it, in one matrix product
+)
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What an error in one column asks of the columns after it. gains [groups, in, in]: U, strictly upper; weights [groups, in]: R_jj."""
+    """What an error in one column asks of the columns after it. gains [groups, in, in]: U, strictly upper;
+    weights [groups, in]: R_jj."""
 
     gains: torch.Tensor
     weights: torch.Tensor
 
 
 def gptq(
-    weight: torch.Tensor, hessian: torch.Tensor, bits: int, blocks: tuple[int, ...], mode: str = "mse", mask: torch.Tensor | None = None
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    bits: int,
+    blocks: tuple[int, ...],
+    mode: str = "mse",
+    mask: torch.Tensor | None = None,
 ) -> Codes:
-    """weight float32 [out, in, *kernel], hessian [in*kernel, in*kernel] (or [groups, ...] of a grouped convolution) -> Codes on `blocks`.
+    """weight float32 [out, in, *kernel], hessian [in*kernel, in*kernel] (or [groups, ...] of a grouped
+    convolution) -> Codes on `blocks`.
 
-    blocks as in `affine.quantize`, cut along the first two axes only. One scale per row or tensor: the columns are taken in the order of
-    their activation. Scales along the input: in their own order, each scale found when its columns are reached. mask bool, as weight:
-    where False the weight counts as zero and its neighbours make up for it.
+    blocks as in `affine.quantize`, cut along the first two axes only. One scale per row or tensor: the
+    columns are taken in the order of
+    their activation. Scales along the input: in their own order, each scale found when its columns are
+    reached. mask bool, as weight: where False the weight counts as zero and its neighbours make up for it.
     """
     order = _order(hessian, blocks)
     columns = to_columns(weight, hessian, order)
     kept = None if mask is None else to_columns(mask, hessian, order)
     start = weight if mask is None else weight * mask
-    grid = _Grid(columns, bits, blocks, mode, quantize(start, bits, (blocks[0], *[1] * (weight.ndim - 1)), mode))
+    grid = _Grid(
+        columns, bits, blocks, mode, quantize(start, bits, (blocks[0], *[1] * (weight.ndim - 1)), mode)
+    )
 
     def store(column: int, moved: torch.Tensor) -> torch.Tensor:
         value = grid.round(column, moved if kept is None else moved * kept[:, column])
@@ -47,7 +62,13 @@ def gptq(
     def prepare(column: int, ahead: torch.Tensor) -> None:
         grid.fit(column, ahead if kept is None else ahead * kept[:, column : column + ahead.shape[1]])
 
-    sweep(columns, feedback(hessian, order), columns.shape[1] // blocks[1], prepare if blocks[1] > 1 else None, store)
+    sweep(
+        columns,
+        feedback(hessian, order),
+        columns.shape[1] // blocks[1],
+        prepare if blocks[1] > 1 else None,
+        store,
+    )
     codes = from_columns(grid.codes, weight.shape, order)
     return Codes(bits, codes, *grid.parameters(blocks))
 
@@ -69,7 +90,12 @@ class _Grid:
     def fit(self, column: int, ahead: torch.Tensor) -> None:
         """Find the scales of the next columns, ahead [groups, columns, out/groups]."""
         groups, size, rows = ahead.shape
-        found = quantize(ahead.transpose(1, 2).reshape(groups * rows, size).contiguous(), self.bits, (groups * rows, 1), self.mode)
+        found = quantize(
+            ahead.transpose(1, 2).reshape(groups * rows, size).contiguous(),
+            self.bits,
+            (groups * rows, 1),
+            self.mode,
+        )
         self.found.append(found)
         self.scale = found.scale.reshape(groups, rows)
         if found.zero_point is not None:
@@ -85,7 +111,9 @@ class _Grid:
     def parameters(self, blocks: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """-> scale and zero point [*blocks]"""
         if not self.found:
-            return self.whole.scale.reshape(blocks), None if self.whole.zero_point is None else self.whole.zero_point.reshape(blocks)
+            return self.whole.scale.reshape(blocks), (
+                None if self.whole.zero_point is None else self.whole.zero_point.reshape(blocks)
+            )
         scale = torch.cat([found.scale for found in self.found], dim=1).reshape(blocks)
         if self.found[0].zero_point is None:
             return scale, None
@@ -93,7 +121,8 @@ class _Grid:
 
 
 def feedback(hessian: torch.Tensor, order: torch.Tensor | None = None) -> Feedback:
-    """hessian [in, in] or [groups, in, in] -> its Feedback, after damping, which also serves inputs that the data never moved."""
+    """hessian [in, in] or [groups, in, in] -> its Feedback, after damping, which also serves inputs that the
+    data never moved."""
     matrix = hessian.float() if hessian.ndim == 3 else hessian.float().unsqueeze(0)
     if order is not None:
         matrix = matrix[:, order][:, :, order]
@@ -114,9 +143,11 @@ def sweep(
     columns: torch.Tensor, feedback: Feedback, span: int, prepare: Callable[[int, torch.Tensor], None] | None,
     store: Callable[[int, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
-    """Store column after column, each moved by the errors of those before it. -> what was stored, [groups, in, out/groups] as `columns`.
+    """Store column after column, each moved by the errors of those before it. -> what was stored, [groups,
+    in, out/groups] as `columns`.
 
-    prepare(first, ahead) sees the next `span` columns as they stand, before the first of them; store(column, moved) returns what is kept.
+    prepare(first, ahead) sees the next `span` columns as they stand, before the first of them; store(column,
+    moved) returns what is kept.
     """
     stored, errors = torch.empty_like(columns), torch.zeros_like(columns)
     block = span * max(1, LAZY_COLUMNS // span) if prepare else LAZY_COLUMNS
@@ -128,7 +159,11 @@ def sweep(
             before = errors[:, start : start + index]
             if prepare and index % span == 0:
                 some = slice(start + index, start + index + span)
-                pushed = base[:, index : index + span] - columns[:, some] + gains[:, index : index + span, :index] @ before
+                pushed = (
+                    base[:, index : index + span]
+                    - columns[:, some]
+                    + gains[:, index : index + span, :index] @ before
+                )
                 prepare(start + index, columns[:, some] + _settle(feedback.gains[:, some, some], pushed))
             moved = base[:, index] + (gains[:, index : index + 1, :index] @ before).squeeze(1)
             stored[:, start + index] = store(start + index, moved)
@@ -137,28 +172,35 @@ def sweep(
 
 
 def _settle(gains: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
-    """How far columns move that nothing rounds: pushed [groups, columns, rows] by those before them, they also push one another.
+    """How far columns move that nothing rounds: pushed [groups, columns, rows] by those before them, they
+    also push one another.
 
-    Column j moves by pushed_j - sum_(i<j) moved_i U_ij, so moved (I + U) = pushed. gains [groups, columns, columns]: U.
+    Column j moves by pushed_j - sum_(i<j) moved_i U_ij, so moved (I + U) = pushed. gains [groups, columns,
+    columns]: U.
     """
     return torch.linalg.solve_triangular(gains.mT, pushed, upper=False, unitriangular=True)
 
 
-def to_columns(weight: torch.Tensor, hessian: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
+def to_columns(
+    weight: torch.Tensor, hessian: torch.Tensor, order: torch.Tensor | None = None
+) -> torch.Tensor:
     """weight [out, in, *kernel] -> [groups, in*kernel, out/groups], the inputs in `order`."""
     groups = hessian.shape[0] if hessian.ndim == 3 else 1
     columns = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
     return columns.contiguous() if order is None else columns[:, order].contiguous()
 
 
-def from_columns(columns: torch.Tensor, shape: tuple[int, ...], order: torch.Tensor | None = None) -> torch.Tensor:
+def from_columns(
+    columns: torch.Tensor, shape: tuple[int, ...], order: torch.Tensor | None = None
+) -> torch.Tensor:
     """The inverse of `to_columns`."""
     columns = columns if order is None else columns[:, order.argsort()]
     return columns.transpose(1, 2).reshape(shape).contiguous()
 
 
 def _order(hessian: torch.Tensor, blocks: tuple[int, ...]) -> torch.Tensor | None:
-    """The most active inputs first: their errors are made while there are still columns to make up for them."""
+    """The most active inputs first: their errors are made while there are still columns to make up for
+    them."""
     if blocks[1] > 1 or hessian.ndim == 3:
         return None
     return hessian.diagonal().argsort(descending=True, stable=True)

@@ -1,8 +1,10 @@
-"""One layer: its weight and recipe enter, its CompressedWeight and the recipe as realised on its shape leave. Chooses the kernels.
+"""One layer: its weight and recipe enter, its CompressedWeight and the recipe as realised on its shape leave.
+Chooses the kernels.
 
-Where a block, group, vector or n:m does not divide the weight, or statistics are missing, the nearest scheme that can be had is taken and
-the reason told.
+Where a block, group, vector or n:m does not divide the weight, or statistics are missing, the nearest scheme
+that can be had is taken and the reason told.
 """
+
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +23,8 @@ Reasons = list[str]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of pruning over all layers;
+    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of
+    pruning over all layers;
     rescaled: whether AWQ has searched the scale of the layer's input (see `compress`)."""
 
     statistics: Any = None
@@ -38,23 +41,36 @@ NOTHING = Evidence()
 def compress_weight(
     name: str, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence = NOTHING
 ) -> tuple[CompressedWeight, Recipe, str]:
-    """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why that differs or "")."""
+    """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why
+    that differs or "")."""
     realised, reasons = realisable(recipe, tuple(data.shape), role, evidence)
     mask, kept = (None, data) if realised.prune is None else _prune(data, realised.prune, role, evidence)
-    if isinstance(realised.values, Linear) and realised.values.method == "gptq" and (mask is None or realised.prune.kind != "sparsegpt"):
+    if (
+        isinstance(realised.values, Linear)
+        and realised.values.method == "gptq"
+        and (mask is None or realised.prune.kind != "sparsegpt")
+    ):
         kept = data  # its sweep makes up for what the mask takes; SparseGPT's own has done so already
     shape = tuple(data.shape)
     if realised.values is None:
         return CompressedWeight(name, shape, None, mask, kept.half()), realised, "; ".join(reasons)
     values = _quantize if isinstance(realised.values, Linear) else _palettize
-    return CompressedWeight(name, shape, values(kept, realised.values, role, mask, evidence), mask), realised, "; ".join(reasons)
+    return (
+        CompressedWeight(name, shape, values(kept, realised.values, role, mask, evidence), mask),
+        realised,
+        "; ".join(reasons),
+    )
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
-    """Which statistics (fields of calibration.LayerStatistics) a layer's kernels ask for; what AWQ asks for before them is not among these."""
+    """Which statistics (fields of calibration.LayerStatistics) a layer's kernels ask for; what AWQ asks for
+    before them is not among these."""
     values, prune = recipe.values, recipe.prune
     wanted = {
-        "hessian": (prune is not None and prune.kind == "sparsegpt") or (isinstance(values, Linear) and values.method == "gptq"),
+        "hessian": (
+            (prune is not None and prune.kind == "sparsegpt")
+            or (isinstance(values, Linear) and values.method == "gptq")
+        ),
         "gradient": isinstance(values, Palettize) and values.sensitive,
     }
     return frozenset(name for name, wanted_here in wanted.items() if wanted_here)
@@ -63,7 +79,9 @@ def needs(recipe: Recipe) -> frozenset[str]:
 # what can be had
 
 
-def realisable(recipe: Recipe, shape: tuple[int, ...], role: Role, evidence: Evidence) -> tuple[Recipe, Reasons]:
+def realisable(
+    recipe: Recipe, shape: tuple[int, ...], role: Role, evidence: Evidence
+) -> tuple[Recipe, Reasons]:
     """-> (the recipe that can be had on this weight, why it differs from the wish)."""
     reasons: Reasons = []
     prune = recipe.prune if recipe.prune is None else _fit_prune(recipe.prune, shape, role, evidence, reasons)
@@ -75,12 +93,18 @@ def realisable(recipe: Recipe, shape: tuple[int, ...], role: Role, evidence: Evi
     return replace(recipe, prune=prune, values=values), reasons
 
 
-def _fit_prune(wish: Prune, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons) -> Prune:
-    """SparseGPT needs calibration statistics and groups that divide; every other kind fits every weight, if need be with groups filled up."""
+def _fit_prune(
+    wish: Prune, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons
+) -> Prune:
+    """SparseGPT needs calibration statistics and groups that divide; every other kind fits every weight, if
+    need be with groups filled up."""
     inputs, why = shape[role.input_axis], ""
     if wish.kind == "nm" and inputs % wish.m:
         left = max(0, wish.n + inputs % wish.m - wish.m)  # zeros are the first that go
-        reasons.append(f"groups of {wish.m} do not divide {inputs} input channels: {left} of the last {inputs % wish.m} are pruned")
+        reasons.append(
+            f"groups of {wish.m} do not divide {inputs} input channels: {left} of the last {inputs % wish.m}"
+            " are pruned"
+        )
     if wish.kind != "sparsegpt":
         return wish
     if not _has_hessian(evidence, shape, role):
@@ -98,7 +122,9 @@ def _has_hessian(evidence: Evidence, shape: tuple[int, ...], role: Role) -> bool
     return evidence.has("hessian") and (role.channel_axis % len(shape) == 0 or len(shape) == 2)
 
 
-def _fit_linear(wish: Linear, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons) -> Linear:
+def _fit_linear(
+    wish: Linear, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons
+) -> Linear:
     granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
     reasons += [reason] if reason else []
     method = wish.method
@@ -112,30 +138,52 @@ def _fit_linear(wish: Linear, shape: tuple[int, ...], role: Role, evidence: Evid
 
 
 def _fit_palette(
-    wish: Palettize, prune: Prune | None, shape: tuple[int, ...], role: Role, evidence: Evidence, reasons: Reasons
+    wish: Palettize,
+    prune: Prune | None,
+    shape: tuple[int, ...],
+    role: Role,
+    evidence: Evidence,
+    reasons: Reasons,
 ) -> Palettize:
     granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
     reasons += [reason] if reason else []
     channels = granularity.channels if isinstance(granularity, PerGroup) else shape[role.channel_axis]
-    whole = prune.size if prune and prune.kind == "block" else 1 if prune else channels  # channels that are pruned together
-    vector = next(size for size in (4, 2, 1) if size <= wish.vector and channels % size == 0 and whole % size == 0)
+    whole = (
+        prune.size if prune and prune.kind == "block" else 1 if prune else channels
+    )  # channels that are pruned together
+    vector = next(
+        size for size in (4, 2, 1) if size <= wish.vector and channels % size == 0 and whole % size == 0
+    )
     if vector != wish.vector:
-        reasons.append(f"vectors of {wish.vector} do not divide {channels if channels % wish.vector else whole} output channels: "
-                       + (f"vectors of {vector}" if vector > 1 else "single weights"))
+        reasons.append(
+            f"vectors of {wish.vector} do not divide {channels if channels % wish.vector else whole} output"
+            " channels: " + (f"vectors of {vector}" if vector > 1 else "single weights")
+        )
     if wish.sensitive and not evidence.has("gradient_square"):
         reasons.append(f"no gradients for this {role.kind}: clusters are not weighted")
-    return replace(wish, granularity=granularity, vector=vector, sensitive=wish.sensitive and evidence.has("gradient_square"))
+    return replace(
+        wish,
+        granularity=granularity,
+        vector=vector,
+        sensitive=wish.sensitive and evidence.has("gradient_square"),
+    )
 
 
 # kernels
 
 
-def _prune(data: torch.Tensor, scheme: Prune, role: Role, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+def _prune(
+    data: torch.Tensor, scheme: Prune, role: Role, evidence: Evidence
+) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (mask, the weight with zeros where pruned; SparseGPT moves the survivors)."""
     if scheme.kind == "sparsegpt":
         from .sparsegpt import prune
 
-        mask, moved = prune(_as_matrix(data, role), evidence.statistics.hessian, (scheme.n, scheme.m) if scheme.m else scheme.fraction)
+        mask, moved = prune(
+            _as_matrix(data, role),
+            evidence.statistics.hessian,
+            (scheme.n, scheme.m) if scheme.m else scheme.fraction,
+        )
         mask, moved = _from_matrix(mask, data, role), _from_matrix(moved, data, role)
         return mask, moved * mask
     if scheme.kind == "global" and evidence.survivors is not None:
@@ -151,26 +199,44 @@ def _prune(data: torch.Tensor, scheme: Prune, role: Role, evidence: Evidence) ->
     return mask, data * mask
 
 
-def _quantize(kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Codes:
+def _quantize(
+    kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
+) -> Codes:
     if scheme.method == "gptq":
         return _gptq(kept, scheme, role, mask, evidence)
     blocks = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
-    return quantize(kept, scheme.bits, blocks, scheme.mode)  # AWQ has rescaled the weight already (see `compress`)
+    return quantize(
+        kept, scheme.bits, blocks, scheme.mode
+    )  # AWQ has rescaled the weight already (see `compress`)
 
 
-def _gptq(kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Codes:
+def _gptq(
+    kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
+) -> Codes:
     from .gptq import gptq
 
     matrix = _as_matrix(kept, role)
     blocks = blocks_of(scheme.granularity, tuple(matrix.shape), 0, 1)
-    codes = gptq(matrix, evidence.statistics.hessian, scheme.bits, blocks, scheme.mode, None if mask is None else _as_matrix(mask, role))
+    codes = gptq(
+        matrix,
+        evidence.statistics.hessian,
+        scheme.bits,
+        blocks,
+        scheme.mode,
+        None if mask is None else _as_matrix(mask, role),
+    )
     if role.channel_axis % kept.ndim == 0:
         return codes
-    turned = [None if part is None else part.t().contiguous() for part in (codes.codes, codes.scale, codes.zero_point)]
+    turned = [
+        None if part is None else part.t().contiguous()
+        for part in (codes.codes, codes.scale, codes.zero_point)
+    ]
     return Codes(codes.bits, *turned)
 
 
-def _palettize(kept: torch.Tensor, scheme: Palettize, role: Role, mask: torch.Tensor | None, evidence: Evidence) -> Palette:
+def _palettize(
+    kept: torch.Tensor, scheme: Palettize, role: Role, mask: torch.Tensor | None, evidence: Evidence
+) -> Palette:
     groups = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
     importance = evidence.statistics.gradient_square if scheme.sensitive else None
     return palettize(

@@ -1,8 +1,10 @@
 """Lookup tables: a weight enters, a Palette with float16-exact tables of least squared error leaves.
 
-A float16 weight has at most 65,536 distinct values, however many elements it has: large weights are clustered as histograms, groups of channels
-as sorted values (see palette_line.py), entries that hold several weights in palette_vector.py. Deterministic.
+A float16 weight has at most 65,536 distinct values, however many elements it has: large weights are clustered
+as histograms, groups of channels as sorted values (see palette_line.py), entries that hold several weights in
+palette_vector.py. Deterministic.
 """
+
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +21,9 @@ KEYS = 65536  # float16 bit patterns
 AT_ONCE = 1 << 19  # elements of the groups that are clustered together
 SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
 LARGEST_CODE = 127
-SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)  # tried for int8 tables, relative to the one that clips nothing
+SCALES = torch.linspace(
+    0.75, 1.5, 97, dtype=torch.float64
+)  # tried for int8 tables, relative to the one that clips nothing
 REFITS = 3  # of an int8 table: assign again, fit again
 
 
@@ -27,14 +31,18 @@ def palettize(
     weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None = None, vector: int = 1, vector_axis: int = 0,
     scaled: bool = False, importance: torch.Tensor | None = None, table_bits: int = 16,
 ) -> Palette:  # fmt: skip
-    """weight float32 [64, 128] within float16's range, groups (4, 1) -> indices [64, 128], lut [4, 1, 2^bits, 1].
+    """weight float32 [64, 128] within float16's range, groups (4, 1) -> indices [64, 128], lut [4, 1, 2^bits,
+    1].
 
-    mask (bool [64, 128]): only the survivors are fitted. importance (not negative, [64, 128]): what a squared error counts.
-    vector 2 or 4: an entry holds as many weights, neighbours along `vector_axis` (the output channels, as in coremltools: the input axis of a
-    convolution may have 1 or 3) -> indices [32, 128]. scaled: each channel of `vector_axis` is divided by a float16 scale first.
-    table_bits 8: the entries are int8 codes times one float16 scale a table.
-    Where a group has no more distinct values than the table has entries, the table holds exactly them, the last one repeated.
+    mask (bool [64, 128]): only the survivors are fitted. importance (not negative, [64, 128]): what a squared
+    error counts. vector 2 or 4: an entry holds as many weights, neighbours along `vector_axis` (the output
+    channels, as in coremltools: the input axis of a convolution may have 1 or 3) -> indices [32, 128].
+    scaled: each channel of `vector_axis` is divided by a float16 scale first. table_bits 8: the entries are
+    int8 codes times one float16 scale a table.
+    Where a group has no more distinct values than the table has entries, the table holds exactly them, the
+    last one repeated.
     """
+
     def fit(weight: torch.Tensor, importance: torch.Tensor | None) -> Palette:
         if vector > 1:
             return cluster_vectors(weight, bits, groups, vector, vector_axis, mask, importance, table_bits)
@@ -44,10 +52,21 @@ def palettize(
 
 
 def _cluster_values(
-    weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None, importance: torch.Tensor | None, table_bits: int
+    weight: torch.Tensor,
+    bits: int,
+    groups: tuple[int, ...],
+    mask: torch.Tensor | None,
+    importance: torch.Tensor | None,
+    table_bits: int,
 ) -> Palette:
-    rows, kept, counts = (None if part is None else to_rows(part, groups) for part in (weight, mask, importance))
-    indices, tables, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows), 2**bits), torch.empty(len(rows), 1)
+    rows, kept, counts = (
+        None if part is None else to_rows(part, groups) for part in (weight, mask, importance)
+    )
+    indices, tables, scales = (
+        torch.empty(rows.shape, dtype=torch.uint8),
+        torch.empty(len(rows), 2**bits),
+        torch.empty(len(rows), 1),
+    )
     step = max(1, AT_ONCE // rows.shape[1]) if rows.shape[1] <= KEYS else 1
 
     for start in range(0, len(rows), step):
@@ -61,7 +80,12 @@ def _cluster_values(
         indices[part] = _nearest(keys, tables[part])
 
     table_scale = None if table_bits == 16 else scales.reshape(*groups, 1, 1)
-    return Palette(bits, from_rows(indices, weight.shape, groups), tables.reshape(*groups, 2**bits, 1), table_scale=table_scale)
+    return Palette(
+        bits,
+        from_rows(indices, weight.shape, groups),
+        tables.reshape(*groups, 2**bits, 1),
+        table_scale=table_scale,
+    )
 
 
 def _keys(rows: torch.Tensor) -> torch.Tensor:
@@ -71,7 +95,8 @@ def _keys(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _values(keys: torch.Tensor) -> torch.Tensor:
-    """The inverse of `_keys`, float64; the patterns of infinities and NaN, which no weight has, become the largest finite values."""
+    """The inverse of `_keys`, float64; the patterns of infinities and NaN, which no weight has, become the
+    largest finite values."""
     values = (keys ^ ((keys >> 15) & 0x7FFF)).view(torch.float16).double()
     return values.nan_to_num(nan=torch.inf).copysign(keys).clamp(-65504, 65504)
 
@@ -82,9 +107,12 @@ def _all_values() -> torch.Tensor:
 
 
 def _line(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.Tensor | None) -> Line:
-    """What is clustered. A pruned or unimportant value weighs nothing; where all weigh nothing, all count the same."""
+    """What is clustered. A pruned or unimportant value weighs nothing; where all weigh nothing, all count the
+    same."""
     if keys.shape[1] > KEYS:
-        return _histogram(keys[0], None if mask is None else mask[0], None if importance is None else importance[0])
+        return _histogram(
+            keys[0], None if mask is None else mask[0], None if importance is None else importance[0]
+        )
     if mask is None and importance is None:
         ordered = _values(torch.from_numpy(np.sort(keys.numpy(), axis=1)))
         return line_of(ordered, torch.ones((), dtype=torch.float64).expand_as(ordered))
@@ -101,7 +129,9 @@ def _histogram(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.
     counts = mask if counts is None else counts
     sums = torch.zeros(KEYS, dtype=torch.float64)
     for _, part in pieces(1, len(keys)):
-        sums += torch.bincount(_places(keys[part]), None if counts is None else counts[part].double(), minlength=KEYS)
+        sums += torch.bincount(
+            _places(keys[part]), None if counts is None else counts[part].double(), minlength=KEYS
+        )
     if not sums.any():
         sums = torch.bincount(_places(keys), minlength=KEYS).double()
     used = sums.nonzero().flatten()
@@ -109,7 +139,8 @@ def _histogram(keys: torch.Tensor, mask: torch.Tensor | None, importance: torch.
 
 
 def _nearest(keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """keys [n, elements], tables float32 [n, entries] -> uint8 [n, elements], the index of the nearest entry (the lower of two)."""
+    """keys [n, elements], tables float32 [n, entries] -> uint8 [n, elements], the index of the nearest entry
+    (the lower of two)."""
     middles = (tables[:, 1:] + tables[:, :-1]) / 2
     if keys.shape[1] < SHORT:
         return torch.searchsorted(middles, _values(keys).float(), out_int32=True).to(torch.uint8)
@@ -120,7 +151,9 @@ def _nearest(keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     starts = KEYS * torch.arange(len(keys), dtype=torch.int32).unsqueeze(1)
     found = torch.empty(keys.shape, dtype=torch.uint8)
     for piece in pieces(*keys.shape):
-        torch.index_select(by_key, 0, _places(keys[piece]).add_(starts[piece[0]]).flatten(), out=found[piece].view(-1))
+        torch.index_select(
+            by_key, 0, _places(keys[piece]).add_(starts[piece[0]]).flatten(), out=found[piece].view(-1)
+        )
     return found
 
 
@@ -130,7 +163,8 @@ def _places(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (tables float32 [n, entries], float16(code * scale), ascending; scale [n, 1]). The best seen of a few fits to what is nearest."""
+    """-> (tables float32 [n, entries], float16(code * scale), ascending; scale [n, 1]). The best seen of a
+    few fits to what is nearest."""
     given = tables
     kept, kept_scale = _kept_grid(given)
     best = None
@@ -140,7 +174,9 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
         scale = _table_scale(means, weight)
         tables = ((means / scale).round_().clamp_(-LARGEST_CODE, LARGEST_CODE) * scale).half().double()
         weight, total = runs(line, cuts_between(line, tables))
-        error = (weight * tables.square() - 2 * total * tables).sum(1, keepdim=True)  # but for the sum of squares of the values
+        error = (weight * tables.square() - 2 * total * tables).sum(
+            1, keepdim=True
+        )  # but for the sum of squares of the values
         if best is None:
             best = error, tables, scale
         better = error < best[0]
@@ -149,17 +185,23 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def _kept_grid(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as they are."""
+    """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as
+    they are."""
     largest = tables.abs().amax(1, keepdim=True).float()
     least = int(LARGEST_CODE / SCALES[-1])
-    found, scale, zero = on_grid(tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE)
+    found, scale, zero = on_grid(
+        tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE
+    )
     return found & (zero == 0), scale  # a table has no zero point
 
 
 def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The float16 scale [n, 1] of 97 whose codes are nearest to the means in the weighted squared error; 1 for tables of zeros."""
+    """The float16 scale [n, 1] of 97 whose codes are nearest to the means in the weighted squared error; 1
+    for tables of zeros."""
     largest = means.abs().amax(1, keepdim=True)
-    tried = (largest / LARGEST_CODE * SCALES).half().double().clamp_(SMALLEST_SCALE, LARGEST_SCALE).unsqueeze(2)
+    tried = (
+        (largest / LARGEST_CODE * SCALES).half().double().clamp_(SMALLEST_SCALE, LARGEST_SCALE).unsqueeze(2)
+    )
     codes = (means.unsqueeze(1) / tried).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
     error = (weight.unsqueeze(1) * (codes * tried - means.unsqueeze(1)).square_()).sum(2)
     chosen = tried.squeeze(2).gather(1, error.argmin(1, keepdim=True)).half().double()
@@ -170,9 +212,11 @@ def _scaled(
     weight: torch.Tensor, fit: Callable[[torch.Tensor, torch.Tensor | None], Palette], axis: int, mask: torch.Tensor | None,
     importance: torch.Tensor | None,
 ) -> Palette:  # fmt: skip
-    """The best of three: channels divided by their largest magnitude (coremltools), by their root mean square, and left as they are.
+    """The best of three: channels divided by their largest magnitude (coremltools), by their root mean
+    square, and left as they are.
 
-    So it is never worse than without scales. The error of a divided weight counts as much as it will be multiplied by.
+    So it is never worse than without scales. The error of a divided weight counts as much as it will be
+    multiplied by.
     """
     over = [other for other in range(weight.dim()) if other != axis]
     counts = torch.ones(()) if mask is None else mask.float()
@@ -182,11 +226,18 @@ def _scaled(
     best, least = None, torch.inf
     for scale in (largest, root, torch.ones_like(root)):
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0).half().float().clamp_min_(SMALLEST_SCALE)
-        scale = torch.where(largest <= LARGEST_FLOAT16 * scale, scale, 1.0)  # the root mean square leaves out what does not count
-        found = fit(weight / scale, scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight))
+        scale = torch.where(
+            largest <= LARGEST_FLOAT16 * scale, scale, 1.0
+        )  # the root mean square leaves out what does not count
+        found = fit(
+            weight / scale,
+            scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight),
+        )
         found = replace(found, channel_scale=scale)
         noise = CompressedWeight("", tuple(weight.shape), found).dense() - weight
-        error = float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf  # a table's entry times a scale may overflow
+        error = (
+            float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf
+        )  # a table's entry times a scale may overflow
         if best is None or error < least:
             best, least = found, error
     return best

@@ -1,10 +1,12 @@
 """One-dimensional k-means: sorted, weighted values enter, the tables of least squared error leave.
 
-In one dimension every cluster is a run of neighbouring values, so a table is a choice of cuts. The cuts start from the density of the values
-and move by dynamic programming over windows around them: all cuts jointly, first as far as the neighbouring cuts, in the end value by
-value. Only an optimum that no such joint move leads to could be missed; the tests hold the result to 1 % of the exact optimum and find it
-equal to the optimum but for rounding. Deterministic.
+In one dimension every cluster is a run of neighbouring values, so a table is a choice of cuts. The cuts start
+from the density of the values and move by dynamic programming over windows around them: all cuts jointly,
+first as far as the neighbouring cuts, in the end value by value. Only an optimum that no such joint move
+leads to could be missed; the tests hold the result to 1 % of the exact optimum and find it equal to the
+optimum but for rounding. Deterministic.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,9 @@ STEPS = 8  # candidates on each side of a cut, by value and by weight
 NARROW_STEPS = 8  # candidates on each side later, when a cut moves within its cell
 REACH = 8  # candidates on each side of a cut in the end, when it moves by so many values:
 STRIDES = (32, 8, 1)
-NARROWING = 2  # the first of those moves looks half as far as the neighbours, each further one as far as a step of the one before
+# the first of those moves looks half as far as the neighbours, each further one as far as a step of the one
+# before
+NARROWING = 2
 JUMPS = (2, 4, 8, 16, 32)  # cuts
 ROUNDS = 12  # moves of one stage at most
 TINY = 1e-300  # an empty run: 0 / TINY = 0
@@ -26,7 +30,8 @@ TINY = 1e-300  # an empty run: 0 / TINY = 0
 
 @dataclass(frozen=True)
 class Line:
-    """values float64 ascending [n, width], how much each weighs and weight x value as sums of all before: float64 [n, width + 1]."""
+    """values float64 ascending [n, width], how much each weighs and weight x value as sums of all before:
+    float64 [n, width + 1]."""
 
     values: torch.Tensor
     weight: torch.Tensor
@@ -35,11 +40,14 @@ class Line:
 
 def line_of(values: torch.Tensor, weights: torch.Tensor) -> Line:
     """values ascending, weights not negative, both float64 [n, width]."""
-    return Line(values, *(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (weights, weights * values)))
+    return Line(
+        values, *(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in (weights, weights * values))
+    )
 
 
 def fit_tables(line: Line, entries: int) -> torch.Tensor:
-    """-> tables float64 [n, entries], ascending, of least squared error; the distinct values themselves where they are no more than that."""
+    """-> tables float64 [n, entries], ascending, of least squared error; the distinct values themselves where
+    they are no more than that."""
     cuts = _settle(line, _start(line, entries), _anywhere)
     share = 1.0 / NARROWING
     while float(cuts.diff(dim=1).max()) * share > REACH * STRIDES[0] / 2:
@@ -51,7 +59,8 @@ def fit_tables(line: Line, entries: int) -> torch.Tensor:
 
 
 def cuts_between(line: Line, tables: torch.Tensor) -> torch.Tensor:
-    """tables ascending [n, entries] -> [n, entries + 1]: where the values nearest to each entry start and end."""
+    """tables ascending [n, entries] -> [n, entries + 1]: where the values nearest to each entry start and
+    end."""
     inner = torch.searchsorted(line.values, (tables[:, 1:] + tables[:, :-1]) / 2, right=True)
     return _with_ends(line, inner)
 
@@ -68,17 +77,21 @@ def _with_ends(line: Line, inner: torch.Tensor) -> torch.Tensor:
 def _start(line: Line, entries: int) -> torch.Tensor:
     """Cuts spaced by the cube root of the density (Panter and Dite 1951: optimal for many levels).
 
-    Bins start with equal weight and are cut anew until each is as important to a table; tails of few, far values need that.
+    Bins start with equal weight and are cut anew until each is as important to a table; tails of few, far
+    values need that.
     """
     bins = BINS * max(entries, 16)
-    edges = torch.searchsorted(line.weight, torch.linspace(0, 1, bins + 1, dtype=torch.float64) * line.weight[:, -1:])
+    edges = torch.searchsorted(
+        line.weight, torch.linspace(0, 1, bins + 1, dtype=torch.float64) * line.weight[:, -1:]
+    )
     for _ in range(REBINNINGS):
         edges = _equal_importance(line, edges, bins, entries)
     return _equal_importance(line, edges, entries, entries)
 
 
 def _equal_importance(line: Line, edges: torch.Tensor, bins: int, entries: int) -> torch.Tensor:
-    """Edges of some bins -> edges of `bins` bins of equal importance: one of weight c and width d has c^(1/3) d^(2/3) of it.
+    """Edges of some bins -> edges of `bins` bins of equal importance: one of weight c and width d has c^(1/3)
+    d^(2/3) of it.
 
     But never more than lets each of its values have an entry of its own.
     """
@@ -95,19 +108,26 @@ def _equal_importance(line: Line, edges: torch.Tensor, bins: int, entries: int) 
 
 
 def _anywhere(line: Line, cuts: torch.Tensor) -> torch.Tensor:
-    """Candidates [n, entries + 1, c] for each cut: on the way to its neighbours, in equal steps of value and of weight, and farther cuts.
+    """Candidates [n, entries + 1, c] for each cut: on the way to its neighbours, in equal steps of value and
+    of weight, and farther cuts.
 
-    A cell of one far value and a crowd has steps of value that all miss the crowd, and steps of weight that all miss the gap. The places of
-    other cuts let a row of entries move up where others are wanted elsewhere.
+    A cell of one far value and a crowd has steps of value that all miss the crowd, and steps of weight that
+    all miss the gap. The places of other cuts let a row of entries move up where others are wanted elsewhere.
     """
     by_weight = torch.searchsorted(line.weight, _between(line.weight.gather(1, cuts), 1.0, STEPS).flatten(1))
     jumps = torch.tensor([*(-jump for jump in JUMPS), *JUMPS])
     places = (torch.arange(cuts.shape[1]).unsqueeze(1) + jumps).clamp_(0, cuts.shape[1] - 1)
-    return _pinned(torch.cat([_around(line, cuts, 1.0, STEPS), by_weight.reshape(*cuts.shape, -1), cuts[:, places]], dim=2), line)
+    return _pinned(
+        torch.cat(
+            [_around(line, cuts, 1.0, STEPS), by_weight.reshape(*cuts.shape, -1), cuts[:, places]], dim=2
+        ),
+        line,
+    )
 
 
 def _around(line: Line, cuts: torch.Tensor, share: float, steps: int) -> torch.Tensor:
-    """Candidates [n, entries + 1, c] for each cut: `share` of the way to its neighbours, in equal steps of value."""
+    """Candidates [n, entries + 1, c] for each cut: `share` of the way to its neighbours, in equal steps of
+    value."""
     wanted = _between(line.values.gather(1, cuts.clamp_max(line.values.shape[1] - 1)), share, steps)
     found = torch.searchsorted(line.values, wanted.flatten(1)).reshape(wanted.shape)
     return _pinned(torch.cat([cuts.unsqueeze(2), found], dim=2), line)
@@ -132,7 +152,9 @@ def _by_values(line: Line, cuts: torch.Tensor, stride: int) -> torch.Tensor:
     return _pinned((cuts.unsqueeze(2) + offsets).clamp_(0, line.values.shape[1]), line)
 
 
-def _settle(line: Line, cuts: torch.Tensor, candidates: Callable[[Line, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _settle(
+    line: Line, cuts: torch.Tensor, candidates: Callable[[Line, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Move the cuts until none moves; rows that are settled are left out."""
     left, rest = torch.arange(len(cuts)), line
     for _ in range(ROUNDS):
@@ -148,11 +170,16 @@ def _settle(line: Line, cuts: torch.Tensor, candidates: Callable[[Line, torch.Te
 
 
 def _move(line: Line, candidates: torch.Tensor) -> torch.Tensor:
-    """The best choice of one candidate for each cut, exactly: candidates [n, entries + 1, c] -> cuts [n, entries + 1], ascending.
+    """The best choice of one candidate for each cut, exactly: candidates [n, entries + 1, c] -> cuts [n,
+    entries + 1], ascending.
 
-    The squared error is the sum of w x^2, a constant, minus the sum over runs of (sum w x)^2 / sum w, which is what is maximised.
+    The squared error is the sum of w x^2, a constant, minus the sum over runs of (sum w x)^2 / sum w, which
+    is what is maximised.
     """
-    weight, total = (prefix.gather(1, candidates.flatten(1)).reshape(candidates.shape) for prefix in (line.weight, line.total))
+    weight, total = (
+        prefix.gather(1, candidates.flatten(1)).reshape(candidates.shape)
+        for prefix in (line.weight, line.total)
+    )
     gains = (total[:, 1:, None, :] - total[:, :-1, :, None]).square_()
     gains.div_((weight[:, 1:, None, :] - weight[:, :-1, :, None]).add_(TINY))  # [n, entries, start, end]
     torch.nn.functional.threshold_(gains, -TINY, -torch.inf)  # a run cannot end before it starts
@@ -171,7 +198,9 @@ def _centres(line: Line, cuts: torch.Tensor) -> torch.Tensor:
     """The mean of each run, ascending; an empty run repeats its neighbour."""
     weight, total = runs(line, cuts)
     means = torch.where(weight > 0, total / weight.clamp_min(TINY), -torch.inf).cummax(1).values
-    first = means.isfinite().int().argmax(1, keepdim=True)  # runs that are empty at the start take the first mean
+    first = (
+        means.isfinite().int().argmax(1, keepdim=True)
+    )  # runs that are empty at the start take the first mean
     return torch.where(means.isfinite(), means, means.gather(1, first).nan_to_num(neginf=0.0))
 
 
@@ -182,5 +211,7 @@ def _few(line: Line, entries: int, tables: torch.Tensor) -> torch.Tensor:
     for row in (new.sum(1) <= entries).nonzero().flatten().tolist():
         distinct = line.values[row][used[row]].unique()
         if 0 < len(distinct) <= entries:
-            tables[row] = torch.nn.functional.pad(distinct, (0, entries - len(distinct)), value=float(distinct[-1]))
+            tables[row] = torch.nn.functional.pad(
+                distinct, (0, entries - len(distinct)), value=float(distinct[-1])
+            )
     return tables

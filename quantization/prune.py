@@ -1,7 +1,10 @@
-"""Pruning: weights and a fraction enter, masks of the survivors leave. Exact counts; among equals the first in memory order go.
+"""Pruning: weights and a fraction enter, masks of the survivors leave. Exact counts; among equals the first
+in memory order go.
 
-Magnitudes are counted by their rounding to float16, of which there are 32,768, and ranked exactly only where the threshold falls.
+Magnitudes are counted by their rounding to float16, of which there are 32,768, and ranked exactly only where
+the threshold falls.
 """
+
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -11,7 +14,8 @@ KEYS = 1 << 15  # float16 magnitudes
 
 
 def survivors(weight: torch.Tensor, fraction: Fraction) -> torch.Tensor:
-    """-> bool [*shape], False for exactly round(fraction * count) weights of least magnitude; among equals the first in memory order go.
+    """-> bool [*shape], False for exactly round(fraction * count) weights of least magnitude; among equals
+    the first in memory order go.
 
     Example: [0.1, -0.3, 0.2, 0.1], 1/4 -> [False, True, True, True].
     """
@@ -19,14 +23,17 @@ def survivors(weight: torch.Tensor, fraction: Fraction) -> torch.Tensor:
 
 
 def survivors_of_all(weights: Sequence[torch.Tensor], fraction: Fraction) -> list[torch.Tensor]:
-    """One threshold for all weights: -> masks, False for exactly round(fraction * count of all) weights of least magnitude together."""
+    """One threshold for all weights: -> masks, False for exactly round(fraction * count of all) weights of
+    least magnitude together."""
     counts = torch.zeros(KEYS, dtype=torch.int64)
     for weight in weights:
         counts += torch.bincount(_keys(weight).int(), minlength=KEYS)
     pruned = round(fraction * int(counts.sum()))
     threshold = int(torch.searchsorted(counts.cumsum(0), pruned))  # the first key that not all values of go
     masks, borders = zip(*(_split(weight, threshold) for weight in weights))
-    order = torch.cat([weight.flatten()[border].abs() for weight, border in zip(weights, borders)]).argsort(stable=True)
+    order = torch.cat([weight.flatten()[border].abs() for weight, border in zip(weights, borders)]).argsort(
+        stable=True
+    )
     kept = torch.ones(len(order), dtype=torch.bool)
     kept[order[: pruned - int(counts[:threshold].sum())]] = False
     for mask, border, keeps in zip(masks, borders, kept.split([len(border) for border in borders])):
@@ -66,8 +73,8 @@ def survivors_in_groups(weight: torch.Tensor, n: int, m: int, axis: int) -> torc
 def surviving_blocks(weight: torch.Tensor, fraction: Fraction, size: int, axis: int) -> torch.Tensor:
     """-> bool [*shape], False for exactly round(fraction * blocks) blocks of least L2 norm.
 
-    A block is `size` neighbours along `axis` (the output channels) at one place of the others: weight [64, 128], size 4, axis 0 -> [16, 128]
-    blocks. The last block may be smaller.
+    A block is `size` neighbours along `axis` (the output channels) at one place of the others: weight [64,
+    128], size 4, axis 0 -> [16, 128] blocks. The last block may be smaller.
     """
     channels = weight.shape[axis]
     rows = torch.nn.functional.pad(weight.movedim(axis, -1), (0, -channels % size)).unflatten(-1, (-1, size))
@@ -76,7 +83,8 @@ def surviving_blocks(weight: torch.Tensor, fraction: Fraction, size: int, axis: 
 
 
 def surviving_channels(weight: torch.Tensor, fraction: Fraction, axis: int) -> torch.Tensor:
-    """-> bool [*shape], False in exactly round(fraction * channels) whole channels of `axis`, those of least L2 norm."""
+    """-> bool [*shape], False in exactly round(fraction * channels) whole channels of `axis`, those of least
+    L2 norm."""
     norms = torch.linalg.vector_norm(weight.movedim(axis, 0).flatten(1), dim=1)
     shape = [-1 if place == axis % weight.dim() else 1 for place in range(weight.dim())]
     return survivors(norms, fraction).reshape(shape).expand(weight.shape).contiguous()

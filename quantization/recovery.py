@@ -1,8 +1,10 @@
-"""Training-time recovery: Captured + Recipe + data enter, a program leaves whose weights compress exactly to the recipe.
+"""Training-time recovery: Captured + Recipe + data enter, a program leaves whose weights compress exactly to
+the recipe.
 
-The compressed model is taught by its own uncompressed self (distillation, Hinton et al. 2015, arXiv:1503.02531): no labels are needed. Equal
-arguments give equal bits, with or without a stop on the way.
+The compressed model is taught by its own uncompressed self (distillation, Hinton et al. 2015,
+arXiv:1503.02531): no labels are needed. Equal arguments give equal bits, with or without a stop on the way.
 """
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,10 +35,12 @@ BETAS = (0.9, 0.99)  # a shorter memory than Adam's usual 0.999: runs are short,
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to train. steps: updates of the weights, each from `accumulation` samples. rate: Adam's, falling to zero along a half cosine.
+    """How to train. steps: updates of the weights, each from `accumulation` samples. rate: Adam's, falling to
+    zero along a half cosine.
 
-    refresh: scales and masks are fitted anew every so many steps (0: never); tables are learned. loss: "soft" (the divergence of softened
-    probabilities), "mse" (squared error relative to the teacher's mean square), "auto" (soft for outputs that look like logits).
+    refresh: scales and masks are fitted anew every so many steps (0: never); tables are learned. loss: "soft"
+    (the divergence of softened probabilities), "mse" (squared error relative to the teacher's mean square),
+    "auto" (soft for outputs that look like logits).
     """
 
     steps: int = 200
@@ -55,17 +59,25 @@ class Tuning:
                 allowed = f"{least} and more" if value < least else f"numbers up to {MOST - 1}"
                 raise UserError(f"tune: {option} is {value}; allowed are {allowed}.", hint)
         if not 0 < self.rate < math.inf:
-            raise UserError(f"tune: --lr {self.rate:g} is not possible; allowed are positive numbers.", "--lr 1e-4 is a start.")
+            raise UserError(
+                f"tune: --lr {self.rate:g} is not possible; allowed are positive numbers.",
+                "--lr 1e-4 is a start.",
+            )
         if self.loss not in LOSSES:
-            raise UserError(f"tune: unknown loss {self.loss!r}; allowed are {', '.join(LOSSES)}", "Leave --loss out to choose by the outputs.")
+            raise UserError(
+                f"tune: unknown loss {self.loss!r}; allowed are {', '.join(LOSSES)}",
+                "Leave --loss out to choose by the outputs.",
+            )
 
 
 @dataclass
 class Training:
-    """What changes while training; `saved` and `restore` carry all of it between processes, apart from `forms`, which follow from it.
+    """What changes while training; `saved` and `restore` carry all of it between processes, apart from
+    `forms`, which follow from it.
 
-    weights: one leaf for each storage that is trained, by its first name; tables: learned lookup tables. forms: what the kernels last made of
-    the weights. order: indices of the samples that are left in this epoch.
+    weights: one leaf for each storage that is trained, by its first name; tables: learned lookup tables.
+    forms: what the kernels last made of the weights. order: indices of the samples that are left in this
+    epoch.
     """
 
     captured: Captured
@@ -84,11 +96,17 @@ class Training:
 
 
 def tune(
-    captured: Captured, recipe: Recipe, tuning: Tuning, earlier: dict | None = None, after_step: Callable[[Training], None] | None = None
+    captured: Captured,
+    recipe: Recipe,
+    tuning: Tuning,
+    earlier: dict | None = None,
+    after_step: Callable[[Training], None] | None = None,
 ) -> tuple[Any, list[float]]:
-    """Train on captured.samples. -> (ExportedProgram with the decompressed weights in place, the loss of every step).
+    """Train on captured.samples. -> (ExportedProgram with the decompressed weights in place, the loss of
+    every step).
 
-    earlier: what `saved` gave at a stop; `after_step` is told the training after every step. Raises UserError for recipes that cannot be trained.
+    earlier: what `saved` gave at a stop; `after_step` is told the training after every step. Raises UserError
+    for recipes that cannot be trained.
     """
     check_recipe(recipe)
     with repeatable(), quiet():
@@ -108,24 +126,42 @@ def tune(
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what training takes the place of, or cannot hold exactly."""
     if not recipe.compresses:
-        raise UserError(f"tune: {recipe.name} compresses nothing, so nothing can be recovered.", "Give a recipe such as --recipe palettize2.")
+        raise UserError(
+            f"tune: {recipe.name} compresses nothing, so nothing can be recovered.",
+            "Give a recipe such as --recipe palettize2.",
+        )
     for layer in recipe.layers:
         values = layer.values
-        calibrated = (isinstance(values, Linear) and values.method) or (isinstance(values, Palettize) and values.sensitive and "sensitive")
-        calibrated = calibrated or (layer.prune is not None and layer.prune.kind == "sparsegpt" and "sparsegpt")
+        calibrated = (isinstance(values, Linear) and values.method) or (
+            isinstance(values, Palettize) and values.sensitive and "sensitive"
+        )
+        calibrated = calibrated or (
+            layer.prune is not None and layer.prune.kind == "sparsegpt" and "sparsegpt"
+        )
         if calibrated:
-            raise UserError(f"tune: {layer.words} asks for {calibrated}, whose place training takes.", f"Leave :{calibrated} out of the recipe.")
+            raise UserError(
+                f"tune: {layer.words} asks for {calibrated}, whose place training takes.",
+                f"Leave :{calibrated} out of the recipe.",
+            )
         if isinstance(values, Palettize) and values.scaled:
             hint = f"Use groups instead: palettize{values.bits}:group16."
-            raise UserError(f"tune: the scales of {layer.words} cannot be found again from the tuned weights.", hint)
+            raise UserError(
+                f"tune: the scales of {layer.words} cannot be found again from the tuned weights.", hint
+            )
         if layer.activations is not None:
-            raise UserError("tune: w8a8 is calibrated, not trained: only weights are tuned.", "Tune with int8, and convert the result with w8a8.")
+            raise UserError(
+                "tune: w8a8 is calibrated, not trained: only weights are tuned.",
+                "Tune with int8, and convert the result with w8a8.",
+            )
 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
     """Only algorithms whose result does not depend on the order in which threads finish."""
-    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -134,22 +170,34 @@ def repeatable() -> Iterator[None]:
 
 
 def start(captured: Captured, recipe: Recipe, tuning: Tuning) -> Training:
-    """A training before its first step: the source's own weights, and the forms that the kernels give them."""
+    """A training before its first step: the source's own weights, and the forms that the kernels give
+    them."""
     forms = compress(captured, recipe).weights
     names, weights = _trainable(captured)
-    tables = {name: table_of(forms[name]).requires_grad_() for name in weights if name in forms and learns_table(forms[name])}
-    optimiser = torch.optim.Adam([*weights.values(), *tables.values()], lr=tuning.rate, betas=BETAS, foreach=False)
+    tables = {
+        name: table_of(forms[name]).requires_grad_()
+        for name in weights
+        if name in forms and learns_table(forms[name])
+    }
+    optimiser = torch.optim.Adam(
+        [*weights.values(), *tables.values()], lr=tuning.rate, betas=BETAS, foreach=False
+    )
     generator = torch.Generator().manual_seed(tuning.seed)
     return Training(captured, recipe, tuning, names, weights, forms, tables, optimiser, generator)
 
 
 def _trainable(captured: Captured) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """-> (name -> first name of its storage, first name -> leaf tensor) of compressible weights and of the source's other parameters.
+    """-> (name -> first name of its storage, first name -> leaf tensor) of compressible weights and of the
+    source's other parameters.
 
     Constants that capture folded (positions, masks) are none of the source's parameters and stay as they are.
     """
     source = captured.source
-    own = set(source.program.graph_signature.parameters) if source.program is not None else {name for name, _ in source.module.named_parameters()}
+    own = (
+        set(source.program.graph_signature.parameters)
+        if source.program is not None
+        else {name for name, _ in source.module.named_parameters()}
+    )
     modules = {name.rpartition(".")[0] for name in own}
     tensors = tensors_of(captured.program)
     roles, names, weights, first_with = find_roles(tensors), {}, {}, {}
@@ -158,29 +206,38 @@ def _trainable(captured: Captured) -> tuple[dict[str, str], dict[str, torch.Tens
             continue
         names[tensor.name] = first_with.setdefault(storage_of(tensor), tensor.name)
         if names[tensor.name] == tensor.name:
-            weights[tensor.name] = tensor.data.detach().float().clone(memory_format=torch.contiguous_format).requires_grad_()
+            weights[tensor.name] = (
+                tensor.data.detach().float().clone(memory_format=torch.contiguous_format).requires_grad_()
+            )
     return names, weights
 
 
 def _is_trained(tensor: Tensor, role: Role | str, own: set[str], modules: set[str]) -> bool:
     if not tensor.data.is_floating_point():
         return False
-    return isinstance(role, Role) or (tensor.is_parameter and (tensor.name in own or tensor.name.rpartition(".")[0] in modules))
+    return isinstance(role, Role) or (
+        tensor.is_parameter and (tensor.name in own or tensor.name.rpartition(".")[0] in modules)
+    )
 
 
 def refresh(training: Training) -> None:
-    """Let the kernels fit scales and masks to the weights as they are now. Tables are parameters: they keep what they learned."""
+    """Let the kernels fit scales and masks to the weights as they are now. Tables are parameters: they keep
+    what they learned."""
     if all(learns_table(form) and form.mask is None for form in training.forms.values()):
         return
     now = {name: training.weights[first].detach() for name, first in training.names.items()}
-    training.forms = compress(replace(training.captured, program=with_weights(training.captured.program, now)), training.recipe).weights
+    training.forms = compress(
+        replace(training.captured, program=with_weights(training.captured.program, now)), training.recipe
+    ).weights
 
 
 def compressed_now(training: Training) -> dict[str, torch.Tensor]:
-    """Every trained tensor as the compressed model holds it, by its first name; gradients reach `weights` and `tables`."""
+    """Every trained tensor as the compressed model holds it, by its first name; gradients reach `weights` and
+    `tables`."""
     forms, tables = training.forms, training.tables
     return {
-        name: fake_weight(weight, forms[name], tables.get(name)) if name in forms else weight for name, weight in training.weights.items()
+        name: fake_weight(weight, forms[name], tables.get(name)) if name in forms else weight
+        for name, weight in training.weights.items()
     }
 
 
@@ -190,7 +247,9 @@ def _update(training: Training) -> float:
     for group in training.optimiser.param_groups:
         group["lr"] = tuning.rate * 0.5 * (1 + math.cos(math.pi * training.step / tuning.steps))
     dense = compressed_now(training)
-    leaves = {name: value.detach().requires_grad_() for name, value in dense.items()}  # so that the estimator runs once for all samples
+    leaves = {
+        name: value.detach().requires_grad_() for name, value in dense.items()
+    }  # so that the estimator runs once for all samples
     for _ in range(tuning.accumulation):
         index = _next_sample(training)
         wanted = teach(training, index)
@@ -198,7 +257,10 @@ def _update(training: Training) -> float:
         loss.backward()
         total += float(loss)
     if not math.isfinite(total):
-        raise UserError(f"tune: the loss is {total} at step {training.step + 1}.", f"Choose a smaller --lr than {tuning.rate:g}.")
+        raise UserError(
+            f"tune: the loss is {total} at step {training.step + 1}.",
+            f"Choose a smaller --lr than {tuning.rate:g}.",
+        )
     used = [name for name in dense if leaves[name].grad is not None]
     training.optimiser.zero_grad()
     torch.autograd.backward([dense[name] for name in used], [leaves[name].grad for name in used])
@@ -208,7 +270,9 @@ def _update(training: Training) -> float:
 
 def _next_sample(training: Training) -> int:
     if not training.order:
-        training.order = torch.randperm(len(training.captured.samples.batches), generator=training.generator).tolist()
+        training.order = torch.randperm(
+            len(training.captured.samples.batches), generator=training.generator
+        ).tolist()
     return training.order.pop(0)
 
 
@@ -216,7 +280,11 @@ def run_program(training: Training, values: dict[str, torch.Tensor], index: int)
     """The outputs of the program on sample `index` with the trained tensors `values` (by first name)."""
     captured = training.captured
     instead = {name: values[first] for name, first in training.names.items()}
-    return list(captured.program.graph_module(*arguments_of(captured.program, as_tensors(captured, captured.samples.batches[index]), instead)))
+    return list(
+        captured.program.graph_module(
+            *arguments_of(captured.program, as_tensors(captured, captured.samples.batches[index]), instead)
+        )
+    )
 
 
 def teach(training: Training, index: int) -> list[torch.Tensor]:
@@ -229,7 +297,11 @@ def teach(training: Training, index: int) -> list[torch.Tensor]:
     for spec, value in zip(training.captured.outputs, answer):
         if not value.isfinite().all():
             hint = "Remove such samples, or scale them to what the model was trained on."
-            raise UserError(f"tune: the source model's own output {spec.name!r} is not finite on sample {index} of --data.", hint)
+            raise UserError(
+                f"tune: the source model's own output {spec.name!r} is not finite on sample {index} of"
+                " --data.",
+                hint,
+            )
     if len(training.teacher) * sum(value.nbytes for value in answer) < TEACHER_BYTES:
         training.teacher[index] = answer
     return answer
@@ -241,7 +313,9 @@ def distance(answers: list[torch.Tensor], wanted: list[torch.Tensor], training: 
     for spec, answer, want in zip(training.captured.outputs, answers, wanted):
         if not want.is_floating_point() or not answer.requires_grad:
             continue
-        if training.tuning.loss == "soft" or (training.tuning.loss == "auto" and _like_logits(spec, len(wanted))):
+        if training.tuning.loss == "soft" or (
+            training.tuning.loss == "auto" and _like_logits(spec, len(wanted))
+        ):
             total = total + _divergence(answer, want)
         else:
             total = total + (answer - want).square().mean() / want.square().mean().clamp_min(1e-12)
@@ -254,7 +328,8 @@ def _like_logits(spec: Any, outputs: int) -> bool:
 
 
 def _divergence(answer: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the softened probabilities along the last axis, mean over the rest; times T^2 (Hinton et al. 2015)."""
+    """Kullback-Leibler divergence of the softened probabilities along the last axis, mean over the rest;
+    times T^2 (Hinton et al. 2015)."""
     student, teacher = (torch.log_softmax(value / TEMPERATURE, -1) for value in (answer, want))
     return TEMPERATURE**2 * (teacher.exp() * (teacher - student)).sum(-1).mean()
 
@@ -262,15 +337,20 @@ def _divergence(answer: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
 def settle(training: Training) -> Any:
     """The program with the decompressed weights; compressed again, they come back bit for bit.
 
-    A kernel may choose another scale for weights that lie on a grid already, when none of them reaches the grid's end: its answer is then
-    taken as the weight, until nothing changes.
+    A kernel may choose another scale for weights that lie on a grid already, when none of them reaches the
+    grid's end: its answer is then taken as the weight, until nothing changes.
     """
     with torch.no_grad():
         dense = compressed_now(training)
     values = {name: dense[first] for name, first in training.names.items()}
     for _ in range(SETTLE_ROUNDS):
         program = with_weights(training.captured.program, values)
-        decoded = {name: weight.dense() for name, weight in compress(replace(training.captured, program=program), training.recipe).weights.items()}
+        decoded = {
+            name: weight.dense()
+            for name, weight in compress(
+                replace(training.captured, program=program), training.recipe
+            ).weights.items()
+        }
         if all(torch.equal(decoded[name], values[name]) for name in decoded):
             return program
         values |= decoded
@@ -289,17 +369,23 @@ def saved(training: Training) -> dict:
 
 
 def restore(training: Training, earlier: dict) -> None:
-    """Put back what `saved` gave. Scales and masks between two refreshes are not in it: `can_stop` says after which steps to save."""
+    """Put back what `saved` gave. Scales and masks between two refreshes are not in it: `can_stop` says after
+    which steps to save."""
     with torch.no_grad():
         for own, values in ((training.weights, earlier["weights"]), (training.tables, earlier["tables"])):
             for name, value in own.items():
                 value.copy_(values[name])
     training.optimiser.load_state_dict(earlier["optimiser"])
     training.generator.set_state(earlier["generator"])
-    training.order, training.step, training.losses = list(earlier["order"]), earlier["step"], list(earlier["losses"])
+    training.order, training.step, training.losses = (
+        list(earlier["order"]),
+        earlier["step"],
+        list(earlier["losses"]),
+    )
 
 
 def can_stop(training: Training) -> bool:
-    """Whether the forms of the next step follow from what `saved` holds: before a refresh, or where there is none."""
+    """Whether the forms of the next step follow from what `saved` holds: before a refresh, or where there is
+    none."""
     tuning = training.tuning
     return not tuning.refresh or training.step % tuning.refresh == 0 or training.step == tuning.steps

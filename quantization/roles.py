@@ -1,20 +1,26 @@
-"""Which tensors of a program are weights worth compressing: an ExportedProgram enters, a Role or a reason not to leaves for each tensor."""
+"""Which tensors of a program are weights worth compressing: an ExportedProgram enters, a Role or a reason not
+to leaves for each tensor."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-# The threshold of coremltools.optimize (weight_threshold=2048): below it the scales or the table, and the operator that
-# decompresses, eat what is saved; biases, norms and small tables of positions fall under it too.
+# The threshold of coremltools.optimize (weight_threshold=2048): below it the scales or the table, and the
+# operator that decompresses, eat what is saved; biases, norms and small tables of positions fall under it
+# too.
 SMALLEST_WEIGHT = 2048
 
-Axes = tuple[int | None, ...]  # for each axis of a value, the axis of the tensor that it comes from; None where inserted
+Axes = tuple[
+    int | None, ...
+]  # for each axis of a value, the axis of the tensor that it comes from; None where inserted
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a weight does: `channel_axis` runs over output channels (table rows), `input_axis` over what is summed (a row's entries).
+    """What a weight does: `channel_axis` runs over output channels (table rows), `input_axis` over what is
+    summed (a row's entries).
 
     other_kinds: what else it is used as (an embedding that is tied to the last linear layer).
     """
@@ -27,7 +33,8 @@ class Role:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a program: its name in the state dict (or constants), its data, whether it is a parameter, its graph input."""
+    """A tensor of a program: its name in the state dict (or constants), its data, whether it is a parameter,
+    its graph input."""
 
     name: str
     data: torch.Tensor
@@ -49,10 +56,13 @@ def tensors_of(program: Any) -> list[Tensor]:
 
 
 def find_roles(tensors: list[Tensor]) -> dict[str, Role | str]:
-    """name -> its Role, or why it is left alone. Names that share one storage get one answer, from all their uses together."""
+    """name -> its Role, or why it is left alone. Names that share one storage get one answer, from all their
+    uses together."""
     uses: dict[tuple, list[Role | str]] = {}
     for tensor in tensors:
-        uses.setdefault(storage_of(tensor), []).extend(_uses(tensor.node, tuple(range(tensor.data.ndim)), tensor.data.ndim))
+        uses.setdefault(storage_of(tensor), []).extend(
+            _uses(tensor.node, tuple(range(tensor.data.ndim)), tensor.data.ndim)
+        )
     return {tensor.name: _judge(tensor.data, uses[storage_of(tensor)]) for tensor in tensors}
 
 
@@ -73,16 +83,22 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
         return "a bias, a norm or another vector: nothing to gain"
     others = sorted({use for use in uses if isinstance(use, str)})
     if others:
-        return f"used by {', '.join(others[:3])}, not as the weight of a matrix product, convolution or embedding"
+        return (
+            f"used by {', '.join(others[:3])}, not as the weight of a matrix product, convolution or"
+            " embedding"
+        )
     if data.numel() < SMALLEST_WEIGHT:
         return f"{data.numel()} elements, fewer than {SMALLEST_WEIGHT}: nothing to gain"
     order = ("linear", "convolution", "matmul", "embedding")
-    first = min(uses, key=lambda role: order.index(role.kind))  # any axis is valid for every use: a weight is decompressed whole
+    first = min(
+        uses, key=lambda role: order.index(role.kind)
+    )  # any axis is valid for every use: a weight is decompressed whole
     return replace(first, other_kinds=tuple(sorted({role.kind for role in uses} - {first.kind})))
 
 
 def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
-    """Every use of the value `node`, whose axes are the `axes` of a tensor of `rank`: a Role, or the name of an operator without one."""
+    """Every use of the value `node`, whose axes are the `axes` of a tensor of `rank`: a Role, or the name of
+    an operator without one."""
     for user in node.users:
         if user.op == "output":
             yield "the output"
@@ -96,13 +112,18 @@ def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
             else:
                 yield from _uses(user, seen, rank)
         elif name not in _IGNORED:
-            yield from (_role(name, user, place, axes, rank) or name for place, value in enumerate(user.args) if value is node)
+            yield from (
+                _role(name, user, place, axes, rank) or name
+                for place, value in enumerate(user.args)
+                if value is node
+            )
             if node in user.kwargs.values() or not any(value is node for value in user.args):
                 yield name  # inside a list, as cat takes it
 
 
 def weight_uses(tensor: Tensor) -> Iterator[tuple[Any, int, Role]]:
-    """(node, number of the argument, Role) of every operator that uses a tensor as its weight, directly or through views."""
+    """(node, number of the argument, Role) of every operator that uses a tensor as its weight, directly or
+    through views."""
     seen = [(tensor.node, tuple(range(tensor.data.ndim)))]
     while seen:
         node, axes = seen.pop()
@@ -116,7 +137,8 @@ def weight_uses(tensor: Tensor) -> Iterator[tuple[Any, int, Role]]:
 
 
 def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | None:
-    """The role of argument number `place` of an operator, or None. An input axis that a view inserted (length 1) is any other axis."""
+    """The role of argument number `place` of an operator, or None. An input axis that a view inserted (length
+    1) is any other axis."""
     kind, channel, inputs = _ROLES.get((name, place), (None, 0, 0))
     if name == "convolution" and place == 1:
         kind, channel, inputs = ("convolution", 1, 0) if user.args[6] else ("convolution", 0, 1)
@@ -126,7 +148,8 @@ def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | Non
     return Role(kind, axes[channel], other if axes[inputs] is None else axes[inputs])
 
 
-# (operator, argument) -> kind, axis of the output channels, axis that is summed over. `convolution` is in `_role`.
+# (operator, argument) -> kind, axis of the output channels, axis that is summed over. `convolution` is in
+# `_role`.
 _ROLES = {
     ("linear", 1): ("linear", 0, 1),
     ("embedding", 0): ("embedding", 0, 1),

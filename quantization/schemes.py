@@ -1,7 +1,9 @@
-"""What can be done to a weight, as records: Linear, Palettize, Prune, Activations, and the Recipe that joins them. Each prints as its text.
+"""What can be done to a weight, as records: Linear, Palettize, Prune, Activations, and the Recipe that joins
+them. Each prints as its text.
 
 `recipe.py` reads the text; `print` and `read` are inverse to each other.
 """
+
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -26,14 +28,16 @@ def nearest(number: int, allowed: tuple[int, ...]) -> int:
 
 
 def _check(value: object, allowed: tuple, what: str, example: str) -> None:
-    """Raise a UserError where a field of a scheme holds what it must not: "palettes of 5 bits are not possible"."""
+    """Raise a UserError where a field of a scheme holds what it must not: "palettes of 5 bits are not
+    possible"."""
     if value not in allowed:
         names = ", ".join(str(one) or "none" for one in allowed)
         raise UserError(f"{what} are not possible; allowed are {names}; did you mean {example}?", HINT)
 
 
 def default_granularity(bits: int) -> Granularity:
-    """Few bits need a scale for few weights: blocks of 32 up to 4 bits, above that one scale for each output channel."""
+    """Few bits need a scale for few weights: blocks of 32 up to 4 bits, above that one scale for each output
+    channel."""
     return PerChannel() if bits > 4 else PerBlock(32)
 
 
@@ -41,8 +45,10 @@ def default_granularity(bits: int) -> Granularity:
 class Linear:
     """Integer codes times a scale.
 
-    mode: "mse" (symmetric, the scale with the least squared error), "minmax" (symmetric, nothing is clipped), "asymmetric" (zero points).
-    method: "" or what calibration data is used for: "gptq" (codes chosen to lower the layer's output error), "awq" (scaling by activations).
+    mode: "mse" (symmetric, the scale with the least squared error), "minmax" (symmetric, nothing is clipped),
+    "asymmetric" (zero points).
+    method: "" or what calibration data is used for: "gptq" (codes chosen to lower the layer's output error),
+    "awq" (scaling by activations).
     """
 
     bits: int
@@ -51,7 +57,9 @@ class Linear:
     method: str = ""
 
     def __post_init__(self):
-        _check(self.bits, LINEAR_BITS, f"integers of {self.bits} bits", f"int{nearest(self.bits, LINEAR_BITS)}")
+        _check(
+            self.bits, LINEAR_BITS, f"integers of {self.bits} bits", f"int{nearest(self.bits, LINEAR_BITS)}"
+        )
         _check(self.mode, MODES, f"scales in the mode {self.mode!r}", "int8:asymmetric")
         _check(self.method, METHODS, f"codes by the method {self.method!r}", "int4:gptq")
 
@@ -63,10 +71,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Palettize:
-    """Indices of `bits` bits into a table of 2^bits entries; one table for the tensor or for a group of output channels.
+    """Indices of `bits` bits into a table of 2^bits entries; one table for the tensor or for a group of
+    output channels.
 
-    vector: an entry holds this many weights, consecutive output channels. scaled: each output channel is divided by a scale first.
-    sensitive: clusters weighted by squared gradients of calibration data. table_bits: 16 (float16 entries) or 8 (int8 and one scale).
+    vector: an entry holds this many weights, consecutive output channels. scaled: each output channel is
+    divided by a scale first.
+    sensitive: clusters weighted by squared gradients of calibration data. table_bits: 16 (float16 entries) or
+    8 (int8 and one scale).
     """
 
     bits: int
@@ -77,22 +88,35 @@ class Palettize:
     table_bits: int = 16
 
     def __post_init__(self):
-        _check(self.bits, PALETTE_BITS, f"palettes of {self.bits} bits", f"palettize{nearest(self.bits, PALETTE_BITS)}")
+        _check(
+            self.bits,
+            PALETTE_BITS,
+            f"palettes of {self.bits} bits",
+            f"palettize{nearest(self.bits, PALETTE_BITS)}",
+        )
         _check(self.vector, VECTORS, f"vectors of {self.vector} weights", "palettize4:vector2")
         _check(self.table_bits, (8, 16), f"tables of {self.table_bits} bits", "palettize4:int8")
 
     def __str__(self) -> str:
-        wanted = {f":vector{self.vector}": self.vector > 1, ":scaled": self.scaled, ":sensitive": self.sensitive, ":int8": self.table_bits == 8}
-        return f"palettize{self.bits}{_option(self.granularity, PerTensor())}" + "".join(word for word in wanted if wanted[word])
+        wanted = {
+            f":vector{self.vector}": self.vector > 1,
+            ":scaled": self.scaled,
+            ":sensitive": self.sensitive,
+            ":int8": self.table_bits == 8,
+        }
+        return f"palettize{self.bits}{_option(self.granularity, PerTensor())}" + "".join(
+            word for word in wanted if wanted[word]
+        )
 
 
 @dataclass(frozen=True)
 class Prune:
     """Zero `percent` of the weights.
 
-    kind: "magnitude" (the smallest of each layer), "global" (the smallest of all layers together), "channels" (the output channels of least
-    norm), "block" (groups of `size` consecutive output channels in an input column, by norm), "nm" (the `n` smallest of each `m` neighbours
-    along the input axis), "sparsegpt" (with calibration data; of each `m` neighbours where n and m are given).
+    kind: "magnitude" (the smallest of each layer), "global" (the smallest of all layers together), "channels"
+    (the output channels of least norm), "block" (groups of `size` consecutive output channels in an input
+    column, by norm), "nm" (the `n` smallest of each `m` neighbours along the input axis), "sparsegpt" (with
+    calibration data; of each `m` neighbours where n and m are given).
     """
 
     percent: float
@@ -103,12 +127,21 @@ class Prune:
 
     def __post_init__(self):
         if not 0 <= self.percent <= 100:  # false for NaN too
-            raise UserError(f"cannot prune {self.percent:g} percent of the weights; allowed are 0 to 100", "prune50 zeroes half of them.")
+            raise UserError(
+                f"cannot prune {self.percent:g} percent of the weights; allowed are 0 to 100",
+                "prune50 zeroes half of them.",
+            )
         _check(self.kind, PRUNE_KINDS, f"masks of the kind {self.kind!r}", "prune50:global")
         if (self.kind == "nm" or self.n or self.m) and not 1 <= self.n < self.m:
-            raise UserError(f"cannot prune {self.n} of every {self.m} weights; allowed are 1 to M-1 of M", "prune:2of4 zeroes two of every four.")
+            raise UserError(
+                f"cannot prune {self.n} of every {self.m} weights; allowed are 1 to M-1 of M",
+                "prune:2of4 zeroes two of every four.",
+            )
         if self.kind == "block" and self.size < 2:
-            raise UserError(f"cannot prune blocks of {self.size} output channels; allowed are 2 or more", "prune50:block4 is one way to write it.")
+            raise UserError(
+                f"cannot prune blocks of {self.size} output channels; allowed are 2 or more",
+                "prune50:block4 is one way to write it.",
+            )
 
     @property
     def fraction(self) -> Fraction:
@@ -125,9 +158,11 @@ class Prune:
 
 @dataclass(frozen=True)
 class Activations:
-    """Integers between the layers, and int8 weights: `observer` is how the range of a tensor is found on calibration data.
+    """Integers between the layers, and int8 weights: `observer` is how the range of a tensor is found on
+    calibration data.
 
-    "minmax" (the extremes), "average" (a moving average of the extremes of each sample), "mse" (the range with the least squared error).
+    "minmax" (the extremes), "average" (a moving average of the extremes of each sample), "mse" (the range
+    with the least squared error).
     """
 
     bits: int = 8
@@ -143,10 +178,12 @@ class Activations:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every compressible weight, and the precision that everything else computes in ("float16" or "float32").
+    """What is done to every compressible weight, and the precision that everything else computes in
+    ("float16" or "float32").
 
-    overrides: (pattern, recipe) for the layers that are treated otherwise; the last match wins. A pattern is fnmatch's, on the name of the
-    weight or of its module, or "type:embedding". A recipe that is an override has none itself.
+    overrides: (pattern, recipe) for the layers that are treated otherwise; the last match wins. A pattern is
+    fnmatch's, on the name of the weight or of its module, or "type:embedding". A recipe that is an override
+    has none itself.
     """
 
     compute: str = "float16"
@@ -167,7 +204,10 @@ class Recipe:
     @property
     def words(self) -> str:
         """The text without the overrides."""
-        return "+".join(str(part) for part in (self.prune, self.activations or self.values) if part is not None) or self.compute
+        return (
+            "+".join(str(part) for part in (self.prune, self.activations or self.values) if part is not None)
+            or self.compute
+        )
 
     @property
     def compresses(self) -> bool:
@@ -189,11 +229,25 @@ def _conflict(recipe: Recipe) -> tuple[str, str] | None:
     if recipe.activations is not None and values != Linear(8, PerChannel()):
         return ("w8a8 stands for int8 weights and int8 activations", "Write w8a8 alone, or prune50+w8a8.")
     if recipe.compute == "float32" and (prune or values or recipe.overrides):
-        return ("float32 keeps every weight as it is, compressed weights compute in float16", "Leave float32 out, or convert without compression.")
+        return (
+            "float32 keeps every weight as it is, compressed weights compute in float16",
+            "Leave float32 out, or convert without compression.",
+        )
     if any(layer.overrides or layer.compute == "float32" for _, layer in recipe.overrides):
-        return ("a layer cannot compute in float32 on its own", "Leave single layers alone with float16, as in int4; lm_head*=float16.")
-    if prune and isinstance(values, Palettize) and values.vector > 1 and not (prune.kind == "block" and prune.size % values.vector == 0):
-        return (f"an entry of {values.vector} weights needs all of them pruned or none", f"Use prune50:block{values.vector}+{values}.")
+        return (
+            "a layer cannot compute in float32 on its own",
+            "Leave single layers alone with float16, as in int4; lm_head*=float16.",
+        )
+    if (
+        prune
+        and isinstance(values, Palettize)
+        and values.vector > 1
+        and not (prune.kind == "block" and prune.size % values.vector == 0)
+    ):
+        return (
+            f"an entry of {values.vector} weights needs all of them pruned or none",
+            f"Use prune50:block{values.vector}+{values}.",
+        )
     return None
 
 

@@ -1,7 +1,10 @@
-"""How much each layer suffers under each scheme: Captured + schemes enter, a table of output errors leaves, which is kept in a JSON file.
+"""How much each layer suffers under each scheme: Captured + schemes enter, a table of output errors leaves,
+which is kept in a JSON file.
 
-One layer at a time is compressed and the program run on the samples from that layer on; what comes before it is computed once.
+One layer at a time is compressed and the program run on the samples from that layer on; what comes before it
+is computed once.
 """
+
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -42,8 +45,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """errors: scheme -> layer -> one figure for each of `outputs`: the mean squared error that compressing this layer alone causes, over all
-    samples and relative to the square of the output's peak (so that 10^(-PSNR/10) is its sum over the layers, if errors add up).
+    """errors: scheme -> layer -> one figure for each of `outputs`: the mean squared error that compressing
+    this layer alone causes, over all samples and relative to the square of the output's peak (so that
+    10^(-PSNR/10) is its sum over the layers, if errors add up).
 
     source, samples: digests of what it was measured on.
     """
@@ -54,7 +58,13 @@ class Sensitivities:
     errors: dict[str, dict[str, list[float]]]
 
     def as_json(self) -> dict:
-        return {"schema": SCHEMA, "source": self.source, "samples": self.samples, "outputs": list(self.outputs), "errors": self.errors}
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "samples": self.samples,
+            "outputs": list(self.outputs),
+            "errors": self.errors,
+        }
 
 
 def layers_of(program: Any) -> list[Layer]:
@@ -71,7 +81,8 @@ def measure(
     captured: Captured, schemes: Mapping[str, Recipe], identity: tuple[str, str], known: Sensitivities | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Sensitivities:  # fmt: skip
-    """The table for all `schemes` (text -> recipe without overrides); what `known` holds is not measured again. identity: (source, samples)."""
+    """The table for all `schemes` (text -> recipe without overrides); what `known` holds is not measured
+    again. identity: (source, samples)."""
     errors = dict(known.errors) if known else {}
     outputs = tuple(spec.name for spec in captured.outputs)
     layers = layers_of(captured.program)
@@ -79,14 +90,20 @@ def measure(
         if text in errors:
             continue
         if scheme.compresses:
-            found = dict(_measure_scheme(captured, layers, scheme, lambda name: progress and progress(f"{text} {name}")))
+            found = dict(
+                _measure_scheme(
+                    captured, layers, scheme, lambda name: progress and progress(f"{text} {name}")
+                )
+            )
         else:
             found = {}
         errors[text] = {layer.name: found.get(layer.name, [0.0] * len(outputs)) for layer in layers}
     return Sensitivities(*identity, outputs, errors)
 
 
-def _measure_scheme(captured: Captured, layers: list[Layer], scheme: Recipe, progress: Callable) -> Iterator[tuple[str, list[float]]]:
+def _measure_scheme(
+    captured: Captured, layers: list[Layer], scheme: Recipe, progress: Callable
+) -> Iterator[tuple[str, list[float]]]:
     """-> (layer, its errors), in the order in which the program uses the layers."""
     weights = compress(captured, scheme).weights
     nodes = [node for node in captured.program.graph.nodes if node.op != "placeholder"]
@@ -107,7 +124,10 @@ def _measure_scheme(captured: Captured, layers: list[Layer], scheme: Recipe, pro
             done = place
             for layer in first_use[place]:
                 progress(layer.name)
-                yield layer.name, _errors(_answers(nodes, states, place, last_use, layer, weights[layer.name]), wanted)
+                yield (
+                    layer.name,
+                    _errors(_answers(nodes, states, place, last_use, layer, weights[layer.name]), wanted),
+                )
 
 
 def _initial(captured: Captured) -> list[Values]:
@@ -115,13 +135,22 @@ def _initial(captured: Captured) -> list[Values]:
     held = {tensor.node: tensor.data.detach() for tensor in tensors_of(captured.program)}
     inputs = [node for node in captured.program.graph.nodes if node.op == "placeholder" and node not in held]
     return [
-        {**held, **{node: torch.from_numpy(np.array(batch[spec.name])) for node, spec in zip(inputs, captured.inputs)}}
+        {
+            **held,
+            **{
+                node: torch.from_numpy(np.array(batch[spec.name]))
+                for node, spec in zip(inputs, captured.inputs)
+            },
+        }
         for batch in captured.samples.batches
     ]
 
 
-def _run(nodes: list, values: Values, start: int, last_use: dict, stop: int | None = None) -> list[torch.Tensor]:
-    """Compute nodes[start:stop] in place; a value is freed after its last use. -> the outputs, where the end was reached."""
+def _run(
+    nodes: list, values: Values, start: int, last_use: dict, stop: int | None = None
+) -> list[torch.Tensor]:
+    """Compute nodes[start:stop] in place; a value is freed after its last use. -> the outputs, where the end
+    was reached."""
     for index, node in enumerate(nodes[start:stop], start):
         if node.op == "output":
             return [values[source] for source in node.args[0]]
@@ -133,17 +162,23 @@ def _run(nodes: list, values: Values, start: int, last_use: dict, stop: int | No
     return []
 
 
-def _answers(nodes: list, states: list[Values], place: int, last_use: dict, layer: Layer, weight: CompressedWeight) -> list[list[torch.Tensor]]:
+def _answers(
+    nodes: list, states: list[Values], place: int, last_use: dict, layer: Layer, weight: CompressedWeight
+) -> list[list[torch.Tensor]]:
     dense = weight.dense().to(layer.tensors[0].data.dtype)
     changed = dict.fromkeys((tensor.node for tensor in layer.tensors), dense)
     return [_run(nodes, {**state, **changed}, place, last_use) for state in states]
 
 
 def _errors(answers: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> list[float]:
-    """One figure for each output, as in `Sensitivities`. An output without a peak, or that is not a number, adds nothing."""
+    """One figure for each output, as in `Sensitivities`. An output without a peak, or that is not a number,
+    adds nothing."""
     found = []
     for mine, want in zip(zip(*answers), zip(*wanted)):
-        squares = sum(float((one.double() - other.double()).square().nan_to_num(posinf=1e30).sum()) for one, other in zip(mine, want))
+        squares = sum(
+            float((one.double() - other.double()).square().nan_to_num(posinf=1e30).sum())
+            for one, other in zip(mine, want)
+        )
         peak = max(float(other.double().abs().nan_to_num().max()) if other.numel() else 0.0 for other in want)
         count = sum(other.numel() for other in want)
         found.append(squares / count / peak**2 if peak and count else 0.0)
@@ -162,20 +197,27 @@ def read_table(path: Path) -> Sensitivities:
         if held["schema"] != SCHEMA:
             raise ValueError(f"schema {held['schema']!r}")
         outputs = tuple(str(name) for name in held["outputs"])
-        errors = {scheme: {layer: [float(error) for error in row] for layer, row in rows.items()} for scheme, rows in held["errors"].items()}
+        errors = {
+            scheme: {layer: [float(error) for error in row] for layer, row in rows.items()}
+            for scheme, rows in held["errors"].items()
+        }
         if any(len(row) != len(outputs) for rows in errors.values() for row in rows.values()):
             raise ValueError("its rows do not fit its outputs")
-        if not all(0 <= error < math.inf for rows in errors.values() for row in rows.values() for error in row):
+        if not all(
+            0 <= error < math.inf for rows in errors.values() for row in rows.values() for error in row
+        ):
             raise ValueError("an error in it is negative, infinite or NaN")
         return Sensitivities(str(held["source"]), str(held["samples"]), outputs, errors)
     except OSError as error:
-        raise UserError(f"The table of sensitivities {path} cannot be read: {error.strerror or error}.", hint) from error
+        raise UserError(
+            f"The table of sensitivities {path} cannot be read: {error.strerror or error}.", hint
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no table of sensitivities ({error}).", hint) from error
 
 
 def fits(table: Sensitivities, captured: Captured, identity: tuple[str, str]) -> str:
-    """"" where the table was measured on this model and these samples, else what differs."""
+    """ "" where the table was measured on this model and these samples, else what differs."""
     names = {layer.name for layer in layers_of(captured.program)}
     if table.source != identity[0] or table.outputs != tuple(spec.name for spec in captured.outputs):
         return "another model"

@@ -1,8 +1,11 @@
-"""SparseGPT: which weights to zero, and how the others move to make up for them. A weight and its Hessian enter, a mask and a weight leave.
+"""SparseGPT: which weights to zero, and how the others move to make up for them. A weight and its Hessian
+enter, a mask and a weight leave.
 
-Frantar & Alistarh 2023, https://arxiv.org/abs/2301.00774. Zeroing weight j costs w_j^2 / [H^-1]_jj, H over the inputs not yet swept; with
-H = R R^T, R upper triangular, that is w_j^2 R_jj^2 (see gptq.py, whose sweep this is).
+Frantar & Alistarh 2023, https://arxiv.org/abs/2301.00774. Zeroing weight j costs w_j^2 / [H^-1]_jj, H over
+the inputs not yet swept; with H = R R^T, R upper triangular, that is w_j^2 R_jj^2 (see gptq.py, whose sweep
+this is).
 """
+
 from fractions import Fraction
 
 import torch
@@ -10,11 +13,15 @@ import torch
 from .gptq import LAZY_COLUMNS, feedback, from_columns, sweep, to_columns
 
 
-def prune(weight: torch.Tensor, hessian: torch.Tensor, wish: Fraction | float | tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight float32 [out, in, *kernel], hessian [in*kernel, in*kernel] (or [groups, ...]) -> (mask bool, moved weight), both as weight.
+def prune(
+    weight: torch.Tensor, hessian: torch.Tensor, wish: Fraction | float | tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight float32 [out, in, *kernel], hessian [in*kernel, in*kernel] (or [groups, ...]) -> (mask bool,
+    moved weight), both as weight.
 
-    wish: the fraction to zero (of every 128 columns together; exactly round(fraction * count) in all), or (n, m): n of every m consecutive
-    input channels, where m divides them. The moved weight is zero where the mask is False.
+    wish: the fraction to zero (of every 128 columns together; exactly round(fraction * count) in all), or (n,
+    m): n of every m consecutive input channels, where m divides them. The moved weight is zero where the mask
+    is False.
     """
     order = _channels_last(weight) if isinstance(wish, tuple) else None
     columns = to_columns(weight, hessian, order)
@@ -26,12 +33,17 @@ def prune(weight: torch.Tensor, hessian: torch.Tensor, wish: Fraction | float | 
         cost = (ahead * found.weights[:, first : first + ahead.shape[1], None]).square()
         mask[:, first : first + ahead.shape[1]] = _cheapest(cost, first, columns.shape, wish)
 
-    moved = sweep(columns, found, span, choose, lambda column, moved: torch.where(mask[:, column], moved, 0.0))
+    moved = sweep(
+        columns, found, span, choose, lambda column, moved: torch.where(mask[:, column], moved, 0.0)
+    )
     return from_columns(mask, weight.shape, order), from_columns(moved, weight.shape, order)
 
 
-def _cheapest(cost: torch.Tensor, first: int, shape: tuple[int, ...], wish: Fraction | float | tuple[int, int]) -> torch.Tensor:
-    """cost [groups, columns, out/groups] -> bool, False for what is pruned of these columns. Shares add up to the exact count over all columns."""
+def _cheapest(
+    cost: torch.Tensor, first: int, shape: tuple[int, ...], wish: Fraction | float | tuple[int, int]
+) -> torch.Tensor:
+    """cost [groups, columns, out/groups] -> bool, False for what is pruned of these columns. Shares add up to
+    the exact count over all columns."""
     if isinstance(wish, tuple):
         pruned = cost.argsort(dim=1, stable=True)[:, : wish[0]]
         return torch.ones(cost.shape, dtype=torch.bool).scatter_(1, pruned, False)
@@ -43,7 +55,8 @@ def _cheapest(cost: torch.Tensor, first: int, shape: tuple[int, ...], wish: Frac
 
 
 def _channels_last(weight: torch.Tensor) -> torch.Tensor | None:
-    """The order of columns in which consecutive ones are consecutive input channels at one place of the kernel."""
+    """The order of columns in which consecutive ones are consecutive input channels at one place of the
+    kernel."""
     inputs = weight.shape[1]
     kernel = weight[0, 0].numel()
     return None if kernel == 1 else torch.arange(inputs * kernel).reshape(inputs, kernel).t().flatten()

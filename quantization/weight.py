@@ -1,23 +1,31 @@
 """CompressedWeight: the one form in which a compressed weight travels from the kernels to every target.
 
-Three storages, which may be combined: integer codes with scales, indices into a lookup table, a mask of survivors.
+Three storages, which may be combined: integer codes with scales, indices into a lookup table, a mask of
+survivors.
 """
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-AT_ONCE = 1 << 18  # elements that are worked on at once: copies of them use the same memory again, and fresh pages cost more than arithmetic
+AT_ONCE = (
+    1 << 18
+    # elements that are worked on at once: copies of them use the same memory again, and fresh pages cost more
+    # than arithmetic
+)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Integer codes and scales: weight = scale * (codes - zero_point), each scale covering a block of the weight.
+    """Integer codes and scales: weight = scale * (codes - zero_point), each scale covering a block of the
+    weight.
 
-    codes int8 [*shape] within [-2^(bits-1), 2^(bits-1)-1]; scale float32 (every value exact in float16) [*blocks], where
-    blocks has the rank of the weight and each blocks[i] divides shape[i]; zero_point like scale, in int8, or None.
-    Example: weight [64, 128], per channel -> scale [64, 1]; blocks of 32 along the input -> scale [64, 4].
+    codes int8 [*shape] within [-2^(bits-1), 2^(bits-1)-1]; scale float32 (every value exact in float16)
+    [*blocks], where blocks has the rank of the weight and each blocks[i] divides shape[i]; zero_point like
+    scale, in int8, or None. Example: weight [64, 128], per channel -> scale [64, 1]; blocks of 32 along the
+    input -> scale [64, 4].
     """
 
     bits: int
@@ -30,12 +38,13 @@ class Codes:
 class Palette:
     """Indices into lookup tables: weight[i] = table(i)[indices[i]].
 
-    indices uint8 [*shape] (vector palettes: shape divided by the vector length along `vector_axis`); lut float32 (every value exact
-    in float16) [*groups, 2^bits, vector], where groups has the rank of the weight and each groups[i] divides shape[i].
-    Example: weight [64, 128], one table of 16 -> lut [1, 1, 16, 1]; groups of 16 output channels -> lut [4, 1, 16, 1].
-    channel_scale (or None): float32, exact in float16, broadcasts over the weight ([64, 1]): what is looked up is multiplied by it.
-    table_scale (or None): float32, exact in float16, [*groups, 1, 1]: the table is stored as int8 codes times this scale. `lut` still holds
-    the values, float16(code * scale) for codes in -127..127; `table_codes` gives the codes back.
+    indices uint8 [*shape] (vector palettes: shape divided by the vector length along `vector_axis`); lut
+    float32 (every value exact in float16) [*groups, 2^bits, vector], where groups has the rank of the weight
+    and each groups[i] divides shape[i]. Example: weight [64, 128], one table of 16 -> lut [1, 1, 16, 1];
+    groups of 16 output channels -> lut [4, 1, 16, 1]. channel_scale (or None): float32, exact in float16,
+    broadcasts over the weight ([64, 1]): what is looked up is multiplied by it. table_scale (or None):
+    float32, exact in float16, [*groups, 1, 1]: the table is stored as int8 codes times this scale. `lut`
+    still holds the values, float16(code * scale) for codes in -127..127; `table_codes` gives the codes back.
     """
 
     bits: int
@@ -46,7 +55,8 @@ class Palette:
     table_scale: torch.Tensor | None = None
 
     def table_codes(self) -> torch.Tensor:
-        """int8 [*groups, 2^bits, vector]: exact, because rounding to float16 moves a value by less than half a code."""
+        """int8 [*groups, 2^bits, vector]: exact, because rounding to float16 moves a value by less than half
+        a code."""
         return (self.lut / self.table_scale).round().to(torch.int8)
 
     def table_bits(self) -> int:
@@ -60,8 +70,9 @@ class CompressedWeight:
     """One weight after compression. `shape` is the source weight's; exactly what is stored decides `dense()`.
 
     mask: bool [*shape], True where the weight survived pruning; None when not pruned.
-    values: Codes, Palette, or None: then the surviving weights are stored in `kept` (float16 [*shape], zero where pruned).
-    Where a mask is present, codes and indices of pruned positions carry no information and are not counted in `storage_bits`.
+    values: Codes, Palette, or None: then the surviving weights are stored in `kept` (float16 [*shape], zero
+    where pruned). Where a mask is present, codes and indices of pruned positions carry no information and are
+    not counted in `storage_bits`.
     """
 
     name: str
@@ -71,15 +82,19 @@ class CompressedWeight:
     kept: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
-        """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would decompress it."""
+        """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would
+        decompress it."""
         if self.values is None:
             return self.kept.float()
-        weight = _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
+        weight = (
+            _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
+        )
         weight.copy_(weight.half())  # in place: fresh pages cost more than the arithmetic
         return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
 
     def storage_bits(self) -> int:
-        """Exact bits of the stored form: codes, scales, zero points, tables (float16 each where float), mask and values.
+        """Exact bits of the stored form: codes, scales, zero points, tables (float16 each where float), mask
+        and values.
 
         Vectors are pruned whole, so their mask has one bit for each vector.
         """
@@ -102,7 +117,8 @@ class CompressedWeight:
 
 
 def to_rows(weight: torch.Tensor, blocks: tuple[int, ...]) -> torch.Tensor:
-    """weight [64, 128], blocks (64, 4) -> [256, 32]: one row for each block, in the order of `blocks`; a view where memory order allows."""
+    """weight [64, 128], blocks (64, 4) -> [256, 32]: one row for each block, in the order of `blocks`; a view
+    where memory order allows."""
     sizes = [size for count, extent in zip(blocks, weight.shape) for size in (count, extent // count)]
     return weight.reshape(sizes).permute(_blocks_first(len(blocks))).reshape(math.prod(blocks), -1)
 
@@ -142,7 +158,9 @@ def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
     found = torch.empty(*indices.shape, vector)
     starts = entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
     for piece in pieces(*indices.shape):
-        places = indices[piece].int().add_(starts[piece[0]]).flatten()  # index_select takes int32: half the memory of int64
+        places = (
+            indices[piece].int().add_(starts[piece[0]]).flatten()
+        )  # index_select takes int32: half the memory of int64
         torch.index_select(values.lut.reshape(-1, vector), 0, places, out=found[piece].view(-1, vector))
     rows = found.view(-1, vector)
     columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]

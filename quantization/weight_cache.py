@@ -1,7 +1,10 @@
-"""Weights that were compressed before: a weight, its recipe and the evidence enter, what `compress_weight` gave for them the last time leaves.
+"""Weights that were compressed before: a weight, its recipe and the evidence enter, what `compress_weight`
+gave for them the last time leaves.
 
-The key is over the values themselves, so that a weight is clustered or quantized once for each scheme, whatever model or file it is in.
+The key is over the values themselves, so that a weight is clustered or quantized once for each scheme,
+whatever model or file it is in.
 """
+
 import hashlib
 import json
 import math
@@ -24,12 +27,15 @@ KINDS = {"codes": Codes, "palette": Palette}
 
 @dataclass(frozen=True)
 class Known:
-    """Where compressed weights are kept. version: of the kernels; read and write take a key and an entry's bytes (None: there is none)."""
+    """Where compressed weights are kept. version: of the kernels; read and write take a key and an entry's
+    bytes (None: there is none)."""
 
     version: str
     read: Callable[[str], bytes | None]
     write: Callable[[str, str, bytes], None]
-    digests: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)  # by memory; the tensor is held so that its memory stays its own
+    digests: dict[int, tuple[torch.Tensor, str]] = field(
+        default_factory=dict
+    )  # by memory; the tensor is held so that its memory stays its own
 
     def digest(self, tensor: torch.Tensor) -> str:
         """Of a tensor of the captured program, computed once."""
@@ -41,7 +47,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Made:
-    """A compressed weight, the recipe as realised (its words), why that differs from the wish, and how near it is (None: equal)."""
+    """A compressed weight, the recipe as realised (its words), why that differs from the wish, and how near
+    it is (None: equal)."""
 
     weight: CompressedWeight
     realised: str
@@ -59,7 +66,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence) -> str:
     statistics = evidence.statistics
-    tensors = {part.name: getattr(statistics, part.name) for part in fields(statistics)} if statistics is not None else {}
+    tensors = (
+        {part.name: getattr(statistics, part.name) for part in fields(statistics)}
+        if statistics is not None
+        else {}
+    )
     parts = {
         "version": known.version, "weight": known.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
         "survivors": None if evidence.survivors is None else tensor_digest(evidence.survivors),
@@ -91,9 +102,13 @@ def recalled(known: Known, key: str, name: str) -> Made | None:
 
 def keep(known: Known, key: str, made: Made) -> None:
     weight, values = made.weight, made.weight.values
-    parts: dict[str, Any] = {part.name: getattr(values, part.name) for part in fields(values)} if values is not None else {}
+    parts: dict[str, Any] = (
+        {part.name: getattr(values, part.name) for part in fields(values)} if values is not None else {}
+    )
     tensors = {f"values.{name}": value for name, value in parts.items() if isinstance(value, torch.Tensor)}
-    tensors |= {name: value for name, value in (("mask", weight.mask), ("kept", weight.kept)) if value is not None}
+    tensors |= {
+        name: value for name, value in (("mask", weight.mask), ("kept", weight.kept)) if value is not None
+    }
     about = {
         "shape": list(weight.shape), "values": next((name for name, kind in KINDS.items() if isinstance(values, kind)), None), "parts": list(parts),
         "plain": {name: value for name, value in parts.items() if not isinstance(value, torch.Tensor)},

@@ -1,4 +1,6 @@
-"""Shared by all tests: no network, one thread per worker, and the zoo's tiny architectures built once per session."""
+"""Shared by all tests: no network, one thread per worker, and the zoo's tiny architectures built once per
+session."""
+
 import gc
 import importlib.util
 import logging
@@ -9,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE", CIDERMILL_CACHE="off")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_WAIT_POLICY="PASSIVE",
+    CIDERMILL_CACHE="off",
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -24,7 +32,8 @@ MODULES = [0]  # how many were imported when the garbage collector was last told
 
 
 def pytest_runtest_setup(item):
-    """coremltools collects garbage in every conversion, which takes longer than the conversion where it walks all of torch each time."""
+    """coremltools collects garbage in every conversion, which takes longer than the conversion where it walks
+    all of torch each time."""
     if len(sys.modules) > MODULES[0] + 50:
         MODULES[0] = len(sys.modules)
         gc.collect()

@@ -1,4 +1,6 @@
-"""The house rules that a machine can check: which way imports run, what may be imported when, and how fast --help answers."""
+"""The house rules that a machine can check: which way imports run, what may be imported when, and how fast
+--help answers."""
+
 import ast
 import subprocess
 import sys
@@ -37,14 +39,23 @@ def test_imports_run_one_way(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_optional_runtimes_are_imported_inside_functions(path):
     """STYLE.md, rule 10: a module's top level imports none of the converters' or loaders' runtimes."""
-    top_level = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {alias.name.split(".")[0] for node in top_level if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module.split(".")[0] for node in top_level if isinstance(node, ast.ImportFrom) and not node.level}
+    top_level = [
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = {
+        alias.name.split(".")[0] for node in top_level if isinstance(node, ast.Import) for alias in node.names
+    }
+    names |= {
+        node.module.split(".")[0] for node in top_level if isinstance(node, ast.ImportFrom) and not node.level
+    }
     assert not names & OPTIONAL
 
 
 def test_every_module_imports_without_the_optional_runtimes():
-    names = [".".join(("cidermill", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__") for path in MODULES]
+    names = [
+        ".".join(("cidermill", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        for path in MODULES
+    ]
     script = f"""
 import sys, importlib
 class Blocked:
@@ -60,7 +71,10 @@ for name in {names!r}:
 
 
 def test_help_imports_nothing_heavy():
-    script = "import sys, cidermill.pipeline.commands.cli; print(sorted(set(m.split('.')[0] for m in sys.modules)))"
+    script = (
+        "import sys, cidermill.pipeline.commands.cli; print(sorted(set(m.split('.')[0] for m in"
+        " sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(ast.literal_eval(done.stdout)) & HEAVY
 

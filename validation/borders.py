@@ -1,4 +1,6 @@
-"""The border of an artifact: what users give becomes checked tensors, results become arrays of the declared types."""
+"""The border of an artifact: what users give becomes checked tensors, results become arrays of the declared
+types."""
+
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +9,45 @@ import numpy as np
 import torch
 
 from ..models.errors import UserError
-from .resources import reserve
 from .graph import Value
 from .mil.interface import Feature
+from .resources import reserve
 
 STORED_AS = {
-    "float16": torch.float32, "float32": torch.float32, "float64": torch.float64, "bool": torch.bool, "int8": torch.int8,
-    "uint8": torch.uint8, "int16": torch.int16, "uint16": torch.int32, "int32": torch.int32, "uint32": torch.int64, "int64": torch.int64,
-    "int4": torch.int8, "uint1": torch.uint8, "uint2": torch.uint8, "uint3": torch.uint8, "uint4": torch.uint8, "uint6": torch.uint8,
+    "float16": torch.float32,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bool": torch.bool,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "uint16": torch.int32,
+    "int32": torch.int32,
+    "uint32": torch.int64,
+    "int64": torch.int64,
+    "int4": torch.int8,
+    "uint1": torch.uint8,
+    "uint2": torch.uint8,
+    "uint3": torch.uint8,
+    "uint4": torch.uint8,
+    "uint6": torch.uint8,
 }
-WIDER = {("float64", "float32"), ("float64", "float16"), ("float32", "float16"), ("int64", "int32")}  # given, wanted
+WIDER = {
+    ("float64", "float32"),
+    ("float64", "float16"),
+    ("float32", "float16"),
+    ("int64", "int32"),
+}  # given, wanted
 
 
 def check_inputs(
     given: dict[str, Any] | Sequence[Any], values: tuple[Value, ...], features: dict[str, Feature], owner: str
 ) -> dict[str, torch.Tensor]:
-    """Name, convert and check what was given for `values`, the inputs of `owner`. Everything that does not fit is raised at once.
+    """Name, convert and check what was given for `values`, the inputs of `owner`. Everything that does not
+    fit is raised at once.
 
-    features: which inputs are pictures, which sizes they allow, what they default to. A scalar may be given for [1], as Core ML has it.
+    features: which inputs are pictures, which sizes they allow, what they default to. A scalar may be given
+    for [1], as Core ML has it.
     """
     wanted = {value.name: value for value in values}
     hint = f"it takes {describe(values, features)}"
@@ -37,8 +60,13 @@ def check_inputs(
     problems += [f"{name} is not an input" for name in given if name not in wanted]
     known = {name: features.get(name, Feature()) for name in wanted if name in given}
     arrays = {name: to_array(given[name], feature.channels) for name, feature in known.items()}
-    arrays = {name: array[None] if array.ndim == 0 and wanted[name].shape == (1,) else array for name, array in arrays.items()}
-    problems += [problem for name, array in arrays.items() if (problem := misfit(array, wanted[name], known[name]))]
+    arrays = {
+        name: array[None] if array.ndim == 0 and wanted[name].shape == (1,) else array
+        for name, array in arrays.items()
+    }
+    problems += [
+        problem for name, array in arrays.items() if (problem := misfit(array, wanted[name], known[name]))
+    ]
     if problems:
         raise UserError(f"inputs do not fit {owner}: {'; '.join(problems)}", hint)
     return {name: to_tensor(array, wanted[name].dtype) for name, array in arrays.items()}
@@ -50,25 +78,38 @@ def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[st
     for value in values:
         feature = features.get(value.name, Feature())
         if feature.default is not None:
-            least = feature.shapes[0] if feature.shapes else [low for low, _ in feature.ranges] or [1] * len(value.shape)
+            least = (
+                feature.shapes[0]
+                if feature.shapes
+                else [low for low, _ in feature.ranges] or [1] * len(value.shape)
+            )
             shape = [low if size is None else size for size, low in zip(value.shape, least)]
             reserve(8 * math.prod(shape))
             try:
-                own = getattr(np, value.dtype)  # by name numpy also finds what ml_dtypes adds, which torch cannot take
+                own = getattr(
+                    np, value.dtype
+                )  # by name numpy also finds what ml_dtypes adds, which torch cannot take
                 filled[value.name] = np.full(shape, feature.default, own)
             except (ValueError, TypeError, OverflowError, AttributeError) as error:
-                raise UserError(f"the default of {value.name}, {feature.default}, does not fit {value.dtype}: {error}", "give it") from error
+                raise UserError(
+                    f"the default of {value.name}, {feature.default}, does not fit {value.dtype}: {error}",
+                    "give it",
+                ) from error
     return filled
 
 
 def describe(values: tuple[Value, ...], features: dict[str, Feature]) -> str:
-    """Such as: ids: int32 [1, 1..512], image: float32 [1, 3, ?, ?] (a picture, RGB), mask: float32 [4] (may be left out)"""
+    """Such as: ids: int32 [1, 1..512], image: float32 [1, 3, ?, ?] (a picture, RGB), mask: float32 [4] (may
+    be left out)"""
     return ", ".join(describe_input(value, features.get(value.name, Feature())) for value in values)
 
 
 def describe_input(value: Value, feature: Feature) -> str:
     ranges = feature.ranges or ((0, None),) * len(value.shape)
-    sizes = [str(size) if size is not None else describe_range(*limits) for size, limits in zip(value.shape, ranges)]
+    sizes = [
+        str(size) if size is not None else describe_range(*limits)
+        for size, limits in zip(value.shape, ranges)
+    ]
     shape = " or ".join(str(list(shape)) for shape in feature.shapes) or f"[{', '.join(sizes)}]"
     notes = [f"a picture, {feature.channels}"] if feature.channels else []
     notes += ["may be left out"] if feature.default is not None else []
@@ -80,12 +121,15 @@ def describe_range(low: int, high: int | None) -> str:
 
 
 def to_array(item: Any, channels: str) -> np.ndarray:
-    """Array, tensor, nested list, or PIL image (-> float32 [1, C, H, W], 0 to 255, in the model's order of channels)."""
+    """Array, tensor, nested list, or PIL image (-> float32 [1, C, H, W], 0 to 255, in the model's order of
+    channels)."""
     if isinstance(item, torch.Tensor):
         return item.detach().cpu().numpy()
     if channels and hasattr(item, "convert"):
-        pixels = np.atleast_3d(np.asarray(item.convert(channels if channels in ("L", "F") else "RGB"), np.float32))
-        return pixels[..., ::-1 if channels == "BGR" else 1].transpose(2, 0, 1)[None]
+        pixels = np.atleast_3d(
+            np.asarray(item.convert(channels if channels in ("L", "F") else "RGB"), np.float32)
+        )
+        return pixels[..., :: -1 if channels == "BGR" else 1].transpose(2, 0, 1)[None]
     return np.asarray(item)
 
 
@@ -93,7 +137,7 @@ def to_picture(tensor: torch.Tensor, channels: str) -> Any:
     """[1, C, H, W] in the model's order of channels -> PIL image, as Core ML's own `predict` takes it."""
     from PIL import Image
 
-    pixels = tensor[0].permute(1, 2, 0).numpy()[..., ::-1 if channels == "BGR" else 1]
+    pixels = tensor[0].permute(1, 2, 0).numpy()[..., :: -1 if channels == "BGR" else 1]
     if channels == "F":
         return Image.fromarray(pixels[..., 0].astype(np.float32))
     whole = pixels.round().clip(0, 255).astype(np.uint8)
@@ -103,12 +147,25 @@ def to_picture(tensor: torch.Tensor, channels: str) -> Any:
 def misfit(array: np.ndarray, wanted: Value, feature: Feature) -> str:
     """What is wrong with an input, or nothing."""
     given = str(array.dtype)
-    allowed = given == wanted.dtype or (given, wanted.dtype) in WIDER or (
-        wanted.dtype in STORED_AS and array.dtype.kind in "biu" and np.can_cast(array.dtype, wanted.dtype, "safe"))
-    fits = array.ndim == len(wanted.shape) and all(want in (None, have) for want, have in zip(wanted.shape, array.shape))
+    allowed = (
+        given == wanted.dtype
+        or (given, wanted.dtype) in WIDER
+        or (
+            wanted.dtype in STORED_AS
+            and array.dtype.kind in "biu"
+            and np.can_cast(array.dtype, wanted.dtype, "safe")
+        )
+    )
+    fits = array.ndim == len(wanted.shape) and all(
+        want in (None, have) for want, have in zip(wanted.shape, array.shape)
+    )
     if not fits or not allowed or not feature.allows(array.shape):
         return f"{wanted.name} is {given} {list(array.shape)}"
-    if (given, wanted.dtype) == ("int64", "int32") and array.size and np.abs(array).max() > np.iinfo(np.int32).max:
+    if (
+        (given, wanted.dtype) == ("int64", "int32")
+        and array.size
+        and np.abs(array).max() > np.iinfo(np.int32).max
+    ):
         return f"{wanted.name} holds numbers beyond int32"
     return ""
 
@@ -120,7 +177,8 @@ def to_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def as_array(result: Any, declared: Value, precision: str) -> Any:
-    """A result as numpy in its declared type; what was computed without rounding stays float32. Classes and dictionaries pass."""
+    """A result as numpy in its declared type; what was computed without rounding stays float32. Classes and
+    dictionaries pass."""
     if not isinstance(result, torch.Tensor):
         return result
     wanted = "float32" if precision == "float32" and declared.dtype == "float16" else declared.dtype

@@ -1,8 +1,10 @@
 """The one representation and the one interpreter of saved programs.
 
-A reader (mil_read, pte_read, mps_read) turns bytes into a `Graph`; an operator table (mil_ops, aten_ops, mps_ops) gives each
-operator a torch function; `interpret` runs the graph. Formats differ only in the reader and the table.
+A reader (mil_read, pte_read, mps_read) turns bytes into a `Graph`; an operator table (mil_ops, aten_ops,
+mps_ops) gives each operator a torch function; `interpret` runs the graph. Formats differ only in the reader
+and the table.
 """
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +23,11 @@ class Ref:
 
 @dataclass(frozen=True)
 class Value:
-    """A named result with its declared type. dtype: "float16", "float32", "int32", "bool", "string", ...; None dimensions are flexible.
+    """A named result with its declared type. dtype: "float16", "float32", "int32", "bool", "string", ...;
+    None dimensions are flexible.
 
-    any_rank: even the number of dimensions is found out only when the program runs; `shape` says nothing then.
+    any_rank: even the number of dimensions is found out only when the program runs; `shape` says nothing
+    then.
     """
 
     name: str
@@ -36,7 +40,8 @@ class Value:
 class Node:
     """One operation. inputs: parameter name -> Ref, literal, or (nested) list of them.
 
-    scope: path of the torch module it came from ("encoder.layer.0.attention"), where the file says; location: "file.py:123".
+    scope: path of the torch module it came from ("encoder.layer.0.attention"), where the file says; location:
+    "file.py:123".
     blocks: nested graphs of control flow.
     """
 
@@ -53,14 +58,17 @@ class Node:
 class Graph:
     """A program: named inputs, constants, operations in execution order, named outputs.
 
-    `constants` maps a name to a tensor or to a zero-argument function that decodes it (called once, then cached by the runner).
+    `constants` maps a name to a tensor or to a zero-argument function that decodes it (called once, then
+    cached by the runner).
     """
 
     inputs: tuple[Value, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     constants: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Value] = field(default_factory=dict)  # every named value's declared type, constants included
+    values: dict[str, Value] = field(
+        default_factory=dict
+    )  # every named value's declared type, constants included
 
 
 class OperatorFailed(RuntimeError):
@@ -109,7 +117,8 @@ def captured_names(block: Graph) -> set[str]:
 
 
 def misuse(graph: Graph, known: set[str] | None = None) -> str:
-    """What is wrong with the order of a graph: the first operation or output that reads what nothing before it defines, "" where none does.
+    """What is wrong with the order of a graph: the first operation or output that reads what nothing before
+    it defines, "" where none does.
 
     known: names from the graphs around it (left as it was).
     """
@@ -149,10 +158,12 @@ def interpret(
     tap: Tap | None = None,
     outer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a graph. `call(node, arguments, environment) -> tuple of results` looks the operator up and rounds its results.
+    """Run a graph. `call(node, arguments, environment) -> tuple of results` looks the operator up and rounds
+    its results.
 
-    inputs: name -> tensor for every graph input. -> name -> tensor for every graph output. Values are freed after their
-    last use; `tap(name, value)` sees every intermediate. `outer` is the environment around a nested block.
+    inputs: name -> tensor for every graph input. -> name -> tensor for every graph output. Values are freed
+    after their last use; `tap(name, value)` sees every intermediate. `outer` is the environment around a
+    nested block.
     """
     environment = {**(outer or {}), **inputs}
     frees = last_uses(graph)

@@ -1,7 +1,10 @@
-"""Measured, on the machine that this runs on: an open artifact and the platform's runtime come in, its times and Core ML's own plan leave.
+"""Measured, on the machine that this runs on: an open artifact and the platform's runtime come in, its times
+and Core ML's own plan leave.
 
-Every unit is tried in a process of its own: one that crashes or hangs is a result ("crashed: signal 11 (SIGSEGV) in cold load"), not an end.
+Every unit is tried in a process of its own: one that crashes or hangs is a result ("crashed: signal 11
+(SIGSEGV) in cold load"), not an end.
 """
+
 import json
 import math
 import os
@@ -27,8 +30,14 @@ from .runners import Runner, has_native_runtime
 
 NEEDS_MACOS = "not run: needs macOS"
 NO_PLAN = "not run: ExecuTorch has no compute plan; the file says what is delegated"
-UNITS = {"coreml": ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"), "executorch": ("mps",), "reference": ("reference",)}
-LIMIT_S = 300.0  # for all that one process does; the Neural Engine's compiler takes minutes over the largest models
+UNITS = {
+    "coreml": ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"),
+    "executorch": ("mps",),
+    "reference": ("reference",),
+}
+LIMIT_S = (
+    300.0  # for all that one process does; the Neural Engine's compiler takes minutes over the largest models
+)
 MOST_BYTES = 1 << 26  # of a child's lines
 SIGNALS = {one.value: one.name for one in signal.Signals}
 PHASES = {"compile": "compile_ms", "cold load": "cold_load_ms", "load": "load_ms", "first run": "first_ms"}
@@ -36,7 +45,8 @@ PHASES = {"compile": "compile_ms", "cold load": "cold_load_ms", "load": "load_ms
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is asked to do. task: "time" or "plan"; host: "coreml", "executorch" or "reference"; inputs: an .npz in the program's order;
+    """What a child is asked to do. task: "time" or "plan"; host: "coreml", "executorch" or "reference";
+    inputs: an .npz in the program's order;
     pictures: input -> order of channels; folder: for files of its own, deleted afterwards."""
 
     task: str
@@ -66,39 +76,68 @@ class Outcome:
 
 
 def why_not_run(path: Path) -> str:
-    """"" where this host can run the artifact in its real runtime."""
+    """ "" where this host can run the artifact in its real runtime."""
     if platform.system() != "Darwin":
         return NEEDS_MACOS
-    return "" if has_native_runtime(path) else f"not run: the runtime for {path.suffix} files is not in this installation"
+    return (
+        ""
+        if has_native_runtime(path)
+        else f"not run: the runtime for {path.suffix} files is not in this installation"
+    )
 
 
 def machine() -> dict:
-    """This Mac: {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}. A virtual one has a chip of its own name: "M2 Pro (Virtual)"."""
-    found = {key: _sysctl(name) for key, name in (("chip", "machdep.cpu.brand_string"), ("model", "hw.model"))}
+    """This Mac: {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}. A virtual one has a chip of its
+    own name: "M2 Pro (Virtual)"."""
+    found = {
+        key: _sysctl(name) for key, name in (("chip", "machdep.cpu.brand_string"), ("model", "hw.model"))
+    }
     return {**found, "chip": found["chip"].removeprefix("Apple "), "os": f"macOS {platform.mac_ver()[0]}"}
 
 
 def measure_times(runner: Runner, host: str, limit_s: float = LIMIT_S) -> list[dict]:
-    """One entry per compute unit, as report.json's latency.measured.units has them: times in ms, or a problem and the times before it."""
+    """One entry per compute unit, as report.json's latency.measured.units has them: times in ms, or a problem
+    and the times before it."""
     with _workplace(runner) as (folder, inputs):
-        return [{"compute_units": units, **timings(run_worker(_time_job(runner, host, units, folder, inputs).command(), limit_s))}
-                for units in UNITS[host]]
+        return [
+            {
+                "compute_units": units,
+                **timings(run_worker(_time_job(runner, host, units, folder, inputs).command(), limit_s)),
+            }
+            for units in UNITS[host]
+        ]
 
 
-def measure_plan(path: Path, compute_units: str = "all", function: str | None = None, limit_s: float = LIMIT_S) -> Outcome:
+def measure_plan(
+    path: Path, compute_units: str = "all", function: str | None = None, limit_s: float = LIMIT_S
+) -> Outcome:
     """Core ML's plan; `find("plan")` is None where it could not be had."""
     with tempfile.TemporaryDirectory(prefix="cidermill-", ignore_cleanup_errors=True) as folder:
-        return run_worker(Job("plan", "coreml", os.path.abspath(path), compute_units, folder, function=function).command(), limit_s)
+        return run_worker(
+            Job("plan", "coreml", os.path.abspath(path), compute_units, folder, function=function).command(),
+            limit_s,
+        )
 
 
 def run_worker(command: Sequence[str], limit_s: float) -> Outcome:
-    """Run a child to its end, or to the limit, where it is killed with whatever it started, as where this is left by an exception.
+    """Run a child to its end, or to the limit, where it is killed with whatever it started, as where this is
+    left by an exception.
 
     Its standard input ends with this process: by that the worker knows, should nobody be left to kill it.
     """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaints:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the child finds what this process finds
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=complaints, env=environment, start_new_session=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }  # the child finds what this process finds
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=complaints,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             code = child.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -110,7 +149,8 @@ def run_worker(command: Sequence[str], limit_s: float) -> Outcome:
 
 
 def timings(outcome: Outcome) -> dict:
-    """Times of one unit in ms. ms: the median of the steady runs; low_ms, high_ms: their 10 and 90 % quantiles."""
+    """Times of one unit in ms. ms: the median of the steady runs; low_ms, high_ms: their 10 and 90 %
+    quantiles."""
     ended = {line["end"]: line["seconds"] for line in outcome.lines if _is_end(line)}
     found: dict[str, Any] = {key: _ms(ended[phase]) for phase, key in PHASES.items() if phase in ended}
     runs = outcome.find("runs")
@@ -123,7 +163,8 @@ def timings(outcome: Outcome) -> dict:
 
 
 def match_plan(rows: Sequence[dict], graph: Graph) -> list[dict]:
-    """Planned operations under our names, in file order; what the plan does not name is left out. They are matched by their outputs' names."""
+    """Planned operations under our names, in file order; what the plan does not name is left out. They are
+    matched by their outputs' names."""
     by_output = {row["name"]: row for row in rows}
     found = []
     for node in all_nodes(graph):
@@ -134,18 +175,30 @@ def match_plan(rows: Sequence[dict], graph: Graph) -> list[dict]:
 
 
 def example_inputs(runner: Runner) -> dict[str, np.ndarray]:
-    """Random inputs in the program's order; a flexible one takes the shape that its description gives, else its least."""
-    specs = tuple(TensorSpec(value.name, _example_shape(runner, value), _drawn_as(value.dtype)) for value in runner.inputs)
+    """Random inputs in the program's order; a flexible one takes the shape that its description gives, else
+    its least."""
+    specs = tuple(
+        TensorSpec(value.name, _example_shape(runner, value), _drawn_as(value.dtype))
+        for value in runner.inputs
+    )
     batch = synthetic(specs).batches[0]
     pictures = {name for name, feature in runner.features.items() if feature.channels}
-    shown = {name: np.clip(64 * array + 128, 0, 255).astype(array.dtype) if name in pictures else array for name, array in batch.items()}
-    return {value.name: np.ascontiguousarray(shown[value.name], _stored_as(value.dtype)) for value in runner.inputs}
+    shown = {
+        name: np.clip(64 * array + 128, 0, 255).astype(array.dtype) if name in pictures else array
+        for name, array in batch.items()
+    }
+    return {
+        value.name: np.ascontiguousarray(shown[value.name], _stored_as(value.dtype))
+        for value in runner.inputs
+    }
 
 
 def _example_shape(runner: Runner, value: Any) -> tuple[int, ...]:
     feature = runner.features.get(value.name)
     usual = (feature.usual or next(iter(feature.shapes), ())) if feature is not None else ()
-    least = usual or ([low for low, _ in feature.ranges] if feature is not None else []) or [1] * len(value.shape)
+    least = (
+        usual or ([low for low, _ in feature.ranges] if feature is not None else []) or [1] * len(value.shape)
+    )
     return tuple(max(1, other) if size is None else size for size, other in zip(value.shape, least))
 
 
@@ -160,8 +213,20 @@ def _stored_as(dtype: str) -> str:
 
 def _time_job(runner: Runner, host: str, units: str, folder: Path, inputs: Path) -> Job:
     pictures = {name: feature.channels for name, feature in runner.features.items() if feature.channels}
-    function = open_program(runner.path).method if host == "executorch" else None  # Core ML finds the default function itself
-    return Job("time", host, os.path.abspath(runner.path), units, str(folder), str(inputs), function, bool(runner.states), pictures)
+    function = (
+        open_program(runner.path).method if host == "executorch" else None
+    )  # Core ML finds the default function itself
+    return Job(
+        "time",
+        host,
+        os.path.abspath(runner.path),
+        units,
+        str(folder),
+        str(inputs),
+        function,
+        bool(runner.states),
+        pictures,
+    )
 
 
 @contextmanager
@@ -174,7 +239,9 @@ def _workplace(runner: Runner) -> Iterator[tuple[Path, Path]]:
 
 def _end(child: subprocess.Popen) -> None:
     if child.returncode is None:  # not waited for yet, so that its number is still its own
-        with suppress(ProcessLookupError, PermissionError):  # it ended just now; macOS answers EPERM for a group of zombies
+        with suppress(
+            ProcessLookupError, PermissionError
+        ):  # it ended just now; macOS answers EPERM for a group of zombies
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     child.stdin.close()
@@ -210,7 +277,9 @@ def _problem(lines: Sequence[dict], code: int | None, limit_s: float, last_words
     if told:
         return f"failed in {phase}: {' '.join(str(told).split())[:300]}"
     if code or not any(key in line for line in lines for key in ("runs", "plan")):
-        return f"ended with exit code {code} in {phase} and no answer" + (f": {last_words}" if last_words else "")
+        return f"ended with exit code {code} in {phase} and no answer" + (
+            f": {last_words}" if last_words else ""
+        )
     return ""
 
 
@@ -219,8 +288,14 @@ def _is_end(line: dict) -> bool:
 
 
 def _are_times(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf for value in values)
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+            for value in values
+        )
+    )
 
 
 def _ms(seconds: float) -> float:

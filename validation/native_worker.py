@@ -1,8 +1,11 @@
-"""The child of `native.py`: a job as JSON (first argument) comes in, JSON lines leave on standard output; it may crash or hang, its parent lives on.
+"""The child of `native.py`: a job as JSON (first argument) comes in, JSON lines leave on standard output; it
+may crash or hang, its parent lives on.
 
-Lines: {"begin": phase}, {"end": phase, "seconds": s}, {"runs": [s, ...]}, {"plan": [{"name", "type", "unit", "supported", "weight"}, ...]} and
-{"problem": text}. Phases of "time": start, compile, cold load, first run, steady runs, load; of "plan": start, compile, plan.
+Lines: {"begin": phase}, {"end": phase, "seconds": s}, {"runs": [s, ...]}, {"plan": [{"name", "type", "unit",
+"supported", "weight"}, ...]} and {"problem": text}. Phases of "time": start, compile, cold load, first run,
+steady runs, load; of "plan": start, compile, plan.
 """
+
 import json
 import os
 import sys
@@ -20,7 +23,11 @@ import numpy as np
 WARM_UP = 3  # calls between the first and those that count: clocks and caches settle
 LEAST_RUNS, MOST_RUNS = 10, 1000
 ENOUGH_SECONDS, MOST_SECONDS = 1.0, 20.0  # of steady runs; the second also ends them before LEAST_RUNS
-DEVICE_UNITS = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "ane"}
+DEVICE_UNITS = {
+    "MLCPUComputeDevice": "cpu",
+    "MLGPUComputeDevice": "gpu",
+    "MLNeuralEngineComputeDevice": "ane",
+}
 
 Tell = Callable[[dict], None]
 Predict = Callable[[], Any]
@@ -28,14 +35,16 @@ Predict = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Session:
-    """A runtime with one artifact. compile: once, None where there is nothing to compile; load: -> a function that predicts once."""
+    """A runtime with one artifact. compile: once, None where there is nothing to compile; load: -> a function
+    that predicts once."""
 
     load: Callable[[], Predict]
     compile: Callable[[], Any] | None = None
 
 
 def coreml(job: dict) -> Session:
-    """Core ML (macOS). Compiles a copy of its own into the job's folder, so that the first load finds nothing cached under its path."""
+    """Core ML (macOS). Compiles a copy of its own into the job's folder, so that the first load finds nothing
+    cached under its path."""
     ct = _coremltools()
     compiled, units = _compiled(job), ct.ComputeUnit[job["compute_units"].upper()]
 
@@ -68,7 +77,11 @@ def reference(job: dict) -> Session:
     from .runners import open_runner
 
     inputs = _inputs(job)
-    return Session(lambda: partial(open_runner(job["path"], host="reference", function=job["function"] or "main"), inputs))
+    return Session(
+        lambda: partial(
+            open_runner(job["path"], host="reference", function=job["function"] or "main"), inputs
+        )
+    )
 
 
 SESSIONS = {"coreml": coreml, "executorch": executorch, "reference": reference}
@@ -99,7 +112,12 @@ def steady(predict: Predict) -> list[float]:
         if time.perf_counter() < ends:
             predict()
     runs: list[float] = []
-    while not runs or time.perf_counter() < ends and len(runs) < MOST_RUNS and (len(runs) < LEAST_RUNS or sum(runs) < ENOUGH_SECONDS):
+    while (
+        not runs
+        or time.perf_counter() < ends
+        and len(runs) < MOST_RUNS
+        and (len(runs) < LEAST_RUNS or sum(runs) < ENOUGH_SECONDS)
+    ):
         started = time.perf_counter()
         predict()
         runs.append(time.perf_counter() - started)
@@ -120,7 +138,8 @@ def plan_artifact(job: dict, tell: Tell) -> None:
 
 
 def planned(plan: Any, function: str | None) -> list[dict]:
-    """An MLComputePlan -> a row for each operation that it gives a device, named by its first output (constants have none)."""
+    """An MLComputePlan -> a row for each operation that it gives a device, named by its first output
+    (constants have none)."""
     program = plan.model_structure.program
     if program is None:
         raise ValueError("the compiled model is no ML Program")
@@ -144,12 +163,17 @@ def _planned_operation(plan: Any, operation: Any) -> dict | None:
     cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
     name = operation.outputs[0].name if operation.outputs else ""
     supported = sorted(unit_of(device) for device in usage.supported_compute_devices)
-    return {"name": name, "type": operation.operator_name, "unit": unit_of(usage.preferred_compute_device), "supported": supported,
-            "weight": None if cost is None else cost.weight}
+    return {
+        "name": name,
+        "type": operation.operator_name,
+        "unit": unit_of(usage.preferred_compute_device),
+        "supported": supported,
+        "weight": None if cost is None else cost.weight,
+    }
 
 
 def unit_of(device: Any) -> str:
-    """"cpu", "gpu" or "ane"; a device that is none of them goes by its class's name."""
+    """ "cpu", "gpu" or "ane"; a device that is none of them goes by its class's name."""
     return DEVICE_UNITS.get(type(device).__name__, type(device).__name__)
 
 
@@ -176,7 +200,10 @@ def _pictured(arrays: dict[str, np.ndarray], channels: dict[str, str]) -> dict[s
 
     from .borders import to_picture
 
-    return {name: to_picture(torch.from_numpy(array), channels[name]) if name in channels else array for name, array in arrays.items()}
+    return {
+        name: to_picture(torch.from_numpy(array), channels[name]) if name in channels else array
+        for name, array in arrays.items()
+    }
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Bounds on running a program that nobody vouches for: memory, time and loops. Limits come in, a `Budget` to run under leaves.
+"""Bounds on running a program that nobody vouches for: memory, time and loops. Limits come in, a `Budget` to
+run under leaves.
 
-`with Budget(limits):` sees every torch operation before it runs (a dispatch mode), so no operator needs checks of its own: the size of
-each result is known from its arguments' shapes (on torch's meta device where nothing simpler tells), and is refused before it is
-allocated. `begin_node` and `begin_turn` are called by the interpreters, `reserve` by code that allocates in other ways; outside of a
-Budget they do nothing.
+`with Budget(limits):` sees every torch operation before it runs (a dispatch mode), so no operator needs
+checks of its own: the size of each result is known from its arguments' shapes (on torch's meta device where
+nothing simpler tells), and is refused before it is allocated. `begin_node` and `begin_turn` are called by the
+interpreters, `reserve` by code that allocates in other ways; outside of a Budget they do nothing.
 """
+
 import math
 import time
 from collections.abc import Iterator
@@ -23,19 +25,24 @@ from ..models.errors import UserError
 
 LOOK_EVERY = 64 << 20  # bytes allocated between two looks at the memory that is free
 FREE_SIZE = 256 << 20  # a node may always allocate this much
-NODE_FACTOR = 64  # ... and this many times what it reads and declares: attention scores of 32 heads over 32k tokens just fit
-SLOWEST = 1e10  # multiply-adds per second: an operation that needs longer than the time left at this pace is not begun
+# ... and this many times what it reads and declares: attention scores of 32 heads over 32k tokens just fit
+NODE_FACTOR = 64
+# multiply-adds per second: an operation that needs longer than the time left at this pace is not begun
+SLOWEST = 1e10
 ELEMENT_COST = 20  # one element read or written, in multiply-adds
 GROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")  # a container's limit (control groups, version 2)
 VIEW, POINTWISE, PRODUCT, INPUTS, STATED, META = "view", "pointwise", "product", "inputs", "stated", "meta"
 PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
-# Operations whose results together are never larger than their arguments (twice, for pairs of values and indices).
-BOUNDED = frozenset("""
+# Operations whose results together are never larger than their arguments (twice, for pairs of values and
+# indices).
+BOUNDED = frozenset(
+    """
     cat clone copy copy_ _to_copy native_layer_norm native_group_norm _native_batch_norm_legit_no_training native_batch_norm mean sum prod var
     var_mean amax amin max min argmax argmin any all _softmax _log_softmax cumsum cumprod sort topk scatter scatter_add index_put _index_put_impl_
     index_put_ flip roll tril triu masked_fill scatter_reduce index_copy index_add _local_scalar_dense max_pool2d_with_indices
     max_pool3d_with_indices avg_pool2d avg_pool3d lift_fresh equal select_scatter slice_scatter _unsafe_view
-""".split())
+""".split()
+)
 
 
 class OverBudget(UserError):
@@ -46,8 +53,9 @@ class OverBudget(UserError):
 class Limits:
     """What one call of a runner may use.
 
-    memory_bytes: of everything that the call allocates; None is what the machine (or its container) has free at the time. In either
-    case one operation may allocate at most 256 MiB or 64 times the bytes of what it reads and of the results that it declares.
+    memory_bytes: of everything that the call allocates; None is what the machine (or its container) has free
+    at the time. In either case one operation may allocate at most 256 MiB or 64 times the bytes of what it
+    reads and of the results that it declares.
     seconds: of wall clock. loops: turns of `while_loop`s and backward jumps, in all.
     """
 
@@ -60,7 +68,8 @@ DEFAULT_LIMITS = Limits()
 
 
 class Budget(TorchDispatchMode):
-    """One call's account. Enter it around the call; OverBudget is raised out of the operation that would exceed it."""
+    """One call's account. Enter it around the call; OverBudget is raised out of the operation that would
+    exceed it."""
 
     def __init__(self, limits: Limits):
         super().__init__()
@@ -83,7 +92,8 @@ class Budget(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch's default wraps every operation and imports its compiler for that: 75 MB and more than a second, for nothing here."""
+        """torch's default wraps every operation and imports its compiler for that: 75 MB and more than a
+        second, for nothing here."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -91,7 +101,12 @@ class Budget(TorchDispatchMode):
         try:
             size, work = cost(func, args, kwargs)
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
-            size, work = 0, 0.0  # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what is read
+            size, work = (
+                0,
+                0.0,
+                # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what
+                # is read
+            )
         self.require_memory(size)
         self.require_time(work)
         return func(*args, **kwargs)
@@ -99,17 +114,30 @@ class Budget(TorchDispatchMode):
     def require_time(self, work: float = 0) -> None:
         """work: multiply-adds of the next operation."""
         if time.monotonic() + work / SLOWEST > self.ends:
-            raise OverBudget(f"the program would run for longer than the {self.limits.seconds:g} seconds that one call may take (Limits.seconds)")
+            raise OverBudget(
+                f"the program would run for longer than the {self.limits.seconds:g} seconds that one call may"
+                " take (Limits.seconds)"
+            )
 
     def require_memory(self, size: int) -> None:
         if size > FREE_SIZE and self.node is not None and size > (allowed := self.allowed_bytes()):
-            raise OverBudget(f"it would allocate {in_words(size)}, its declared results and its inputs account for {in_words(allowed)}")
+            raise OverBudget(
+                f"it would allocate {in_words(size)}, its declared results and its inputs account for"
+                f" {in_words(allowed)}"
+            )
         self.unseen += size
         if self.unseen < LOOK_EVERY:
             return
-        free = free_bytes() if self.limits.memory_bytes is None else self.start + self.limits.memory_bytes - resident_bytes()
+        free = (
+            free_bytes()
+            if self.limits.memory_bytes is None
+            else self.start + self.limits.memory_bytes - resident_bytes()
+        )
         if size > free:
-            raise OverBudget(f"it would allocate {in_words(size)}, {in_words(max(free, 0))} of memory are left (Limits.memory_bytes)")
+            raise OverBudget(
+                f"it would allocate {in_words(size)}, {in_words(max(free, 0))} of memory are left"
+                " (Limits.memory_bytes)"
+            )
         self.unseen = size
 
     def allowed_bytes(self) -> float:
@@ -117,21 +145,26 @@ class Budget(TorchDispatchMode):
         shapes = [value.shape for value in self.node.outputs]
         if any(size is None for shape in shapes for size in shape):
             return math.inf
-        known = 8 * sum(math.prod(shape) for shape in shapes) + sum(tensor.numel() * tensor.itemsize for tensor in tensors_in(self.arguments))
+        known = 8 * sum(math.prod(shape) for shape in shapes) + sum(
+            tensor.numel() * tensor.itemsize for tensor in tensors_in(self.arguments)
+        )
         return FREE_SIZE + NODE_FACTOR * known
 
     def next_turn(self) -> None:
         self.require_time()
         self.turns += 1
         if self.turns > self.limits.loops:
-            raise OverBudget(f"the program's loops did not end after {self.limits.loops} turns (Limits.loops)")
+            raise OverBudget(
+                f"the program's loops did not end after {self.limits.loops} turns (Limits.loops)"
+            )
 
 
 CURRENT: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
 def begin_node(node: Any = None, arguments: Any = None) -> None:
-    """An interpreter begins a node, or (without one) something that has no declared results, such as decoding a constant."""
+    """An interpreter begins a node, or (without one) something that has no declared results, such as decoding
+    a constant."""
     if (budget := CURRENT.get()) is not None:
         budget.node, budget.arguments = node, arguments
         budget.require_time()
@@ -150,7 +183,8 @@ def reserve(size: int) -> None:
 
 
 def cost(func: Any, args: tuple, kwargs: dict) -> tuple[int, float]:
-    """-> (bytes of the results, multiply-adds) of a torch operation that has not run yet; an upper bound where that is cheaper to tell."""
+    """-> (bytes of the results, multiply-adds) of a torch operation that has not run yet; an upper bound
+    where that is cheaper to tell."""
     name, rule = rule_of(func)
     if rule == VIEW:
         return 0, 0
@@ -170,7 +204,10 @@ def cost(func: Any, args: tuple, kwargs: dict) -> tuple[int, float]:
         written = SIZES[name](*args)
     else:
         results = list(tensors_in(_on_meta(func, args, kwargs)))
-        written, width = sum(result.numel() for result in results), max((result.itemsize for result in results), default=width)
+        written, width = (
+            sum(result.numel() for result in results),
+            max((result.itemsize for result in results), default=width),
+        )
     depth = DEPTHS[name](args) if name in DEPTHS and tensors else 0
     return written * width, written * depth + ELEMENT_COST * max(read, written)
 
@@ -183,19 +220,29 @@ def rule_of(func: Any) -> tuple[str, str]:
         return name, VIEW
     if torch.Tag.pointwise in func.tags:
         return name, POINTWISE
-    return name, PRODUCT if name in PRODUCTS else INPUTS if name in BOUNDED else STATED if name in SIZES else META
+    return name, (
+        PRODUCT if name in PRODUCTS else INPUTS if name in BOUNDED else STATED if name in SIZES else META
+    )
 
 
 def _broadcast_elements(tensors: list[torch.Tensor]) -> int:
     shapes = {tensor.shape for tensor in tensors}
     if len(shapes) < 2:
         return tensors[0].numel() if tensors else 1
-    return math.prod(np.broadcast_shapes(*shapes)) if len(shapes) > 2 or () not in shapes else max(map(math.prod, shapes))
+    return (
+        math.prod(np.broadcast_shapes(*shapes))
+        if len(shapes) > 2 or () not in shapes
+        else max(map(math.prod, shapes))
+    )
 
 
 def _on_meta(func: Any, args: tuple, kwargs: dict) -> Any:
     """The results of an operation as tensors without storage."""
-    if func._overloadpacket.__name__ == "repeat_interleave" and not args[0].is_floating_point() and len(args) == 1:
+    if (
+        func._overloadpacket.__name__ == "repeat_interleave"
+        and not args[0].is_floating_point()
+        and len(args) == 1
+    ):
         return torch.empty(int(args[0].sum()), dtype=torch.int64, device="meta")
     moved = {key: _to_meta(value) for key, value in kwargs.items() if key != "generator"}
     if any(argument.name == "device" for argument in func._schema.arguments):
@@ -210,9 +257,16 @@ def _to_meta(value: Any) -> Any:
 
 
 def _convolved(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups) -> int:
-    sizes = [x.shape[0] if x.ndim == weight.ndim else 1, weight.shape[1] * groups if transposed else weight.shape[0]]
+    sizes = [
+        x.shape[0] if x.ndim == weight.ndim else 1,
+        weight.shape[1] * groups if transposed else weight.shape[0],
+    ]
     for i, (size, kernel) in enumerate(zip(x.shape[2 - weight.ndim :], weight.shape[2:])):
-        step, low, reach = stride[i % len(stride)], padding[i % len(padding)], dilation[i % len(dilation)] * (kernel - 1)
+        step, low, reach = (
+            stride[i % len(stride)],
+            padding[i % len(padding)],
+            dilation[i % len(dilation)] * (kernel - 1),
+        )
         grown = (size - 1) * step - 2 * low + reach + output_padding[i % len(output_padding)] + 1
         sizes.append(max(grown if transposed else (size + 2 * low - reach - 1) // max(step, 1) + 1, 0))
     return math.prod(sizes)
@@ -229,15 +283,22 @@ def _indexed(x, indices) -> int:
     for index in indices:
         kept += [x.shape[axis]] if index is None else []
         axis += index.ndim if index is not None and index.dtype == torch.bool else 1
-    return math.prod([*kept, *x.shape[axis:]]) * _broadcast_elements([index for index in indices if index is not None])
+    return math.prod([*kept, *x.shape[axis:]]) * _broadcast_elements(
+        [index for index in indices if index is not None]
+    )
 
 
 def _selected(x, dim, index) -> int:
     return x.numel() // max(x.shape[dim], 1) * index.numel() if x.ndim else index.numel()
 
 
-SIZES = {  # elements of the result, for what common networks do most: asking the meta device imports 40 MB and takes 0.1 ms
-    "convolution": _convolved, "constant_pad_nd": _padded, "index": _indexed, "index_select": _selected,
+# elements of the result, for what common networks do most: asking the meta device imports 40 MB and takes 0.1
+# ms
+SIZES = {
+    "convolution": _convolved,
+    "constant_pad_nd": _padded,
+    "index": _indexed,
+    "index_select": _selected,
 }
 
 
@@ -255,7 +316,9 @@ DEPTHS = {  # multiply-adds for each element that is written
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), lambda args: args[1].shape[-1] if args[1].ndim else 1),
     "convolution": lambda args: args[1].numel() // max(min(args[1].shape[:1], default=1), 1),
     "_scaled_dot_product_flash_attention_for_cpu": lambda args: 2 * args[1].shape[-2],
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"), _kernel),
+    **dict.fromkeys(
+        ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"), _kernel
+    ),
 }
 
 

@@ -1,7 +1,10 @@
-"""Complex numbers and Fourier transforms, which ML Programs do not have, as pairs of real tensors and products with constant matrices.
+"""Complex numbers and Fourier transforms, which ML Programs do not have, as pairs of real tensors and
+products with constant matrices.
 
-A rule has the parameters of its ATen operator; complex tensors arrive as `Pair`s, and a complex result is returned as one.
+A rule has the parameters of its ATen operator; complex tensors arrive as `Pair`s, and a complex result is
+returned as one.
 """
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,16 +27,24 @@ class Pair(NamedTuple):
 
 
 def split_complex_numbers(work: Draft) -> None:
-    """Replace every operator that takes or gives complex tensors, as far as there is a rule for it; the others stay and are reported."""
+    """Replace every operator that takes or gives complex tensors, as far as there is a rule for it; the
+    others stay and are reported."""
     parts: dict[torch.fx.Node, Pair] = {}
     for node in list(work.graph.nodes):
         constant = work.tensor_of(node)
         if constant is not None and constant.is_complex():
             name = work.constants[node.name][0]
             halves = (constant.real.contiguous(), constant.imag.contiguous())
-            parts[node] = Pair(*[work.add_constant(f"{name}_{part}", half, like=node) for part, half in zip(("real", "imaginary"), halves)])
+            parts[node] = Pair(
+                *[
+                    work.add_constant(f"{name}_{part}", half, like=node)
+                    for part, half in zip(("real", "imaginary"), halves)
+                ]
+            )
         elif node.op == "call_function" and _touches_complex(node):
-            if node.target not in COMPLEX or any(_is_complex(source) and source not in parts for source in node.all_input_nodes):
+            if node.target not in COMPLEX or any(
+                _is_complex(source) and source not in parts for source in node.all_input_nodes
+            ):
                 continue
             if COMPLEX[node.target] in TRANSFORMS and not _is_short(node):
                 continue
@@ -58,9 +69,12 @@ def _is_short(node: torch.fx.Node) -> bool:
 
 
 def _split(work: Draft, node: torch.fx.Node, parts: dict[torch.fx.Node, Pair]) -> None:
-    """Compute a node from the parts of its inputs; a complex result is remembered in `parts`, a real one takes the node's place."""
+    """Compute a node from the parts of its inputs; a complex result is remembered in `parts`, a real one
+    takes the node's place."""
     given = (list(node.args), dict(node.kwargs))
-    arguments = pytree.tree_map(lambda leaf: parts.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf, given)
+    arguments = pytree.tree_map(
+        lambda leaf: parts.get(leaf, leaf) if isinstance(leaf, torch.fx.Node) else leaf, given
+    )
     leaves, spec = pytree.tree_flatten(arguments)
 
     def compute(*leaves):
@@ -91,7 +105,11 @@ def each_part(operator: Callable) -> Callable:
     def rule(*args, **kwargs):
         chosen = []
         for part in (0, 1):
-            mine = pytree.tree_map(lambda leaf, part=part: leaf[part] if isinstance(leaf, Pair) else leaf, (args, kwargs), is_leaf=_is_pair)
+            mine = pytree.tree_map(
+                lambda leaf, part=part: leaf[part] if isinstance(leaf, Pair) else leaf,
+                (args, kwargs),
+                is_leaf=_is_pair,
+            )
             chosen.append(operator(*mine[0], **mine[1]))
         return Pair(*chosen)
 
@@ -164,7 +182,8 @@ def to_copy(self, dtype=None, **_):
 
 
 def _waves(count: int, points: int, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of sign 2 pi jk / points [points, count], with the angles exact: jk is reduced before it is scaled."""
+    """cos and sin of sign 2 pi jk / points [points, count], with the angles exact: jk is reduced before it is
+    scaled."""
     turns = torch.remainder(torch.arange(points)[:, None] * torch.arange(count), points)
     angles = turns.to(torch.float64) * (sign * 2 * math.pi / points)
     return torch.cos(angles).float(), torch.sin(angles).float()
@@ -209,7 +228,8 @@ def transform_real(self, dim, normalization, onesided):
 
 
 def transform_to_real(self, dim, normalization, last_dim_size):
-    """_fft_c2r: half a spectrum back to `last_dim_size` real numbers; every frequency with a mirror image counts twice."""
+    """_fft_c2r: half a spectrum back to `last_dim_size` real numbers; every frequency with a mirror image
+    counts twice."""
     shape = [*self.re.shape]
     shape[dim[-1]] = last_dim_size
     scale = _scale(torch.Size(shape), dim, normalization) ** (1 / len(dim))

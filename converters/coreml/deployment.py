@@ -1,4 +1,6 @@
-"""Which systems hold which recipes: a deployment target's name and a recipe enter; a refusal leaves, or the oldest target that would do."""
+"""Which systems hold which recipes: a deployment target's name and a recipe enter; a refusal leaves, or the
+oldest target that would do."""
+
 import difflib
 import re
 
@@ -11,11 +13,14 @@ DEFAULT_TARGET = "iOS18"
 
 
 def check_target(name: str, recipe: str, needed: str, reason: str) -> None:
-    """Refuse an unknown deployment target, or one whose operators cannot hold the recipe (`needed`, e.g. "iOS18", can, because of `reason`)."""
+    """Refuse an unknown deployment target, or one whose operators cannot hold the recipe (`needed`, e.g.
+    "iOS18", can, because of `reason`)."""
     if name not in TARGETS:
         near = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(f"Unknown deployment target {name!r}.", f"{hint}The targets are {', '.join(TARGETS)}.")
+        raise UserError(
+            f"Unknown deployment target {name!r}.", f"{hint}The targets are {', '.join(TARGETS)}."
+        )
     if generation(name) < generation(needed):
         raise UserError(
             f"{name} cannot hold {recipe}: {reason}.",
@@ -31,13 +36,16 @@ def generation(target: str) -> int:
 
 def required_target(recipe: Recipe) -> tuple[str, str]:
     """-> (lowest Core ML deployment target whose operators hold every layer's recipe, why)."""
-    return max((_required(layer) for layer in recipe.layers), key=lambda found: int(found[0].removeprefix("iOS")))
+    return max(
+        (_required(layer) for layer in recipe.layers), key=lambda found: int(found[0].removeprefix("iOS"))
+    )
 
 
 def _required(recipe: Recipe) -> tuple[str, str]:
-    """Source: coremltools 9.0, mil/ops/defs/iOS16/constexpr_ops.py (8-bit affine with one axis of scales; one table of 2, 4, 16, 64 or 256
-    entries; sparse), iOS17/quantization_ops.py (activations) and iOS18/compression.py (blocks, sub-byte integers, grouped and 3-bit tables,
-    vectors, chains of these operators, sparsity joined with either).
+    """Source: coremltools 9.0, mil/ops/defs/iOS16/constexpr_ops.py (8-bit affine with one axis of scales; one
+    table of 2, 4, 16, 64 or 256 entries; sparse), iOS17/quantization_ops.py (activations) and
+    iOS18/compression.py (blocks, sub-byte integers, grouped and 3-bit tables, vectors, chains of these
+    operators, sparsity joined with either).
     """
     values = recipe.values
     if recipe.prune is not None and values is not None:
@@ -61,4 +69,6 @@ def _required_by_tables(values: Palettize) -> tuple[str, str]:
         "lookup tables of vectors": values.vector > 1, "lookup tables with scales per channel": values.scaled,
         "lookup tables of 8-bit entries": values.table_bits == 8,
     }  # fmt: skip
-    return next((("iOS18", reason) for reason, needed in reasons.items() if needed), ("iOS16", "lookup tables"))
+    return next(
+        (("iOS18", reason) for reason, needed in reasons.items() if needed), ("iOS16", "lookup tables")
+    )

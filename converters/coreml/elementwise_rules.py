@@ -1,8 +1,9 @@
 """Elementwise operators and reductions that coremltools lacks or gets wrong, computed from others.
 
-A rule has the parameters of its ATen operator and returns what the operator returns. `ELEMENTWISE` and `REDUCTIONS` map an operator
-to (rule, predicate): a node is replaced where the predicate holds for it.
+A rule has the parameters of its ATen operator and returns what the operator returns. `ELEMENTWISE` and
+`REDUCTIONS` map an operator to (rule, predicate): a node is replaced where the predicate holds for it.
 """
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,7 +103,8 @@ def shift_right(self, other):
 
 
 def log_softmax(self, dim, half_to_float=False):
-    """Without the logarithm of a softmax, which is -inf wherever half precision rounds a probability to zero."""
+    """Without the logarithm of a softmax, which is -inf wherever half precision rounds a probability to
+    zero."""
     shifted = self - self.amax(dim, keepdim=True)
     return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
 
@@ -130,7 +132,8 @@ def argmin(self, dim=None, keepdim=False):
 
 
 def over_all_axes(reduction: Callable) -> Callable:
-    """The reduction with its axes spelled out: a pass of coremltools stumbles over one without, behind a transpose."""
+    """The reduction with its axes spelled out: a pass of coremltools stumbles over one without, behind a
+    transpose."""
 
     def rule(self, dim=None, keepdim=False, **options):
         return reduction(self, list(range(self.ndim)), keepdim, **options)
@@ -162,7 +165,8 @@ def plain_searchsorted(node: torch.fx.Node) -> bool:
 
 
 def histogram(self, bins=100, min=0, max=0):
-    """Counts between edges; the last bin takes its upper edge. Whole numbers are compared with whole edges: half precision is too coarse."""
+    """Counts between edges; the last bin takes its upper edge. Whole numbers are compared with whole edges:
+    half precision is too coarse."""
     edges = [min + index * (max - min) / bins for index in range(bins + 1)]
     if not self.is_floating_point():
         edges = [math.ceil(edge - 1e-9) for edge in edges]
@@ -207,7 +211,8 @@ def addmv(self, mat, vec, beta=1, alpha=1):
 
 
 def experts_product(input, mat2, offs):
-    """Rows sorted by expert times the matrix of their expert. input [rows, in], mat2 [experts, in, out], offs [experts]: ends of the rows.
+    """Rows sorted by expert times the matrix of their expert. input [rows, in], mat2 [experts, in, out], offs
+    [experts]: ends of the rows.
 
     Every expert sees every row and a mask picks: which rows an expert has is only known when the model runs.
     """
@@ -262,5 +267,8 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.linear.default: (linear, has_one_row),
     aten.addmv.default: (addmv, always),
     "transformers.grouped_mm_fallback.default": (experts_product, always),
-    aten._grouped_mm.default: (lambda self, mat2, offs=None, bias=None, out_dtype=None: experts_product(self, mat2, offs), always),
+    aten._grouped_mm.default: (
+        lambda self, mat2, offs=None, bias=None, out_dtype=None: experts_product(self, mat2, offs),
+        always,
+    ),
 }

@@ -1,4 +1,6 @@
-"""Keeping a program in the range of float16 (largest 65504, smallest 6e-8): a draft in, the same function in safer operators out."""
+"""Keeping a program in the range of float16 (largest 65504, smallest 6e-8): a draft in, the same function in
+safer operators out."""
+
 import math
 import operator
 from typing import Any
@@ -18,9 +20,11 @@ LEAST_SCALE = 2.0**-6  # of a vector: keeps (sqrt(epsilon) / scale)^2 finite for
 
 
 def scale_roots_of_squares(work: Draft) -> None:
-    """sqrt or rsqrt of mean(x^2) + epsilon (RMSNorm) and of a variance + epsilon: x is divided by its largest element first.
+    """sqrt or rsqrt of mean(x^2) + epsilon (RMSNorm) and of a variance + epsilon: x is divided by its largest
+    element first.
 
-    In float16 squares overflow from |x| = 256 on, and the residual stream of a large language model goes well beyond.
+    In float16 squares overflow from |x| = 256 on, and the residual stream of a large language model goes well
+    beyond.
     """
     for node in list(work.graph.nodes):
         if not is_op(node, aten.rsqrt.default, aten.sqrt.default):
@@ -30,11 +34,23 @@ def scale_roots_of_squares(work: Draft) -> None:
         if is_op(inner, aten.mean.dim):
             source = _squared(inner.args[0])
             if source is not None:
-                retrace(work, node, _root_mean_square, source, inner.args[1], _keepdim(inner, 2), epsilon, inverse)
+                retrace(
+                    work, node, _root_mean_square, source, inner.args[1], _keepdim(inner, 2), epsilon, inverse
+                )
         elif is_op(inner, aten.var.correction):
             dims = inner.args[1] if len(inner.args) > 1 else None
             correction = inner.kwargs.get("correction", 1)
-            retrace(work, node, _root_variance, inner.args[0], dims, correction, inner.kwargs.get("keepdim", False), epsilon, inverse)
+            retrace(
+                work,
+                node,
+                _root_variance,
+                inner.args[0],
+                dims,
+                correction,
+                inner.kwargs.get("keepdim", False),
+                epsilon,
+                inverse,
+            )
 
 
 def scale_group_norms(work: Draft) -> None:
@@ -64,7 +80,9 @@ def _unit(x, dims, epsilon):
     centred = x - x.mean(dims, keepdim=True)
     scale = centred.abs().amax(dims, keepdim=True).clamp(min=LEAST_SCALE)
     small = centred / scale
-    return small * torch.rsqrt(torch.square(small).mean(dims, keepdim=True) + torch.square(math.sqrt(epsilon) / scale))
+    return small * torch.rsqrt(
+        torch.square(small).mean(dims, keepdim=True) + torch.square(math.sqrt(epsilon) / scale)
+    )
 
 
 def _affine(x, weight, bias):
@@ -74,7 +92,8 @@ def _affine(x, weight, bias):
 
 
 def keep_logarithms_finite(work: Draft) -> None:
-    """log(softmax(x)) is -inf wherever half precision rounds a probability to zero; from x itself it is not."""
+    """log(softmax(x)) is -inf wherever half precision rounds a probability to zero; from x itself it is
+    not."""
     for node in list(work.graph.nodes):
         if is_op(node, aten.log.default) and is_op(node.args[0], aten._softmax.default):
             retrace(work, node, log_softmax, node.args[0].args[0], node.args[0].args[1])
@@ -82,7 +101,12 @@ def keep_logarithms_finite(work: Draft) -> None:
 
 def _without_epsilon(node: Any) -> tuple[Any, float]:
     """a + epsilon -> (a, epsilon)"""
-    if is_op(node, aten.add.Tensor, aten.add.Scalar) and isinstance(node.args[1], (int, float)) and node.args[1] >= 0 and not node.kwargs:
+    if (
+        is_op(node, aten.add.Tensor, aten.add.Scalar)
+        and isinstance(node.args[1], (int, float))
+        and node.args[1] >= 0
+        and not node.kwargs
+    ):
         return node.args[0], float(node.args[1])
     return node, 0.0
 
@@ -101,7 +125,8 @@ def _keepdim(node: Any, position: int) -> bool:
 
 
 def _root_mean_square(x, dims, keepdim, epsilon, inverse, factor=1.0):
-    """sqrt(factor mean(x^2) + epsilon) = scale sqrt(factor mean((x / scale)^2) + (sqrt(epsilon) / scale)^2), or its inverse."""
+    """sqrt(factor mean(x^2) + epsilon) = scale sqrt(factor mean((x / scale)^2) + (sqrt(epsilon) / scale)^2),
+    or its inverse."""
     scale = x.abs().amax(dims, keepdim=True).clamp(min=LEAST_SCALE)
     mean = torch.square(x / scale).mean(dims, keepdim=True)
     inside = mean if factor == 1.0 else mean * factor
@@ -112,10 +137,19 @@ def _root_mean_square(x, dims, keepdim, epsilon, inverse, factor=1.0):
 
 
 def _root_variance(x, dims, correction, keepdim, epsilon, inverse):
-    dims = list(range(x.ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    dims = (
+        list(range(x.ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    )
     count = math.prod(x.shape[axis] for axis in dims)
     centred = x - x.mean(dims, keepdim=True)
-    return _root_mean_square(centred, dims, keepdim, epsilon, inverse, count / (count - correction) if count > correction else math.inf)
+    return _root_mean_square(
+        centred,
+        dims,
+        keepdim,
+        epsilon,
+        inverse,
+        count / (count - correction) if count > correction else math.inf,
+    )
 
 
 FILLED = {
@@ -130,7 +164,8 @@ ORDERED = {aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar}
 def fit_half(work: Draft) -> None:
     """The finite but huge numbers of attention masks become +-3e4, in literals and in constants.
 
-    As half precision infinities they would turn a mask of (1 - 1) * -3.4e38 into NaN, and a row that masks everything too.
+    As half precision infinities they would turn a mask of (1 - 1) * -3.4e38 into NaN, and a row that masks
+    everything too.
     """
     for node in work.graph.nodes:
         tensor = work.tensor_of(node)

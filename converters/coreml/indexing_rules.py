@@ -1,7 +1,10 @@
-"""Indexing, scattering and sliding views that coremltools lacks or gets wrong, computed from gathers and scatters along one axis.
+"""Indexing, scattering and sliding views that coremltools lacks or gets wrong, computed from gathers and
+scatters along one axis.
 
-Tables as in coreml_rules. `INDEXING_TUPLES` holds operators of several results; their predicate also takes which result is wanted.
+Tables as in coreml_rules. `INDEXING_TUPLES` holds operators of several results; their predicate also takes
+which result is wanted.
 """
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +15,6 @@ from .elementwise_rules import Predicate, always, has_axes
 from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
-
 
 
 def unfold(self, dimension, size, step):
@@ -94,13 +96,18 @@ def exceeds_rank(node: torch.fx.Node) -> bool:
 
 
 def index_put(self, indices, values, accumulate=False):
-    """Any indexed assignment as one scatter into the tensor laid flat; a boolean mask as a choice between two tensors."""
+    """Any indexed assignment as one scatter into the tensor laid flat; a boolean mask as a choice between two
+    tensors."""
     if indices[0] is not None and indices[0].dtype == torch.bool:
         return _put_where(self, indices[0], values, accumulate)
     positions = _flat_positions(self.shape, indices)
     values = values.to(self.dtype).expand(positions.shape).reshape(-1)
     flat, positions = self.reshape(-1), positions.reshape(-1).to(torch.int64)
-    result = torch.scatter_add(flat, 0, positions, values) if accumulate else torch.scatter(flat, 0, positions, values)
+    result = (
+        torch.scatter_add(flat, 0, positions, values)
+        if accumulate
+        else torch.scatter(flat, 0, positions, values)
+    )
     return result.reshape(self.shape)
 
 
@@ -113,13 +120,16 @@ def _put_where(self, mask, values, accumulate):
 
 
 def puts_plainly(node: torch.fx.Node) -> bool:
-    """Indices are integers, or one boolean mask over the leading axes whose places all take the same value."""
+    """Indices are integers, or one boolean mask over the leading axes whose places all take the same
+    value."""
     target, indices, values = (node.args[0].meta["val"], node.args[1], node.args[2].meta["val"])
     masks = [item for item in indices if item is not None and item.meta["val"].dtype == torch.bool]
     if not masks:
         return target.dtype != torch.bool and target.ndim > 0
     leading = target.ndim - indices[0].meta["val"].ndim if indices[0] is not None else -1
-    return len(indices) == 1 and (values.ndim <= leading or (values.ndim == leading + 1 and values.shape[0] == 1))
+    return len(indices) == 1 and (
+        values.ndim <= leading or (values.ndim == leading + 1 and values.shape[0] == 1)
+    )
 
 
 def masked_scatter(self, mask, source):
@@ -131,7 +141,8 @@ def masked_scatter(self, mask, source):
 
 
 def scatter_reduce(self, dim, index, src, reduce, include_self=True):
-    """Extremes by comparing every index with every place: index [.., n] against places [.., size] along `dim`."""
+    """Extremes by comparing every index with every place: index [.., n] against places [.., size] along
+    `dim`."""
     dim = dim % self.ndim
     places = torch.arange(self.shape[dim]).reshape(-1, *[1] * (self.ndim - dim))
     src = _leading(src, index.shape, None)
@@ -147,8 +158,17 @@ def scatter_reduce(self, dim, index, src, reduce, include_self=True):
 def takes_extremes(node: torch.fx.Node) -> bool:
     """amax or amin of floats, whose shapes agree but for the scattered axis."""
     target, index = node.args[0].meta["val"], node.args[2].meta["val"]
-    others = [a == b for axis, (a, b) in enumerate(zip(target.shape, index.shape)) if axis != node.args[1] % max(target.ndim, 1)]
-    return node.args[4] in ("amax", "amin") and target.is_floating_point() and all(others) and 0 < target.ndim < LARGEST_RANK
+    others = [
+        a == b
+        for axis, (a, b) in enumerate(zip(target.shape, index.shape))
+        if axis != node.args[1] % max(target.ndim, 1)
+    ]
+    return (
+        node.args[4] in ("amax", "amin")
+        and target.is_floating_point()
+        and all(others)
+        and 0 < target.ndim < LARGEST_RANK
+    )
 
 
 def _leading(tensor, shape, but):
@@ -161,13 +181,16 @@ def gather(self, dim, index, sparse_grad=False):
 
 
 def takes_part(node: torch.fx.Node) -> bool:
-    """The index is shorter than the tensor along another axis than the gathered one; coremltools wants them equal."""
+    """The index is shorter than the tensor along another axis than the gathered one; coremltools wants them
+    equal."""
     return _differ(node.args[0], node.args[2], node.args[1])
 
 
 def _differ(tensor: torch.fx.Node, index: torch.fx.Node, but: int | None) -> bool:
     shape, wanted = tensor.meta["val"].shape, index.meta["val"].shape
-    return any(a != b for axis, (a, b) in enumerate(zip(shape, wanted)) if but is None or axis != but % len(shape))
+    return any(
+        a != b for axis, (a, b) in enumerate(zip(shape, wanted)) if but is None or axis != but % len(shape)
+    )
 
 
 def scatter(self, dim, index, src):
@@ -185,8 +208,12 @@ def _scatter(operator, self, dim, index, src):
     part = operator(_leading(self, index.shape, dim), dim, index, src)
     for axis in range(self.ndim):  # what lies beyond the index stays
         if axis != dim:
-            kept = _leading(self, part.shape[:axis] + self.shape[axis : axis + 1] + part.shape[axis + 1 :], None)
-            part = torch.cat([part, kept.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis)
+            kept = _leading(
+                self, part.shape[:axis] + self.shape[axis : axis + 1] + part.shape[axis + 1 :], None
+            )
+            part = torch.cat(
+                [part, kept.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis
+            )
     return part
 
 
@@ -246,7 +273,8 @@ def median(self, dim, keepdim=False):
 
 def embedding_bag(weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
                   include_last_offset=False, padding_idx=-1):  # fmt: skip
-    """Sum or mean of the embeddings in each bag: a matrix of memberships [bags, indices] times the embeddings."""
+    """Sum or mean of the embeddings in each bag: a matrix of memberships [bags, indices] times the
+    embeddings."""
     starts = offsets[:-1] if include_last_offset else offsets
     positions = torch.arange(indices.shape[0])[None]
     ends = torch.cat([starts[1:], torch.full_like(starts[:1], indices.shape[0])])

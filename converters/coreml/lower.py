@@ -1,8 +1,10 @@
 """What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out.
 
-The passes run in the order of `lower`. Most operators are replaced by a table (coreml_rules, indexing_rules, resize_rules) whose
-functions compute the same from operators that coremltools translates rightly; complex numbers become pairs of real ones.
+The passes run in the order of `lower`. Most operators are replaced by a table (coreml_rules, indexing_rules,
+resize_rules) whose functions compute the same from operators that coremltools translates rightly; complex
+numbers become pairs of real ones.
 """
+
 import math
 import operator
 from collections.abc import Callable
@@ -57,7 +59,8 @@ def lower(program: Any, compute: str = "float32") -> Any:
 
 
 def drop_clones(work: Draft) -> None:
-    """A clone only fixes a memory layout, which Core ML does not have. (In torch, a view of what is no longer cloned is a reshape.)"""
+    """A clone only fixes a memory layout, which Core ML does not have. (In torch, a view of what is no longer
+    cloned is a reshape.)"""
     for node in list(work.graph.nodes):
         if is_op(node, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
@@ -110,14 +113,18 @@ def _rule_for(work: Draft, node: torch.fx.Node) -> tuple[Callable | None, Any, i
     if node.target is operator.getitem and getattr(node.args[0], "target", None) in TUPLES:
         rule, applies = TUPLES[node.args[0].target]
         return (rule if applies(node.args[0], node.args[1]) else None), node.args[0], node.args[1]
-    name = node.target if node.target in RULES else str(node.target)  # operators of other libraries go by name: they may not be loaded
+    name = (
+        node.target if node.target in RULES else str(node.target)
+    )  # operators of other libraries go by name: they may not be loaded
     if name not in RULES:
         return None, None, None
     rule, applies = RULES[name]
     return (rule if applies(node) else None), node, None
 
 
-def spell_out(work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, pick: int | None) -> None:
+def spell_out(
+    work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, pick: int | None
+) -> None:
     """Replace `node` by what `rule`, called as `call` is, computes (by its result number `pick`)."""
     leaves, spec = pytree.tree_flatten((list(call.args), dict(call.kwargs)))
 
@@ -130,7 +137,8 @@ def spell_out(work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.N
 
 
 def repeat_attention_heads(work: Draft) -> None:
-    """Grouped-query attention: keys and values repeated to the number of query heads, as Core ML's operator wants them."""
+    """Grouped-query attention: keys and values repeated to the number of query heads, as Core ML's operator
+    wants them."""
     for node in list(work.graph.nodes):
         if not is_op(node, aten.scaled_dot_product_attention.default) or not node.kwargs.get("enable_gqa"):
             continue
@@ -155,18 +163,25 @@ def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def silence_masked_rows(work: Draft) -> None:
-    """A query that a boolean mask lets see nothing gets zeros, as in torch; a softmax of nothing would be NaN or any mixture.
+    """A query that a boolean mask lets see nothing gets zeros, as in torch; a softmax of nothing would be NaN
+    or any mixture.
 
     Padding on the left makes such rows. A mask that is the same for all queries is left alone.
     """
     seen: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = {}
     for node in list(work.graph.nodes):
-        mask = node.args[3] if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3 else None
+        mask = (
+            node.args[3]
+            if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3
+            else None
+        )
         if mask is None or not _may_hide_everything(work, mask):
             continue
         if mask not in seen:
             sees = insert(work, node, lambda mask: mask.any(-1, keepdim=True), mask)
-            open_mask = insert(work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees)
+            open_mask = insert(
+                work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees
+            )
             seen[mask] = insert(work, node, lambda sees: sees.float(), sees), open_mask
         sees, open_mask = seen[mask]
         node.update_arg(3, open_mask)
@@ -186,19 +201,26 @@ def _may_hide_everything(work: Draft, mask: torch.fx.Node) -> bool:
 def fill_in_pooling_strides(work: Draft) -> None:
     """The stride of a pooling window is its size where it is left out; coremltools wants it said."""
     for node in work.graph.nodes:
-        if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (node.args[2:] and node.args[2]):
+        if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (
+            node.args[2:] and node.args[2]
+        ):
             node.args = (*node.args[:2], node.args[1], *node.args[3:])
 
 
 def spread_channels(work: Draft) -> None:
-    """x [n, 1, h, w] + constant [1, c, 1, 1], said with x expanded: coremltools would fuse it into a batch norm of one channel."""
+    """x [n, 1, h, w] + constant [1, c, 1, 1], said with x expanded: coremltools would fuse it into a batch
+    norm of one channel."""
     for node in list(work.graph.nodes):
         if not is_op(node, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor) or node.meta["val"].ndim < 3:
             continue
         shape = node.meta["val"].shape
         for position, other in ((0, 1), (1, 0)):
             source, constant = node.args[position], work.tensor_of(node.args[other])
-            if constant is None or not isinstance(source, torch.fx.Node) or source.meta["val"].ndim != len(shape):
+            if (
+                constant is None
+                or not isinstance(source, torch.fx.Node)
+                or source.meta["val"].ndim != len(shape)
+            ):
                 continue
             if constant.numel() == shape[1] > 1 == source.meta["val"].shape[1]:
                 wide = [size if axis == 1 else -1 for axis, size in enumerate(shape)]
@@ -206,7 +228,8 @@ def spread_channels(work: Draft) -> None:
 
 
 def name_outputs_apart(work: Draft) -> None:
-    """An output that is an input, a constant or another output becomes an operation of its own: Core ML names each border value once."""
+    """An output that is an input, a constant or another output becomes an operation of its own: Core ML names
+    each border value once."""
     output = next(node for node in work.graph.nodes if node.op == "output")
     seen: set[torch.fx.Node] = set()
     results = []
@@ -222,4 +245,8 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that no pass of coremltools takes for a no-op."""
     if tensor.dtype == torch.bool:
         return torch.logical_not(torch.logical_not(tensor))
-    return tensor.reshape(-1).reshape(tensor.shape) if math.prod(tensor.shape) > 1 or tensor.ndim > 1 else tensor * 1
+    return (
+        tensor.reshape(-1).reshape(tensor.shape)
+        if math.prod(tensor.shape) > 1 or tensor.ndim > 1
+        else tensor * 1
+    )

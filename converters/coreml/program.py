@@ -1,8 +1,11 @@
-"""A lowered program enters; a MIL program with a place for each compressed weight leaves, which is filled with weights and written as a package.
+"""A lowered program enters; a MIL program with a place for each compressed weight leaves, which is filled
+with weights and written as a package.
 
-coremltools' passes take most of a conversion and look at compressed weights only from outside. So they run once, with places of the weights'
-shapes, and one program serves every recipe that compresses the same weights.
+coremltools' passes take most of a conversion and look at compressed weights only from outside. So they run
+once, with places of the weights' shapes, and one program serves every recipe that compresses the same
+weights.
 """
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +25,19 @@ BACKEND = "backend_mlprogram"  # coremltools' name for the passes that it runs b
 
 @dataclass
 class MilProgram:
-    """`program`: coremltools' own, after all passes; `places`: name of a weight -> the Var that stands for it, or of what it was filled with."""
+    """`program`: coremltools' own, after all passes; `places`: name of a weight -> the Var that stands for
+    it, or of what it was filled with."""
 
     program: Any
     places: dict[str, Any]
     specification: int
 
 
-def with_places(program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str) -> MilProgram | None:
-    """The MIL program of a lowered one. Equal weights (see `first_of_each`) share a place, named by the first of them.
+def with_places(
+    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str
+) -> MilProgram | None:
+    """The MIL program of a lowered one. Equal weights (see `first_of_each`) share a place, named by the first
+    of them.
 
     None where a pass has taken a place away: what came of it would depend on the weights.
     """
@@ -49,9 +56,17 @@ def with_places(program: Any, weights: dict[str, CompressedWeight], outputs: lis
     return MilProgram(mil, places, target.value) if made == places.keys() else None
 
 
-def with_weights(program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str) -> MilProgram:
+def with_weights(
+    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str
+) -> MilProgram:
     """The MIL program with the weights in it from the beginning, and no places."""
-    return MilProgram(_converted(program, weights, lambda name, called: emit(weights[name], called), outputs, target, compute), {}, target.value)
+    return MilProgram(
+        _converted(
+            program, weights, lambda name, called: emit(weights[name], called), outputs, target, compute
+        ),
+        {},
+        target.value,
+    )
 
 
 def fill(mil: MilProgram, weights: dict[str, CompressedWeight]) -> None:
@@ -74,17 +89,22 @@ def _replace(mil: MilProgram, build: Callable[[str, Any, type], Any]) -> None:
     with main:
         earlier = []
         for name, place in mil.places.items():
-            scopes = [ScopeInfo(source, data) for source, data in place.op.scopes.items()]  # where in the source it comes from
+            scopes = [
+                ScopeInfo(source, data) for source, data in place.op.scopes.items()
+            ]  # where in the source it comes from
             with mb.set_before_op(place.op), mb.scope(*scopes):
                 weight = build(name, place, types.nptype_from_builtin(place.dtype))
-            main.replace_uses_of_var_after_op(place.op, place, weight, no_check_var_types=True, force_replace=True)
+            main.replace_uses_of_var_after_op(
+                place.op, place, weight, no_check_var_types=True, force_replace=True
+            )
             earlier.append(place.op)
             mil.places[name] = weight
         _remove(main, earlier)
 
 
 def write_package(mil: MilProgram, package: Path, weights_folder: Path) -> Any:
-    """Write the program and its weights as an ML Program package; weights_folder: an empty folder to build them in. -> its specification."""
+    """Write the program and its weights as an ML Program package; weights_folder: an empty folder to build
+    them in. -> its specification."""
     from coremltools.converters.mil.backend.mil.load import load
     from coremltools.models.utils import _create_mlpackage
 
@@ -94,7 +114,8 @@ def write_package(mil: MilProgram, package: Path, weights_folder: Path) -> Any:
 
 
 def first_of_each(weights: dict[str, CompressedWeight]) -> dict[str, str]:
-    """Name -> the first name whose weight has the same codes: tied weights, and weights that happen to be equal, are stored once."""
+    """Name -> the first name whose weight has the same codes: tied weights, and weights that happen to be
+    equal, are stored once."""
     seen: dict[tuple, list[str]] = {}
     first = {}
     for name, weight in weights.items():
@@ -106,18 +127,26 @@ def first_of_each(weights: dict[str, CompressedWeight]) -> dict[str, str]:
 
 
 def _equal(one: CompressedWeight, other: CompressedWeight) -> bool:
-    return one is other or all(_same(getattr(one, part), getattr(other, part)) for part in ("values", "mask", "kept"))
+    return one is other or all(
+        _same(getattr(one, part), getattr(other, part)) for part in ("values", "mask", "kept")
+    )
 
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one.flatten()[:64], other.flatten()[:64]) and torch.equal(one, other)
+        return (
+            one.shape == other.shape
+            and torch.equal(one.flatten()[:64], other.flatten()[:64])
+            and torch.equal(one, other)
+        )
     if hasattr(one, "__dataclass_fields__") and type(one) is type(other):
         return all(_same(getattr(one, field), getattr(other, field)) for field in one.__dataclass_fields__)
     return type(one) is type(other) and one == other
 
 
-def _converted(program: Any, weights: dict, build: Callable[[str, str], Any], outputs: list, target: Any, compute: str) -> Any:
+def _converted(
+    program: Any, weights: dict, build: Callable[[str, str], Any], outputs: list, target: Any, compute: str
+) -> Any:
     """coremltools' Program after all passes, each compressed weight built by `build`."""
     import coremltools as ct
 
@@ -130,8 +159,8 @@ def _converted(program: Any, weights: dict, build: Callable[[str, str], Any], ou
 
 
 def _passes() -> Any:
-    """coremltools' passes, those before writing included, without the one that turns tables and scales around: it repeats a table for every
-    scale, and drops vector axes."""
+    """coremltools' passes, those before writing included, without the one that turns tables and scales
+    around: it repeats a table for every scale, and drops vector axes."""
     import coremltools as ct
 
     passes = ct.PassPipeline.DEFAULT
@@ -152,16 +181,25 @@ def _find_places(program: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _remove(block: Any, operations: list) -> None:
-    """Operations that nothing uses any more, and the constants (and further constexpr operations) that only they used."""
+    """Operations that nothing uses any more, and the constants (and further constexpr operations) that only
+    they used."""
     while operations:
         block.remove_ops(operations)
         inputs = [value for operation in operations for value in operation.inputs.values()]
-        values = [value for item in inputs for value in (item if isinstance(item, list | tuple) else [item]) if value is not None]
-        operations = list(dict.fromkeys(value.op for value in values if value.op is not None and not value.child_ops))
+        values = [
+            value
+            for item in inputs
+            for value in (item if isinstance(item, list | tuple) else [item])
+            if value is not None
+        ]
+        operations = list(
+            dict.fromkeys(value.op for value in values if value.op is not None and not value.child_ops)
+        )
 
 
 def _convert(program: Any, **options: Any) -> Any:
-    """ct.convert, whose complaints about an operator become UnsupportedOperators with its module and source line."""
+    """ct.convert, whose complaints about an operator become UnsupportedOperators with its module and source
+    line."""
     import coremltools as ct
 
     try:
@@ -172,12 +210,15 @@ def _convert(program: Any, **options: Any) -> Any:
         node = _failing_node(error, program)
         if node is None:
             raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise UnsupportedOperators("Core ML", [f"{describe(node)}: {reason}"], OTHER_OPERATORS) from error
 
 
 def _failing_node(error: Exception, program: Any) -> Any:
-    """The node whose translation raised, named by a frame of coremltools' frontend or by a message ('Layer "view_7_cast_fp16"', '%add_54:')."""
+    """The node whose translation raised, named by a frame of coremltools' frontend or by a message ('Layer
+    "view_7_cast_fp16"', '%add_54:')."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
     trace = error.__traceback__
     while trace is not None:
@@ -185,4 +226,8 @@ def _failing_node(error: Exception, program: Any) -> Any:
             return nodes.get(trace.tb_frame.f_locals["node"].name)
         trace = trace.tb_next
     layer = re.search(r'(?:Layer "|%)(\w+)', str(error))
-    return max((node for name, node in nodes.items() if layer and layer[1].startswith(name)), key=lambda node: len(node.name), default=None)
+    return max(
+        (node for name, node in nodes.items() if layer and layer[1].startswith(name)),
+        key=lambda node: len(node.name),
+        default=None,
+    )

@@ -1,7 +1,10 @@
-"""Tensors of rank 6 and more, which ML Programs do not hold, without their axes of size 1: a draft in, the same function in lower rank out.
+"""Tensors of rank 6 and more, which ML Programs do not hold, without their axes of size 1: a draft in, the
+same function in lower rank out.
 
-Einsum, attention heads and sampling grids write many such axes. A chain of view, permute, view of high rank is left to coremltools.
+Einsum, attention heads and sampling grids write many such axes. A chain of view, permute, view of high rank
+is left to coremltools.
 """
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,18 +18,23 @@ LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
 def drop_unit_axes(work: Draft) -> None:
-    """Every operator on a tensor of high rank is computed without unit axes; the full shape returns where it is low again."""
+    """Every operator on a tensor of high rank is computed without unit axes; the full shape returns where it
+    is low again."""
     squeezed: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(work.graph.nodes):
         tensor = work.tensor_of(node)
         if tensor is not None and tensor.ndim > LARGEST_RANK and len(_kept(tensor.shape)) <= LARGEST_RANK:
-            squeezed[node] = work.add_constant(f"{work.constants[node.name][0]}_squeezed", tensor.detach().squeeze(), like=node)
+            squeezed[node] = work.add_constant(
+                f"{work.constants[node.name][0]}_squeezed", tensor.detach().squeeze(), like=node
+            )
     for node in list(work.graph.nodes):
         if node.op != "call_function" or not _is_high(node) or _rule(node) is None:
             continue
         shape = list(node.meta["val"].shape)
         inputs = list(dict.fromkeys(source for source in node.all_input_nodes))
-        if len(_kept(shape)) > LARGEST_RANK or any(_rank(source) > LARGEST_RANK and source not in squeezed for source in inputs):
+        if len(_kept(shape)) > LARGEST_RANK or any(
+            _rank(source) > LARGEST_RANK and source not in squeezed for source in inputs
+        ):
             continue
         low = _compute(work, node, [squeezed.get(source, source) for source in inputs], inputs)
         if len(shape) > LARGEST_RANK:
@@ -50,7 +58,9 @@ def _kept(shape: Sequence[int]) -> list[int]:
     return [axis for axis, size in enumerate(shape) if size != 1]
 
 
-def _compute(work: Draft, node: torch.fx.Node, sources: list[torch.fx.Node], originals: list[torch.fx.Node]) -> torch.fx.Node:
+def _compute(
+    work: Draft, node: torch.fx.Node, sources: list[torch.fx.Node], originals: list[torch.fx.Node]
+) -> torch.fx.Node:
     """The node's result without unit axes, from sources that may have lost theirs."""
     shapes = {source: list(source.meta["val"].shape) for source in originals}
     place = {source: index for index, source in enumerate(originals)}
@@ -58,9 +68,14 @@ def _compute(work: Draft, node: torch.fx.Node, sources: list[torch.fx.Node], ori
 
     def function(*tensors):
         def operand(value):
-            return Operand(tensors[place[value]], shapes[value]) if isinstance(value, torch.fx.Node) else value
+            return (
+                Operand(tensors[place[value]], shapes[value]) if isinstance(value, torch.fx.Node) else value
+            )
 
-        args = [[operand(item) for item in value] if isinstance(value, (list, tuple)) else operand(value) for value in node.args]
+        args = [
+            [operand(item) for item in value] if isinstance(value, (list, tuple)) else operand(value)
+            for value in node.args
+        ]
         return rule(node.target, out, *args, **node.kwargs).reshape([size for size in out if size != 1])
 
     return insert(work, node, function, *sources)
@@ -110,13 +125,22 @@ def reduce(target, out, x, dim=None, keepdim=False, **options):
 
 
 def elementwise(target, out, *args, **options):
-    return target(*[_aligned(value, out) if isinstance(value, Operand) else value for value in args], **options)
+    return target(
+        *[_aligned(value, out) if isinstance(value, Operand) else value for value in args], **options
+    )
 
 
 def join(target, out, tensors, dim=0):
     """Along an axis that some tensors have and others lost."""
     axis = dim % len(out)
-    parts = [x.tensor if x.position(axis) is not None else x.tensor.unsqueeze(sum(other < axis for other in x.kept)) for x in tensors]
+    parts = [
+        (
+            x.tensor
+            if x.position(axis) is not None
+            else x.tensor.unsqueeze(sum(other < axis for other in x.kept))
+        )
+        for x in tensors
+    ]
     return torch.cat(parts, sum(size != 1 for size in out[:axis]))
 
 
@@ -127,7 +151,10 @@ def _aligned(x: Operand, out: list[int]) -> torch.Tensor:
 
 
 RULES: dict[Any, Callable] = {
-    **dict.fromkeys([aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default], same_elements),
+    **dict.fromkeys(
+        [aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default],
+        same_elements,
+    ),
     **dict.fromkeys([aten.squeeze.dims, aten.squeeze.dim, aten.clone.default], same_elements),
     **dict.fromkeys([aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default], reduce),
     aten.permute.default: permute,

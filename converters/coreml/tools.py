@@ -1,4 +1,6 @@
-"""coremltools as cidermill uses it: imported without its noise and without the libraries that only its other frontends need."""
+"""coremltools as cidermill uses it: imported without its noise and without the libraries that only its other
+frontends need."""
+
 import sys
 from typing import Any
 
@@ -8,10 +10,11 @@ OTHER_FRONTENDS = ("sklearn", "xgboost", "libsvm", "tensorflow", "torchao", "exe
 
 
 def import_coremltools() -> Any:
-    """Import coremltools, silently, and in 1 s instead of 4 where the libraries of its other frontends are installed.
+    """Import coremltools, silently, and in 1 s instead of 4 where the libraries of its other frontends are
+    installed.
 
-    coremltools imports every library that it could convert from; while it is imported for the first time they are hidden from it.
-    A process that has imported coremltools already keeps what it has.
+    coremltools imports every library that it could convert from; while it is imported for the first time they
+    are hidden from it. A process that has imported coremltools already keeps what it has.
     """
     if "coremltools" in sys.modules:
         return sys.modules["coremltools"]

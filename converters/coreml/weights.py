@@ -1,8 +1,11 @@
-"""CompressedWeights in, `constexpr_*` operations of the opset being written out: each weight from its own codes.
+"""CompressedWeights in, `constexpr_*` operations of the opset being written out: each weight from its own
+codes.
 
-Scales, tables and float values are exact in float16. `dtype` says in which type they are written: numpy's float32 while coremltools' frontend
-builds a program (its passes make them float16), what the program holds there afterwards.
+Scales, tables and float values are exact in float16. `dtype` says in which type they are written: numpy's
+float32 while coremltools' frontend builds a program (its passes make them float16), what the program holds
+there afterwards.
 """
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,29 +22,44 @@ MOST_PLACES = 0x7C00 - FIRST_SCALE
 
 
 def mark_compressed(program: Any, weights: dict[str, CompressedWeight]) -> dict[str, str]:
-    """Announce the compressed weights through coremltools' state-dict protocol. -> placeholder name -> qualified weight name.
+    """Announce the compressed weights through coremltools' state-dict protocol. -> placeholder name ->
+    qualified weight name.
 
-    Only `compression_type` is announced: the codes themselves go in through `weights_built_by`. coremltools would
-    recover them from a dense copy by division (or, for tables, by a search that needs weight x table memory).
+    Only `compression_type` is announced: the codes themselves go in through `weights_built_by`. coremltools
+    would recover them from a dense copy by division (or, for tables, by a search that needs weight x table
+    memory).
     """
     kinds = {"prune": 1, "palettize": 2, "quantize": 3}
     for name, weight in weights.items():
         if name not in program.state_dict:
             continue
-        kind = "quantize" if isinstance(weight.values, Codes) else "palettize" if isinstance(weight.values, Palette) else "prune"
+        kind = (
+            "quantize"
+            if isinstance(weight.values, Codes)
+            else "palettize"
+            if isinstance(weight.values, Palette)
+            else "prune"
+        )
         module, _, leaf = name.rpartition(".")
         key = f"_COREML_/{leaf}/compression_type"
         program.state_dict[f"{module}.{key}" if module else key] = torch.tensor([kinds[kind]])
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.BUFFER and spec.target in weights:  # the protocol knows parameters only
             spec.kind, spec.persistent = InputKind.PARAMETER, None
-            program.state_dict[spec.target] = torch.nn.Parameter(program.state_dict[spec.target], requires_grad=False)
-    return {argument: name for argument, name in program.graph_signature.inputs_to_parameters.items() if name in weights}
+            program.state_dict[spec.target] = torch.nn.Parameter(
+                program.state_dict[spec.target], requires_grad=False
+            )
+    return {
+        argument: name
+        for argument, name in program.graph_signature.inputs_to_parameters.items()
+        if name in weights
+    }
 
 
 @contextmanager
 def weights_built_by(build: Callable[[str, str], Any], names: dict[str, str]) -> Iterator[None]:
-    """Let coremltools' frontend build each announced weight by `build(qualified name, name of the operation)`."""
+    """Let coremltools' frontend build each announced weight by `build(qualified name, name of the
+    operation)`."""
     from coremltools.converters.mil.frontend.torch.converter import TorchConverter
 
     original = TorchConverter._construct_compression_op
@@ -57,14 +75,18 @@ def weights_built_by(build: Callable[[str, str], Any], names: dict[str, str]) ->
 
 
 def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
-    """A CompressedWeight (as `storable` left it) in the `constexpr_*` operations of the opset being written. -> their Var, called `name`."""
+    """A CompressedWeight (as `storable` left it) in the `constexpr_*` operations of the opset being written.
+    -> their Var, called `name`."""
     if not _has("iOS18"):
         return _emit_ios16(weight, name, dtype)
-    return _emit_dense(weight.values, name, dtype) if weight.mask is None else _emit_sparse(weight, name, dtype)
+    return (
+        _emit_dense(weight.values, name, dtype) if weight.mask is None else _emit_sparse(weight, name, dtype)
+    )
 
 
 def emit_place(shape: tuple[int, ...], index: int, name: str, dtype: type = np.float32) -> Any:
-    """An operation that stands for a weight while a program is made of which only the weights are not known yet. -> its Var.
+    """An operation that stands for a weight while a program is made of which only the weights are not known
+    yet. -> its Var.
 
     It decompresses zeros that take no memory, times a scale by which `place_index` knows it again.
     """
@@ -91,18 +113,31 @@ def _has(target: str) -> bool:
 
 
 def _emit_ios16(weight: CompressedWeight, name: str, dtype: type) -> Any:
-    """8-bit codes with scales along one axis, one table, or sparse values: all that iOS16 has (see `required_target`)."""
-    from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op, _construct_constexpr_lut_op
+    """8-bit codes with scales along one axis, one table, or sparse values: all that iOS16 has (see
+    `required_target`)."""
+    from coremltools.converters.mil.frontend._utils import (
+        _construct_constexpr_dequant_op,
+        _construct_constexpr_lut_op,
+    )
     from coremltools.converters.mil.mil import Builder as mb
 
     values = weight.values
     if isinstance(values, Codes):
         zero_point = None if values.zero_point is None else values.zero_point.numpy()
-        return _construct_constexpr_dequant_op(values.codes.numpy(), zero_point, values.scale.numpy().astype(dtype), name=name)
+        return _construct_constexpr_dequant_op(
+            values.codes.numpy(), zero_point, values.scale.numpy().astype(dtype), name=name
+        )
     if isinstance(values, Palette):
-        return _construct_constexpr_lut_op(values.indices.numpy(), values.lut.numpy().astype(dtype), None, name)
-    dense, bits = weight.kept.numpy().astype(dtype), np.packbits(weight.mask.numpy().reshape(-1), bitorder="little")
-    return mb.constexpr_sparse_to_dense(nonzero_data=dense[weight.mask.numpy()], mask=bits, shape=np.uint32(dense.shape), name=name)
+        return _construct_constexpr_lut_op(
+            values.indices.numpy(), values.lut.numpy().astype(dtype), None, name
+        )
+    dense, bits = (
+        weight.kept.numpy().astype(dtype),
+        np.packbits(weight.mask.numpy().reshape(-1), bitorder="little"),
+    )
+    return mb.constexpr_sparse_to_dense(
+        nonzero_data=dense[weight.mask.numpy()], mask=bits, shape=np.uint32(dense.shape), name=name
+    )
 
 
 def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
@@ -110,8 +145,12 @@ def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
 
     table, after = _table_and_scales(values, name, dtype)
     if table is None:
-        return mb.constexpr_blockwise_shift_scale(data=_as_bits(values.codes.numpy(), "int", values.bits), **after, name=name)
-    found = mb.constexpr_lut_to_dense(**table, indices=_indices(values), name=f"{name}_palettized" if after else name)
+        return mb.constexpr_blockwise_shift_scale(
+            data=_as_bits(values.codes.numpy(), "int", values.bits), **after, name=name
+        )
+    found = mb.constexpr_lut_to_dense(
+        **table, indices=_indices(values), name=f"{name}_palettized" if after else name
+    )
     return mb.constexpr_blockwise_shift_scale(data=found, **after, name=name) if after else found
 
 
@@ -122,7 +161,9 @@ def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
     mask, values = weight.mask.numpy(), weight.values
     kept = _as_bits(mask.astype(np.uint8), "uint", 1)
     if values is None:
-        return mb.constexpr_sparse_to_dense(nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=kept, name=name)
+        return mb.constexpr_sparse_to_dense(
+            nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=kept, name=name
+        )
     table, after = _table_and_scales(values, name, dtype)
     if table is None:
         data = _as_bits(values.codes.numpy()[mask], "int", values.bits)
@@ -130,14 +171,21 @@ def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
         stored = _one_of_each(mask, values)
         kept = _as_bits(stored.astype(np.uint8), "uint", 1)
         kept, data = mb.constexpr_lut_to_sparse(
-            **table, indices_mask=kept, indices_nonzero_data=_indices(values)[stored], name=f"{name}_palettized")
+            **table,
+            indices_mask=kept,
+            indices_nonzero_data=_indices(values)[stored],
+            name=f"{name}_palettized",
+        )
     if after:
-        kept, data = mb.constexpr_sparse_blockwise_shift_scale(data_mask=kept, nonzero_data=data, **after, name=f"{name}_quantized")
+        kept, data = mb.constexpr_sparse_blockwise_shift_scale(
+            data_mask=kept, nonzero_data=data, **after, name=f"{name}_quantized"
+        )
     return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=kept, name=name)
 
 
 def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[dict | None, dict]:
-    """-> (lut and vector_axis of the table that comes first, or None where the codes are integers; scale and offset of what comes after)."""
+    """-> (lut and vector_axis of the table that comes first, or None where the codes are integers; scale and
+    offset of what comes after)."""
     if isinstance(values, Codes):
         integers = values.bits in NATIVE_BITS
         after = {"scale": values.scale.numpy().astype(dtype)}
@@ -151,7 +199,8 @@ def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[
 
 
 def _int8_table(values: Palette, name: str, after: dict, dtype: type) -> tuple[dict, dict]:
-    """The table's own scale comes before the table up to iOS18 and after it from iOS26: the orders that coremltools makes for each."""
+    """The table's own scale comes before the table up to iOS18 and after it from iOS26: the orders that
+    coremltools makes for each."""
     from coremltools.converters.mil.mil import Builder as mb
 
     codes, scale = values.table_codes().numpy(), values.table_scale.numpy().astype(dtype)
@@ -162,7 +211,8 @@ def _int8_table(values: Palette, name: str, after: dict, dtype: type) -> tuple[d
 
 
 def _table_of_codes(values: Codes) -> np.ndarray:
-    """5 bits -> int8 [1, 1, 64, 1]; entries that no code reaches repeat the largest, so that the table tells how many codes there are."""
+    """5 bits -> int8 [1, 1, 64, 1]; entries that no code reaches repeat the largest, so that the table tells
+    how many codes there are."""
     first = -(2 ** (values.bits - 1))
     table = np.minimum(np.arange(2 ** TABLE_BITS[values.bits]) + first, -first - 1).astype(np.int8)
     return table.reshape(*[1] * values.codes.ndim, -1, 1)
@@ -176,7 +226,8 @@ def _indices(values: Codes | Palette) -> np.ndarray:
 
 
 def _one_of_each(mask: np.ndarray, values: Codes | Palette) -> np.ndarray:
-    """mask [64, 128] -> [32, 128] for vectors of 2 along axis 0: whether an entry's weights survived, which they do together."""
+    """mask [64, 128] -> [32, 128] for vectors of 2 along axis 0: whether an entry's weights survived, which
+    they do together."""
     if isinstance(values, Codes) or values.vector_axis is None:
         return mask
     axis, vector = values.vector_axis, values.lut.shape[-1]
@@ -184,7 +235,8 @@ def _one_of_each(mask: np.ndarray, values: Codes | Palette) -> np.ndarray:
 
 
 def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
-    """Tag an int8/uint8 array with coremltools' sub-byte type, which makes the writer pack it; 8 bits stay as they are."""
+    """Tag an int8/uint8 array with coremltools' sub-byte type, which makes the writer pack it; 8 bits stay as
+    they are."""
     from coremltools.converters.mil.mil import types
 
     return codes.astype(types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}")))

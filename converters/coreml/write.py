@@ -1,4 +1,6 @@
-"""Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own codes, identical bytes every time."""
+"""Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own
+codes, identical bytes every time."""
+
 import hashlib
 import json
 import math
@@ -19,6 +21,8 @@ from ...models.quiet import quiet
 from ...quantization.compress import with_grids
 from ..artifact import Artifact, add_files, files_of
 from .activations import activation_warnings
+from .deployment import DEFAULT_TARGET, generation
+from .lower import lower
 from .program import (
     OTHER_OPERATORS,
     MilProgram,
@@ -30,14 +34,13 @@ from .program import (
     write_package,
 )
 from .storage import scheme_of, storable, stored_bits
-from .deployment import DEFAULT_TARGET, generation
 from .tools import import_coremltools
-from .lower import lower
 
 
 @dataclass(frozen=True)
 class Template:
-    """What all conversions of one captured program that compress the same weights share: the MIL program, and the package's metadata."""
+    """What all conversions of one captured program that compress the same weights share: the MIL program, and
+    the package's metadata."""
 
     mil: MilProgram
     metadata: dict[str, str]
@@ -56,8 +59,8 @@ def write_mlpackage(
 ) -> Artifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
-    templates: where one fits, the graph is not converted again; the bytes are the same with and without. Raises UnsupportedOperators with every
-    operator that coremltools has no translation for.
+    templates: where one fits, the graph is not converted again; the bytes are the same with and without.
+    Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     import_coremltools()
     with quiet():
@@ -72,10 +75,26 @@ def write_mlpackage(
             spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
             if templates is not None:
                 empty(template.mil)
-            size, digest = _make_reproducible(folder / "model.mlpackage", spec, template.metadata | {"cidermill.recipe": compressed.recipe.name})
+            size, digest = _make_reproducible(
+                folder / "model.mlpackage",
+                spec,
+                template.metadata | {"cidermill.recipe": compressed.recipe.name},
+            )
             shutil.move(folder / "model.mlpackage", path)
-    realised = {name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason) for name, (weight, reason) in forms.items()}
-    return Artifact("coreml", compressed.recipe.name, path, size, digest, compressed.recipe.compute, activation_warnings(compressed), realised)
+    realised = {
+        name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason)
+        for name, (weight, reason) in forms.items()
+    }
+    return Artifact(
+        "coreml",
+        compressed.recipe.name,
+        path,
+        size,
+        digest,
+        compressed.recipe.compute,
+        activation_warnings(compressed),
+        realised,
+    )
 
 
 def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
@@ -83,12 +102,19 @@ def make_template(compressed: Any, deployment_target: str, templates: Templates)
     import_coremltools()
     with quiet():
         forms = _forms(compressed.weights, deployment_target)
-        _template(compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates)
+        _template(
+            compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates
+        )
 
 
-def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, templates: Templates | None) -> Template:
-    """The template that fits, made where there is none; kept where another recipe could fill it: not where this one has changed the graph."""
-    shared = templates is not None and compressed.activations is None and compressed.captured is templates.captured
+def _template(
+    compressed: Any, weights: dict[str, Any], deployment_target: str, templates: Templates | None
+) -> Template:
+    """The template that fits, made where there is none; kept where another recipe could fill it: not where
+    this one has changed the graph."""
+    shared = (
+        templates is not None and compressed.activations is None and compressed.captured is templates.captured
+    )
     key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
     if shared and key in templates.held:
         return templates.held[key]
@@ -98,7 +124,9 @@ def _template(compressed: Any, weights: dict[str, Any], deployment_target: str, 
     metadata = _metadata(program)
     options = (_outputs(compressed.captured), target, compressed.recipe.compute)
     mil = with_places(program, weights, *options) if weights and not given else None
-    template = Template(mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata)
+    template = Template(
+        mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata
+    )
     if shared and template.mil.places:
         templates.held[key] = template
     return template
@@ -110,10 +138,14 @@ def _outputs(captured: Any) -> list:
 
 
 def _metadata(program: Any) -> dict[str, str]:
-    """What a package says of itself: coremltools' own entries without the date and the build of torch, and ours."""
+    """What a package says of itself: coremltools' own entries without the date and the build of torch, and
+    ours."""
     ct = import_coremltools()
-    entries = {"source": f"torch=={torch.__version__.partition('+')[0]}", "source_dialect": f"TorchExport::{program.dialect}",
-               "version": ct.__version__}
+    entries = {
+        "source": f"torch=={torch.__version__.partition('+')[0]}",
+        "source_dialect": f"TorchExport::{program.dialect}",
+        "version": ct.__version__,
+    }
     ours = {"cidermill.version": __version__, "cidermill.modules": _module_map(program)}
     return {**{f"com.github.apple.coremltools.{key}": value for key, value in entries.items()}, **ours}
 
@@ -125,14 +157,20 @@ def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[A
 
 
 def _lower(compressed: Any) -> tuple[Any, bool]:
-    """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite computes with them)."""
+    """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite
+    computes with them)."""
     program, weights = _with_vectors_for_scalars(with_grids(compressed)), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]
     if not consumed:
         return lowered, False
-    state = {**program.state_dict, **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed}}
-    dense = program._update(program.graph_module, program.graph_signature, state_dict=state, constants=program.constants)
+    state = {
+        **program.state_dict,
+        **{name: torch.nn.Parameter(weights[name].dense(), requires_grad=False) for name in consumed},
+    }
+    dense = program._update(
+        program.graph_module, program.graph_signature, state_dict=state, constants=program.constants
+    )
     return lower(dense, compressed.recipe.compute), True
 
 
@@ -169,7 +207,8 @@ def _check_operators(program: Any) -> None:
 
 
 def _module_map(program: Any) -> str:
-    """JSON {"encoder.layer.0 (modeling.py:12)": [operations that came from there]}: coremltools keeps the names of operations and no more."""
+    """JSON {"encoder.layer.0 (modeling.py:12)": [operations that came from there]}: coremltools keeps the
+    names of operations and no more."""
     places: dict[str, list[str]] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and (path := module_path(node)):
@@ -178,15 +217,23 @@ def _module_map(program: Any) -> str:
 
 
 def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> tuple[int, str]:
-    """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow from the contents."""
+    """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow
+    from the contents."""
     spec.description.metadata.userDefined.update(metadata)
     model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = json.loads((package / "Manifest.json").read_text())
-    size, total = add_files(hashlib.sha256(), package, files_of(package)[:-1])  # Manifest.json, the last by name, takes its identifiers from them
+    size, total = add_files(
+        hashlib.sha256(), package, files_of(package)[:-1]
+    )  # Manifest.json, the last by name, takes its identifiers from them
     entries = manifest["itemInfoEntries"]
-    derived = {old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"])) for old, entry in entries.items()}
-    manifest["itemInfoEntries"] = {derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])}
+    derived = {
+        old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"]))
+        for old, entry in entries.items()
+    }
+    manifest["itemInfoEntries"] = {
+        derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])
+    }
     manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
     more, total = add_files(total, package, [package / "Manifest.json"])

@@ -1,9 +1,12 @@
 """Edge program -> the bytes of an MPS delegate, and the rule that says which nodes may enter one.
 
-The stock serializer's node visitors do most of the work. What they get wrong is put right here by a class that stands before each of
-them: their table of ids is shared by every program of the process; it identifies 1, 1.0 and True; scalars are written in another type than
-declared; `_to_copy` writes no cast; lifted constants are taken for inputs; int4 needs a Mac. Stock sources: executorch/backends/apple/mps.
+The stock serializer's node visitors do most of the work. What they get wrong is put right here by a class
+that stands before each of
+them: their table of ids is shared by every program of the process; it identifies 1, 1.0 and True; scalars are
+written in another type than declared; `_to_copy` writes no cast; lifted constants are taken for inputs; int4
+needs a Mac. Stock sources: executorch/backends/apple/mps.
 """
+
 import functools
 import hashlib
 from typing import Any
@@ -18,8 +21,9 @@ BACKEND_ID = "MPSBackend"
 
 @functools.cache
 def backend() -> type:
-    """A backend for `to_backend` whose result the stock MPS runtime reads. It carries its own name: executorch finds backends by
-    class name, and the stock class must stay what it is; `adopt` gives its delegates the runtime's name."""
+    """A backend for `to_backend` whose result the stock MPS runtime reads. It carries its own name:
+    executorch finds backends by class name, and the stock class must stay what it is; `adopt` gives its
+    delegates the runtime's name."""
     from executorch.exir.backend.backend_details import BackendDetails, PreprocessResult
 
     class CidermillMPS(BackendDetails):
@@ -31,10 +35,13 @@ def backend() -> type:
 
 
 def adopt(graph_module: torch.fx.GraphModule) -> list[Any]:
-    """Give the lowered modules of a program the name under which the runtime registers. -> those modules, in order"""
+    """Give the lowered modules of a program the name under which the runtime registers. -> those modules, in
+    order"""
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-    modules = [module for _, module in graph_module.named_modules() if isinstance(module, LoweredBackendModule)]
+    modules = [
+        module for _, module in graph_module.named_modules() if isinstance(module, LoweredBackendModule)
+    ]
     for module in modules:
         module._backend_id = BACKEND_ID
     return modules
@@ -42,7 +49,9 @@ def adopt(graph_module: torch.fx.GraphModule) -> list[Any]:
 
 def partitioner(compile_specs: list) -> Any:
     """Tags all nodes that the runtime computes rightly, in as few partitions as their dependencies allow."""
-    from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import generate_partitions_from_list_of_nodes
+    from executorch.exir.backend.canonical_partitioners.pattern_op_partitioner import (
+        generate_partitions_from_list_of_nodes,
+    )
     from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
     from executorch.exir.backend.utils import tag_constant_data
     from torch.fx.passes.operator_support import OperatorSupportBase
@@ -54,7 +63,9 @@ def partitioner(compile_specs: list) -> Any:
     class MPSPartitioner(Partitioner):
         def partition(self, exported_program: Any) -> PartitionResult:
             spec = DelegationSpec(backend().__name__, compile_specs)
-            partitions = generate_partitions_from_list_of_nodes(exported_program.graph_module, op_support=Support())
+            partitions = generate_partitions_from_list_of_nodes(
+                exported_program.graph_module, op_support=Support()
+            )
             tags = {}
             for number, partition in enumerate(partitions):
                 for node in partition.nodes:
@@ -67,7 +78,8 @@ def partitioner(compile_specs: list) -> Any:
 
 
 def can_delegate(node: torch.fx.Node) -> bool:
-    """Whether the MPS runtime has the operator *and* computes this use of it (its serializer accepts more)."""
+    """Whether the MPS runtime has the operator *and* computes this use of it (its serializer accepts
+    more)."""
     if node.op != "call_function" or node.target.__name__ not in _visitor_classes():
         return False
     refuses = REFUSALS.get(node.target.__name__)
@@ -83,7 +95,9 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
     "aten.convolution.default": _conv_beyond_2d,
     "aten.index.Tensor": lambda node: True,  # lower_mps rewrites every form that can be rewritten
     "aten.index_put.default": lambda node: sum(index is not None for index in node.args[1]) != 1,
-    "aten.avg_pool2d.default": lambda node: len(node.args) > 4 and bool(node.args[4]),  # ceil_mode never reaches MPSGraph
+    "aten.avg_pool2d.default": (
+        lambda node: len(node.args) > 4 and bool(node.args[4])
+    ),  # ceil_mode never reaches MPSGraph
     "aten.div.Tensor_mode": lambda node: node.kwargs.get("rounding_mode") == "trunc",
     "aten.fmod.Tensor": lambda node: node.meta["val"].dtype == torch.float16,
     "aten.arange.start_step": lambda node: True,  # never left after folding
@@ -95,11 +109,19 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
 @functools.cache
 def _visitor_classes() -> dict[str, type]:
     """Operator name -> the stock visitor behind our corrections."""
-    from executorch.backends.apple.mps.operators import node_visitor, op_getitem  # noqa: F401 (op_getitem: its package registers all)
+    from executorch.backends.apple.mps.operators import (
+        node_visitor,
+    )  # noqa: F401 (op_getitem: its package registers all)
 
     corrected = _corrections(node_visitor.NodeVisitor)
-    classes = {name: type(stock.__name__, (corrected, stock), {}) for name, stock in node_visitor._node_visitor_dict.items()}
-    return classes | {"aten._to_copy.default": type("Cast", (corrected,), {"define_node": _define_cast}), "": corrected}
+    classes = {
+        name: type(stock.__name__, (corrected, stock), {})
+        for name, stock in node_visitor._node_visitor_dict.items()
+    }
+    return classes | {
+        "aten._to_copy.default": type("Cast", (corrected,), {"define_node": _define_cast}),
+        "": corrected,
+    }
 
 
 def _corrections(stock: type) -> type:
@@ -123,7 +145,11 @@ def _corrections(stock: type) -> type:
             return self.tensor_to_id[node]
 
         def get_serialized_buffer(self, node, mps_graph, node_id, mps_data_type=None):
-            return 0, schema.Buffer(storage=b""), self.get_serialized_dtype(node) if mps_data_type is None else mps_data_type
+            return (
+                0,
+                schema.Buffer(storage=b""),
+                self.get_serialized_dtype(node) if mps_data_type is None else mps_data_type,
+            )
 
         def define_constant(self, constant_tensor, mps_graph) -> int:
             return self._write(constant_tensor, mps_graph, None)
@@ -142,7 +168,13 @@ def _corrections(stock: type) -> type:
                 self._known[key] = len(mps_graph.mps_values)
                 mps_graph.constant_ids.append(self._known[key])
                 dims = list(tensor.shape) or [1]
-                value = schema.MPSTensor(kind, len(dims), dims, constant_buffer_size=len(data), constant_buffer=schema.Buffer(storage=data))
+                value = schema.MPSTensor(
+                    kind,
+                    len(dims),
+                    dims,
+                    constant_buffer_size=len(data),
+                    constant_buffer=schema.Buffer(storage=data),
+                )
                 mps_graph.mps_values.append(value)
             return self._known[key]
 
@@ -159,7 +191,11 @@ def _define_cast(self, node, mps_graph) -> None:
 def constant_of(program: Any, node: torch.fx.Node) -> torch.Tensor | None:
     """The parameter, buffer or lifted constant behind a placeholder."""
     signature = program.graph_signature
-    for names in (signature.inputs_to_parameters, signature.inputs_to_buffers, signature.inputs_to_lifted_tensor_constants):
+    for names in (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    ):
         if node.op == "placeholder" and node.name in names:
             name = names[node.name]
             return program.state_dict[name] if name in program.state_dict else program.constants[name]
@@ -169,8 +205,8 @@ def constant_of(program: Any, node: torch.fx.Node) -> torch.Tensor | None:
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
     """int8 [rows, cols] in -8..7, cols even -> uint8 [rows, cols/2]; the low nibble is the even column.
 
-    This is what executorch's serializer gets from a Mac: it packs (even << 4 | odd), and torch's Metal kernel weight_to_int4pack
-    (aten/src/ATen/native/mps/kernels/Quantized.metal) swaps the nibbles of every byte.
+    This is what executorch's serializer gets from a Mac: it packs (even << 4 | odd), and torch's Metal kernel
+    weight_to_int4pack (aten/src/ATen/native/mps/kernels/Quantized.metal) swaps the nibbles of every byte.
     """
     nibbles = codes.to(torch.uint8) & 0x0F
     return nibbles[:, ::2] | (nibbles[:, 1::2] << 4)

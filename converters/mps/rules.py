@@ -1,9 +1,11 @@
 """ATen operators in terms of operators that the MPS runtime computes rightly: one torch function each.
 
-What enters are an operator's own arguments (names and defaults from its ATen schema), what leaves is the same value. "Runtime" below
-means the Objective-C++ under executorch/backends/apple/mps/runtime/operations; where it differs from torch, the rule says how.
-Statistics over many elements run in float32 also where the model runs in float16: squares overflow 65504 from 256 on.
+What enters are an operator's own arguments (names and defaults from its ATen schema), what leaves is the same
+value. "Runtime" below means the Objective-C++ under executorch/backends/apple/mps/runtime/operations; where
+it differs from torch, the rule says how. Statistics over many elements run in float32 also where the model
+runs in float16: squares overflow 65504 from 256 on.
 """
+
 import math
 
 import torch
@@ -14,8 +16,11 @@ aten = torch.ops.aten
 MASKED = -3e4  # what a masked attention score becomes: exp() of it is 0, and two of them still fit in float16
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """softmax(query key^T * scale + mask) value without the safe-softmax pattern. query [..., H, L, E], key [..., H, S, E].
+def attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """softmax(query key^T * scale + mask) value without the safe-softmax pattern. query [..., H, L, E], key
+    [..., H, S, E].
 
     A row that a boolean mask closes entirely gives zeros, as in torch.
     """
@@ -48,7 +53,11 @@ def _repeat_heads(tensor, heads):
 
 def linear(input, weight, bias=None):
     rows = input.reshape(-1, input.shape[-1])
-    product = torch.mm(rows, weight.permute(1, 0)) if bias is None else torch.addmm(bias, rows, weight.permute(1, 0))
+    product = (
+        torch.mm(rows, weight.permute(1, 0))
+        if bias is None
+        else torch.addmm(bias, rows, weight.permute(1, 0))
+    )
     return product.reshape(*input.shape[:-1], weight.shape[0])
 
 
@@ -73,14 +82,19 @@ def native_layer_norm(input, normalized_shape, weight, bias, eps):
 def native_group_norm(input, weight, bias, N, C, HxW, group, eps):
     grouped = input.reshape(N, group, C // group * HxW).float()
     centred = grouped - grouped.mean(-1, keepdim=True)
-    normal = (centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)).to(input.dtype).reshape(input.shape)
+    normal = (
+        (centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps))
+        .to(input.dtype)
+        .reshape(input.shape)
+    )
     shape = [1, C, *[1] * (input.ndim - 2)]
     normal = normal if weight is None else normal * weight.reshape(shape)
     return normal if bias is None else normal + bias.reshape(shape)
 
 
 def batch_norm_inference(input, weight, bias, running_mean, running_var, momentum, eps):
-    """As scale and shift, which fold to two constants; the runtime needs weight and bias, and mixes up its saved outputs."""
+    """As scale and shift, which fold to two constants; the runtime needs weight and bias, and mixes up its
+    saved outputs."""
     shape = [1, -1, *[1] * (input.ndim - 2)]
     scale = torch.rsqrt(running_var.float() + eps)
     scale = scale if weight is None else scale * weight
@@ -101,14 +115,16 @@ def hardswish(self):
 
 
 def softplus(self, beta=1, threshold=20):
-    """relu(x) + log(1 + exp(-|x|)), whose exponential cannot overflow; the logarithm as atanh, exact where 1 + exp(-|x|) rounds to 1."""
+    """relu(x) + log(1 + exp(-|x|)), whose exponential cannot overflow; the logarithm as atanh, exact where 1
+    + exp(-|x|) rounds to 1."""
     scaled = self * beta
     small = torch.exp(-torch.abs(scaled))
     return (torch.relu(scaled) + 2 * torch.atanh(small / (small + 2))) / beta
 
 
 def gelu(self, approximate="none"):
-    """Only the tanh form needs help: the runtime computes x * tanh(x) for it. The clamp keeps float16 cubes from overflowing into tanh."""
+    """Only the tanh form needs help: the runtime computes x * tanh(x) for it. The clamp keeps float16 cubes
+    from overflowing into tanh."""
     if approximate == "none":
         return aten.gelu.default(self)
     inner = math.sqrt(2 / math.pi) * (self + 0.044715 * (self * self * self))
@@ -127,7 +143,13 @@ def log_softmax(self, dim, half_to_float=False):
 
 def power(self, exponent):
     """Metal's pow of a negative base is undefined; these exponents have exact forms."""
-    forms = {2: lambda x: x * x, 3: lambda x: x * x * x, 4: lambda x: (x * x) * (x * x), 1: lambda x: x * 1, 0.5: torch.sqrt}
+    forms = {
+        2: lambda x: x * x,
+        3: lambda x: x * x * x,
+        4: lambda x: (x * x) * (x * x),
+        1: lambda x: x * 1,
+        0.5: torch.sqrt,
+    }
     forms |= {-0.5: torch.rsqrt, -1: torch.reciprocal}
     return forms[exponent](self) if exponent in forms else aten.pow.Tensor_Scalar(self, exponent)
 
@@ -293,14 +315,17 @@ def pad(self, pad, value=0):
 def _pad_far_axes(tensor, pad, value):
     for axis in range(len(pad) // 2):
         dim = tensor.ndim - 4 - axis
-        shapes = [[*tensor.shape[:dim], amount, *tensor.shape[dim + 1 :]] for amount in pad[2 * axis : 2 * axis + 2]]
+        shapes = [
+            [*tensor.shape[:dim], amount, *tensor.shape[dim + 1 :]] for amount in pad[2 * axis : 2 * axis + 2]
+        ]
         before, after = (torch.full(shape, value, dtype=tensor.dtype) for shape in shapes)
         tensor = torch.cat([before, tensor, after], dim)
     return tensor
 
 
 def upsample(mode):
-    """Interpolation along each axis is a product with a constant matrix, which torch itself supplies: it interpolates the unit vectors."""
+    """Interpolation along each axis is a product with a constant matrix, which torch itself supplies: it
+    interpolates the unit vectors."""
 
     def nearest(input, output_size=None, scale_factors=None):
         return _interpolate(input, output_size, scale_factors, mode, None)
@@ -313,7 +338,11 @@ def upsample(mode):
 
 def _interpolate(input, output_size, scale_factors, mode, align_corners):
     for axis in (0, 1):
-        settings = {"size": (1, output_size[axis])} if scale_factors is None else {"scale_factor": (1.0, scale_factors[axis])}
+        settings = (
+            {"size": (1, output_size[axis])}
+            if scale_factors is None
+            else {"scale_factor": (1.0, scale_factors[axis])}
+        )
         units = torch.eye(input.shape[2 + axis]).reshape(input.shape[2 + axis], 1, 1, -1)
         matrix = F.interpolate(units, mode=mode, align_corners=align_corners, **settings)
         input = _along(input, 2 + axis, matrix.reshape(input.shape[2 + axis], -1).to(input.dtype))
@@ -323,7 +352,9 @@ def _interpolate(input, output_size, scale_factors, mode, align_corners):
 def adaptive_avg_pool2d(self, output_size):
     for axis in (0, 1):
         size = self.shape[axis - 2]
-        matrix = F.adaptive_avg_pool1d(torch.eye(size).reshape(size, 1, size), output_size[axis]).reshape(size, -1)
+        matrix = F.adaptive_avg_pool1d(torch.eye(size).reshape(size, 1, size), output_size[axis]).reshape(
+            size, -1
+        )
         self = _along(self, self.ndim - 2 + axis, matrix.to(self.dtype))
     return self
 
@@ -331,11 +362,16 @@ def adaptive_avg_pool2d(self, output_size):
 def _along(tensor, axis, matrix):
     """tensor [..., n, ...] with matrix [n, m] along one axis -> [..., m, ...]."""
     rows = tensor.movedim(axis, -1)
-    return torch.mm(rows.reshape(-1, rows.shape[-1]), matrix).reshape(*rows.shape[:-1], matrix.shape[1]).movedim(-1, axis)
+    return (
+        torch.mm(rows.reshape(-1, rows.shape[-1]), matrix)
+        .reshape(*rows.shape[:-1], matrix.shape[1])
+        .movedim(-1, axis)
+    )
 
 
 def max_pool2d(self, kernel_size, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    """Explicit arguments; ceil_mode (whose extra padding the serializer gets wrong) as padding with the lowest value."""
+    """Explicit arguments; ceil_mode (whose extra padding the serializer gets wrong) as padding with the
+    lowest value."""
     stride, padding, dilation = list(stride) or list(kernel_size), _two(padding), _two(dilation)
     if ceil_mode:
         self, padding = _pad_for_ceil(self, kernel_size, stride, padding, dilation), [0, 0]
@@ -353,8 +389,17 @@ def _pad_for_ceil(tensor, kernel, stride, padding, dilation):
     return aten.constant_pad_nd.default(tensor, amounts, float(MASKED))
 
 
-def avg_pool2d(self, kernel_size, stride=(), padding=(0, 0), ceil_mode=False, count_include_pad=True, divisor_override=None):
-    """The serializer drops count_include_pad beside a divisor, and the runtime multiplies by it in float32 whatever the input."""
+def avg_pool2d(
+    self,
+    kernel_size,
+    stride=(),
+    padding=(0, 0),
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    """The serializer drops count_include_pad beside a divisor, and the runtime multiplies by it in float32
+    whatever the input."""
     arguments = list(kernel_size), list(stride) or list(kernel_size), _two(padding), ceil_mode
     if divisor_override is None:
         return aten.avg_pool2d.default(self, *arguments, count_include_pad)
@@ -366,9 +411,12 @@ def _two(pair):
 
 
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    """Transposed convolutions, which the serializer would write as plain ones: zeros between the inputs, then a plain convolution."""
+    """Transposed convolutions, which the serializer would write as plain ones: zeros between the inputs, then
+    a plain convolution."""
     if not transposed:
-        return aten.convolution.default(input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+        return aten.convolution.default(
+            input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+        )
     kernel = weight.shape[2:]
     for axis, step in enumerate(stride):
         input = _spread(input, 2 + axis, step)
@@ -378,7 +426,11 @@ def convolution(input, weight, bias, stride, padding, dilation, transposed, outp
         amounts += [edge, edge + output_padding[axis]]
     spread = pad(input, amounts)
     inward, outward = weight.shape[0] // groups, weight.shape[1]
-    turned = weight.reshape(groups, inward, outward, *kernel).transpose(1, 2).reshape(groups * outward, inward, *kernel)
+    turned = (
+        weight.reshape(groups, inward, outward, *kernel)
+        .transpose(1, 2)
+        .reshape(groups * outward, inward, *kernel)
+    )
     turned = torch.flip(turned, list(range(2, weight.ndim)))
     ones, zeros = [1] * len(stride), [0] * len(stride)
     return aten.convolution.default(spread, turned, bias, ones, zeros, dilation, False, zeros, groups)
@@ -390,11 +442,15 @@ def _spread(tensor, axis, step):
         return tensor
     size = tensor.shape[axis]
     last = tensor.movedim(axis, -1)
-    wide = aten.constant_pad_nd.default(last.reshape(*last.shape, 1), [0, step - 1], 0.0).reshape(*last.shape[:-1], size * step)
+    wide = aten.constant_pad_nd.default(last.reshape(*last.shape, 1), [0, step - 1], 0.0).reshape(
+        *last.shape[:-1], size * step
+    )
     return aten.slice.Tensor(wide, wide.ndim - 1, 0, size * step - (step - 1), 1).movedim(-1, axis)
 
 
-def to_copy(self, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
+def to_copy(
+    self, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None
+):
     """A cast to bool is a comparison: what Metal makes of 2 cast to bool is not documented."""
     return self != 0 if dtype == torch.bool else aten._to_copy.default(self, dtype=dtype)
 

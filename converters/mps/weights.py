@@ -1,5 +1,6 @@
-"""Compressed weights as the MPS delegate can store them: constants of codes and scales, or of indices and tables, decompressed by operators
-inside the delegate."""
+"""Compressed weights as the MPS delegate can store them: constants of codes and scales, or of indices and
+tables, decompressed by operators inside the delegate."""
+
 import math
 
 import torch
@@ -7,21 +8,28 @@ import torch
 from ...models.graphs import Draft, retrace
 from ...quantization.weight import Codes, CompressedWeight, from_rows
 
-Realised = tuple[str, float, str]  # storage scheme as written, bits per weight, reason where that is not what was asked for
+Realised = tuple[
+    str, float, str
+]  # storage scheme as written, bits per weight, reason where that is not what was asked for
 
 SPARSE = "the MPS delegate has no sparse weights"
 NO_SAVING = "; the recipe saves no bytes on this target"
 
 
 def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool) -> dict[str, Realised]:
-    """Replace every weight that was compressed to codes by its codes and scales, under its own name. -> name -> how it is stored"""
+    """Replace every weight that was compressed to codes by its codes and scales, under its own name. -> name
+    -> how it is stored"""
     realised = {}
     holders = {name: placeholder for placeholder, (name, _) in work.constants.items()}
     nodes = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
     for name, weight in weights.items():
         node = nodes.get(holders.get(name, ""))
-        if node is None or not node.users:  # a transposed convolution's weight is turned when constants are folded
-            realised[name] = _dense(weight, half, "the target's graph holds this weight only folded into another constant")
+        if (
+            node is None or not node.users
+        ):  # a transposed convolution's weight is turned when constants are folded
+            realised[name] = _dense(
+                weight, half, "the target's graph holds this weight only folded into another constant"
+            )
         elif isinstance(weight.values, Codes):
             realised[name] = _place_codes(work, node, name, weight, half)
         elif weight.values is None:
@@ -35,9 +43,13 @@ def _dense(weight: CompressedWeight, half: bool, reason: str) -> Realised:
     return ("float16 (dense)", 16.0, reason) if half else ("float32 (dense)", 32.0, reason)
 
 
-def _place_codes(work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool) -> Realised:
+def _place_codes(
+    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool
+) -> Realised:
     values, reason = weight.values, why_not_int4(weight, half)
-    codes = values.codes if weight.mask is None else torch.where(weight.mask, values.codes, _zero_codes(values))
+    codes = (
+        values.codes if weight.mask is None else torch.where(weight.mask, values.codes, _zero_codes(values))
+    )
     zeros = f"{SPARSE}: pruned weights are stored as zeros" if weight.mask is not None else ""
     if not reason:
         scheme, bits, _ = _place_int4(work, node, name, codes, values)
@@ -51,11 +63,16 @@ def _place_codes(work: Draft, node: torch.fx.Node, name: str, weight: Compressed
     retrace(work, node, dequantize, *inputs)
     extra = sum(tensor.meta["val"].numel() * tensor.meta["val"].element_size() * 8 for tensor in inputs[1:])
     bits = 8 + extra / math.prod(weight.shape)
-    return ("int8", bits, zeros) if values.bits == 8 else ("int8-storage", bits, "; ".join(filter(None, (reason, zeros))))
+    return (
+        ("int8", bits, zeros)
+        if values.bits == 8
+        else ("int8-storage", bits, "; ".join(filter(None, (reason, zeros))))
+    )
 
 
 def _stand_in(work: Draft, weight: torch.fx.Node) -> torch.fx.Node:
-    """An operator node (to be retraced) in the place of a weight's placeholder, whose name is free from now on."""
+    """An operator node (to be retraced) in the place of a weight's placeholder, whose name is free from now
+    on."""
     anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
     with work.graph.inserting_before(anchor):
         node = work.graph.call_function(torch.ops.aten.alias.default)
@@ -76,7 +93,8 @@ def _zero_codes(values: Codes) -> torch.Tensor:
 
 
 def dequantize(codes, scale, zero_point=None):
-    """codes [64, 128] int8, scale [64, 4] -> [64, 128]: each axis with blocks is split in (blocks, block) so that scales broadcast."""
+    """codes [64, 128] int8, scale [64, 4] -> [64, 128]: each axis with blocks is split in (blocks, block) so
+    that scales broadcast."""
     split = [part for size, blocks in zip(codes.shape, scale.shape) for part in (blocks, size // blocks)]
     spread = [part for blocks in scale.shape for part in (blocks, 1)]
     blocked = any(blocks not in (1, size) for size, blocks in zip(codes.shape, scale.shape))
@@ -89,7 +107,8 @@ def dequantize(codes, scale, zero_point=None):
 
 
 def why_not_int4(weight: CompressedWeight, half: bool) -> str:
-    """"" where the delegate's own int4 node can hold the codes: rows of an even length, scales along one axis, no zero points."""
+    """ "" where the delegate's own int4 node can hold the codes: rows of an even length, scales along one
+    axis, no zero points."""
     values = weight.values
     if values.bits > 4:
         return f"the MPS delegate stores {values.bits}-bit codes in 8 bits"
@@ -101,12 +120,16 @@ def why_not_int4(weight: CompressedWeight, half: bool) -> str:
         return "the MPS delegate's int4 node needs scales per row, or in blocks along one axis"
     rows, columns, groups, _ = _rows_of(values)
     if columns % 2 or (columns // groups) % 2:
-        return f"the MPS delegate's int4 node needs rows and blocks of an even length, not {columns} in blocks of {columns // groups}"
+        return (
+            f"the MPS delegate's int4 node needs rows and blocks of an even length, not {columns} in blocks"
+            f" of {columns // groups}"
+        )
     return ""
 
 
 def _rows_of(values: Codes) -> tuple[int, int, int, bool] | None:
-    """-> (rows, columns, groups per row, transposed) of the codes as a matrix whose rows have scales of their own, or None."""
+    """-> (rows, columns, groups per row, transposed) of the codes as a matrix whose rows have scales of their
+    own, or None."""
     shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
     if len(shape) == 2 and blocks[0] != shape[0] and blocks[1] == shape[1]:
         return shape[1], shape[0], blocks[0], True
@@ -126,34 +149,56 @@ def _place_int4(work: Draft, node: torch.fx.Node, name: str, codes: torch.Tensor
         weight = _unpack_int4(codes, scale, columns // groups)
         return weight.permute(1, 0) if transposed else weight.reshape(shape)
 
-    retrace(work, node, unpack, work.add_constant(name, matrix, like=node), work.add_constant(f"{name}_scale", scale, like=node))
+    retrace(
+        work,
+        node,
+        unpack,
+        work.add_constant(name, matrix, like=node),
+        work.add_constant(f"{name}_scale", scale, like=node),
+    )
     return "int4", 4 + 16 * scale.numel() / codes.numel(), ""
 
 
 def _unpack_int4(codes, scale, group):
-    """The delegate's own node: codes int8 [64, 128] of 4 bits, scale float16 [64, 128/group] -> float16 [64, 128]."""
+    """The delegate's own node: codes int8 [64, 128] of 4 bits, scale float16 [64, 128/group] -> float16 [64,
+    128]."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401 (registers the operator)
 
-    return torch.ops.quantized_decomposed.dequantize_per_channel_group.default(codes, scale, None, -8, 7, torch.int8, group, torch.float16)
+    return torch.ops.quantized_decomposed.dequantize_per_channel_group.default(
+        codes, scale, None, -8, 7, torch.int8, group, torch.float16
+    )
 
 
-def _place_palette(work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool) -> Realised:
+def _place_palette(
+    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool
+) -> Realised:
     """Indices in bytes, and every table one after the other as the rows of an embedding."""
     indices, rows = indices_and_rows(weight)
     if rows is None:
-        return _dense(weight, half, "the MPS delegate has no sparse weights, and the table has no entry left for zero" + NO_SAVING)
+        return _dense(
+            weight,
+            half,
+            "the MPS delegate has no sparse weights, and the table has no entry left for zero" + NO_SAVING,
+        )
     values, dtype = weight.values, torch.float16 if half else torch.float32
-    tables, packed = values.lut.shape[:-2].numel(), half and len(rows) <= 16 and indices.shape[1:].numel() % 2 == 0
+    tables, packed = (
+        values.lut.shape[:-2].numel(),
+        half and len(rows) <= 16 and indices.shape[1:].numel() % 2 == 0,
+    )
     shape, start = list(indices.shape), 8 if packed else 128
     codes = (indices - start).to(torch.int8)
     stored = {"": codes.reshape(len(codes), -1) if packed else codes, "_table": rows.to(dtype)}
     if packed:
         stored["_unit"] = torch.ones(len(indices), 1, dtype=torch.float16)
     if tables > 1:
-        stored["_first"] = (torch.arange(tables, dtype=torch.int32) * (len(rows) // tables)).reshape(values.lut.shape[:-2])
+        stored["_first"] = (torch.arange(tables, dtype=torch.int32) * (len(rows) // tables)).reshape(
+            values.lut.shape[:-2]
+        )
     if values.channel_scale is not None:
         stored["_scale"] = values.channel_scale.to(dtype)
-    bits = (sum(8 * tensor.nbytes for tensor in stored.values()) - packed * 4 * indices.numel()) / math.prod(weight.shape)
+    bits = (sum(8 * tensor.nbytes for tensor in stored.values()) - packed * 4 * indices.numel()) / math.prod(
+        weight.shape
+    )
     if bits >= (16 if half else 32):
         return _dense(weight, half, f"indices and tables would take {bits:.3g} bits per weight" + NO_SAVING)
     node = _stand_in(work, node)
@@ -161,21 +206,32 @@ def _place_palette(work: Draft, node: torch.fx.Node, name: str, weight: Compress
 
     def unpack(*constants):
         given = dict(zip(stored, constants))
-        codes = _unpack_int4(given[""], given["_unit"], len(given[""][0])).reshape(shape) if packed else given[""]
-        found = look_up(codes.to(torch.int32) + start, given["_table"], given.get("_first"), values.vector_axis)
+        codes = (
+            _unpack_int4(given[""], given["_unit"], len(given[""][0])).reshape(shape) if packed else given[""]
+        )
+        found = look_up(
+            codes.to(torch.int32) + start, given["_table"], given.get("_first"), values.vector_axis
+        )
         return found * given["_scale"] if "_scale" in given else found
 
     retrace(work, node, unpack, *placed.values())
     width = 4 if packed else 8
-    wider = "" if values.bits == width else f"the MPS delegate stores {values.bits}-bit indices in {width} bits"
-    rows_scaled = "the MPS delegate's int4 node, which unpacks the indices, needs a scale for each row" if packed else ""
+    wider = (
+        "" if values.bits == width else f"the MPS delegate stores {values.bits}-bit indices in {width} bits"
+    )
+    rows_scaled = (
+        "the MPS delegate's int4 node, which unpacks the indices, needs a scale for each row"
+        if packed
+        else ""
+    )
     zeros = "" if weight.mask is None else f"{SPARSE}: pruned weights have an entry of the table"
     return f"palettize{values.bits}", bits, "; ".join(filter(None, (wider, rows_scaled, zeros)))
 
 
 def indices_and_rows(weight: CompressedWeight) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """-> (int32 indices [*shape, vectors counted once], float32 tables as rows [tables * entries, vector]); pruned weights point at an entry
-    of zeros, which is added to each table. None where a table has 256 entries already."""
+    """-> (int32 indices [*shape, vectors counted once], float32 tables as rows [tables * entries, vector]);
+    pruned weights point at an entry of zeros, which is added to each table. None where a table has 256
+    entries already."""
     values = weight.values
     indices, lut = values.indices.int(), values.lut
     if weight.mask is not None:
@@ -184,16 +240,22 @@ def indices_and_rows(weight: CompressedWeight) -> tuple[torch.Tensor, torch.Tens
             return indices, None
         axis = values.vector_axis or 0
         kept = weight.mask if vector == 1 else weight.mask.unflatten(axis, (-1, vector)).select(axis + 1, 0)
-        indices, lut = torch.where(kept, indices, entries), torch.cat([lut, torch.zeros_like(lut[..., :1, :])], dim=-2)
+        indices, lut = (
+            torch.where(kept, indices, entries),
+            torch.cat([lut, torch.zeros_like(lut[..., :1, :])], dim=-2),
+        )
     return indices, lut.reshape(-1, lut.shape[-1])
 
 
 def look_up(indices, rows, first=None, vector_axis=None):
-    """indices int32 [64, 128], rows [tables * entries, vector], first int32 [4, 1]: the first row of each table -> [64, 128]."""
+    """indices int32 [64, 128], rows [tables * entries, vector], first int32 [4, 1]: the first row of each
+    table -> [64, 128]."""
     shape, stored = list(indices.shape), list(indices.shape)
     if first is not None:
         split = [part for size, tables in zip(shape, first.shape) for part in (tables, size // tables)]
-        indices = indices.reshape(split) + first.reshape([part for tables in first.shape for part in (tables, 1)])
+        indices = indices.reshape(split) + first.reshape(
+            [part for tables in first.shape for part in (tables, 1)]
+        )
     found = torch.ops.aten.embedding.default(rows, indices.reshape(-1))
     if rows.shape[1] == 1:
         return found.reshape(shape)

@@ -1,4 +1,6 @@
-"""Compressed -> .pte: one MPS delegate where its runtime computes every operator, weights as codes, identical bytes every time."""
+"""Compressed -> .pte: one MPS delegate where its runtime computes every operator, weights as codes, identical
+bytes every time."""
+
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,10 @@ import torch
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
 from ...models.quiet import quiet
-from . import delegate as mps_delegate
 from ..artifact import Artifact, measure
-from .lower import lower
+from . import delegate as mps_delegate
 from .activations import activation_warnings
+from .lower import lower
 from .weights import place_weights
 
 HINT = "Replace these operators in the model, or convert it with --target coreml."
@@ -21,14 +23,17 @@ HINT = "Replace these operators in the model, or convert it with --target coreml
 def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | None = None) -> Artifact:
     """Write a `Compressed` model as an ExecuTorch program for the MPS backend at `path`.
 
-    Operators without an MPS form run as portable CPU kernels between delegates, and `Artifact.warnings` names them.
-    Raises UnsupportedOperators with every operator that has neither. `progress` is told each step's name.
+    Operators without an MPS form run as portable CPU kernels between delegates, and `Artifact.warnings` names
+    them. Raises UnsupportedOperators with every operator that has neither. `progress` is told each step's
+    name.
     """
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
     with quiet():
         tell("lower")
-        work, warnings = lower(compressed.captured.program, half, functools.partial(_dense, compressed.weights))
+        work, warnings = lower(
+            compressed.captured.program, half, functools.partial(_dense, compressed.weights)
+        )
         realised = place_weights(work, compressed.weights, half)
         tell("delegate")
         edge, left_over = to_edge_program(finish(work), half, io_names(compressed))
@@ -40,7 +45,9 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
         warnings.append(f"outside the MPS delegate, as portable CPU kernels: {'; '.join(left_over)}")
     warnings += activation_warnings(compressed)
     precision = "float16" if half else "float32"
-    return Artifact("executorch-mps", compressed.recipe.name, path, size, digest, precision, tuple(warnings), realised)
+    return Artifact(
+        "executorch-mps", compressed.recipe.name, path, size, digest, precision, tuple(warnings), realised
+    )
 
 
 def _dense(weights: dict, name: str) -> torch.Tensor | None:
@@ -48,7 +55,8 @@ def _dense(weights: dict, name: str) -> torch.Tensor | None:
 
 
 def io_names(compressed: Any) -> dict[str, list[str]]:
-    """Constant methods that tell what the format has no place for: a .pte file knows inputs and outputs by position only."""
+    """Constant methods that tell what the format has no place for: a .pte file knows inputs and outputs by
+    position only."""
     captured = compressed.captured
     return {
         "cidermill_inputs": [spec.name for spec in captured.inputs],
@@ -56,14 +64,21 @@ def io_names(compressed: Any) -> dict[str, list[str]]:
     }
 
 
-def to_edge_program(program: Any, half: bool, constant_methods: dict[str, list[str]]) -> tuple[Any, list[str]]:
-    """A lowered program -> (EdgeProgramManager with its delegates, descriptions of the operators left outside them)."""
+def to_edge_program(
+    program: Any, half: bool, constant_methods: dict[str, list[str]]
+) -> tuple[Any, list[str]]:
+    """A lowered program -> (EdgeProgramManager with its delegates, descriptions of the operators left outside
+    them)."""
     from executorch.exir import EdgeCompileConfig, to_edge
     from executorch.exir.backend.backend_details import CompileSpec
 
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     edge = to_edge(program, constant_methods=constant_methods, compile_config=config)
-    outside = [node for node in edge.exported_program().graph.nodes if node.op == "call_function" and not mps_delegate.can_delegate(node)]
+    outside = [
+        node
+        for node in edge.exported_program().graph.nodes
+        if node.op == "call_function" and not mps_delegate.can_delegate(node)
+    ]
     left_over = [node for node in outside if getattr(node.target, "__name__", "") != "getitem"]
     missing = [_describe(node) for node in left_over if not _has_portable_kernel(node)]
     if missing:
@@ -89,8 +104,11 @@ def _has_portable_kernel(node: torch.fx.Node) -> bool:
 
 @functools.cache
 def portable_kernels() -> frozenset[str]:
-    """Names like "add.out" of all CPU kernels that every ExecuTorch runtime can link, from the list in its package."""
+    """Names like "add.out" of all CPU kernels that every ExecuTorch runtime can link, from the list in its
+    package."""
     import importlib.resources
 
     text = importlib.resources.files("executorch").joinpath("kernels/portable/functions.yaml").read_text()
-    return frozenset(line.removeprefix("- op:").strip() for line in text.splitlines() if line.startswith("- op:"))
+    return frozenset(
+        line.removeprefix("- op:").strip() for line in text.splitlines() if line.startswith("- op:")
+    )

@@ -1,12 +1,17 @@
-"""`cidermill build`: the jobs of a `cidermill.toml` enter; each one's folder, as `convert` writes it, and one summary are on disk at the end.
+"""`cidermill build`: the jobs of a `cidermill.toml` enter; each one's folder, as `convert` writes it, and one
+summary are on disk at the end.
 
-The summary, build.json (schema cidermill.build/1), holds nothing that another day, folder or run would change:
+The summary, build.json (schema cidermill.build/1), holds nothing that another day, folder or run would
+change:
 
     { "schema", "version", "verdict": "pass"|"fail", "only": [NAME...] (where only these were made),
-      "conversions": [{"model", "variant": NAME|null, "source": path as in the file, "source_sha256", "folder", "report": path|null,
+      "conversions": [{"model", "variant": NAME|null, "source": path as in the file, "source_sha256",
+      "folder", "report": path|null,
                        "verdict": "pass"|"fail"|"not made", "reason": text|null,
-                       "artifacts": [{"target", "recipe", "path", "size_bytes", "sha256", "verdict"}]}] }    (paths are relative to build.json)
+                       "artifacts": [{"target", "recipe", "path", "size_bytes", "sha256", "verdict"}]}] }
+                       (paths are relative to build.json)
 """
+
 import gc
 import os
 import re
@@ -45,7 +50,8 @@ class Outcome:
 
 
 def check_jobs(config: Config, jobs: Sequence[Job]) -> None:
-    """Everything that can be known to be wrong before the first conversion. The process stands in `config.folder`. Raises UserError."""
+    """Everything that can be known to be wrong before the first conversion. The process stands in
+    `config.folder`. Raises UserError."""
     _check_summary(config.out / SUMMARY)
     for job in jobs:
         try:
@@ -54,8 +60,11 @@ def check_jobs(config: Config, jobs: Sequence[Job]) -> None:
             raise blamed(error, f"{config.file}, {job.table}") from error
 
 
-def build(config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
-    """Convert one after the other; one that fails is no end. The process stands in `config.folder`. finished: is told each outcome."""
+def build(
+    config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[[Outcome], None]
+) -> tuple[Outcome, ...]:
+    """Convert one after the other; one that fails is no end. The process stands in `config.folder`. finished:
+    is told each outcome."""
     from ..output import clear_leftovers
 
     outcomes = []
@@ -70,7 +79,8 @@ def build(config: Config, jobs: Sequence[Job], watch: Watch, finished: Callable[
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Free the model of a finished job before the next is loaded: what failed keeps it through the frames that it passed."""
+    """Free the model of a finished job before the next is loaded: what failed keeps it through the frames
+    that it passed."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -82,7 +92,13 @@ def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) ->
     passed = all(outcome.code == PASS for outcome in outcomes)
     chosen = {"only": [outcome.job.name for outcome in outcomes]} if only else {}
     rows = [_row(outcome, config.out) for outcome in outcomes]
-    return {"schema": SCHEMA, "version": __version__, "verdict": "pass" if passed else "fail", **chosen, "conversions": rows}
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "verdict": "pass" if passed else "fail",
+        **chosen,
+        "conversions": rows,
+    }
 
 
 def write_summary(config: Config, content: dict) -> None:
@@ -95,12 +111,16 @@ def write_summary(config: Config, content: dict) -> None:
         _clear_parts(config.out)
         write_whole(config.out / SUMMARY, lambda stream: stream.write(text))
     except OSError as error:
-        message = f"{config.out / SUMMARY} cannot be written: {error.strerror}. The conversions are in their folders."
+        message = (
+            f"{config.out / SUMMARY} cannot be written: {error.strerror}. The conversions are in their"
+            " folders."
+        )
         raise UserError(message, "Free some space, or name another folder with out in [defaults].") from error
 
 
 def foresee(job: Job, show: Callable[..., Any]) -> dict:
-    """`--dry-run` of one job. -> {"model", "variant", ..., "command", "recipes": of `convert --dry-run`}, or with "error"."""
+    """`--dry-run` of one job. -> {"model", "variant", ..., "command", "recipes": of `convert --dry-run`}, or
+    with "error"."""
     from ..dry_run import predictions
 
     head = {"model": job.model, "variant": job.variant, "source": str(job.plan.model), "targets": list(job.plan.targets),
@@ -113,7 +133,10 @@ def foresee(job: Job, show: Callable[..., Any]) -> dict:
 
 def named_reports(outcomes: Sequence[Outcome]) -> list[dict]:
     """For CI: every report, with the model's name; of what was not made, one that says so."""
-    return [_unmade(outcome) if outcome.report is None else outcome.report | {"name": outcome.job.name} for outcome in outcomes]
+    return [
+        _unmade(outcome) if outcome.report is None else outcome.report | {"name": outcome.job.name}
+        for outcome in outcomes
+    ]
 
 
 def exit_code(codes: Sequence[int]) -> int:
@@ -126,7 +149,9 @@ def _made(job: Job, show: Callable[..., Any]) -> Outcome:
 
     try:
         return Outcome(job, report=run(job.plan, show))
-    except Exception as error:  # the others are made all the same; the command shows it and its exit code tells
+    except (
+        Exception
+    ) as error:  # the others are made all the same; the command shows it and its exit code tells
         return Outcome(job, error=error)
 
 
@@ -158,11 +183,17 @@ def _check_references(plan: Any) -> None:
     if plan.model_class is not None:
         import_by_name(plan.model_class, "--model-class")
     if plan.sensitivity is not None and not plan.sensitivity.is_file():
-        raise UserError(f"--sensitivity {plan.sensitivity} is not a file.", "Name the sensitivity.json of an earlier run, or leave it out.")
+        raise UserError(
+            f"--sensitivity {plan.sensitivity} is not a file.",
+            "Name the sensitivity.json of an earlier run, or leave it out.",
+        )
     if plan.samples is None or Path(plan.samples).is_file():
         return
     if not re.fullmatch(r"[\w.]+:[\w.]+", plan.samples):
-        raise UserError(f"--samples {plan.samples} is not a file.", "Give an .npz with an array for each input, or package.module:function.")
+        raise UserError(
+            f"--samples {plan.samples} is not a file.",
+            "Give an .npz with an array for each input, or package.module:function.",
+        )
     import_by_name(plan.samples, "--samples")
 
 
@@ -171,7 +202,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.", "Check the path and who may read it.") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the path and who may read it."
+        ) from error
 
 
 def _check_summary(path: Path) -> None:
@@ -185,7 +218,10 @@ def _check_summary(path: Path) -> None:
     except (OSError, ValueError):
         content = None
     if not (isinstance(content, dict) and str(content.get("schema", "")).startswith("cidermill.build/")):
-        raise UserError(f"{path} was not written by cidermill, and the summary goes there.", "Name another folder with out in [defaults].")
+        raise UserError(
+            f"{path} was not written by cidermill, and the summary goes there.",
+            "Name another folder with out in [defaults].",
+        )
 
 
 def _clear_parts(out: Path) -> None:
@@ -203,10 +239,20 @@ def _row(outcome: Outcome, out: Path) -> dict:
     head = {"model": job.model, "variant": job.variant, "source": PurePath(job.plan.model).as_posix()}
     folder = PurePath(os.path.relpath(job.plan.folder, out)).as_posix()
     if report is None:
-        rest = {"source_sha256": None, "folder": folder, "report": None, "verdict": NOT_MADE, "reason": _reason(outcome.error), "artifacts": []}
+        rest = {
+            "source_sha256": None,
+            "folder": folder,
+            "report": None,
+            "verdict": NOT_MADE,
+            "reason": _reason(outcome.error),
+            "artifacts": [],
+        }
         return head | rest
     keys = ("target", "recipe", "path", "size_bytes", "sha256", "verdict")
-    artifacts = [{key: artifact[key] for key in keys} | {"path": f"{folder}/{artifact['path']}"} for artifact in report["artifacts"]]
+    artifacts = [
+        {key: artifact[key] for key in keys} | {"path": f"{folder}/{artifact['path']}"}
+        for artifact in report["artifacts"]
+    ]
     return head | {
         "source_sha256": report["source"]["sha256"], "folder": folder, "report": f"{folder}/report.json", "verdict": report["verdict"],
         "reason": _failed(report), "artifacts": artifacts,
@@ -215,10 +261,25 @@ def _row(outcome: Outcome, out: Path) -> dict:
 
 def _unmade(outcome: Outcome) -> dict:
     plan = outcome.job.plan
-    recipe, warnings = "chosen recipe" if plan.chooses else plan.recipe, [f"Not made: {_reason(outcome.error)}"]
-    nothing = {"recipe": recipe, "path": "", "size_bytes": None, "sha256": "", "verdict": "fail", "warnings": warnings}
+    recipe, warnings = (
+        "chosen recipe" if plan.chooses else plan.recipe,
+        [f"Not made: {_reason(outcome.error)}"],
+    )
+    nothing = {
+        "recipe": recipe,
+        "path": "",
+        "size_bytes": None,
+        "sha256": "",
+        "verdict": "fail",
+        "warnings": warnings,
+    }
     artifacts = [{"target": target, **nothing} for target in plan.targets]
-    return {"name": outcome.job.name, "verdict": "fail", "source": {"path": str(plan.model), "sha256": ""}, "artifacts": artifacts}
+    return {
+        "name": outcome.job.name,
+        "verdict": "fail",
+        "source": {"path": str(plan.model), "sha256": ""},
+        "artifacts": artifacts,
+    }
 
 
 def _reason(error: Exception | None) -> str:
@@ -228,5 +289,14 @@ def _reason(error: Exception | None) -> str:
 def _failed(report: dict) -> str | None:
     """What the artifacts that failed say of it, each warning's first line."""
     failing = [artifact for artifact in report["artifacts"] if artifact["verdict"] != "pass"]
-    found = [f"{artifact['target']}: {warning.partition(chr(10))[0]}" for artifact in failing for warning in artifact["warnings"]]
-    return "\n".join(found or [f"{artifact['target']}: the verdict is {artifact['verdict']}" for artifact in failing]) or None
+    found = [
+        f"{artifact['target']}: {warning.partition(chr(10))[0]}"
+        for artifact in failing
+        for warning in artifact["warnings"]
+    ]
+    return (
+        "\n".join(
+            found or [f"{artifact['target']}: the verdict is {artifact['verdict']}" for artifact in failing]
+        )
+        or None
+    )

@@ -1,7 +1,7 @@
 """`cidermill.toml`: the file enters, the conversions that it asks for leave, each a checked Plan.
 
-    [defaults]                            # any option of `convert`, for every model; `out` is where each conversion gets a folder
-    device = ["iPhone 15 Pro", "A14"]
+    [defaults]                            # any option of `convert`, for every model; `out` is where each
+    conversion gets a folder device = ["iPhone 15 Pro", "A14"]
 
     [models.encoder]                      # -> build/encoder
     path = "models/encoder.pt"
@@ -15,8 +15,10 @@
     name = "small"
     quant = "palettize4"
 
-A variant's value replaces its model's, a model's that of [defaults]. Paths are those of somebody who stands in the file's folder.
+A variant's value replaces its model's, a model's that of [defaults]. Paths are those of somebody who stands
+in the file's folder.
 """
+
 import os
 import re
 import shlex
@@ -57,7 +59,11 @@ class Job:
     @property
     def table(self) -> str:
         """Where it stands in the file."""
-        return f"[models.{self.model}]" if self.variant is None else f"[[models.{self.model}.variants]] {self.variant}"
+        return (
+            f"[models.{self.model}]"
+            if self.variant is None
+            else f"[[models.{self.model}.variants]] {self.variant}"
+        )
 
     @property
     def command(self) -> str:
@@ -66,7 +72,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Config:
-    """What a file asks for. `out` and the paths of the plans are as in the file: for a process that stands in `folder`."""
+    """What a file asks for. `out` and the paths of the plans are as in the file: for a process that stands in
+    `folder`."""
 
     file: Path
     out: Path
@@ -78,22 +85,29 @@ class Config:
 
 
 def read_config(file: Path) -> Config:
-    """Raises UserError: a file that cannot be read, text that is no TOML (with line and column), a key or a value that is none (with its table)."""
+    """Raises UserError: a file that cannot be read, text that is no TOML (with line and column), a key or a
+    value that is none (with its table)."""
     document = _parse(file)
     _check_tables(file, document)
     defaults = read_settings(f"{file}, [defaults]", document.get("defaults", {}))
     out = _folder(defaults.pop("out", None), Path(_DEFAULT_OUT))
-    jobs = tuple(job for name, table in document["models"].items() for job in _jobs(file, name, table, defaults, out))
+    jobs = tuple(
+        job for name, table in document["models"].items() for job in _jobs(file, name, table, defaults, out)
+    )
     _check_folders(file, jobs, out)
     return Config(file, out, jobs)
 
 
 def select(config: Config, only: Sequence[str]) -> tuple[Job, ...]:
-    """The jobs of these models ("classifier") and variants ("classifier/small"), in the file's order; all where `only` is empty."""
+    """The jobs of these models ("classifier") and variants ("classifier/small"), in the file's order; all
+    where `only` is empty."""
     names = list(dict.fromkeys(name for job in config.jobs for name in (job.model, job.name)))
     for name in only:
         if name not in names:
-            raise UserError(f"--only {name!r} is not in {config.file}{nearest(name, names)}", f"It has {', '.join(names)}.")
+            raise UserError(
+                f"--only {name!r} is not in {config.file}{nearest(name, names)}",
+                f"It has {', '.join(names)}.",
+            )
     return tuple(job for job in config.jobs if not only or {job.model, job.name} & set(only))
 
 
@@ -111,7 +125,9 @@ def _parse(file: Path) -> dict:
         text = file.read_text("utf-8-sig")  # some editors write a mark in front
         return tomllib.loads(text)
     except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist.", f"Name the file with --config, or write one. {EXAMPLE}") from error
+        raise UserError(
+            f"{file} does not exist.", f"Name the file with --config, or write one. {EXAMPLE}"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}.", "Give a TOML file in UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
@@ -124,13 +140,20 @@ def _no_toml(file: Path, text: str, message: str) -> UserError:
         return UserError(f"{file} is no TOML: {message}.", EXAMPLE)
     lines = text.rstrip().split("\n")
     row, column = (int(found[1]), int(found[2])) if found[1] else (len(lines), len(lines[-1]) + 1)
-    return UserError(f"{file}:{row}:{column}: no TOML: {message[: found.start()]}, in: {lines[min(row, len(lines)) - 1].strip()}", EXAMPLE)
+    return UserError(
+        f"{file}:{row}:{column}: no TOML: {message[: found.start()]}, in:"
+        f" {lines[min(row, len(lines)) - 1].strip()}",
+        EXAMPLE,
+    )
 
 
 def _check_tables(file: Path, document: dict) -> None:
     for name, table in document.items():
         if name in option_keys():
-            raise UserError(f"{file}: {name} stands above the tables.", f"Put it below [defaults], or below the model that it is for.\n{EXAMPLE}")
+            raise UserError(
+                f"{file}: {name} stands above the tables.",
+                f"Put it below [defaults], or below the model that it is for.\n{EXAMPLE}",
+            )
         if name not in TABLES:
             problem = f"{file}: unknown table {name!r}{nearest(name, TABLES) or '.'}"
             raise UserError(problem, f"The tables are [defaults] and [models.NAME].\n{EXAMPLE}")
@@ -150,7 +173,10 @@ def _jobs(file: Path, model: str, table: Any, defaults: Settings, out: Path) -> 
     path = _path(where, table)
     if "variants" not in table:
         return [_job(where, model, None, path, own, out / model)]
-    return [_variant(f"{file}, [[models.{model}.variants]]", model, entry, path, own, out) for entry in _variants(where, model, table["variants"])]
+    return [
+        _variant(f"{file}, [[models.{model}.variants]]", model, entry, path, own, out)
+        for entry in _variants(where, model, table["variants"])
+    ]
 
 
 def _variants(where: str, model: str, entries: Any) -> list[dict]:
@@ -167,12 +193,22 @@ def _variant(where: str, model: str, entry: dict, path: str | None, own: Setting
         raise UserError(f"{where}: {problem}.", 'Each variant needs a name of its own: name = "small".')
     _check_name(where, name)
     here = f"{where} {name}"
-    return _job(here, model, name, _path(here, entry) or path, own | read_settings(here, entry, ("path", "name")), out / f"{model}-{name}")
+    return _job(
+        here,
+        model,
+        name,
+        _path(here, entry) or path,
+        own | read_settings(here, entry, ("path", "name")),
+        out / f"{model}-{name}",
+    )
 
 
 def _job(where: str, model: str, variant: str | None, path: str | None, settings: Settings, out: Path) -> Job:
     if path is None:
-        raise UserError(f"{where}: path is missing.", 'Every model needs the file or folder that it comes from: path = "models/encoder.pt".')
+        raise UserError(
+            f"{where}: path is missing.",
+            'Every model needs the file or folder that it comes from: path = "models/encoder.pt".',
+        )
     options = [word for name, setting in settings.items() if name != "out" for word in setting.words]
     words = [*options, f"--out={_folder(settings.get('out'), out)}"]
     words = [*words, "--", path] if path.startswith("-") else [path, *words]
@@ -191,17 +227,23 @@ def _folder(setting: Setting | None, otherwise: Path) -> Path:
 def _path(where: str, table: dict) -> str | None:
     path = table.get("path")
     if path is not None and not (isinstance(path, str) and path):
-        raise UserError(f"{where}: path = {told(path)} is no path in quotes.", 'For example path = "models/encoder.pt".')
+        raise UserError(
+            f"{where}: path = {told(path)} is no path in quotes.", 'For example path = "models/encoder.pt".'
+        )
     return path
 
 
 def _check_name(where: str, name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise UserError(f"{where}: {name!r} cannot be a name.", "It names a folder: letters, digits, _, - and dots, and neither - nor a dot first.")
+        raise UserError(
+            f"{where}: {name!r} cannot be a name.",
+            "It names a folder: letters, digits, _, - and dots, and neither - nor a dot first.",
+        )
 
 
 def _check_folders(file: Path, jobs: Sequence[Job], out: Path) -> None:
-    """Each conversion exchanges its folder as a whole, so no two may have the same, nor one lie in another."""
+    """Each conversion exchanges its folder as a whole, so no two may have the same, nor one lie in
+    another."""
     for one, other in combinations(jobs, 2):
         if one.name == other.name:
             raise UserError(f"{file}: {one.name} stands there twice.", "Give each variant a name of its own.")
@@ -209,8 +251,14 @@ def _check_folders(file: Path, jobs: Sequence[Job], out: Path) -> None:
     for (name, folder), (other, later) in combinations(outputs, 2):
         inner, outer = _real(file.parent / folder), _real(file.parent / later)
         if inner == outer or (name != "the summary" and os.path.commonpath((inner, outer)) in (inner, outer)):
-            problem = f"{name} and {other} have the same output folder, {later}" if inner == outer else f"of {folder} and {later} one is in the other"
-            raise UserError(f"{file}: {problem}.", "Rename one of them, or give it a folder of its own with out.")
+            problem = (
+                f"{name} and {other} have the same output folder, {later}"
+                if inner == outer
+                else f"of {folder} and {later} one is in the other"
+            )
+            raise UserError(
+                f"{file}: {problem}.", "Rename one of them, or give it a folder of its own with out."
+            )
 
 
 def _real(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""`cidermill init`: a folder enters; a `cidermill.toml` for the models that lie in it leaves, to be completed by hand."""
+"""`cidermill init`: a folder enters; a `cidermill.toml` for the models that lie in it leaves, to be completed
+by hand."""
+
 import json
 import os
 import re
@@ -37,12 +39,16 @@ KINDS = {  # of models.formats -> what it is called, what cannot be known from t
 
 
 def write_config(file: Path) -> dict:
-    """Write it where there is none. -> {"file", "models": [{"name", "path", "format"}]}. Raises UserError: it exists, or there is no model."""
+    """Write it where there is none. -> {"file", "models": [{"name", "path", "format"}]}. Raises UserError: it
+    exists, or there is no model."""
     from ..output import write_whole
 
     if file.exists() or file.is_symlink():
         raise UserError(f"{file} is there already.", "Add your models to it, or write another with --config.")
-    found = [{"name": "", "path": path.relative_to(file.parent).as_posix(), "format": kind} for path, kind in find_models(file.parent)]
+    found = [
+        {"name": "", "path": path.relative_to(file.parent).as_posix(), "format": kind}
+        for path, kind in find_models(file.parent)
+    ]
     if not found:
         hint = f"cidermill looks for Hugging Face folders, and for files in {', '.join(SUFFIXES)}."
         raise UserError(f"No model lies in {file.parent.resolve()}, nor up to {DEPTH} folders below.", hint)
@@ -51,7 +57,9 @@ def write_config(file: Path) -> dict:
     try:
         write_whole(file, lambda stream: stream.write(text))
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}.", "Choose another place with --config.") from error
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}.", "Choose another place with --config."
+        ) from error
     return {"file": str(file), "models": found}
 
 
@@ -60,7 +68,8 @@ def config_text(models: list[dict]) -> str:
 
 
 def find_models(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, str]]:
-    """(path, format) of what `convert` takes, in the order of the names. Neither hidden folders nor environments nor results are searched."""
+    """(path, format) of what `convert` takes, in the order of the names. Neither hidden folders nor
+    environments nor results are searched."""
     from ...models.formats import recognise
 
     for path in sorted(folder.iterdir()):
@@ -86,14 +95,21 @@ def _readable(path: Path) -> bool:
 
 def _foreign(folder: Path) -> bool:
     ours = folder.suffix == ".mlpackage" or (folder / "report.json").is_file()
-    return ours or (folder / "pyvenv.cfg").is_file() or folder.name in ("node_modules", "__pycache__", "site-packages")
+    return (
+        ours
+        or (folder / "pyvenv.cfg").is_file()
+        or folder.name in ("node_modules", "__pycache__", "site-packages")
+    )
 
 
 def _name(models: list[dict]) -> None:
     """Each model gets its file's name, with a number where that is taken."""
     taken = set()
     for model in models:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", model["path"].rpartition("/")[2].partition(".")[0]).strip("-") or "model"
+        stem = (
+            re.sub(r"[^A-Za-z0-9_-]+", "-", model["path"].rpartition("/")[2].partition(".")[0]).strip("-")
+            or "model"
+        )
         number = 1
         while (name := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
             number += 1
@@ -104,4 +120,6 @@ def _name(models: list[dict]) -> None:
 def _table(model: dict) -> str:
     called, missing = KINDS[model["format"]]
     path = json.dumps(model["path"], ensure_ascii=False)  # JSON's strings are TOML's basic strings
-    return "\n".join([f"\n[models.{model['name']}]  # {called}", f"path = {path}", 'quant = "int8"', *missing, ""])
+    return "\n".join(
+        [f"\n[models.{model['name']}]  # {called}", f"path = {path}", 'quant = "int8"', *missing, ""]
+    )

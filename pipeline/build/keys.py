@@ -1,7 +1,10 @@
-"""The keys of `cidermill.toml`: a table enters, options on the command line of `convert` leave, or a UserError that names the table and the key.
+"""The keys of `cidermill.toml`: a table enters, options on the command line of `convert` leave, or a
+UserError that names the table and the key.
 
-They are the long options of `convert`, taken from click's own description of it: what `convert` learns is a key at once, with its type.
+They are the long options of `convert`, taken from click's own description of it: what `convert` learns is a
+key at once, with its type.
 """
+
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -14,7 +17,9 @@ from ..commands.cli import convert
 from ..plan import Plan
 
 NOT_KEYS = ("dry_run",)  # fields of a Plan that the command says, not the file
-_NUMBERS: tuple[tuple[type, tuple[type, ...], str], ...] = (  # click's type, the TOML types of its values, what they are called; the rest is text
+_NUMBERS: tuple[
+    tuple[type, tuple[type, ...], str], ...
+] = (  # click's type, the TOML types of its values, what they are called; the rest is text
     (click.types.IntParamType, (int,), "a whole number"),
     (click.types.FloatParamType, (int, float), "a number"),
 )
@@ -40,7 +45,12 @@ def option_keys() -> dict[str, click.Option]:
     """Every key -> the option of `convert` that it is."""
     allowed = {field.name for field in fields(Plan)} - set(NOT_KEYS)
     options = [param for param in convert.params if isinstance(param, click.Option) and param.name in allowed]
-    return {word[2:]: option for option in options for word in (*option.opts, *option.secondary_opts) if word.startswith("--")}
+    return {
+        word[2:]: option
+        for option in options
+        for word in (*option.opts, *option.secondary_opts)
+        if word.startswith("--")
+    }
 
 
 def read_settings(where: str, table: dict, others: Iterable[str] = ()) -> Settings:
@@ -67,19 +77,25 @@ def told(value: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """"; did you mean encoder?", or nothing where no name is near."""
+    """ "; did you mean encoder?", or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _unknown(where: str, key: str, value: Any, keys: dict[str, click.Option], others: Iterable[str]) -> UserError:
+def _unknown(
+    where: str, key: str, value: Any, keys: dict[str, click.Option], others: Iterable[str]
+) -> UserError:
     allowed = [*others, *keys]
-    meant = {str(option.name).replace("_", "-"): key for key, option in reversed(keys.items())}  # as in Python: recipe, targets
+    meant = {
+        str(option.name).replace("_", "-"): key for key, option in reversed(keys.items())
+    }  # as in Python: recipe, targets
     meant |= {key: key for key in allowed} | ({"model": "path", "file": "path"} if "path" in others else {})
     near = difflib.get_close_matches(key.lower().replace("_", "-"), meant, n=1, cutoff=0.4)
     suggestion = f"; did you mean {meant[near[0]]}?" if near else "."
     quotes = " A name with dots in it needs quotes." if isinstance(value, dict) else ""
-    return UserError(f"{where}: unknown key {key!r}{suggestion}", f"The keys here are {', '.join(allowed)}.{quotes}")
+    return UserError(
+        f"{where}: unknown key {key!r}{suggestion}", f"The keys here are {', '.join(allowed)}.{quotes}"
+    )
 
 
 def _words(where: str, key: str, value: Any, option: click.Option) -> tuple[str, ...]:
@@ -97,7 +113,9 @@ def _words(where: str, key: str, value: Any, option: click.Option) -> tuple[str,
 
 def _flag(where: str, key: str, value: Any, option: click.Option) -> tuple[str, ...]:
     if not isinstance(value, bool):
-        raise UserError(f"{where}: {key} = {told(value)} is not true or false.", f"Write {key} = true, or {key} = false.")
+        raise UserError(
+            f"{where}: {key} = {told(value)} is not true or false.", f"Write {key} = true, or {key} = false."
+        )
     word = f"--{key}"
     if value:
         return (word,)
@@ -106,7 +124,10 @@ def _flag(where: str, key: str, value: Any, option: click.Option) -> tuple[str, 
 
 
 def _scalar(where: str, key: str, value: Any, option: click.Option) -> str:
-    types, called = next(((types, called) for kind, types, called in _NUMBERS if isinstance(option.type, kind)), ((str,), "text in quotes"))
+    types, called = next(
+        ((types, called) for kind, types, called in _NUMBERS if isinstance(option.type, kind)),
+        ((str,), "text in quotes"),
+    )
     if type(value) not in types:  # exactly: true is an int in Python
         raise UserError(f"{where}: {key} = {told(value)} is not {called}.", _expects(key, option))
     if value == "":

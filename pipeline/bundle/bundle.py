@@ -1,7 +1,9 @@
-"""Reports in, a bundle out: artifacts in a Swift package, manifest, bill of materials and signature, all of it in one step.
+"""Reports in, a bundle out: artifacts in a Swift package, manifest, bill of materials and signature, all of
+it in one step.
 
 The bytes depend on nothing but the reports' artifacts and figures, the options and cidermill's version.
 """
+
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from ...models.errors import UserError
 from ..output import check_ours, staged, write_whole
 from ..report.write import json_text
 from .conditions import in_order, with_conditions
+from .deliverables import Model, read_models
 from .manifest import (
     LICENCE,
     MANIFEST,
@@ -27,7 +30,6 @@ from .manifest import (
 )
 from .packing import Packed, pack
 from .sbom import sbom_json
-from .deliverables import Model, read_models
 from .signature import read_private_key, signer
 from .swift import check_module_name, platforms, swift_files, type_names
 from .swift_check import check_swift
@@ -37,9 +39,11 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the format's earliest
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """One bundle. reports: "DIR", "report.json" or "NAME=DIR"; name: of the Swift package; licence: words or a file; sign: a private key.
+    """One bundle. reports: "DIR", "report.json" or "NAME=DIR"; name: of the Swift package; licence: words or
+    a file; sign: a private key.
 
-    only_on ("VARIANT=CHIP"), min_memory ("VARIANT=6GB"): conditions on the device. archive: the bundle as a zip as well.
+    only_on ("VARIANT=CHIP"), min_memory ("VARIANT=6GB"): conditions on the device. archive: the bundle as a
+    zip as well.
     """
 
     reports: tuple[str, ...]
@@ -55,7 +59,8 @@ class BundlePlan:
 
 
 def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> dict:
-    """-> {"bundle", "name", "size_bytes", "files", "checked_by", "signer", "models", "sharing", "notes", "archive"}. show: see `stages.Stages`.
+    """-> {"bundle", "name", "size_bytes", "files", "checked_by", "signer", "models", "sharing", "notes",
+    "archive"}. show: see `stages.Stages`.
 
     Raises UserError for bad input, and then nothing is written.
     """
@@ -83,7 +88,9 @@ def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> dict:
 
 
 def write_archive(folder: Path, top: str, path: Path) -> None:
-    """A zip whose bytes follow from the files' names and bytes: sorted, of one time and permission, stored (compressors differ)."""
+    """A zip whose bytes follow from the files' names and bytes: sorted, of one time and permission, stored
+    (compressors differ)."""
+
     def write(stream: object) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
             for name, file in _files(folder):
@@ -98,11 +105,14 @@ def write_archive(folder: Path, top: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
     except OSError as error:
-        raise UserError(f"The archive {path} cannot be written: {error.strerror}.", "Choose another place with --archive.") from error
+        raise UserError(
+            f"The archive {path} cannot be written: {error.strerror}.", "Choose another place with --archive."
+        ) from error
 
 
 def _check_replaceable(out: Path, force: bool) -> None:
-    """A bundle is replaced as a whole, so nothing else is: no other folder ever, a bundle with changes of others' only when forced."""
+    """A bundle is replaced as a whole, so nothing else is: no other folder ever, a bundle with changes of
+    others' only when forced."""
     from .verify import verify_bundle
 
     check_ours(out, force=True)
@@ -123,9 +133,14 @@ def _check_archive(archive: Path | None, out: Path) -> None:
     if archive is None:
         return
     if archive.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"The archive {archive} would lie inside the bundle {out}.", "Choose another place with --archive.")
+        raise UserError(
+            f"The archive {archive} would lie inside the bundle {out}.",
+            "Choose another place with --archive.",
+        )
     if archive.exists() and not zipfile.is_zipfile(archive):
-        raise UserError(f"{archive} exists and is no zip; it is not overwritten.", "Choose another place with --archive.")
+        raise UserError(
+            f"{archive} exists and is no zip; it is not overwritten.", "Choose another place with --archive."
+        )
 
 
 def _licence(text: str | None) -> tuple[dict | None, bytes]:
@@ -136,10 +151,16 @@ def _licence(text: str | None) -> tuple[dict | None, bytes]:
     if path.is_file():
         content = path.read_bytes()
         if not content.strip():
-            raise UserError(f"The licence file {path} is empty.", "Give a licence's text, or its name, as in --licence Apache-2.0.")
+            raise UserError(
+                f"The licence file {path} is empty.",
+                "Give a licence's text, or its name, as in --licence Apache-2.0.",
+            )
         return {"file": LICENCE}, content
     if not text.strip() or "/" in text or "\n" in text:
-        raise UserError(f"--licence {text!r} is neither a file nor the name of a licence.", "Give a file, or a name such as Apache-2.0.")
+        raise UserError(
+            f"--licence {text!r} is neither a file nor the name of a licence.",
+            "Give a file, or a name such as Apache-2.0.",
+        )
     return {"text": text.strip()}, b""
 
 
@@ -155,7 +176,9 @@ def _write_sources(folder: Path, name: str, packed: Packed) -> list[str]:
 def _write_manifest(folder: Path, name: str, packed: Packed, licence: dict | None, key: Any) -> dict:
     """The last of the files, over all the others; signed where there is a key."""
     signed = signer(key.public_key()) if key is not None else None
-    manifest = build_manifest(name, packed.models, type_names(name, packed.models), packed.sharing, licence, signed)
+    manifest = build_manifest(
+        name, packed.models, type_names(name, packed.models), packed.sharing, licence, signed
+    )
     manifest["files"] = {path: fingerprint(file) for path, file in _files(folder)}
     data = json_text(manifest).encode()
     (folder / MANIFEST).write_bytes(data)
@@ -198,5 +221,8 @@ def _notes(plan: BundlePlan, models: Sequence[Model]) -> list[str]:
                 notes.append(f"{model.name}: {one.name} is used only where {first.name} does not load or the app asks for it. "
                              f"List it first, or give {first.name} conditions ({conditions}).")  # fmt: skip
     if plan.sign is None:
-        notes.append("The bundle is not signed: `cidermill verify` finds damage, but cannot tell who made it. Sign it with --sign KEY.pem.")
+        notes.append(
+            "The bundle is not signed: `cidermill verify` finds damage, but cannot tell who made it. Sign it"
+            " with --sign KEY.pem."
+        )
     return notes

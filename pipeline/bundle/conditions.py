@@ -1,4 +1,6 @@
-"""Models and what the user says of their variants in, the same models with conditions, in the order in which a device tries them, out."""
+"""Models and what the user says of their variants in, the same models with conditions, in the order in which
+a device tries them, out."""
+
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,11 +8,16 @@ from dataclasses import replace
 from ...models.errors import UserError
 from .deliverables import Model, Requirements, Variant, version
 
-MACHINE = re.compile(r"(iPhone|iPad|Mac|MacBookPro|MacBookAir|Macmini|iMac|AppleTV|RealityDevice|Watch)\d+,\d+")
+MACHINE = re.compile(
+    r"(iPhone|iPad|Mac|MacBookPro|MacBookAir|Macmini|iMac|AppleTV|RealityDevice|Watch)\d+,\d+"
+)
 
 
-def with_conditions(models: Sequence[Model], only_on: Sequence[str], min_memory: Sequence[str]) -> list[Model]:
-    """only_on: "VARIANT=CHIP"; min_memory: "VARIANT=6GB". VARIANT: a variant's name, MODEL/VARIANT, or a recipe.
+def with_conditions(
+    models: Sequence[Model], only_on: Sequence[str], min_memory: Sequence[str]
+) -> list[Model]:
+    """only_on: "VARIANT=CHIP"; min_memory: "VARIANT=6GB". VARIANT: a variant's name, MODEL/VARIANT, or a
+    recipe.
 
     Raises UserError for a variant or device that nobody knows.
     """
@@ -29,23 +36,36 @@ def in_order(model: Model) -> Model:
     Raises UserError where devices that meet no condition would be left without a variant.
     """
     if all(one.requires.chips or one.requires.memory_bytes for one in model.variants):
-        raise UserError(f"{model.name} has no variant for devices other than those of --only-on and --min-memory.", "Leave one without conditions.")
+        raise UserError(
+            f"{model.name} has no variant for devices other than those of --only-on and --min-memory.",
+            "Leave one without conditions.",
+        )
 
     def rank(one: Variant) -> tuple:
         needs = one.requires
-        return one.kind != "coreml", not needs.chips, -needs.memory_bytes, tuple(-part for part in version(needs.systems[0]))
+        return (
+            one.kind != "coreml",
+            not needs.chips,
+            -needs.memory_bytes,
+            tuple(-part for part in version(needs.systems[0])),
+        )
 
     return replace(model, variants=tuple(sorted(model.variants, key=rank)))
 
 
 def chips(value: str) -> tuple[str, ...]:
-    """"iPhone 15 Pro" -> ("A17 Pro",); "A17 Pro+": that chip and all known ones whose Neural Engine is as new; "iPhone16,1" stays."""
+    """ "iPhone 15 Pro" -> ("A17 Pro",); "A17 Pro+": that chip and all known ones whose Neural Engine is as
+    new; "iPhone16,1" stays."""
     from ...validation.estimate.devices import all_chips, find_device
 
     if MACHINE.fullmatch(value):
         return (value,)
     device = find_device(value.removesuffix("+"))
-    return tuple(one.chip for one in all_chips() if one.generation >= device.generation) if value.endswith("+") else (device.chip,)
+    return (
+        tuple(one.chip for one in all_chips() if one.generation >= device.generation)
+        if value.endswith("+")
+        else (device.chip,)
+    )
 
 
 def _on_chips(more: tuple[str, ...]) -> Callable[[Requirements], Requirements]:
@@ -60,12 +80,18 @@ def _split(text: str, option: str) -> tuple[str, str]:
     """At the last "=": recipes hold some themselves."""
     name, _, value = (part.strip() for part in text.rpartition("="))
     if not name or not value:
-        raise UserError(f"{option} {text!r} is not VARIANT=VALUE.", 'Write for example --only-on "float16=A17 Pro" or --min-memory float16=6GB.')
+        raise UserError(
+            f"{option} {text!r} is not VARIANT=VALUE.",
+            'Write for example --only-on "float16=A17 Pro" or --min-memory float16=6GB.',
+        )
     return name, value
 
 
-def _changed(models: Sequence[Model], name: str, option: str, change: Callable[[Requirements], Requirements]) -> list[Model]:
-    """Apply `change` to what the variants that `name` means require: those of this name, or where there are none, of this recipe."""
+def _changed(
+    models: Sequence[Model], name: str, option: str, change: Callable[[Requirements], Requirements]
+) -> list[Model]:
+    """Apply `change` to what the variants that `name` means require: those of this name, or where there are
+    none, of this recipe."""
     every = [(model, one) for model in models for one in model.variants]
     named = [one for model, one in every if name in (one.name, f"{model.name}/{one.name}")]
     meant = named or [one for _, one in every if name == one.section["recipe"]]

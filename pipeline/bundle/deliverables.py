@@ -1,7 +1,9 @@
-"""Reports of `convert` in, the models to ship out: every artifact's bytes checked against its report, its border read from the artifact itself.
+"""Reports of `convert` in, the models to ship out: every artifact's bytes checked against its report, its
+border read from the artifact itself.
 
 Artifacts of one source with one border are variants of one model.
 """
+
 import json
 import re
 import unicodedata
@@ -15,18 +17,28 @@ from ..report.write import SCHEMA as REPORT
 
 REPORT_HINT = "Give the report.json that `convert` wrote, or the folder that holds it."
 MODEL_SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
-# MLModel specification version -> systems. https://apple.github.io/coremltools/mlmodel/Format/Model.html (coremltools calls them so as well)
-SYSTEMS = {6: ("15.0", "12.0"), 7: ("16.0", "13.0"), 8: ("17.0", "14.0"), 9: ("18.0", "15.0"), 10: ("26.0", "26.0")}
-# https://docs.pytorch.org/executorch/1.1/backends/mps/mps-overview.html, Target Requirements; the app's own ExecuTorch may need more
+# MLModel specification version -> systems. https://apple.github.io/coremltools/mlmodel/Format/Model.html
+# (coremltools calls them so as well)
+SYSTEMS = {
+    6: ("15.0", "12.0"),
+    7: ("16.0", "13.0"),
+    8: ("17.0", "14.0"),
+    9: ("18.0", "15.0"),
+    10: ("26.0", "26.0"),
+}
+# https://docs.pytorch.org/executorch/1.1/backends/mps/mps-overview.html, Target Requirements; the app's own
+# ExecuTorch may need more
 MPS_SYSTEMS = ("15.4", "12.4")
 KINDS = {"coreml": "coreml", "executorch-mps": "executorch"}
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One input or output. shape: None where a size is flexible; channels: "RGB", "BGR", "L", "F" of a picture, else "".
+    """One input or output. shape: None where a size is flexible; channels: "RGB", "BGR", "L", "F" of a
+    picture, else "".
 
-    shapes, ranges, optional: what the package's description says beyond the declared type (validation.interface.Feature).
+    shapes, ranges, optional: what the package's description says beyond the declared type
+    (validation.interface.Feature).
     """
 
     name: str
@@ -40,7 +52,8 @@ class Feature:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a device must have for a variant: systems as (iOS, macOS) versions, one of the chips (none: any), this much memory."""
+    """What a device must have for a variant: systems as (iOS, macOS) versions, one of the chips (none: any),
+    this much memory."""
 
     systems: tuple[str, str]
     chips: tuple[str, ...] = ()
@@ -55,7 +68,8 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Variant:
-    """One artifact. `section` and `tools` are its report's; resource and function are where it lies in the bundle, once it is packed."""
+    """One artifact. `section` and `tools` are its report's; resource and function are where it lies in the
+    bundle, once it is packed."""
 
     name: str
     kind: str  # "coreml" | "executorch"
@@ -74,7 +88,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Model:
-    """What the app sees as one model: variants in the order in which a device tries them. source: name, sha256, format, parameters."""
+    """What the app sees as one model: variants in the order in which a device tries them. source: name,
+    sha256, format, parameters."""
 
     name: str
     source: dict
@@ -86,10 +101,14 @@ class Model:
 def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
     """reports: "DIR", "report.json" or "NAME=DIR". The variants stand as they are given.
 
-    Raises UserError for what cannot be read, an artifact that is not the one of its report, and a failed verdict (unless allowed).
+    Raises UserError for what cannot be read, an artifact that is not the one of its report, and a failed
+    verdict (unless allowed).
     """
-    found = [(given, report, _variant(path, report, section, allow_failed))
-             for given, report, path in map(_read_report, reports) for section in report["artifacts"]]
+    found = [
+        (given, report, _variant(path, report, section, allow_failed))
+        for given, report, path in map(_read_report, reports)
+        for section in report["artifacts"]
+    ]
     groups: dict[tuple, list[Variant]] = {}
     about: dict[tuple, tuple[str, dict]] = {}
     for given, report, variant in sorted(found, key=lambda one: one[2].kind != "coreml"):
@@ -101,12 +120,13 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """"18.0" -> (18, 0)"""
+    """ "18.0" -> (18, 0)"""
     return tuple(map(int, text.split(".")))
 
 
 def slug(text: str, fallback: str = "model") -> str:
-    """Lower-case ASCII letters, digits and single dashes: a file name on every file system, also beside others of another case."""
+    """Lower-case ASCII letters, digits and single dashes: a file name on every file system, also beside
+    others of another case."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-") or fallback
 
@@ -133,11 +153,20 @@ def _read_report(text: str) -> tuple[str, dict, Path]:
     try:
         report = json.loads(path.read_text())
         schema = report["schema"]
-        whole = all(section["path"] and section["sha256"] and section["verdict"] for section in report["artifacts"]) and report["source"]["inputs"]
+        whole = (
+            all(
+                section["path"] and section["sha256"] and section["verdict"]
+                for section in report["artifacts"]
+            )
+            and report["source"]["inputs"]
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no report: {type(error).__name__}: {error}.", REPORT_HINT) from error
     if schema != REPORT:
-        raise UserError(f"{path} has the schema {schema!r}; this version reads {REPORT}.", "Convert again with this version, or install a newer one.")
+        raise UserError(
+            f"{path} has the schema {schema!r}; this version reads {REPORT}.",
+            "Convert again with this version, or install a newer one.",
+        )
     if not whole or not report["artifacts"]:
         raise UserError(f"{path} lists no artifacts.", REPORT_HINT)
     return name.strip(), report, path
@@ -146,28 +175,42 @@ def _read_report(text: str) -> tuple[str, dict, Path]:
 def _variant(report_path: Path, report: dict, section: dict, allow_failed: bool) -> Variant:
     path = report_path.parent / section["path"]
     if not path.exists():
-        raise UserError(f"{path}, which {report_path} lists, does not exist.", "Convert again, or copy the whole output folder.")
+        raise UserError(
+            f"{path}, which {report_path} lists, does not exist.",
+            "Convert again, or copy the whole output folder.",
+        )
     size, digest = measure(path)
     if digest != section["sha256"]:
         raise UserError(
-            f"{path} is not the artifact that {report_path} judged: its SHA-256 is {digest[:16]}…, the report has {section['sha256'][:16]}….",
+            f"{path} is not the artifact that {report_path} judged: its SHA-256 is {digest[:16]}…, the report"
+            f" has {section['sha256'][:16]}….",
             "It was changed after its verdict. Convert again.",
         )
     if section["verdict"] != "pass" and not allow_failed:
-        raise UserError(f"{path} failed its verdict ({section['recipe']}).", "See its report, or ship it all the same with --allow-failed.")
+        raise UserError(
+            f"{path} failed its verdict ({section['recipe']}).",
+            "See its report, or ship it all the same with --allow-failed.",
+        )
     if section["target"] not in KINDS:
         raise UserError(f"{path} is for {section['target']!r}; bundles hold {', '.join(KINDS)}.", REPORT_HINT)
     specification, systems, inputs, outputs = _border(path)
     name = slug(section["recipe"], "variant") + ("-mps" if section["target"] == "executorch-mps" else "")
     tools = {"cidermill": report.get("version", "unknown"), **_tools(report.get("environment", {}))}
     kind = KINDS[section["target"]]
-    return Variant(name, kind, path, digest, size, specification, Requirements(systems), inputs, outputs, section, tools)
+    return Variant(
+        name, kind, path, digest, size, specification, Requirements(systems), inputs, outputs, section, tools
+    )
 
 
 def _tools(environment: dict) -> dict:
-    """The packages that make an artifact's bytes. The build's own part of a version ("2.13.0+cpu", PEP 440) is of the machine and left out."""
+    """The packages that make an artifact's bytes. The build's own part of a version ("2.13.0+cpu", PEP 440)
+    is of the machine and left out."""
     names = ("torch", "coremltools", "executorch", "transformers", "numpy")
-    return {name: str(environment[name]).partition("+")[0] for name in names if environment.get(name, "not installed") != "not installed"}
+    return {
+        name: str(environment[name]).partition("+")[0]
+        for name in names
+        if environment.get(name, "not installed") != "not installed"
+    }
 
 
 def _border(path: Path) -> tuple[int, tuple[str, str], tuple[Feature, ...], tuple[Feature, ...]]:
@@ -177,10 +220,20 @@ def _border(path: Path) -> tuple[int, tuple[str, str], tuple[Feature, ...], tupl
 
     if path.is_file():
         runner = open_to_read(path)
-        return 0, MPS_SYSTEMS, *(tuple(Feature(one.name, one.dtype, one.shape) for one in side) for side in (runner.inputs, runner.outputs))
+        return (
+            0,
+            MPS_SYSTEMS,
+            *(
+                tuple(Feature(one.name, one.dtype, one.shape) for one in side)
+                for side in (runner.inputs, runner.outputs)
+            ),
+        )
     package = read_package(path)
     if package.states:
-        raise UserError(f"{path} keeps state ({package.states[0].name}), which the Swift wrapper cannot hold.", "Ship it without a bundle.")
+        raise UserError(
+            f"{path} keeps state ({package.states[0].name}), which the Swift wrapper cannot hold.",
+            "Ship it without a bundle.",
+        )
     known = package.features[package.default_function]
     inputs = tuple(
         Feature(one.name, one.dtype, one.shape, had.channels, had.shapes, had.ranges, had.default is not None)
@@ -191,8 +244,12 @@ def _border(path: Path) -> tuple[int, tuple[str, str], tuple[Feature, ...], tupl
 
 
 def _key(report: dict, variant: Variant, known: Iterable[tuple]) -> tuple:
-    """Source and border. A .pte, whose runtime has types of its own, joins the Core ML artifacts of a report with the same border."""
-    own = (report["source"]["sha256"], json.dumps([report["source"]["inputs"], report["source"].get("outputs")]))
+    """Source and border. A .pte, whose runtime has types of its own, joins the Core ML artifacts of a report
+    with the same border."""
+    own = (
+        report["source"]["sha256"],
+        json.dumps([report["source"]["inputs"], report["source"].get("outputs")]),
+    )
     if variant.kind == "coreml":
         return *own, variant.inputs, variant.outputs
     return next((key for key in known if key[:2] == own), own)
@@ -201,7 +258,12 @@ def _key(report: dict, variant: Variant, known: Iterable[tuple]) -> tuple:
 def _model(given: str, source: dict, variants: list[Variant]) -> Model:
     path = PurePath(source["path"])
     name = given or (path.stem if path.suffix in MODEL_SUFFIXES else path.name) or "model"
-    about = {"name": path.name, "sha256": source["sha256"], "format": source.get("format"), "parameters": source.get("parameters")}
+    about = {
+        "name": path.name,
+        "sha256": source["sha256"],
+        "format": source.get("format"),
+        "parameters": source.get("parameters"),
+    }
     shown = next((one for one in variants if one.kind == "coreml"), variants[0])
     taken: set[str] = set()
     named = tuple(replace(one, name=unique(one.name, taken)) for one in variants)
@@ -209,13 +271,19 @@ def _model(given: str, source: dict, variants: list[Variant]) -> Model:
 
 
 def _named(models: list[Model]) -> list[Model]:
-    """Every model under a name of its own: by its input's shape where the source is the same, else by a number."""
+    """Every model under a name of its own: by its input's shape where the source is the same, else by a
+    number."""
     taken: set[str] = set()
     result: list[Model] = []
     for model in models:
         name = model.name
-        if any(slug(name) == slug(other.name) and model.source["sha256"] == other.source["sha256"] for other in result):
+        if any(
+            slug(name) == slug(other.name) and model.source["sha256"] == other.source["sha256"]
+            for other in result
+        ):
             name = f"{name}-{'x'.join(map(str, model.inputs[0].shape))}" if model.inputs else name
         short = unique(slug(name), taken)
-        result.append(replace(model, name=name if short == slug(name) else f"{name}-{short.rpartition('-')[2]}"))
+        result.append(
+            replace(model, name=name if short == slug(name) else f"{name}-{short.rpartition('-')[2]}")
+        )
     return result

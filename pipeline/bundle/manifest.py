@@ -1,16 +1,23 @@
-"""manifest.json of a bundle (schema cidermill.bundle/1): packed models in, the JSON out; and a bundle's folder in, its manifest out.
+"""manifest.json of a bundle (schema cidermill.bundle/1): packed models in, the JSON out; and a bundle's
+folder in, its manifest out.
 
 { "schema", "cidermill": version, "name": the Swift package's,
   "licence": {"text"} | {"file"} | null,
   "signer": {"algorithm", "public_key", "fingerprint"} | null           (signature.py)
-  "models": [{"name", "swift_type", "source": {"name", "sha256", "format", "parameters"}, "inputs", "outputs": [{"name", "dtype", "shape"}],
-     "variants": [                                                      in the order in which a device tries them
-        {"name", "target", "recipe", "verdict", "resource": in Sources/NAME/Resources, "function": of a package with several, else "",
+  "models": [{"name", "swift_type", "source": {"name", "sha256", "format", "parameters"}, "inputs", "outputs":
+  [{"name", "dtype", "shape"}],
+     "variants": [                                                      in the order in which a device tries
+     them
+        {"name", "target", "recipe", "verdict", "resource": in Sources/NAME/Resources, "function": of a
+        package with several, else "",
          "sha256", "size_bytes": of the artifact that was judged,
-         "requires": {"iOS", "macOS", "chips", "memory_bytes"}, "tools": {package: version}, "metrics": {...}}]}],
+         "requires": {"iOS", "macOS", "chips", "memory_bytes"}, "tools": {package: version}, "metrics":
+         {...}}]}],
   "sharing": [{"variants", "shared_bytes", "stored": "once"|"separately", "resource", "proof" | "reason"}],
-  "files": {path: {"sha256", "size_bytes"}} }                           all but manifest.json and manifest.json.sig
+  "files": {path: {"sha256", "size_bytes"}} }                           all but manifest.json and
+  manifest.json.sig
 """
+
 import hashlib
 import json
 import os
@@ -31,8 +38,16 @@ BUNDLE_HINT = "Give the folder that `cidermill bundle` wrote."
 PIECE_BYTES = 1 << 20
 
 
-def build_manifest(name: str, models: Sequence[Model], types: Sequence[str], sharing: list[dict], licence: dict | None, signed: dict | None) -> dict:
-    """Everything but "files", which only the finished folder tells. types: the models' Swift types; signed: the signer's record."""
+def build_manifest(
+    name: str,
+    models: Sequence[Model],
+    types: Sequence[str],
+    sharing: list[dict],
+    licence: dict | None,
+    signed: dict | None,
+) -> dict:
+    """Everything but "files", which only the finished folder tells. types: the models' Swift types; signed:
+    the signer's record."""
     return {
         "schema": SCHEMA,
         "cidermill": __version__,
@@ -69,7 +84,8 @@ def fingerprint(path: Path) -> dict:
 
 
 def read_manifest(folder: Path) -> tuple[bytes, dict]:
-    """-> (its bytes, the manifest; {} where they are no manifest). Raises UserError where there is none or this version cannot read it."""
+    """-> (its bytes, the manifest; {} where they are no manifest). Raises UserError where there is none or
+    this version cannot read it."""
     path = folder / MANIFEST
     if not folder.exists():
         raise UserError(f"{folder} does not exist.", BUNDLE_HINT)
@@ -82,7 +98,10 @@ def read_manifest(folder: Path) -> tuple[bytes, dict]:
     manifest = _parsed(data)
     schema = manifest.get("schema", SCHEMA)
     if schema != SCHEMA and str(schema).startswith("cidermill.bundle/"):
-        raise UserError(f"{path} has the schema {schema}; this version of cidermill reads {SCHEMA}.", "Install a newer cidermill.")
+        raise UserError(
+            f"{path} has the schema {schema}; this version of cidermill reads {SCHEMA}.",
+            "Install a newer cidermill.",
+        )
     if schema != SCHEMA:
         raise UserError(f"{path} is not the manifest of a bundle (schema {schema!r}).", BUNDLE_HINT)
     return data, manifest if _whole(manifest) else {}
@@ -91,7 +110,9 @@ def read_manifest(folder: Path) -> tuple[bytes, dict]:
 def is_bundle(folder: Path) -> bool:
     """Whether the folder holds a manifest of ours, of any version."""
     try:
-        return str(json.loads((folder / MANIFEST).read_bytes()).get("schema", "")).startswith("cidermill.bundle/")
+        return str(json.loads((folder / MANIFEST).read_bytes()).get("schema", "")).startswith(
+            "cidermill.bundle/"
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -107,9 +128,15 @@ def _parsed(data: bytes) -> dict:
 def _whole(manifest: dict) -> bool:
     """Whether the parts that are read back are of their types."""
     try:
-        files = all(isinstance(one["sha256"], str) and isinstance(one["size_bytes"], int) for one in manifest["files"].values())
+        files = all(
+            isinstance(one["sha256"], str) and isinstance(one["size_bytes"], int)
+            for one in manifest["files"].values()
+        )
         variants = [one for model in manifest["models"] for one in model["variants"]]
-        texts = [manifest["name"], *(one[key] for one in variants for key in ("name", "resource", "function"))]
+        texts = [
+            manifest["name"],
+            *(one[key] for one in variants for key in ("name", "resource", "function")),
+        ]
         return files and all(isinstance(text, str) for text in texts) and "signer" in manifest
     except (LookupError, TypeError, AttributeError):
         return False
@@ -124,7 +151,9 @@ def _model(model: Model, kind: str) -> dict:
 
 def _feature(one: Feature) -> dict:
     flexible = {"shapes": one.shapes, "ranges": one.ranges, "picture": one.channels, "optional": one.optional}
-    return {"name": one.name, "dtype": one.dtype, "shape": one.shape} | {key: value for key, value in flexible.items() if value}
+    return {"name": one.name, "dtype": one.dtype, "shape": one.shape} | {
+        key: value for key, value in flexible.items() if value
+    }
 
 
 def _variant(one: Variant) -> dict:
@@ -138,15 +167,23 @@ def _variant(one: Variant) -> dict:
         "function": one.function,
         "sha256": one.sha256,
         "size_bytes": one.size_bytes,
-        "requires": {"iOS": ios, "macOS": macos, "chips": one.requires.chips, "memory_bytes": one.requires.memory_bytes},
+        "requires": {
+            "iOS": ios,
+            "macOS": macos,
+            "chips": one.requires.chips,
+            "memory_bytes": one.requires.memory_bytes,
+        },
         "tools": one.tools,
         "metrics": metrics(one.section),
     }
 
 
 def metrics(section: dict) -> dict:
-    """What the report found, without what depends on the machine that found it: times measured there, and digits beyond the first of a dB."""
-    validation, placement, latency = (section.get(key) or {} for key in ("validation", "placement", "latency"))
+    """What the report found, without what depends on the machine that found it: times measured there, and
+    digits beyond the first of a dB."""
+    validation, placement, latency = (
+        section.get(key) or {} for key in ("validation", "placement", "latency")
+    )
     units = placement.get("units") or {}
     devices = latency.get("devices") or []
     return {

@@ -1,23 +1,30 @@
-"""Models in, their artifacts in a bundle's resources out: each stored once, Core ML packages with the same weights as functions of one.
+"""Models in, their artifacts in a bundle's resources out: each stored once, Core ML packages with the same
+weights as functions of one.
 
-A merged package is only kept when every function was proved to hold and to answer what its own package does, bit for bit.
+A merged package is only kept when every function was proved to hold and to answer what its own package does,
+bit for bit.
 """
+
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...converters.artifact import files_of, measure
-from .shared_weights import Proposal, differences, function_names, merge, proposals, weights_of
 from .deliverables import Model, Variant, slug, unique
+from .shared_weights import Proposal, differences, function_names, merge, proposals, weights_of
 
-PROOF = "every function holds the constants and gives the answers of its own package, bit for bit, in the reference runner"
+PROOF = (
+    "every function holds the constants and gives the answers of its own package, bit for bit, in the"
+    " reference runner"
+)
 SUFFIXES = {"coreml": ".mlpackage", "executorch": ".pte"}
 
 
 @dataclass(frozen=True)
 class Packed:
-    """models: with resource and function of every variant. digests: resource -> (size in bytes, SHA-256). sharing: as the manifest tells it."""
+    """models: with resource and function of every variant. digests: resource -> (size in bytes, SHA-256).
+    sharing: as the manifest tells it."""
 
     models: tuple[Model, ...]
     digests: dict[str, tuple[int, str]]
@@ -28,12 +35,16 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
     """Write the resources of a bundle into `folder`, which it makes. step(label): what is being done."""
     folder.mkdir(parents=True)
     pairs = [(model, variant) for model in models for variant in model.variants]
-    distinct = list({variant.sha256: (model, variant) for model, variant in reversed(pairs)}.values())[::-1]  # equal artifacts once, the first's name
+    distinct = list({variant.sha256: (model, variant) for model, variant in reversed(pairs)}.values())[
+        ::-1
+    ]  # equal artifacts once, the first's name
     taken: set[str] = set()
     placed: dict[str, tuple[str, str]] = {}
     sharing = []
     core = [(model, variant) for model, variant in distinct if variant.kind == "coreml"]
-    for proposal in proposals([variant for _, variant in core], [weights_of(variant.path) for _, variant in core]):
+    for proposal in proposals(
+        [variant for _, variant in core], [weights_of(variant.path) for _, variant in core]
+    ):
         step(f"sharing {proposal.shared_bytes / 1e6:.1f} MB of weights")
         sharing.append(_share([core[index] for index in proposal.members], proposal, folder, taken, placed))
     for model, variant in distinct:
@@ -42,13 +53,21 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
             step(resource)
             _copy(variant.path, folder / resource)
             placed[variant.sha256] = (resource, "")
-    done = tuple(replace(model, variants=tuple(_placed(one, *placed[one.sha256]) for one in model.variants)) for model in models)
+    done = tuple(
+        replace(model, variants=tuple(_placed(one, *placed[one.sha256]) for one in model.variants))
+        for model in models
+    )
     return Packed(done, {path.name: measure(path) for path in sorted(folder.iterdir())}, sharing)
 
 
-def _share(members: Sequence[tuple[Model, Variant]], proposal: Proposal, folder: Path, taken: set[str], placed: dict) -> dict:
+def _share(
+    members: Sequence[tuple[Model, Variant]], proposal: Proposal, folder: Path, taken: set[str], placed: dict
+) -> dict:
     """Try to store the members' weights once. -> what the manifest says of it"""
-    about = {"variants": [f"{model.name}/{variant.name}" for model, variant in members], "shared_bytes": proposal.shared_bytes}
+    about = {
+        "variants": [f"{model.name}/{variant.name}" for model, variant in members],
+        "shared_bytes": proposal.shared_bytes,
+    }
     if proposal.obstacle:
         return about | {"stored": "separately", "reason": proposal.obstacle}
     resource = _resource(f"{members[0][0].name} shared", "coreml", taken)
@@ -69,7 +88,10 @@ def _disproof(packages: Sequence[tuple[str, Path]], merged: Path) -> str:
     for name, package in packages:
         try:
             problem = differences(name, package, merged)
-        except (UserError, OperatorFailed) as error:  # an operator that the reference runner cannot compute: nothing is proved then
+        except (
+            UserError,
+            OperatorFailed,
+        ) as error:  # an operator that the reference runner cannot compute: nothing is proved then
             problem = f"it could not be proved: {error}"
         if problem:
             return f"function {name} is not what its package was: {problem}"

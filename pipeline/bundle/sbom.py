@@ -1,17 +1,20 @@
-"""A packed bundle in, its software bill of materials out: CycloneDX 1.6 as JSON (https://cyclonedx.org/docs/1.6/json/).
+"""A packed bundle in, its software bill of materials out: CycloneDX 1.6 as JSON
+(https://cyclonedx.org/docs/1.6/json/).
 
-Each artifact is a machine-learning-model component, the source that it was made from its ancestor, and the packages that made it the tools.
-Nothing of it depends on when it is made: it has no timestamp, and its serial number is derived from its content.
+Each artifact is a machine-learning-model component, the source that it was made from its ancestor, and the
+packages that made it the tools. Nothing of it depends on when it is made: it has no timestamp, and its serial
+number is derived from its content.
 """
+
 import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from ... import __version__
+from .deliverables import Model, Variant
 from .manifest import LICENCE, metrics
 from .packing import Packed
-from .deliverables import Model, Variant
 
 DIGEST = "SHA-256 over the relative names and the bytes of its files, in name order"
 FIGURES = ("conversion_psnr_db", "compression_psnr_db")
@@ -22,8 +25,17 @@ def sbom_json(name: str, packed: Packed, licence: dict | None) -> str:
     from cyclonedx.model.bom import Bom
     from cyclonedx.output.json import JsonV1Dot6
 
-    whole = _component(name, "library", bom_ref=f"bundle:{name}", licenses=_licences(licence), description="Swift package of models")
-    parts = [_artifact(resource, size, digest, packed.models, licence) for resource, (size, digest) in packed.digests.items()]
+    whole = _component(
+        name,
+        "library",
+        bom_ref=f"bundle:{name}",
+        licenses=_licences(licence),
+        description="Swift package of models",
+    )
+    parts = [
+        _artifact(resource, size, digest, packed.models, licence)
+        for resource, (size, digest) in packed.digests.items()
+    ]
     bom = Bom(components=parts)
     bom.metadata.component = whole
     bom.metadata.tools.components.update(_tools(packed.models))
@@ -56,14 +68,25 @@ def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], li
 def _facts(model: Model, one: Variant) -> list[tuple[str, str]]:
     """What a variant is, under its model's and its own name."""
     figures = metrics(one.section)
-    known = {"recipe": one.section["recipe"], "target": one.section["target"], "function": one.function, **{key: figures[key] for key in FIGURES}}
-    return [(f"{model.name}/{one.name}:{key}", str(value)) for key, value in known.items() if value not in (None, "")]
+    known = {
+        "recipe": one.section["recipe"],
+        "target": one.section["target"],
+        "function": one.function,
+        **{key: figures[key] for key in FIGURES},
+    }
+    return [
+        (f"{model.name}/{one.name}:{key}", str(value))
+        for key, value in known.items()
+        if value not in (None, "")
+    ]
 
 
 def _tools(models: Sequence[Model]) -> list[Any]:
     from packageurl import PackageURL
 
-    used = {pair for model in models for one in model.variants for pair in one.tools.items()} | {("cidermill", __version__)}
+    used = {pair for model in models for one in model.variants for pair in one.tools.items()} | {
+        ("cidermill", __version__)
+    }
     return [
         _component(name, "library", bom_ref=f"tool:{name}@{number}", version=number,
                    purl=None if name == "cidermill" else PackageURL("pypi", None, name, number))
@@ -84,4 +107,8 @@ def _licences(licence: dict | None) -> list[Any]:
 
     if licence is None:
         return []
-    return [DisjunctiveLicense(name=f"see {LICENCE}")] if "file" in licence else [LicenseFactory().make_from_string(licence["text"])]
+    return (
+        [DisjunctiveLicense(name=f"see {LICENCE}")]
+        if "file" in licence
+        else [LicenseFactory().make_from_string(licence["text"])]
+    )

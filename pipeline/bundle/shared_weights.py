@@ -1,10 +1,12 @@
 """Core ML packages in, one package of several functions out, in which equal weights stand once.
 
-The functions' operations are taken over byte for byte; only where a weight lies in the weight file is rewritten.
-(coremltools.utils.save_multifunction runs its whole pass pipeline over every program again, with the pass for tables that `converters` leaves out,
-rewrites the manifests of the packages that it reads, and numbers the new one at random.) What a multifunction package is: Model.proto,
-ModelDescription.functions, and https://apple.github.io/coremltools/docs-guides/source/multifunction-models.html
+The functions' operations are taken over byte for byte; only where a weight lies in the weight file is
+rewritten. (coremltools.utils.save_multifunction runs its whole pass pipeline over every program again, with
+the pass for tables that `converters` leaves out, rewrites the manifests of the packages that it reads, and
+numbers the new one at random.) What a multifunction package is: Model.proto, ModelDescription.functions, and
+https://apple.github.io/coremltools/docs-guides/source/multifunction-models.html
 """
+
 import hashlib
 import json
 import struct
@@ -24,9 +26,13 @@ from ...validation.mil.read import MODULE_MAP, inside, locate_model, parse_model
 from .deliverables import Variant, slug, unique
 
 FIRST_SPECIFICATION = 9  # iOS18, macOS15: the first with several functions
-LEAST_SHARE = 0.5  # of the smaller's weights: below that, two models are strangers that happen to have some biases in common
+# of the smaller's weights: below that, two models are strangers that happen to have some biases in common
+LEAST_SHARE = 0.5
 STEM = "com.apple.CoreML"
-ENTRIES = {f"{STEM}/model.mlmodel": ("model.mlmodel", "CoreML Model Specification"), f"{STEM}/weights": ("weights", "CoreML Model Weights")}
+ENTRIES = {
+    f"{STEM}/model.mlmodel": ("model.mlmodel", "CoreML Model Specification"),
+    f"{STEM}/weights": ("weights", "CoreML Model Weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Proposal:
 
 
 def weights_of(package: Path) -> list[Weight]:
-    """Every weight that the program of a package refers to, once for each place in the file, in file order."""
+    """Every weight that the program of a package refers to, once for each place in the file, in file
+    order."""
     model_path = locate_model(package)
     model = parse_model(model_path)
     blobs: dict[str, Blob] = {}
@@ -59,7 +66,9 @@ def weights_of(package: Path) -> list[Weight]:
         for value in stored_values(function):
             file = value.blobFileValue
             if file.fileName not in blobs:
-                blobs[file.fileName] = open_blob(inside(package, model_path.parent, file.fileName.removeprefix("@model_path/")))
+                blobs[file.fileName] = open_blob(
+                    inside(package, model_path.parent, file.fileName.removeprefix("@model_path/"))
+                )
             found.setdefault((file.fileName, file.offset), _weight(blobs[file.fileName], file.offset))
     return [found[key] for key in sorted(found)]
 
@@ -70,14 +79,17 @@ def stored_values(function: Any) -> Iterator[Any]:
     while blocks:
         for operation in blocks.pop().operations:
             blocks.extend(operation.blocks)
-            bound = (binding.value for argument in operation.inputs.values() for binding in argument.arguments)
+            bound = (
+                binding.value for argument in operation.inputs.values() for binding in argument.arguments
+            )
             for value in (*operation.attributes.values(), *bound):
                 if value.WhichOneof("value") == "blobFileValue":
                     yield value
 
 
 def proposals(variants: Sequence[Variant], weights: Sequence[Sequence[Weight]]) -> list[Proposal]:
-    """Which Core ML variants have at least half of the smaller's weights in common. weights: of each variant."""
+    """Which Core ML variants have at least half of the smaller's weights in common. weights: of each
+    variant."""
     groups: list[list[int]] = []
     sizes = [{weight.identity: weight.size_bytes for weight in one} for one in weights]
     for index, own in enumerate(sizes):
@@ -96,7 +108,8 @@ def proposals(variants: Sequence[Variant], weights: Sequence[Sequence[Weight]]) 
 
 
 def merge(members: Sequence[tuple[str, Path]], out: Path) -> None:
-    """Write one package with a function for each of (name, package of one function); the first is the default."""
+    """Write one package with a function for each of (name, package of one function); the first is the
+    default."""
     folder = out / "Data" / STEM
     (folder / "weights").mkdir(parents=True)
     models = [parse_model(locate_model(package)) for _, package in members]
@@ -114,7 +127,8 @@ def merge(members: Sequence[tuple[str, Path]], out: Path) -> None:
 
 
 def differences(name: str, package: Path, merged: Path) -> str:
-    """"" where function `name` of `merged` holds the constants of `package`, bit for bit, and answers as it does; else what differs."""
+    """ "" where function `name` of `merged` holds the constants of `package`, bit for bit, and answers as it
+    does; else what differs."""
     from ...validation.mil.read import read_package
     from ...validation.runners import open_runner
 
@@ -123,7 +137,10 @@ def differences(name: str, package: Path, merged: Path) -> str:
     for key in sorted(own.constants):
         if not _equal(_decoded(own.constants[key]), _decoded(theirs.constants[key])):
             return f"the constant {key} differs"
-    before, after = open_runner(package, host="reference"), open_runner(merged, host="reference", function=name)
+    before, after = (
+        open_runner(package, host="reference"),
+        open_runner(merged, host="reference", function=name),
+    )
     specs = tuple(TensorSpec(one.name, usual_shape(before, one), one.dtype) for one in before.inputs)
     for batch in synthetic(specs, count=2).batches:
         first, second = before(batch), after(batch)
@@ -133,7 +150,8 @@ def differences(name: str, package: Path, merged: Path) -> str:
 
 
 def function_names(members: Sequence[tuple[str, str]]) -> list[str]:
-    """(model, variant) names -> MIL function names: ASCII letters, digits and underscores, not starting with a digit."""
+    """(model, variant) names -> MIL function names: ASCII letters, digits and underscores, not starting with
+    a digit."""
     taken: set[str] = set()
     names = (slug(f"{model} {variant}").replace("-", "_") for model, variant in members)
     return [unique(f"_{name}" if name[0].isdigit() else name, taken, "{name}_{count}") for name in names]
@@ -156,18 +174,26 @@ def _pieces(blob: Blob, start: int, size: int) -> Iterator[bytes]:
 
 def _related(first: dict[bytes, int], second: dict[bytes, int]) -> bool:
     smaller = min(sum(first.values()), sum(second.values()))
-    return smaller > 0 and sum(first[identity] for identity in first.keys() & second.keys()) >= LEAST_SHARE * smaller
+    return (
+        smaller > 0
+        and sum(first[identity] for identity in first.keys() & second.keys()) >= LEAST_SHARE * smaller
+    )
 
 
 def _obstacle(variants: Sequence[Variant]) -> str:
     versions = {one.specification for one in variants}
     if min(versions) < FIRST_SPECIFICATION:
         return "functions that share weights need --deployment-target iOS18 or later"
-    return "" if len(versions) == 1 else "their deployment targets differ: one package would need the later one for all"
+    return (
+        ""
+        if len(versions) == 1
+        else "their deployment targets differ: one package would need the later one for all"
+    )
 
 
 def _write_weights(packages: Sequence[Path], stream: BinaryIO, places: dict[tuple[str, int], int]) -> None:
-    """Every different weight once, in the order of the packages and of their files. places: (package, offset there) -> offset here."""
+    """Every different weight once, in the order of the packages and of their files. places: (package, offset
+    there) -> offset here."""
     stream.write(bytes(RECORD_BYTES))
     written: dict[bytes, int] = {}
     for package in packages:
@@ -185,7 +211,9 @@ def _write_weights(packages: Sequence[Path], stream: BinaryIO, places: dict[tupl
     stream.write(struct.pack("<II", len(written), 2))
 
 
-def _add_function(merged: Any, name: str, package: str, model: Any, places: dict[tuple[str, int], int]) -> None:
+def _add_function(
+    merged: Any, name: str, package: str, model: Any, places: dict[tuple[str, int], int]
+) -> None:
     described = merged.description.functions.add(name=name)
     described.input.extend(model.description.input)
     described.output.extend(model.description.output)
@@ -198,15 +226,24 @@ def _add_function(merged: Any, name: str, package: str, model: Any, places: dict
     for key in sorted(own):
         if key != MODULE_MAP:
             told[f"{key}.{name}" if key != "cidermill.version" else key] = own[key]
-    told[MODULE_MAP] = json.dumps(json.loads(own.get(MODULE_MAP, "{}")) | json.loads(told.get(MODULE_MAP, "{}")), separators=(",", ":"))
+    told[MODULE_MAP] = json.dumps(
+        json.loads(own.get(MODULE_MAP, "{}")) | json.loads(told.get(MODULE_MAP, "{}")), separators=(",", ":")
+    )
 
 
 def _write_manifest(package: Path) -> None:
     """With identifiers derived from the content, as `converters` derives a single package's."""
     _, digest = measure(package / "Data")
     keys = {path: str(uuid.uuid5(uuid.NAMESPACE_OID, digest + path)) for path in ENTRIES}
-    entries = {keys[path]: {"author": STEM, "description": text, "name": name, "path": path} for path, (name, text) in ENTRIES.items()}
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": keys[f"{STEM}/model.mlmodel"]}
+    entries = {
+        keys[path]: {"author": STEM, "description": text, "name": name, "path": path}
+        for path, (name, text) in ENTRIES.items()
+    }
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": entries,
+        "rootModelIdentifier": keys[f"{STEM}/model.mlmodel"],
+    }
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
 
 
@@ -217,7 +254,11 @@ def _decoded(constant: Any) -> Any:
 
 def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+        return (
+            first.dtype == second.dtype
+            and first.shape == second.shape
+            and first.tobytes() == second.tobytes()
+        )
     return str(first) == str(second)
 
 

@@ -1,10 +1,13 @@
-"""Ed25519 signatures of a bundle's manifest (RFC 8032): keys as PEM files enter, 64 raw bytes and the signer's record leave.
+"""Ed25519 signatures of a bundle's manifest (RFC 8032): keys as PEM files enter, 64 raw bytes and the
+signer's record leave.
 
 manifest.json.sig holds the 64 bytes of the signature of manifest.json's bytes and nothing else, so that
-`openssl pkeyutl -verify -pubin -inkey KEY.pub -rawin -in manifest.json -sigfile manifest.json.sig` checks it as well. The manifest names the
-signer: {"algorithm", "public_key": base64 of its 32 bytes, "fingerprint": SHA-256 of its SubjectPublicKeyInfo in DER, as
-`openssl pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it}.
+`openssl pkeyutl -verify -pubin -inkey KEY.pub -rawin -in manifest.json -sigfile manifest.json.sig` checks it
+as well. The manifest names the
+signer: {"algorithm", "public_key": base64 of its 32 bytes, "fingerprint": SHA-256 of its SubjectPublicKeyInfo
+in DER, as `openssl pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it}.
 """
+
 import base64
 import binascii
 import hashlib
@@ -28,7 +31,9 @@ def read_private_key(path: Path) -> Any:
     try:
         key = load_pem_private_key(data, password=None)
     except TypeError as error:
-        raise UserError(f"The key {path} is encrypted.", f"Decrypt it for this: openssl pkey -in {path} -out PLAIN.pem.") from error
+        raise UserError(
+            f"The key {path} is encrypted.", f"Decrypt it for this: openssl pkey -in {path} -out PLAIN.pem."
+        ) from error
     except Exception as error:  # ValueError, UnsupportedAlgorithm: the library's words are about ASN.1
         raise UserError(f"{path} is no private key in PEM form.", KEY_HINT) from error
     return _ed25519(key, Ed25519PrivateKey, path, KEY_HINT)
@@ -50,22 +55,30 @@ def read_public_key(path: Path) -> Any:
 
 
 def write_keys(path: Path) -> tuple[Path, str]:
-    """A new key at `path`, readable by its owner alone, and its public half beside it. -> (public key's path, fingerprint)"""
+    """A new key at `path`, readable by its owner alone, and its public half beside it. -> (public key's path,
+    fingerprint)"""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     public = path.with_name(path.name.removesuffix(".pem") + ".pub.pem")
     for existing in (path, public):
         if existing.exists():
-            raise UserError(f"{existing} exists; a key is never overwritten.", "Choose another name, or move the old key away.")
+            raise UserError(
+                f"{existing} exists; a key is never overwritten.",
+                "Choose another name, or move the old key away.",
+            )
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             stream.write(private)
-        public.write_bytes(key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo))
+        public.write_bytes(
+            key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        )
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose a folder that you may write to.") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
+        ) from error
     return public, signer(key.public_key())["fingerprint"]
 
 
@@ -75,11 +88,16 @@ def signer(public_key: Any) -> dict:
 
     raw = public_key.public_bytes(form.Encoding.Raw, form.PublicFormat.Raw)
     outer = public_key.public_bytes(form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo)
-    return {"algorithm": ALGORITHM, "public_key": base64.b64encode(raw).decode(), "fingerprint": hashlib.sha256(outer).hexdigest()}
+    return {
+        "algorithm": ALGORITHM,
+        "public_key": base64.b64encode(raw).decode(),
+        "fingerprint": hashlib.sha256(outer).hexdigest(),
+    }
 
 
 def signature_problem(manifest: bytes, signature: bytes, record: Any, trusted: Any = None) -> str:
-    """"" where `signature` is the recorded signer's of these bytes, and the signer is the trusted key, if one is given; else what is wrong."""
+    """ "" where `signature` is the recorded signer's of these bytes, and the signer is the trusted key, if
+    one is given; else what is wrong."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,11 +1,15 @@
-"""Models in, the sources of a Swift package out: one typed wrapper for each model, what they share, and Package.swift.
+"""Models in, the sources of a Swift package out: one typed wrapper for each model, what they share, and
+Package.swift.
 
-Models are `.copy` resources: SwiftPM compiles no Core ML models (https://github.com/swiftlang/swift-package-manager/pull/2651; its list of types
-that go to Xcode has none), its `process` rule would take the files of an .mlpackage one by one, and `copy` keeps a folder's structure and bytes
-(https://developer.apple.com/documentation/packagedescription/resource/copy(_:)). Each stands for itself in Package.swift, since a bundle for iOS
-with a folder `Resources` cannot be signed. The wrapper then does what Apple says of downloaded models: compile once, keep the result
+Models are `.copy` resources: SwiftPM compiles no Core ML models
+(https://github.com/swiftlang/swift-package-manager/pull/2651; its list of types that go to Xcode has none),
+its `process` rule would take the files of an .mlpackage one by one, and `copy` keeps a folder's structure and
+bytes (https://developer.apple.com/documentation/packagedescription/resource/copy(_:)). Each stands for itself
+in Package.swift, since a bundle for iOS with a folder `Resources` cannot be signed. The wrapper then does
+what Apple says of downloaded models: compile once, keep the result
 (https://developer.apple.com/documentation/coreml/downloading-and-compiling-a-model-on-the-user-s-device).
 """
+
 import json
 import re
 import unicodedata
@@ -22,41 +26,64 @@ KEYWORDS = set(
     public rethrows static struct subscript typealias var break case catch continue default defer do else fallthrough for guard if in repeat return
     throw switch where while Any as await false is nil self Self super throws true try Type Protocol async actor some any each macro package
     consuming borrowing nonisolated isolated indirect lazy mutating""".split()
-)  # https://docs.swift.org/swift-book/documentation/the-swift-programming-language/lexicalstructure/#Keywords-and-Punctuation
+    # https://docs.swift.org/swift-book/documentation/the-swift-programming-language/lexicalstructure/#Keywords-and-Punctuation
+)
 SHARED = "ModelVariant ModelDevice ModelFeature ModelError ModelSupport ModelRuntime Input Output"
 BORROWED = """Array Bool Bundle CChar CGImage CVPixelBuffer ClosedRange CoreGraphics CoreML CoreVideo Dictionary DispatchQueue Double Error
     FileManager Float Foundation Hashable Int Int32 LocalizedError MLComputeUnits MLDictionaryFeatureProvider MLFeatureProvider MLFeatureValue MLModel
     MLModelConfiguration MLMultiArray MLMultiArrayDataType MLShapedArray MLShapedArrayScalar NSNumber NSString OSType Optional ProcessInfo Result
     Scalar Sendable Set String Swift Task UInt64 URL Void"""
-RESERVED = KEYWORDS | set(SHARED.split()) | set(BORROWED.split())  # names that a model or a value must not take from the code around it
-ELEMENTS = {"float16": "Float", "float32": "Float", "float64": "Double", "int32": "Int32", "int8": "Int8"}  # in arrays of values
-PIXELS = {"RGB": "kCVPixelFormatType_32BGRA", "BGR": "kCVPixelFormatType_32BGRA", "L": "kCVPixelFormatType_OneComponent8",
-          "F": "kCVPixelFormatType_OneComponent16Half"}
+RESERVED = (
+    KEYWORDS | set(SHARED.split()) | set(BORROWED.split())
+)  # names that a model or a value must not take from the code around it
+ELEMENTS = {
+    "float16": "Float",
+    "float32": "Float",
+    "float64": "Double",
+    "int32": "Int32",
+    "int8": "Int8",
+}  # in arrays of values
+PIXELS = {
+    "RGB": "kCVPixelFormatType_32BGRA",
+    "BGR": "kCVPixelFormatType_32BGRA",
+    "L": "kCVPixelFormatType_OneComponent8",
+    "F": "kCVPixelFormatType_OneComponent16Half",
+}
 DEPTH = {"RGB": 3, "BGR": 3, "L": 1, "F": 1}
 UNBOUNDED = "Int.max"
 TEMPLATES = Path(__file__).parent
 
 
 def swift_files(name: str, models: Sequence[Model], digests: Mapping[str, str]) -> dict[str, str]:
-    """The package's sources by their paths. name: of the package and its module; digests: resource -> SHA-256, as the manifest has it."""
+    """The package's sources by their paths. name: of the package and its module; digests: resource ->
+    SHA-256, as the manifest has it."""
     types = type_names(name, models)
     ios, macos = platforms(models)
     machines = json.loads((Path(__file__).parent / "machines.json").read_text())
-    known = sorted((machine, chip) for chip, listed in machines.items() if chip != "source" for machine in listed)
+    known = sorted(
+        (machine, chip) for chip, listed in machines.items() if chip != "source" for machine in listed
+    )
     render = _renderer()
     files = {
-        "Package.swift": render("Package.swift.j2", name=name, ios=ios, macos=macos, resources=sorted(digests)),
+        "Package.swift": render(
+            "Package.swift.j2", name=name, ios=ios, macos=macos, resources=sorted(digests)
+        ),
         f"Sources/{name}/ModelRuntime.swift": render("ModelRuntime.swift.j2", machines=known),
     }
     for model, kind in zip(models, types):
-        files[f"Sources/{name}/{kind}.swift"] = render("Model.swift.j2", model=model, type=kind, digests=digests, floor=(ios, macos), **_parts(model))
+        files[f"Sources/{name}/{kind}.swift"] = render(
+            "Model.swift.j2", model=model, type=kind, digests=digests, floor=(ios, macos), **_parts(model)
+        )
     return files
 
 
 def check_module_name(name: str) -> None:
     """Raises UserError for what cannot be a Swift module."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None or name in RESERVED:
-        raise UserError(f"--name {name!r} cannot be the name of a Swift module.", "Give letters, digits and _, as in AppModels; no word of Swift.")
+        raise UserError(
+            f"--name {name!r} cannot be the name of a Swift module.",
+            "Give letters, digits and _, as in AppModels; no word of Swift.",
+        )
 
 
 def type_names(module: str, models: Sequence[Model]) -> list[str]:
@@ -66,7 +93,8 @@ def type_names(module: str, models: Sequence[Model]) -> list[str]:
 
 
 def identifier(name: str, taken: set[str]) -> str:
-    """A Swift name for an input or output: its own where that is one, else with _ for what cannot stand in it. Remembered in `taken`."""
+    """A Swift name for an input or output: its own where that is one, else with _ for what cannot stand in
+    it. Remembered in `taken`."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9_]+", "_", plain)
     plain = plain if plain.strip("_") else "value"
@@ -76,17 +104,27 @@ def identifier(name: str, taken: set[str]) -> str:
 
 
 def literal(text: str) -> str:
-    """A Swift string literal: everything but plain ASCII as \\u{...}, so that no name ends the literal or interpolates."""
-    return '"' + "".join(char if 32 <= ord(char) < 127 and char not in '"\\' else f"\\u{{{ord(char):x}}}" for char in text) + '"'
+    """A Swift string literal: everything but plain ASCII as \\u{...}, so that no name ends the literal or
+    interpolates."""
+    return (
+        '"'
+        + "".join(
+            char if 32 <= ord(char) < 127 and char not in '"\\' else f"\\u{{{ord(char):x}}}" for char in text
+        )
+        + '"'
+    )
 
 
 def comment(text: Any) -> str:
     """One line of a comment: what could end it, or turn the reading direction, becomes ?."""
-    return "".join(char if char.isprintable() else "?" for char in str(text)).encode("ascii", "replace").decode()
+    return (
+        "".join(char if char.isprintable() else "?" for char in str(text)).encode("ascii", "replace").decode()
+    )
 
 
 def platforms(models: Sequence[Model]) -> tuple[str, str]:
-    """The oldest (iOS, macOS) on which every model has a variant: of its Core ML packages where it has some."""
+    """The oldest (iOS, macOS) on which every model has a variant: of its Core ML packages where it has
+    some."""
     needed = []
     for model in models:
         core = [one for one in model.variants if one.kind == "coreml"] or list(model.variants)
@@ -106,7 +144,8 @@ def _renderer() -> Any:
 
 
 def _everywhere(systems: tuple[str, str], floor: tuple[str, str]) -> bool:
-    """Whether what a variant needs is no more than what the package needs: Swift warns of a check that always holds."""
+    """Whether what a variant needs is no more than what the package needs: Swift warns of a check that always
+    holds."""
     return all(version(needed) <= version(least) for needed, least in zip(systems, floor))
 
 
@@ -135,7 +174,9 @@ def _members(features: Sequence[Feature]) -> list[dict]:
 def _member(one: Feature, name: str, taken: set[str]) -> dict:
     mark = "?" if one.optional else ""
     picture, element = bool(one.channels), ELEMENTS.get(one.dtype, "Float")
-    flexible = not picture and (None in one.shape or len(one.shapes) > 1 or any(low != high for low, high in one.ranges))
+    flexible = not picture and (
+        None in one.shape or len(one.shapes) > 1 or any(low != high for low, high in one.ranges)
+    )
     shape_member = identifier(f"{name}Shape", taken) if flexible else ""
     made = _making(one, name if not one.optional else "$0", shape_member or _sizes(one.shape))
     return {
@@ -152,16 +193,30 @@ def _making(one: Feature, value: str, shape: str) -> str:
     """The expression that makes an input from plain values."""
     name = literal(one.name)
     if one.channels:
-        known = one.shapes[0] if one.shapes else tuple(size or low for size, (low, _) in zip(one.shape, one.ranges)) or one.shape
+        known = (
+            one.shapes[0]
+            if one.shapes
+            else tuple(size or low for size, (low, _) in zip(one.shape, one.ranges)) or one.shape
+        )
         height, width = known[-2:]
-        return f"ModelSupport.pixels({value}, width: {width}, height: {height}, format: {PIXELS[one.channels]}, name: {name})"
-    return f"ModelSupport.{'halfArray' if one.dtype == 'float16' else 'array'}({value}, shape: {shape}, name: {name})"
+        return (
+            f"ModelSupport.pixels({value}, width: {width}, height: {height}, format: {PIXELS[one.channels]},"
+            f" name: {name})"
+        )
+    return (
+        f"ModelSupport.{'halfArray' if one.dtype == 'float16' else 'array'}({value}, shape: {shape}, name:"
+        f" {name})"
+    )
 
 
 def _shape(one: Feature) -> str:
     if one.ranges or (None in one.shape and not one.shapes):
         ranges = one.ranges or tuple((1, None) if size is None else (size, size) for size in one.shape)
-        return ".ranges([" + ", ".join(f"{low}...{UNBOUNDED if high is None else high}" for low, high in ranges) + "])"
+        return (
+            ".ranges(["
+            + ", ".join(f"{low}...{UNBOUNDED if high is None else high}" for low, high in ranges)
+            + "])"
+        )
     return ".listed([" + ", ".join(map(_sizes, one.shapes or (one.shape,))) + "])"
 
 

@@ -1,8 +1,9 @@
 """A folder with Swift files in, which tools read them and found nothing wrong out.
 
-Their syntax is read by tree-sitter on every machine. A Swift compiler checks them as well where there is one: their types on macOS, where
-CoreML is; elsewhere its parser.
+Their syntax is read by tree-sitter on every machine. A Swift compiler checks them as well where there is one:
+their types on macOS, where CoreML is; elsewhere its parser.
 """
+
 import platform
 import shutil
 import subprocess
@@ -22,21 +23,32 @@ class BrokenSwift(RuntimeError):
 
 
 def check_swift(folder: Path, macos: str) -> list[str]:
-    """-> the tools that read every .swift file below `folder`. macos: the target to check types for. Raises BrokenSwift with file and line."""
+    """-> the tools that read every .swift file below `folder`. macos: the target to check types for. Raises
+    BrokenSwift with file and line."""
     files = sorted(folder.rglob("*.swift"))
-    problems = [problem for file in files for problem in syntax_errors(file.read_bytes(), str(file.relative_to(folder)))]
+    problems = [
+        problem
+        for file in files
+        for problem in syntax_errors(file.read_bytes(), str(file.relative_to(folder)))
+    ]
     if problems:
         raise BrokenSwift("Swift that cannot be read:\n" + "\n".join(problems[:MOST]))
-    return [f"tree-sitter-swift {metadata.version('tree-sitter-swift')} (syntax)", *_compiler_check(files, macos)]
+    return [
+        f"tree-sitter-swift {metadata.version('tree-sitter-swift')} (syntax)",
+        *_compiler_check(files, macos),
+    ]
 
 
 def syntax_errors(source: bytes, name: str) -> list[str]:
-    """"FILE:LINE: what" for every place that the grammar cannot read."""
+    """ "FILE:LINE: what" for every place that the grammar cannot read."""
     import tree_sitter
     import tree_sitter_swift
 
     tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language())).parse(source)
-    return [f"{name}:{node.start_point[0] + 1}: {_complaint(node, source)}" for node in _wrong_nodes(tree.root_node)]
+    return [
+        f"{name}:{node.start_point[0] + 1}: {_complaint(node, source)}"
+        for node in _wrong_nodes(tree.root_node)
+    ]
 
 
 def _wrong_nodes(root: Any) -> Iterator[Any]:
@@ -52,7 +64,10 @@ def _wrong_nodes(root: Any) -> Iterator[Any]:
 def _complaint(node: Any, source: bytes) -> str:
     if node.is_missing:
         return f"{node.type} is missing"
-    return "unreadable: " + source[node.start_byte : node.end_byte].decode("utf-8", "replace").strip().partition("\n")[0][:80]
+    return (
+        "unreadable: "
+        + source[node.start_byte : node.end_byte].decode("utf-8", "replace").strip().partition("\n")[0][:80]
+    )
 
 
 def _compiler_check(files: Sequence[Path], macos: str) -> list[str]:
@@ -68,7 +83,23 @@ def _compiler_check(files: Sequence[Path], macos: str) -> list[str]:
         accessor.write_text(ACCESSOR)
         sources = [str(file) for file in files if file.name != "Package.swift"]
         target = f"{platform.machine()}-apple-macosx{macos}"
-        _require(_run(["xcrun", "--sdk", "macosx", "swiftc", "-typecheck", "-swift-version", "5", "-target", target, str(accessor), *sources]))
+        _require(
+            _run(
+                [
+                    "xcrun",
+                    "--sdk",
+                    "macosx",
+                    "swiftc",
+                    "-typecheck",
+                    "-swift-version",
+                    "5",
+                    "-target",
+                    target,
+                    str(accessor),
+                    *sources,
+                ]
+            )
+        )
     return [f"swiftc -typecheck ({said})"]
 
 

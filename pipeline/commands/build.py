@@ -1,4 +1,6 @@
-"""`cidermill build`: options enter, `cidermill.toml` is read and checked, what it asks for is made and shown. `cidermill init` writes a first one."""
+"""`cidermill build`: options enter, `cidermill.toml` is read and checked, what it asks for is made and shown.
+`cidermill init` writes a first one."""
+
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
@@ -8,27 +10,53 @@ from typing import Any
 
 import click
 
-from .options import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 from ..signals import Stopped
 from .ci import ci_option, junit_option, publish
+from .options import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--config", "file", type=click.Path(path_type=Path), default="cidermill.toml", show_default=True, metavar="FILE",
-              help="What to build. Its paths are relative to its folder.")
-@click.option("--only", multiple=True, metavar="NAME[/VARIANT]", help="Make only this model, or this variant of it. Repeatable.")
-@click.option("--dry-run", is_flag=True, help="Print what would be made, and the size and time to expect; write nothing.")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    default="cidermill.toml",
+    show_default=True,
+    metavar="FILE",
+    help="What to build. Its paths are relative to its folder.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME[/VARIANT]",
+    help="Make only this model, or this variant of it. Repeatable.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be made, and the size and time to expect; write nothing.",
+)
 @click.option("--no-cache", is_flag=True, help="Make everything anew, whatever the file says.")
 @ci_option
 @junit_option
 @json_option
 @quiet_option
 @exits_with_user_errors
-def build(file: Path, only: tuple[str, ...], dry_run: bool, no_cache: bool, ci: bool, junit: Path | None, as_json: bool, quiet: bool) -> int:
-    """Make everything that cidermill.toml asks for: a folder as `convert` writes it for each model and variant, and build.json.
+def build(
+    file: Path,
+    only: tuple[str, ...],
+    dry_run: bool,
+    no_cache: bool,
+    ci: bool,
+    junit: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Make everything that cidermill.toml asks for: a folder as `convert` writes it for each model and
+    variant, and build.json.
 
-    The file is checked as a whole before the first conversion. One that fails does not stop the others. Keys are the long options of `convert`.
-    A model with variants is made once for each of them.
+    The file is checked as a whole before the first conversion. One that fails does not stop the others. Keys
+    are the long options of `convert`. A model with variants is made once for each of them.
 
     \b
     Example of a cidermill.toml:
@@ -44,8 +72,8 @@ def build(file: Path, only: tuple[str, ...], dry_run: bool, no_cache: bool, ci: 
       name = "small"
       quant = "palettize4"
 
-    Exit code: the worst of the conversions': 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (where the file
-    itself is bad, nothing is written), 70 a defect of cidermill.
+    Exit code: the worst of the conversions': 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage
+    or bad input (where the file itself is bad, nothing is written), 70 a defect of cidermill.
     """
     from ..build.build import check_jobs, exit_code, named_reports
     from ..build.config import read_config, select, uncached
@@ -62,18 +90,26 @@ def build(file: Path, only: tuple[str, ...], dry_run: bool, no_cache: bool, ci: 
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--config", "file", type=click.Path(path_type=Path), default="cidermill.toml", show_default=True, metavar="FILE",
-              help="Where it is written; its folder is searched.")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    default="cidermill.toml",
+    show_default=True,
+    metavar="FILE",
+    help="Where it is written; its folder is searched.",
+)
 @json_option
 @quiet_option
 @exits_with_user_errors
 def init(file: Path, as_json: bool, quiet: bool) -> int:
-    """Write a cidermill.toml for the models that lie in this folder and below, to be completed by hand. One that is there is never changed.
+    """Write a cidermill.toml for the models that lie in this folder and below, to be completed by hand. One
+    that is there is never changed.
 
     Exit code: 0 it was written, 2 there is one already, or no model (nothing is written).
     """
-    from ..terminal.build import show_start
     from ..build.init import write_config
+    from ..terminal.build import show_start
 
     tell(write_config(file), as_json, quiet, show_start)
     return 0
@@ -86,7 +122,9 @@ def _build(config: Any, jobs: Sequence, only: tuple[str, ...], as_json: bool, qu
     try:
         outcomes = build(config, jobs, partial(_watched, enabled=not (quiet or as_json)), _show_failure)
     except Stopped as stopped:
-        raise Stopped(stopped.args[0], "what was finished is in its folder; the same command goes on") from stopped
+        raise Stopped(
+            stopped.args[0], "what was finished is in its folder; the same command goes on"
+        ) from stopped
     content = summary(config, outcomes, only)
     write_summary(config, content)
     tell(content, as_json, quiet, partial(show_build, config=config, outcomes=outcomes))
@@ -120,11 +158,15 @@ def _watched(job: Any, enabled: bool) -> Iterator[Any]:
 def _show_failure(outcome: Any) -> None:
     """Why a conversion was not made, at once: the others take their time."""
     from ...models.errors import UserError
-    from ..terminal.report import show_error
     from ..build.config import blamed
+    from ..terminal.report import show_error
 
     if isinstance(outcome.error, UserError):
         show_error(blamed(outcome.error, outcome.job.name))
     elif outcome.error is not None:
         traceback.print_exception(outcome.error)
-        click.echo(f"{outcome.job.name}: this is a defect of cidermill, not of your model: please report it with the lines above.", err=True)
+        click.echo(
+            f"{outcome.job.name}: this is a defect of cidermill, not of your model: please report it with the"
+            " lines above.",
+            err=True,
+        )

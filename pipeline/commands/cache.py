@@ -1,4 +1,5 @@
 """`cidermill cache`: what is in the cache, and pruning it."""
+
 from typing import Any
 
 import click
@@ -10,26 +11,35 @@ SHOWN = 20  # entries
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--prune", "size", metavar="SIZE", help="Remove what was used longest ago until no more than this is left: 2GB, 500MB.")
+@click.option(
+    "--prune",
+    "size",
+    metavar="SIZE",
+    help="Remove what was used longest ago until no more than this is left: 2GB, 500MB.",
+)
 @click.option("--clear", is_flag=True, help="Remove everything.")
 @json_option
 @exits_with_user_errors
 def cache(size: str | None, clear: bool, as_json: bool) -> int:
     """Show what the cache holds, or make it smaller.
 
-    `convert` and `build` keep what they made, `study` each compressed weight, by everything that decides it: the bytes of the model and the samples,
-    the options, the versions of the tools. The cache is in ~/.cache/cidermill ($XDG_CACHE_HOME is honoured) or $CIDERMILL_CACHE ("off": none), and
-    holds at most $CIDERMILL_CACHE_SIZE (20GB). It can be removed at any time.
+    `convert` and `build` keep what they made, `study` each compressed weight, by everything that decides it:
+    the bytes of the model and the samples, the options, the versions of the tools. The cache is in
+    ~/.cache/cidermill ($XDG_CACHE_HOME is honoured) or $CIDERMILL_CACHE ("off": none), and holds at most
+    $CIDERMILL_CACHE_SIZE (20GB). It can be removed at any time.
     """
-    from ..store import cache_place, entries, open_cache, prune
     from ..plan import parse_size
+    from ..store import cache_place, entries, open_cache, prune
 
     if size is not None and clear:
         raise UserError("--prune and --clear were both given.", "--clear removes everything.")
     limit = 0.0 if clear else parse_size(size, "--prune ") if size is not None else None
     opened = open_cache()
     if opened is None:
-        raise UserError(f"There is no cache: it is switched off, or {cache_place()[0]} cannot be written to.", "Name a folder with CIDERMILL_CACHE.")
+        raise UserError(
+            f"There is no cache: it is switched off, or {cache_place()[0]} cannot be written to.",
+            "Name a folder with CIDERMILL_CACHE.",
+        )
     removed = prune(opened, limit) if limit is not None else (0, 0)
     found = entries(opened)
     result = {
@@ -53,12 +63,23 @@ def _show(result: dict) -> None:
     for entry in result["entries"]:
         kinds.setdefault(entry["kind"], []).append(entry)
     sizes = {kind: fig.size_text(sum(one["size_bytes"] for one in held)) for kind, held in kinds.items()}
-    parts = [f"{len(held)} {kind}{'s' if len(held) != 1 else ''} ({sizes[kind]})" for kind, held in kinds.items()]
+    parts = [
+        f"{len(held)} {kind}{'s' if len(held) != 1 else ''} ({sizes[kind]})" for kind, held in kinds.items()
+    ]
     if result["removed"]["entries"]:
-        out.print(f"Removed {result['removed']['entries']} entries, {fig.size_text(result['removed']['size_bytes'])}.")
-    out.print(f"{clean(result['folder'])}: {', '.join(parts) or 'empty'}, of at most {fig.size_text(result['limit_bytes'])}.", soft_wrap=True)
+        out.print(
+            f"Removed {result['removed']['entries']} entries,"
+            f" {fig.size_text(result['removed']['size_bytes'])}."
+        )
+    out.print(
+        f"{clean(result['folder'])}: {', '.join(parts) or 'empty'}, of at most"
+        f" {fig.size_text(result['limit_bytes'])}.",
+        soft_wrap=True,
+    )
     shown = [entry for entry in result["entries"] if entry["kind"] == "conversion"][:SHOWN]
     days = [time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"])) for entry in shown]
-    rows = [[day, fig.size_text(entry["size_bytes"]), clean(entry["what"])] for day, entry in zip(days, shown)]
+    rows = [
+        [day, fig.size_text(entry["size_bytes"]), clean(entry["what"])] for day, entry in zip(days, shown)
+    ]
     if rows:
         out.print(table(out, ["last used", "size", "conversion"], rows))

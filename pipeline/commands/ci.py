@@ -1,4 +1,6 @@
-"""The options of commands that continuous integration runs, and what they write: annotations on standard output, a job summary, JUnit XML."""
+"""The options of commands that continuous integration runs, and what they write: annotations on standard
+output, a job summary, JUnit XML."""
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +11,18 @@ from ...models.errors import UserError
 from ..output import write_whole
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
-LARGEST_SUMMARY = 2**20  # bytes; docs.github.com, "Workflow commands": with more, none of a step's summary is shown
+LARGEST_SUMMARY = (
+    2**20
+)  # bytes; docs.github.com, "Workflow commands": with more, none of a step's summary is shown
 
-ci_option = click.option("--ci", is_flag=True, help=f"Print GitHub annotations too, and add a summary to the file that ${SUMMARY} names.")
-junit_option = click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the verdicts as JUnit XML.")
+ci_option = click.option(
+    "--ci",
+    is_flag=True,
+    help=f"Print GitHub annotations too, and add a summary to the file that ${SUMMARY} names.",
+)
+junit_option = click.option(
+    "--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the verdicts as JUnit XML."
+)
 
 
 def publish(reports: Sequence[dict], ci: bool, junit: Path | None, as_json: bool) -> None:
@@ -26,7 +36,8 @@ def publish(reports: Sequence[dict], ci: bool, junit: Path | None, as_json: bool
 
 
 def announce(annotations: Sequence[str], summary: str, as_json: bool) -> None:
-    """What --ci asks for. With --json the annotations go to standard error, where GitHub reads them as well."""
+    """What --ci asks for. With --json the annotations go to standard error, where GitHub reads them as
+    well."""
     for text in annotations:
         click.echo(text, err=as_json)
     path = os.environ.get(SUMMARY)

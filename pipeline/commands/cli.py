@@ -1,7 +1,9 @@
-"""The command line: options enter, a Plan is made, `run` does the work, and what it found is shown. Only this folder prints.
+"""The command line: options enter, a Plan is made, `run` does the work, and what it found is shown. Only this
+folder prints.
 
 Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input.
 """
+
 import json
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,12 @@ from typing import Any
 import click
 
 from ... import __version__
+from ..plan import TARGETS, Plan
+from .build import build, init
+from .bundle import bundle, keygen, verify
 from .cache import cache
+from .ci import ci_option, junit_option, publish
+from .gate import check, diff
 from .options import (
     CONTEXT,
     cache_option,
@@ -26,38 +33,69 @@ from .options import (
     tell,
     trust_option,
 )
-from ..plan import TARGETS, Plan
-from .build import build, init
-from .bundle import bundle, keygen, verify
-from .ci import ci_option, junit_option, publish
-from .gate import check, diff
 from .study import study
 
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 RECIPE_HELP = (
-    "How to store the weights: float32, float16, intN[:blockN...], palettizeN[:groupN...], pruneP[:global...], w8a8, joined by +; layers of their "
-    "own after a semicolon, as in 'int4; lm_head*=int8'; or a .toml file. The README lists every option."
+    "How to store the weights: float32, float16, intN[:blockN...], palettizeN[:groupN...],"
+    " pruneP[:global...], w8a8, joined by +; layers of their own after a semicolon, as in 'int4;"
+    " lm_head*=int8'; or a .toml file. The README lists every option."
 )
-SIZE_HELP = "Choose a scheme for each layer: the least error within 12MB or 800kB for each artifact, or 4.5bpw (bits per weight)."
+SIZE_HELP = (
+    "Choose a scheme for each layer: the least error within 12MB or 800kB for each artifact, or 4.5bpw (bits"
+    " per weight)."
+)
 SCHEMES_HELP = (
     "What to choose from, with --budget or --min-psnr (then the smallest that is as near to the source).  "
     "[default: int8,int4,palettize4,palettize2,float16]"
 )
 TARGET_HELP = "What to write. Repeatable."
-BUDGET_HELP = "Budget: fail (exit 1) where an output of the compressed model is further than this from the source."
-LATENCY_HELP = "Fail where DEVICE is estimated to take longer (a time measured here on its chip comes first). Repeatable."
-ANE_HELP = "Fail where less of a Core ML artifact's estimated time is on the Neural Engine (0 to 1), on the first device."
+BUDGET_HELP = (
+    "Budget: fail (exit 1) where an output of the compressed model is further than this from the source."
+)
+LATENCY_HELP = (
+    "Fail where DEVICE is estimated to take longer (a time measured here on its chip comes first)."
+    " Repeatable."
+)
+ANE_HELP = (
+    "Fail where less of a Core ML artifact's estimated time is on the Neural Engine (0 to 1), on the first"
+    " device."
+)
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("coreml",), show_default=True, help=TARGET_HELP)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(TARGETS),
+    default=("coreml",),
+    show_default=True,
+    help=TARGET_HELP,
+)
 @click.option("--quant", "recipe", default="float16", show_default=True, metavar="RECIPE", help=RECIPE_HELP)
-@click.option("--palettize", type=int, metavar="BITS", help="Add a lookup table of 2^BITS entries per weight: 1, 2, 3, 4, 6 or 8.")
-@click.option("--prune", type=float, metavar="FRACTION", help="Add magnitude pruning of this fraction (0 to 1) of each weight.")
+@click.option(
+    "--palettize",
+    type=int,
+    metavar="BITS",
+    help="Add a lookup table of 2^BITS entries per weight: 1, 2, 3, 4, 6 or 8.",
+)
+@click.option(
+    "--prune",
+    type=float,
+    metavar="FRACTION",
+    help="Add magnitude pruning of this fraction (0 to 1) of each weight.",
+)
 @input_option
 @samples_option
-@click.option("--deployment-target", default="iOS18", show_default=True, metavar="OS", help="Oldest system that must run the Core ML artifact.")
+@click.option(
+    "--deployment-target",
+    default="iOS18",
+    show_default=True,
+    metavar="OS",
+    help="Oldest system that must run the Core ML artifact.",
+)
 @device_option
 @calibration_option
 @measure_option
@@ -69,9 +107,23 @@ ANE_HELP = "Fail where less of a Core ML artifact's estimated time is on the Neu
 @click.option("--min-ane-share", type=float, metavar="SHARE", help=ANE_HELP)
 @click.option("--budget", metavar="SIZE|BPW", help=SIZE_HELP)
 @click.option("--schemes", metavar="LIST", help=SCHEMES_HELP)
-@click.option("--sensitivity", type=click.Path(path_type=Path), metavar="FILE", help="The sensitivity.json of an earlier run.")
-@click.option("--dry-run", is_flag=True, help="Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.  [default: NAME-artifacts]")
+@click.option(
+    "--sensitivity",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The sensitivity.json of an earlier run.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the results go.  [default: NAME-artifacts]",
+)
 @click.option("--force", is_flag=True, help="Write into a folder that holds files of others (they are kept).")
 @cache_option
 @ci_option
@@ -83,9 +135,10 @@ ANE_HELP = "Fail where less of a Core ML artifact's estimated time is on the Neu
 def convert(as_json: bool, quiet: bool, ci: bool, junit: Path | None, **options: Any) -> int:
     """Press MODEL into proven artifacts for Apple devices.
 
-    MODEL is an exported program, a Hugging Face folder, a pickled torch.nn module, a TorchScript file, or (with --model-class) a
-    state dict or safetensors file; the content decides, not the name. Each artifact is opened again, run, and compared with the
-    source. Results: NAME.mlpackage / NAME.pte, report.json and report.html.
+    MODEL is an exported program, a Hugging Face folder, a pickled torch.nn module, a TorchScript file, or
+    (with --model-class) a state dict or safetensors file; the content decides, not the name. Each artifact is
+    opened again, run, and compared with the source. Results: NAME.mlpackage / NAME.pte, report.json and
+    report.html.
 
     \b
     Examples:
@@ -93,7 +146,8 @@ def convert(as_json: bool, quiet: bool, ci: bool, junit: Path | None, **options:
       convert ./bert-folder --target coreml --target executorch-mps --quant int4:block32
       convert net.pt --input image:1x3x224x224 --palettize 4 --device "iPhone 12"
 
-    Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is written).
+    Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is
+    written).
     """
     from ..run import run
     from ..terminal.report import progress, show_report
@@ -138,17 +192,29 @@ main.add_command(keygen)
 
 @main.command(context_settings=CONTEXT)
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The source model to compare with.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="MODEL",
+    help="The source model to compare with.",
+)
 @input_option
 @samples_option
 @class_option
 @trust_option
-@click.option("--tolerance", type=float, metavar="DB", help="Least PSNR to pass.  [default: 40 for float16 compute, 60 for float32]")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="DB",
+    help="Least PSNR to pass.  [default: 40 for float16 compute, 60 for float32]",
+)
 @json_option
 @quiet_option
 @exits_with_user_errors
 def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **options: Any) -> int:
-    """Run ARTIFACT (any .mlpackage or .pte, whoever built it) and compare its outputs with the source model's.
+    """Run ARTIFACT (any .mlpackage or .pte, whoever built it) and compare its outputs with the source
+    model's.
 
     Exit code: 0 it agrees, 1 it does not, 2 bad usage or bad input.
     """
@@ -166,13 +232,28 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 @device_option
 @calibration_option
 @measure_option
-@click.option("--compute-units", type=click.Choice(COMPUTE_UNITS), default="all", show_default=True, help="The units that the app allows.")
+@click.option(
+    "--compute-units",
+    type=click.Choice(COMPUTE_UNITS),
+    default="all",
+    show_default=True,
+    help="The units that the app allows.",
+)
 @json_option
 @exits_with_user_errors
-def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, measure: bool, compute_units: str, as_json: bool) -> int:
-    """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs no source model.
+def inspect(
+    artifact: Path,
+    devices: tuple[str, ...],
+    calibration: Path | None,
+    measure: bool,
+    compute_units: str,
+    as_json: bool,
+) -> int:
+    """Show where each operation of ARTIFACT will run, how long it will take, and where its bytes went. Needs
+    no source model.
 
-    On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's own plan is read.
+    On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's
+    own plan is read.
     """
     from ..examine import inspect_artifact
     from ..terminal.report import show_inspection
@@ -184,19 +265,84 @@ def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, 
 
 @main.command(context_settings=CONTEXT)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--recipe", required=True, metavar="RECIPE", help="How the weights will be stored: what `convert --quant` takes, or a .toml file.")
-@click.option("--data", required=True, metavar="MODULE:FUNCTION|FILE.npz", help="Yields inputs (dicts, tuples, batches). No labels are needed.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where the tuned program goes.  [default: NAME-tuned.pt2]")
+@click.option(
+    "--recipe",
+    required=True,
+    metavar="RECIPE",
+    help="How the weights will be stored: what `convert --quant` takes, or a .toml file.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="MODULE:FUNCTION|FILE.npz",
+    help="Yields inputs (dicts, tuples, batches). No labels are needed.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the tuned program goes.  [default: NAME-tuned.pt2]",
+)
 @click.option("--steps", type=int, default=200, show_default=True, help="Updates of the weights.")
-@click.option("--lr", "rate", type=float, default=1e-4, show_default=True, help="Adam's learning rate, falling to zero over the steps.")
-@click.option("--batch-accumulation", "accumulation", type=int, default=8, show_default=True, metavar="K", help="Samples for each step.")
-@click.option("--loss", type=click.Choice(("auto", "soft", "mse")), default="auto", show_default=True,
-              help="soft: divergence of softened probabilities; mse: of the outputs; auto: soft for outputs that look like logits.")
-@click.option("--refresh", type=int, default=10, show_default=True, metavar="K", help="Fit scales and masks anew every K steps; 0: never.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of the samples. Equal seeds give equal bits.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="Save the training here on the way.")
-@click.option("--checkpoint-every", "every", type=int, default=50, show_default=True, metavar="N", help="Steps between checkpoints, at least.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in DIR; the result is the one of a run without a stop.")
+@click.option(
+    "--lr",
+    "rate",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    help="Adam's learning rate, falling to zero over the steps.",
+)
+@click.option(
+    "--batch-accumulation",
+    "accumulation",
+    type=int,
+    default=8,
+    show_default=True,
+    metavar="K",
+    help="Samples for each step.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(("auto", "soft", "mse")),
+    default="auto",
+    show_default=True,
+    help=(
+        "soft: divergence of softened probabilities; mse: of the outputs; auto: soft for outputs that look"
+        " like logits."
+    ),
+)
+@click.option(
+    "--refresh",
+    type=int,
+    default=10,
+    show_default=True,
+    metavar="K",
+    help="Fit scales and masks anew every K steps; 0: never.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the order of the samples. Equal seeds give equal bits.",
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), metavar="DIR", help="Save the training here on the way."
+)
+@click.option(
+    "--checkpoint-every",
+    "every",
+    type=int,
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Steps between checkpoints, at least.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the checkpoint in DIR; the result is the one of a run without a stop.",
+)
 @input_option
 @class_option
 @trust_option
@@ -206,15 +352,17 @@ def inspect(artifact: Path, devices: tuple[str, ...], calibration: Path | None, 
 def tune(as_json: bool, quiet: bool, **options: Any) -> int:
     """Train MODEL so that little is lost when its weights are stored by RECIPE.
 
-    The compressed model learns from its own uncompressed self. The result is an exported program that `convert` takes with the
-    same recipe, and whose weights that recipe reproduces exactly. Equal arguments give equal bits, on one machine and number of threads.
+    The compressed model learns from its own uncompressed self. The result is an exported program that
+    `convert` takes with the same recipe, and whose weights that recipe reproduces exactly. Equal arguments
+    give equal bits, on one machine and number of threads.
 
     \b
     Examples:
       cidermill tune model.pt --recipe palettize2 --data my_data:batches --steps 300 --out tuned.pt2
       convert tuned.pt2 --quant palettize2
 
-    Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad input (nothing is written).
+    Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad
+    input (nothing is written).
     """
     from ..terminal.report import progress, show_tuning
     from ..tune import TunePlan, run_tune
@@ -227,15 +375,20 @@ def tune(as_json: bool, quiet: bool, **options: Any) -> int:
 
 @main.command(context_settings=CONTEXT)
 @click.argument("reports", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="REPORT.json...")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="Where the calibration goes.  [default: ~/.config/cidermill/calibration/CHIP.json]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the calibration goes.  [default: ~/.config/cidermill/calibration/CHIP.json]",
+)
 @json_option
 @exits_with_user_errors
 def calibrate(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
     """Correct the estimates for a Mac by what was measured on it.
 
-    REPORT.json is what `convert` wrote there, with its measurements; several of one chip are better: the band comes from artifacts that the
-    fit has not seen. Later estimates for that chip use the result by themselves on such a Mac, elsewhere with --calibration. They stay estimates.
+    REPORT.json is what `convert` wrote there, with its measurements; several of one chip are better: the band
+    comes from artifacts that the fit has not seen. Later estimates for that chip use the result by themselves
+    on such a Mac, elsewhere with --calibration. They stay estimates.
 
     \b
     Example:

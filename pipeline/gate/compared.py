@@ -1,4 +1,6 @@
-"""A path to an artifact, a report or a report's folder in; its artifacts as sides of a difference out, with their stored weights decoded."""
+"""A path to an artifact, a report or a report's folder in; its artifacts as sides of a difference out, with
+their stored weights decoded."""
+
 import hashlib
 import re
 from collections import deque
@@ -13,13 +15,15 @@ from ...models.errors import UserError
 from ..report.read import FILE, Report, read_report
 
 SUFFIXES = (".mlpackage", ".pte")
-_TYPE_ENDING = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified)+$")  # what coremltools adds for how a weight is stored
+_TYPE_ENDING = re.compile(
+    r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified)+$"
+)  # what coremltools adds for how a weight is stored
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight of one side. name: as it is told; named: whether that means anything on another side; digest: of its decoded values, None where
-    they are not at hand; shape: of those."""
+    """A weight of one side. name: as it is told; named: whether that means anything on another side; digest:
+    of its decoded values, None where they are not at hand; shape: of those."""
 
     name: str
     scheme: str
@@ -31,7 +35,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class Side:
-    """One artifact. section: of a report, or of `inspect`; path: its file, which is `here` where it has the bytes that the section speaks of."""
+    """One artifact. section: of a report, or of `inspect`; path: its file, which is `here` where it has the
+    bytes that the section speaks of."""
 
     label: str
     target: str
@@ -64,40 +69,63 @@ class Side:
         return open_to_read(self.path)
 
     def interface(self, a: "Side", b: "Side") -> dict[str, dict[str, str]]:
-        """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ...} of the artifact, or of the model where two reports are compared."""
+        """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ...} of the artifact, or of the model where two
+        reports are compared."""
         if a.is_report and b.is_report:
             source = self.report["source"]
-            return {kind: {spec["name"]: _type_text(spec["dtype"], spec["shape"]) for spec in source[kind]} for kind in ("inputs", "outputs")}
-        return {kind: {value.name: _type_text(value.dtype, value.shape) for value in getattr(self.runner, kind)} for kind in ("inputs", "outputs")}
+            return {
+                kind: {spec["name"]: _type_text(spec["dtype"], spec["shape"]) for spec in source[kind]}
+                for kind in ("inputs", "outputs")
+            }
+        return {
+            kind: {value.name: _type_text(value.dtype, value.shape) for value in getattr(self.runner, kind)}
+            for kind in ("inputs", "outputs")
+        }
 
     def weights(self, other: "Side") -> dict[str, Stored]:
-        """Every weight in order: by the source's names where both sides are reports, else by the file's, without what tells how it is stored."""
+        """Every weight in order: by the source's names where both sides are reports, else by the file's,
+        without what tells how it is stored."""
         entries = self.section["compression"]["weights"]
         values = self.decoded if self.here and other.here else {}
         named = self.target == "coreml"
         if self.is_report and other.is_report:
-            return _unique(_stored(entry, entry["name"], values.get(entry.get("stored_as")), named or entry["name"] != entry.get("stored_as"))
-                           for entry in entries)
-        files = {entry.get("stored_as"): entry for entry in entries if entry.get("stored_as")}  # tied weights are stored once
-        return _unique(_stored(entry, _TYPE_ENDING.sub("", name) if named else name, values.get(name), named) for name, entry in files.items())
+            return _unique(
+                _stored(
+                    entry,
+                    entry["name"],
+                    values.get(entry.get("stored_as")),
+                    named or entry["name"] != entry.get("stored_as"),
+                )
+                for entry in entries
+            )
+        files = {
+            entry.get("stored_as"): entry for entry in entries if entry.get("stored_as")
+        }  # tied weights are stored once
+        return _unique(
+            _stored(entry, _TYPE_ENDING.sub("", name) if named else name, values.get(name), named)
+            for name, entry in files.items()
+        )
 
     @cached_property
     def decoded(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name in the file -> (digest, shape) of the values that a stored weight is decompressed to."""
-        from ...validation.judge.decoded import Decoder
         from ...validation.graph import OperatorFailed
+        from ...validation.judge.decoded import Decoder
         from ...validation.judge.stored import stored_weights
 
         decoder, found = Decoder(self.runner.graph), {}
         for weight in stored_weights(self.runner.graph):
-            with suppress(OperatorFailed):  # a file of somebody else whose indices and tables do not fit: the values cannot be compared
+            with suppress(
+                OperatorFailed
+            ):  # a file of somebody else whose indices and tables do not fit: the values cannot be compared
                 if values := deque(decoder.values(weight), maxlen=1):
                     found[weight.name] = _digest(values[0]), weight.shape
         return found
 
 
 def open_sides(a: Path, b: Path, device: str | None) -> tuple[list[Side], list[Side]]:
-    """Bare artifacts are inspected for the devices of the other side's report, unless `device` is given. Raises UserError."""
+    """Bare artifacts are inspected for the devices of the other side's report, unless `device` is given.
+    Raises UserError."""
     reports = [_report(path) for path in (a, b)]
     sides: list[list[Side]] = []
     for path, report, other in zip((a, b), reports, reversed(reports)):
@@ -112,14 +140,24 @@ def open_sides(a: Path, b: Path, device: str | None) -> tuple[list[Side], list[S
 def _report(path: Path) -> Report | None:
     if path.suffix == ".json" or (path.is_dir() and (path / FILE).is_file()):
         return read_report(path / FILE if path.is_dir() else path)
-    if path.exists() and path.suffix not in SUFFIXES and path.is_dir() and not (path / "Manifest.json").is_file():
-        raise UserError(f"{path} is neither an artifact nor a folder with a {FILE}.", "Give a .mlpackage, a .pte, a report.json or its folder.")
+    if (
+        path.exists()
+        and path.suffix not in SUFFIXES
+        and path.is_dir()
+        and not (path / "Manifest.json").is_file()
+    ):
+        raise UserError(
+            f"{path} is neither an artifact nor a folder with a {FILE}.",
+            "Give a .mlpackage, a .pte, a report.json or its folder.",
+        )
     return None
 
 
 def _of_report(report: Report) -> list[Side]:
     files = [(artifact, report.artifact_path(artifact)) for artifact in report.artifacts]
-    return [Side(file.as_posix(), artifact["target"], artifact, file, report.content) for artifact, file in files]
+    return [
+        Side(file.as_posix(), artifact["target"], artifact, file, report.content) for artifact, file in files
+    ]
 
 
 def _bare(path: Path, devices: Sequence[str]) -> Side:
@@ -132,12 +170,17 @@ def _bare(path: Path, devices: Sequence[str]) -> Side:
 def _devices(report: Report | None) -> list[str]:
     """What a report placed its artifacts on, and estimated latencies for."""
     found = [artifact["placement"]["device"] for artifact in report.artifacts] if report else []
-    rows = [row["device"] for artifact in report.artifacts for row in artifact["latency"]["devices"]] if report else []
+    rows = (
+        [row["device"] for artifact in report.artifacts for row in artifact["latency"]["devices"]]
+        if report
+        else []
+    )
     return list(dict.fromkeys(found + rows))
 
 
 def _nearest(sides: list[Side], bare: Side) -> list[Side]:
-    """Of a report's artifacts the one that a bare one is compared with: of its target, of its file name if there is one."""
+    """Of a report's artifacts the one that a bare one is compared with: of its target, of its file name if
+    there is one."""
     same = [side for side in sides if side.target == bare.target]
     return [side for side in same if side.path.name == bare.path.name][:1] or same[:1] or sides
 

@@ -1,8 +1,11 @@
-"""Two artifacts or reports in, what changed between them out: interface, operators, weights, placement, latency, bytes, error. Only changes are told.
+"""Two artifacts or reports in, what changed between them out: interface, operators, weights, placement,
+latency, bytes, error. Only changes are told.
 
-    {"schema": "cidermill.diff/1", "a", "b", "different", "added": [...], "removed": [...], "artifacts": [{"a", "b", "different", "identical_bytes",
-     "size_bytes": [a, b], "changes": {section: ...}}]}      sections are left out where nothing changed
+{"schema": "cidermill.diff/1", "a", "b", "different", "added": [...], "removed": [...], "artifacts": [{"a",
+"b", "different", "identical_bytes",
+ "size_bytes": [a, b], "changes": {section: ...}}]}      sections are left out where nothing changed
 """
+
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +19,33 @@ NOT_HERE = "not compared: the artifact of {} is not where its report says, or ha
 
 
 def diff(a: Path, b: Path, device: str | None = None) -> dict:
-    """device: what bare artifacts are placed on; without it as the other side's report was, else on the default one. Raises UserError."""
+    """device: what bare artifacts are placed on; without it as the other side's report was, else on the
+    default one. Raises UserError."""
     before, after = open_sides(a, b, device)
     pairs, removed, added = pair(before, after)
     if not pairs:
-        raise UserError(f"{a} and {b} have no target in common: {_targets(before)} and {_targets(after)}.", "Compare artifacts of one target.")
+        raise UserError(
+            f"{a} and {b} have no target in common: {_targets(before)} and {_targets(after)}.",
+            "Compare artifacts of one target.",
+        )
     artifacts = [compare(*sides) for sides in pairs]
     different = bool(removed or added) or any(one["different"] for one in artifacts)
     lists = {"added": [side.label for side in added], "removed": [side.label for side in removed]}
-    return {"schema": SCHEMA, "a": str(a), "b": str(b), "different": different, **lists, "artifacts": artifacts}
+    return {
+        "schema": SCHEMA,
+        "a": str(a),
+        "b": str(b),
+        "different": different,
+        **lists,
+        "artifacts": artifacts,
+    }
 
 
-def pair(before: Sequence[Side], after: Sequence[Side]) -> tuple[list[tuple[Side, Side]], list[Side], list[Side]]:
-    """-> (pairs, what only `before` has, what only `after` has). Of one target and recipe first, then of one target, in their order."""
+def pair(
+    before: Sequence[Side], after: Sequence[Side]
+) -> tuple[list[tuple[Side, Side]], list[Side], list[Side]]:
+    """-> (pairs, what only `before` has, what only `after` has). Of one target and recipe first, then of one
+    target, in their order."""
     left, right, pairs = list(before), list(after), []
     for same in (lambda one, other: one.key == other.key, lambda one, other: one.target == other.target):
         for one in list(left):
@@ -43,21 +60,40 @@ def pair(before: Sequence[Side], after: Sequence[Side]) -> tuple[list[tuple[Side
 def compare(a: Side, b: Side) -> dict:
     """Two artifacts of one target."""
     changes = {
-        "recipe": _changed(a.section.get("recipe"), b.section.get("recipe")) if a.is_report and b.is_report else None,
-        "verdict": _changed(a.section.get("verdict"), b.section.get("verdict")) if a.is_report and b.is_report else None,
+        "recipe": (
+            _changed(a.section.get("recipe"), b.section.get("recipe"))
+            if a.is_report and b.is_report
+            else None
+        ),
+        "verdict": (
+            _changed(a.section.get("verdict"), b.section.get("verdict"))
+            if a.is_report and b.is_report
+            else None
+        ),
         "interface": _interface(a, b),
         "operators": _operators(a.ops, b.ops),
         "weights": _weights(a, b),
         "placement": _placement(a.section.get("placement"), b.section.get("placement")),
-        "latency": _by_name(*({row["device"]: row["ms"] for row in side.section["latency"]["devices"]} for side in (a, b)), "device", both=True),
+        "latency": _by_name(
+            *({row["device"]: row["ms"] for row in side.section["latency"]["devices"]} for side in (a, b)),
+            "device",
+            both=True,
+        ),
         "bytes": _by_name(a.section["compression"]["bytes"], b.section["compression"]["bytes"], "kind"),
         "error": _errors(a.section.get("validation"), b.section.get("validation")),
     }
     changes = {name: found for name, found in changes.items() if found}
     sizes = [side.section["size_bytes"] for side in (a, b)]
     same = a.section["sha256"] == b.section["sha256"]
-    return {"a": a.label, "b": b.label, "target": a.target, "different": bool(changes) or not same, "identical_bytes": same,
-            "size_bytes": sizes, "changes": changes}
+    return {
+        "a": a.label,
+        "b": b.label,
+        "target": a.target,
+        "different": bool(changes) or not same,
+        "identical_bytes": same,
+        "size_bytes": sizes,
+        "changes": changes,
+    }
 
 
 def _changed(a: Any, b: Any) -> dict | None:
@@ -65,28 +101,41 @@ def _changed(a: Any, b: Any) -> dict | None:
 
 
 def _by_name(a: dict, b: dict, key: str, both: bool = False) -> list[dict]:
-    """Rows {key, "a", "b"} of the names whose values differ; `both`: of those only that stand on both sides."""
+    """Rows {key, "a", "b"} of the names whose values differ; `both`: of those only that stand on both
+    sides."""
     names = [name for name in dict.fromkeys([*a, *b]) if not both or (name in a and name in b)]
     return [{key: name, "a": a.get(name), "b": b.get(name)} for name in names if a.get(name) != b.get(name)]
 
 
 def _interface(a: Side, b: Side) -> list[dict]:
-    if a.is_report != b.is_report and not (a.here and b.here):  # a report's are the model's, a file's the artifact's: not to be mixed
+    if a.is_report != b.is_report and not (
+        a.here and b.here
+    ):  # a report's are the model's, a file's the artifact's: not to be mixed
         return []
-    return [{"kind": kind, **row} for kind in ("inputs", "outputs") for row in _by_name(*(side.interface(a, b)[kind] for side in (a, b)), "name")]
+    return [
+        {"kind": kind, **row}
+        for kind in ("inputs", "outputs")
+        for row in _by_name(*(side.interface(a, b)[kind] for side in (a, b)), "name")
+    ]
 
 
 def _operators(a: Sequence[dict], b: Sequence[dict]) -> dict | None:
-    """Operations are the same by name and type. Where names only count (`d0.node3`) one more shifts them all, so that of those left over
-    as many of each type as both sides have are the same too."""
+    """Operations are the same by name and type. Where names only count (`d0.node3`) one more shifts them all,
+    so that of those left over as many of each type as both sides have are the same too."""
     names = [Counter((op["name"], op["type"]) for op in ops) for ops in (a, b)]
-    left = [_surplus(ops, mine - other) for ops, mine, other in ((a, names[0], names[1]), (b, names[1], names[0]))]
+    left = [
+        _surplus(ops, mine - other) for ops, mine, other in ((a, names[0], names[1]), (b, names[1], names[0]))
+    ]
     types = [Counter(op["type"] for op in ops) for ops in left]
     removed, added = _of_types(left[0], types[0] - types[1]), _of_types(left[1], types[1] - types[0])
     if not removed and not added:
         return None
     counts = _by_name(*(dict(Counter(op["type"] for op in ops)) for ops in (a, b)), "type")
-    return {"counts": [{**row, "a": row["a"] or 0, "b": row["b"] or 0} for row in counts], "added": added, "removed": removed}
+    return {
+        "counts": [{**row, "a": row["a"] or 0, "b": row["b"] or 0} for row in counts],
+        "added": added,
+        "removed": removed,
+    }
 
 
 def _surplus(ops: Sequence[dict], wanted: Counter) -> list[dict]:
@@ -115,21 +164,33 @@ def _weights(a: Side, b: Side) -> dict | None:
     reason = NOT_HERE.format(absent) if absent and a.section["sha256"] != b.section["sha256"] else ""
     rows = [_weight(name, one, other, reason) for name, one, other in _matched(before, after)]
     changed = [row for row in rows if row["values"] == "differ" or row["a"] != row["b"]]
-    gone = [_named(weight) for name, weight in before.items() if name not in {row["names"][0] for row in rows}]
+    gone = [
+        _named(weight) for name, weight in before.items() if name not in {row["names"][0] for row in rows}
+    ]
     new = [_named(weight) for name, weight in after.items() if name not in {row["names"][1] for row in rows}]
     if not changed and not gone and not new and not reason:
         return None
     for row in rows:
         del row["names"]
     counted = {"same": len(rows) - len(changed)}
-    return {"changed": changed, "added": new, "removed": gone, **counted, **({"values": reason} if reason else {})}
+    return {
+        "changed": changed,
+        "added": new,
+        "removed": gone,
+        **counted,
+        **({"values": reason} if reason else {}),
+    }
 
 
 def _matched(a: dict[str, Stored], b: dict[str, Stored]) -> list[tuple[str, Stored, Stored]]:
-    """By name; those whose names only count (in an ExecuTorch program) by values and then by shape, in the order of the file."""
+    """By name; those whose names only count (in an ExecuTorch program) by values and then by shape, in the
+    order of the file."""
     found = {name: name for name, weight in a.items() if weight.named and name in b}
     left = [name for name, weight in b.items() if not weight.named]
-    for same in (lambda one, other: one.digest is not None and one.digest == other.digest, lambda one, other: one.shape == other.shape):
+    for same in (
+        lambda one, other: one.digest is not None and one.digest == other.digest,
+        lambda one, other: one.shape == other.shape,
+    ):
         for name in (name for name, weight in a.items() if not weight.named and name not in found):
             other = next((key for key in left if same(a[name], b[key])), None)
             if other is not None:
@@ -161,8 +222,17 @@ def _placement(a: dict | None, b: dict | None) -> dict | None:
     if a["device"] != b["device"]:
         return {"device": {"a": a["device"], "b": b["device"]}, "units": _units(a, b), "moved": []}
     before = {(op["name"], op["type"]): op for op in a["ops"]}
-    moved = [{"name": op["name"], "type": op["type"], "from": before[key]["unit"], "to": op["unit"], "reason": op["reason"]}
-             for op in b["ops"] if (key := (op["name"], op["type"])) in before and before[key]["unit"] != op["unit"]]
+    moved = [
+        {
+            "name": op["name"],
+            "type": op["type"],
+            "from": before[key]["unit"],
+            "to": op["unit"],
+            "reason": op["reason"],
+        }
+        for op in b["ops"]
+        if (key := (op["name"], op["type"])) in before and before[key]["unit"] != op["unit"]
+    ]
     units = _units(a, b)
     return {"units": units, "moved": moved} if units or moved else None
 
@@ -171,7 +241,9 @@ def _units(a: dict, b: dict) -> list[dict]:
     """Units whose number of operations, or share of the time, differs."""
     rows = []
     for unit in dict.fromkeys([*a["units"], *b["units"]]):
-        ops, share = ([side["units"].get(unit, {}).get(key, 0) for side in (a, b)] for key in ("ops", "share"))
+        ops, share = (
+            [side["units"].get(unit, {}).get(key, 0) for side in (a, b)] for key in ("ops", "share")
+        )
         if ops[0] != ops[1] or share[0] != share[1]:
             rows.append({"unit": unit, "ops": ops, "share": share})
     return rows
@@ -183,7 +255,9 @@ def _errors(a: dict | None, b: dict | None) -> list[dict]:
         return []
     rows = []
     for kind in ("conversion", "compression"):
-        found = _by_name(*({error["output"]: error["psnr_db"] for error in side[kind]} for side in (a, b)), "output")
+        found = _by_name(
+            *({error["output"]: error["psnr_db"] for error in side[kind]} for side in (a, b)), "output"
+        )
         rows += [{"kind": kind, **row} for row in found]
     return rows
 

@@ -1,4 +1,6 @@
-"""A difference (`diff.diff`) in; its sections as tables that the terminal and Markdown share, and the Markdown for a pull request, out."""
+"""A difference (`diff.diff`) in; its sections as tables that the terminal and Markdown share, and the
+Markdown for a pull request, out."""
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,17 +38,27 @@ def markdown(result: dict) -> str:
     if not result["different"]:
         return ""
     parts = [f"### {code(result['a'])} → {code(result['b'])}\n"]
-    parts += [f"Only in {side}: {', '.join(map(code, result[key]))}\n" for side, key in (("A", "removed"), ("B", "added")) if result[key]]
+    parts += [
+        f"Only in {side}: {', '.join(map(code, result[key]))}\n"
+        for side, key in (("A", "removed"), ("B", "added"))
+        if result[key]
+    ]
     for artifact in result["artifacts"]:
         if artifact["different"]:
-            parts += [f"**{artifact['target']}**: {code(artifact['a'])} → {code(artifact['b'])}\n"] * (len(result["artifacts"]) > 1)
+            parts += [f"**{artifact['target']}**: {code(artifact['a'])} → {code(artifact['b'])}\n"] * (
+                len(result["artifacts"]) > 1
+            )
             parts += map(_part, sections(artifact))
     return "\n".join(parts)
 
 
 def _part(section: Section) -> str:
-    cells = [[_cell(heading, text) for heading, text in zip(section.headings, line)] for line in section.cells]
-    table = (rows(section.headings, cells, RIGHT) if cells else "") + (f"\n{section.note}\n" if section.note else "")
+    cells = [
+        [_cell(heading, text) for heading, text in zip(section.headings, line)] for line in section.cells
+    ]
+    table = (rows(section.headings, cells, RIGHT) if cells else "") + (
+        f"\n{section.note}\n" if section.note else ""
+    )
     if section.title == "Total":
         return table
     return details(f"{section.title} ({section.count or len(cells)})" if cells else section.title, table)
@@ -59,64 +71,124 @@ def _cell(heading: str, text: str) -> str:
 def _general(artifact: dict) -> Section:
     """What everybody asks first: size, error, speed, in one table."""
     changes, (before, after) = artifact["changes"], artifact["size_bytes"]
-    cells = [(name, *(fig.recipe_text(str(changes[name][side])) for side in "ab"), "") for name in ("recipe", "verdict") if name in changes]
+    cells = [
+        (name, *(fig.recipe_text(str(changes[name][side])) for side in "ab"), "")
+        for name in ("recipe", "verdict")
+        if name in changes
+    ]
     if before != after:
         cells.append(("size", fig.size_text(before), fig.size_text(after), _size_change(before, after)))
     for row in changes.get("error", []):
         gain = "" if None in (row["a"], row["b"]) else f"{row['b'] - row['a']:+.1f} dB"
-        cells.append((f"{row['kind']} of {row['output']}", fig.db_text(row["a"]), fig.db_text(row["b"]), gain))
-    cells += [(f"latency on {row['device']} (estimate)", fig.ms_text(row["a"]), fig.ms_text(row["b"]), _percent(row["a"], row["b"]))
-              for row in changes.get("latency", [])]
+        cells.append(
+            (f"{row['kind']} of {row['output']}", fig.db_text(row["a"]), fig.db_text(row["b"]), gain)
+        )
+    cells += [
+        (
+            f"latency on {row['device']} (estimate)",
+            fig.ms_text(row["a"]),
+            fig.ms_text(row["b"]),
+            _percent(row["a"], row["b"]),
+        )
+        for row in changes.get("latency", [])
+    ]
     note = "" if changes or before != after else "The bytes differ, but nothing that they hold does."
-    return Section("Total", ("", "A", "B", "change"), tuple(cell for cell in cells if cell[1] != cell[2] or cell[0] == "size"), note)
+    return Section(
+        "Total",
+        ("", "A", "B", "change"),
+        tuple(cell for cell in cells if cell[1] != cell[2] or cell[0] == "size"),
+        note,
+    )
 
 
 def _interface(found: list[dict]) -> Section:
-    cells = tuple((row["kind"].removesuffix("s"), row["name"], row["a"] or fig.NONE, row["b"] or fig.NONE) for row in found)
+    cells = tuple(
+        (row["kind"].removesuffix("s"), row["name"], row["a"] or fig.NONE, row["b"] or fig.NONE)
+        for row in found
+    )
     return Section("Interface", ("", "name", "A", "B"), cells)
 
 
 def _operators(found: dict) -> Section:
-    names = [((sign, op["type"]), (sign, op["name"], op["type"], op["module"])) for sign, key in SIGNS for op in found[key]]
+    names = [
+        ((sign, op["type"]), (sign, op["name"], op["type"], op["module"]))
+        for sign, key in SIGNS
+        for op in found[key]
+    ]
     counts = ", ".join(f"{row['type']} {row['a']} → {row['b']}" for row in found["counts"])
-    return Section("Operators", ("", "operation", "type", "module"), _grouped(names, 1), f"By type: {counts}" if counts else "", len(names))
+    return Section(
+        "Operators",
+        ("", "operation", "type", "module"),
+        _grouped(names, 1),
+        f"By type: {counts}" if counts else "",
+        len(names),
+    )
 
 
 def _weights(found: dict) -> Section:
     cells = [(("-", row["scheme"]), ("-", row["name"], _form(row), "", "")) for row in found["removed"]]
     cells += [(("+", row["scheme"]), ("+", row["name"], "", _form(row), "")) for row in found["added"]]
-    cells += [((row["a"]["scheme"], row["b"]["scheme"], row["values"]), ("", row["name"], _form(row["a"]), _form(row["b"]), row["values"]))
-              for row in found["changed"]]
+    cells += [
+        (
+            (row["a"]["scheme"], row["b"]["scheme"], row["values"]),
+            ("", row["name"], _form(row["a"]), _form(row["b"]), row["values"]),
+        )
+        for row in found["changed"]
+    ]
     same = f"{found['same']} more are the same." if cells and found["same"] else ""
     note = " ".join(filter(None, (same, _sentence(found.get("values", "")))))
     return Section("Weights", ("", "weight", "A", "B", "values"), _grouped(cells, 1), note, len(cells))
 
 
 def _grouped(keyed: Sequence[tuple[tuple, tuple[str, ...]]], name: int) -> tuple[tuple[str, ...], ...]:
-    """(key, cells) -> a row for each; those of one key, where they are many, as one: "layer.0.weight and 36 more". name: the column that says so."""
+    """(key, cells) -> a row for each; those of one key, where they are many, as one: "layer.0.weight and 36
+    more". name: the column that says so."""
     groups: dict[tuple, list[tuple[str, ...]]] = {}
     for key, cells in keyed:
         groups.setdefault(key, []).append(cells)
     found = []
     for members in groups.values():
         first, more = members[0], len(members) - 1
-        found += [(*first[:name], f"{first[name]} and {more} more", *first[name + 1:])] if more >= MOST_ALIKE else members
+        found += (
+            [(*first[:name], f"{first[name]} and {more} more", *first[name + 1 :])]
+            if more >= MOST_ALIKE
+            else members
+        )
     return tuple(found)
 
 
 def _placement(found: dict) -> Section:
-    cells = [(fig.UNIT_NAMES.get(row["unit"], row["unit"]), *(_unit_text(ops, share) for ops, share in zip(row["ops"], row["share"])), "")
-             for row in found["units"]]
-    cells += [(f"{op['name']} ({op['type']})", *(fig.UNIT_NAMES.get(op[key], op[key]) for key in ("from", "to")), op["reason"])
-              for op in found["moved"]]
+    cells = [
+        (
+            fig.UNIT_NAMES.get(row["unit"], row["unit"]),
+            *(_unit_text(ops, share) for ops, share in zip(row["ops"], row["share"])),
+            "",
+        )
+        for row in found["units"]
+    ]
+    cells += [
+        (
+            f"{op['name']} ({op['type']})",
+            *(fig.UNIT_NAMES.get(op[key], op[key]) for key in ("from", "to")),
+            op["reason"],
+        )
+        for op in found["moved"]
+    ]
     devices = found.get("device")
-    note = f"A is placed on {devices['a']}, B on {devices['b']}: single operations are not compared." if devices else ""
+    note = (
+        f"A is placed on {devices['a']}, B on {devices['b']}: single operations are not compared."
+        if devices
+        else ""
+    )
     return Section("Placement", ("unit or operation", "A", "B", "why"), tuple(cells), note)
 
 
 def _bytes(found: list[dict]) -> Section:
     sizes = [(row["kind"], row["a"] or 0, row["b"] or 0) for row in found]
-    cells = tuple((kind, fig.size_text(before), fig.size_text(after), f"{after - before:+,}") for kind, before, after in sizes)
+    cells = tuple(
+        (kind, fig.size_text(before), fig.size_text(after), f"{after - before:+,}")
+        for kind, before, after in sizes
+    )
     return Section("Bytes", ("kind", "A", "B", "change"), cells)
 
 

@@ -1,12 +1,16 @@
-"""cidermill.lock.json: what every artifact was like when it was last accepted. Reports enter; the lock, or what got worse since, leaves.
+"""cidermill.lock.json: what every artifact was like when it was last accepted. Reports enter; the lock, or
+what got worse since, leaves.
 
-    {"schema": "cidermill.lock/1", "artifacts": {"net/coreml/int8": {"model", "target", "recipe", "size_bytes",
-       "psnr_db": {"conversion": {output: dB}, "compression": {output: dB}}, "placement": {"device", "units": {"ane": {"ops", "share"}, ...}},
-       "latency_ms": {device: estimate}, "sha256": {"artifact", "source"}, "tools": {"cidermill", "torch", ...}}}}
+    {"schema": "cidermill.lock/1", "artifacts": {"net/coreml/int8": {"model", "target", "recipe",
+    "size_bytes",
+       "psnr_db": {"conversion": {output: dB}, "compression": {output: dB}}, "placement": {"device", "units":
+       {"ane": {"ops", "share"}, ...}}, "latency_ms": {device: estimate}, "sha256": {"artifact", "source"},
+       "tools": {"cidermill", "torch", ...}}}}
 
-Only what a rerun on another machine gives again is in it: estimates, not measurements, no times, no paths. Figures are rounded, so that the
-lock's own differences read well under version control.
+Only what a rerun on another machine gives again is in it: estimates, not measurements, no times, no paths.
+Figures are rounded, so that the lock's own differences read well under version control.
 """
+
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +19,14 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..report import summaries as fig
+from ..report.read import Report, is_number, read_json
 from ..report.write import PACKAGES
 from .ci import model_name
-from ..report.read import Report, is_number, read_json
 
 SCHEMA = "cidermill.lock/1"
 FILE = "cidermill.lock.json"
-TOLERANCE_DB = 0.5  # machines add up in other orders, and half precision then rounds otherwise: 0.5 dB is 6 % of the rms error
+# machines add up in other orders, and half precision then rounds otherwise: 0.5 dB is 6 % of the rms error
+TOLERANCE_DB = 0.5
 DAMAGED = "Restore it from version control, or delete it and run `cidermill check REPORT... --update`."
 FAILING = ("worse", "missing", "new")
 
@@ -30,8 +35,9 @@ FAILING = ("worse", "missing", "new")
 class Finding:
     """One figure of one artifact beside the lock's.
 
-    outcome: "equal", "better", "worse"; "changed": another hash or tool version, which is no failure; "missing": the report or the disk does not have
-    what the lock has; "new": the lock does not know the artifact. text: what is the matter, and in a second line what to do.
+    outcome: "equal", "better", "worse"; "changed": another hash or tool version, which is no failure;
+    "missing": the report or the disk does not have what the lock has; "new": the lock does not know the
+    artifact. text: what is the matter, and in a second line what to do.
     """
 
     artifact: str
@@ -52,19 +58,28 @@ class Checked:
 
 
 def keyed(reports: Sequence[Report], locked: Iterable[str]) -> list[Checked]:
-    """Every artifact of the reports under "model/target/recipe", where the recipe was chosen "model/target/budget 12MB";
-    with its "folder:" before it where two would be called so, or the lock has it so.
+    """Every artifact of the reports under "model/target/recipe", where the recipe was chosen
+    "model/target/budget 12MB"; with its "folder:" before it where two would be called so, or the lock has it
+    so.
 
     Raises UserError where a report's folder does not tell two apart either.
     """
-    every = [(_keys(report, artifact), report, artifact) for report in reports for artifact in report.artifacts]
+    every = [
+        (_keys(report, artifact), report, artifact) for report in reports for artifact in report.artifacts
+    ]
     plain, locked = Counter(keys[0] for keys, _, _ in every), set(locked)
-    found = [Checked(keys[plain[keys[0]] > 1 or keys[1] in locked], report, artifact) for keys, report, artifact in every]
+    found = [
+        Checked(keys[plain[keys[0]] > 1 or keys[1] in locked], report, artifact)
+        for keys, report, artifact in every
+    ]
     where: dict[str, Path] = {}
     for one in found:
         if one.key in where:
-            raise UserError(f"{where[one.key]} and {one.report.path} both have an artifact {one.key}.",
-                            "Give one report for each model, target and recipe, or keep a lock for each of them (--lock).")
+            raise UserError(
+                f"{where[one.key]} and {one.report.path} both have an artifact {one.key}.",
+                "Give one report for each model, target and recipe, or keep a lock for each of them"
+                " (--lock).",
+            )
         where[one.key] = one.report.path
     return found
 
@@ -75,7 +90,9 @@ def entries_of(checked: Sequence[Checked]) -> dict[str, dict]:
 
 
 def _keys(report: Report, artifact: dict) -> tuple[str, str]:
-    chosen = report.content.get("budget")  # the same wish may choose another recipe another day: it is still the same artifact
+    chosen = report.content.get(
+        "budget"
+    )  # the same wish may choose another recipe another day: it is still the same artifact
     recipe = f"budget {chosen['asked']}" if chosen else artifact["recipe"]
     plain = f"{model_name(report.content)}/{artifact['target']}/{recipe}"
     return plain, f"{report.path.absolute().parent.name}:{plain}"
@@ -84,7 +101,10 @@ def _keys(report: Report, artifact: dict) -> tuple[str, str]:
 def read_lock(path: Path) -> dict[str, dict]:
     """-> entries. Raises UserError: none there, one of a newer schema, a damaged one."""
     if not path.exists():
-        raise UserError(f"There is no lock {path}.", f"Make one of the reports as they are now: `cidermill check REPORT... --lock {path} --update`.")
+        raise UserError(
+            f"There is no lock {path}.",
+            f"Make one of the reports as they are now: `cidermill check REPORT... --lock {path} --update`.",
+        )
     entries = read_json(path, "a lock of cidermill", SCHEMA, DAMAGED).get("artifacts")
     try:
         if all(_complete(entry) for entry in entries.values()):
@@ -98,21 +118,33 @@ def lock_content(entries: dict[str, dict]) -> dict:
     return {"schema": SCHEMA, "artifacts": dict(sorted(entries.items()))}
 
 
-def compare(locked: dict[str, dict], found: dict[str, dict], tolerance_db: float = TOLERANCE_DB) -> list[Finding]:
+def compare(
+    locked: dict[str, dict], found: dict[str, dict], tolerance_db: float = TOLERANCE_DB
+) -> list[Finding]:
     """Every figure of every artifact found beside the lock's."""
     findings: list[Finding] = []
     for key, entry in found.items():
         if key in locked:
             findings += _compare(key, locked[key], entry, tolerance_db)
         else:
-            findings.append(Finding(key, "artifact", None, entry["sha256"]["artifact"], "new", _unknown(entry, locked, found)))
+            findings.append(
+                Finding(
+                    key, "artifact", None, entry["sha256"]["artifact"], "new", _unknown(entry, locked, found)
+                )
+            )
     return findings
 
 
 def _unknown(entry: dict, locked: dict[str, dict], found: dict[str, dict]) -> str:
     """Another recipe is another artifact: say which of the lock's it may stand for."""
-    near = [key for key, other in locked.items() if key not in found and (other["model"], other["target"]) == (entry["model"], entry["target"])]
-    return f"It is not in the lock{', which has ' + ', '.join(near) if near else ''}.\nAccept it with --update."
+    near = [
+        key
+        for key, other in locked.items()
+        if key not in found and (other["model"], other["target"]) == (entry["model"], entry["target"])
+    ]
+    return (
+        f"It is not in the lock{', which has ' + ', '.join(near) if near else ''}.\nAccept it with --update."
+    )
 
 
 def check_files(checked: Sequence[Checked]) -> list[Finding]:
@@ -121,21 +153,36 @@ def check_files(checked: Sequence[Checked]) -> list[Finding]:
 
 
 def passes(finding: Finding, exact: bool) -> bool:
-    return finding.outcome not in FAILING and not (exact and finding.outcome == "changed" and finding.figure.startswith("sha256"))
+    return finding.outcome not in FAILING and not (
+        exact and finding.outcome == "changed" and finding.figure.startswith("sha256")
+    )
 
 
 def _entry(key: str, report: dict, artifact: dict) -> dict:
     validation, placement = artifact["validation"], artifact["placement"]
     versions = report.get("environment") or {}
     return {
-        "model": key.split("/")[0], "target": artifact["target"], "recipe": artifact["recipe"],
+        "model": key.split("/")[0],
+        "target": artifact["target"],
+        "recipe": artifact["recipe"],
         "size_bytes": artifact["size_bytes"],
-        "psnr_db": {kind: {error["output"]: _rounded(error["psnr_db"], 2) for error in validation[kind]} for kind in ("conversion", "compression")},
-        "placement": {"device": placement["device"],
-                      "units": {unit: {"ops": row["ops"], "share": _rounded(row["share"], 4)} for unit, row in placement["units"].items()}},
+        "psnr_db": {
+            kind: {error["output"]: _rounded(error["psnr_db"], 2) for error in validation[kind]}
+            for kind in ("conversion", "compression")
+        },
+        "placement": {
+            "device": placement["device"],
+            "units": {
+                unit: {"ops": row["ops"], "share": _rounded(row["share"], 4)}
+                for unit, row in placement["units"].items()
+            },
+        },
         "latency_ms": {row["device"]: _rounded(row["ms"], 4) for row in artifact["latency"]["devices"]},
         "sha256": {"artifact": artifact["sha256"], "source": report["source"]["sha256"]},
-        "tools": {"cidermill": report.get("version", ""), **{name: versions[name] for name in PACKAGES if name in versions}},
+        "tools": {
+            "cidermill": report.get("version", ""),
+            **{name: versions[name] for name in PACKAGES if name in versions},
+        },
     }
 
 
@@ -144,15 +191,37 @@ def _rounded(number: float | None, digits: int) -> float | None:
 
 
 def _compare(key: str, locked: dict, found: dict, tolerance_db: float) -> Iterator[Finding]:
-    yield _judged(key, "size_bytes", locked["size_bytes"], found["size_bytes"], less_is_better=True, show="{:,} bytes".format)
+    yield _judged(
+        key,
+        "size_bytes",
+        locked["size_bytes"],
+        found["size_bytes"],
+        less_is_better=True,
+        show="{:,} bytes".format,
+    )
     for kind in ("conversion", "compression"):
         for output, decibels in locked["psnr_db"][kind].items():
             figure = f"psnr_db.{kind}.{output}"
-            yield _judged(key, figure, decibels, found["psnr_db"][kind].get(output), tolerance=tolerance_db, show=fig.db_text)
+            yield _judged(
+                key,
+                figure,
+                decibels,
+                found["psnr_db"][kind].get(output),
+                tolerance=tolerance_db,
+                show=fig.db_text,
+            )
     yield _share(key, locked["placement"], found["placement"])
     for device, ms in locked["latency_ms"].items():
         more = f"Give --device {device!r} to `convert`."
-        yield _judged(key, f"latency_ms.{device}", ms, found["latency_ms"].get(device), less_is_better=True, show="{:g} ms".format, absent=more)
+        yield _judged(
+            key,
+            f"latency_ms.{device}",
+            ms,
+            found["latency_ms"].get(device),
+            less_is_better=True,
+            show="{:g} ms".format,
+            absent=more,
+        )
     yield _same(key, "recipe", locked["recipe"], found["recipe"])
     for name in ("artifact", "source"):
         yield _same(key, f"sha256.{name}", locked["sha256"][name], found["sha256"][name])
@@ -160,8 +229,16 @@ def _compare(key: str, locked: dict, found: dict, tolerance_db: float) -> Iterat
         yield _same(key, f"tools.{tool}", locked["tools"].get(tool), found["tools"].get(tool))
 
 
-def _judged(key: str, figure: str, locked: float | None, found: float | None, less_is_better: bool = False, tolerance: float = 0.0,
-            show: Any = str, absent: str = "See report.html for what became of it.") -> Finding:
+def _judged(
+    key: str,
+    figure: str,
+    locked: float | None,
+    found: float | None,
+    less_is_better: bool = False,
+    tolerance: float = 0.0,
+    show: Any = str,
+    absent: str = "See report.html for what became of it.",
+) -> Finding:
     """A number beside the lock's. One that the lock does not have cannot be worse."""
     if locked is None or found is None:
         outcome = "equal" if locked is found else "better" if locked is None else "missing"
@@ -169,15 +246,31 @@ def _judged(key: str, figure: str, locked: float | None, found: float | None, le
         return Finding(key, figure, locked, found, outcome, text)
     gain = locked - found if less_is_better else found - locked
     outcome = "worse" if gain < -tolerance else "better" if gain > tolerance else "equal"
-    return Finding(key, figure, locked, found, outcome, "" if outcome == "equal" else f"{show(locked)} before, {show(found)} now.")
+    return Finding(
+        key,
+        figure,
+        locked,
+        found,
+        outcome,
+        "" if outcome == "equal" else f"{show(locked)} before, {show(found)} now.",
+    )
 
 
 def _share(key: str, locked: dict, found: dict) -> Finding:
     before, now = ((one["units"].get("ane") or {}).get("share") for one in (locked, found))
     if locked["device"] != found["device"]:
-        text = f"The lock was placed on {locked['device']}, the report on {found['device']}.\nGive --device {locked['device']!r} first to `convert`."
+        text = (
+            f"The lock was placed on {locked['device']}, the report on {found['device']}.\nGive --device"
+            f" {locked['device']!r} first to `convert`."
+        )
         return Finding(key, "ane_share", before, now, "missing", text)
-    return _judged(key, "ane_share", before, now, show=lambda share: f"{100 * share:.4g} % of the time on the Neural Engine")
+    return _judged(
+        key,
+        "ane_share",
+        before,
+        now,
+        show=lambda share: f"{100 * share:.4g} % of the time on the Neural Engine",
+    )
 
 
 def _same(key: str, figure: str, locked: Any, found: Any) -> Finding:
@@ -189,21 +282,44 @@ def _check_file(key: str, report: Report, artifact: dict) -> Iterator[Finding]:
 
     path = report.artifact_path(artifact)
     if artifact["verdict"] != "pass":
-        said = " ".join(fig.split_warning(warning)[0] for warning in artifact["warnings"]) or "Its own verdict is a fail."
+        said = (
+            " ".join(fig.split_warning(warning)[0] for warning in artifact["warnings"])
+            or "Its own verdict is a fail."
+        )
         yield Finding(key, "verdict", "pass", artifact["verdict"], "worse", f"{said}\nSee {report.path}.")
     if not path.exists():
-        yield Finding(key, "file", artifact["sha256"], None, "missing", f"{path} is not there, though {report.path} names it.\nConvert it again.")
+        yield Finding(
+            key,
+            "file",
+            artifact["sha256"],
+            None,
+            "missing",
+            f"{path} is not there, though {report.path} names it.\nConvert it again.",
+        )
         return
     found = measure(path)[1]
     if found != artifact["sha256"]:
-        text = f"{path} has other bytes than {report.path} says: it was changed or damaged after it was validated.\nConvert it again."
+        text = (
+            f"{path} has other bytes than {report.path} says: it was changed or damaged after it was"
+            " validated.\nConvert it again."
+        )
         yield Finding(key, "file", artifact["sha256"], found, "worse", text)
 
 
 def _complete(entry: dict) -> bool:
     """Whether an entry can be compared: its fields are there, and of their types."""
-    decibels = [value for kind in ("conversion", "compression") for value in entry["psnr_db"][kind].values() if value is not None]
-    numbers = [entry["size_bytes"], *decibels, *entry["latency_ms"].values(), *(unit["share"] for unit in entry["placement"]["units"].values())]
+    decibels = [
+        value
+        for kind in ("conversion", "compression")
+        for value in entry["psnr_db"][kind].values()
+        if value is not None
+    ]
+    numbers = [
+        entry["size_bytes"],
+        *decibels,
+        *entry["latency_ms"].values(),
+        *(unit["share"] for unit in entry["placement"]["units"].values()),
+    ]
     texts = [*(entry[name] for name in ("model", "target", "recipe")), entry["placement"]["device"]]
     texts += [entry["sha256"][name] for name in ("artifact", "source")]
     tools = isinstance(entry["tools"], dict)

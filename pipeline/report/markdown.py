@@ -2,6 +2,7 @@
 
 Names come from files that we did not write: they stand in code spans, where nothing is markup.
 """
+
 import re
 from collections.abc import Sequence
 
@@ -9,7 +10,8 @@ from ..terminal.text import clean
 
 
 def code(text: object) -> str:
-    """A code span (CommonMark 0.31, 6.1): the fence is longer than any run of backticks inside; GFM tables need their bars escaped even there."""
+    """A code span (CommonMark 0.31, 6.1): the fence is longer than any run of backticks inside; GFM tables
+    need their bars escaped even there."""
     plain = clean(text).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     padded = f" {plain} " if plain.startswith("`") or plain.endswith("`") or not plain.strip() else plain
@@ -17,7 +19,8 @@ def code(text: object) -> str:
 
 
 def rows(headings: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """A table; `right` names the headings whose column aligns to the right. Cells are Markdown already: see `code`."""
+    """A table; `right` names the headings whose column aligns to the right. Cells are Markdown already: see
+    `code`."""
     rule = [("---:" if heading in right else "---") for heading in headings]
     return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *cells)) + "\n"
 

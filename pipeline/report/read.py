@@ -1,4 +1,5 @@
 """Paths in, the reports of `convert` that they hold out, checked for what the gates read."""
+
 import json
 import math
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ class Report:
 
 
 def find_reports(paths: Sequence[Path]) -> list[Report]:
-    """Each path is a report, or a folder: its own report.json, else those of the folders below, in the order of their names. Each comes once.
+    """Each path is a report, or a folder: its own report.json, else those of the folders below, in the order
+    of their names. Each comes once.
 
     Raises UserError: nothing there, not a report, one of a newer schema, a damaged one.
     """
@@ -46,12 +48,16 @@ def read_report(path: Path) -> Report:
     except (LookupError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise UserError(f"{path} is a damaged report: fields are missing or have other types.", "Make it again with `convert`.")
+        raise UserError(
+            f"{path} is a damaged report: fields are missing or have other types.",
+            "Make it again with `convert`.",
+        )
     return Report(path, content)
 
 
 def read_json(path: Path, what: str, schema: str, hint: str) -> dict:
-    """The JSON object in a file, whose "schema" must be the one given ("cidermill.lock/1"). Raises UserError; a newer one is told as such."""
+    """The JSON object in a file, whose "schema" must be the one given ("cidermill.lock/1"). Raises UserError;
+    a newer one is told as such."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -62,7 +68,10 @@ def read_json(path: Path, what: str, schema: str, hint: str) -> dict:
     kind, _, version = str(found).rpartition("/")
     known, _, ours = schema.rpartition("/")
     if kind == known and version.isdecimal() and int(version) > int(ours):
-        raise UserError(f"{path} is from a newer cidermill: it has schema {found}; this one reads {schema}.", "Update cidermill.")
+        raise UserError(
+            f"{path} is from a newer cidermill: it has schema {found}; this one reads {schema}.",
+            "Update cidermill.",
+        )
     if found != schema:
         raise UserError(f"{path} is not {what}: its schema is {found!r} instead of {schema!r}.", hint)
     return content
@@ -73,7 +82,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / FILE).is_file():
         return [path / FILE]
-    found = sorted(file for file in path.rglob(FILE) if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    found = sorted(
+        file
+        for file in path.rglob(FILE)
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
     if not found:
         raise UserError(f"{path} holds no {FILE}.", WROTE)
     return found
@@ -83,19 +96,37 @@ def _complete(artifact: Any) -> bool:
     """Whether the fields that are always read are there, and of their types."""
     texts = all(isinstance(artifact[key], str) for key in ("target", "recipe", "path", "sha256", "verdict"))
     errors = [*artifact["validation"]["conversion"], *artifact["validation"]["compression"]]
-    numbers = [artifact["size_bytes"], *(error["psnr_db"] or 0.0 for error in errors), *(row["ms"] for row in artifact["latency"]["devices"]),
-               *(unit[key] for unit in artifact["placement"]["units"].values() for key in ("ops", "share"))]
-    names = [artifact["placement"]["device"], *(error["output"] for error in errors), *(row["device"] for row in artifact["latency"]["devices"])]
+    numbers = [
+        artifact["size_bytes"],
+        *(error["psnr_db"] or 0.0 for error in errors),
+        *(row["ms"] for row in artifact["latency"]["devices"]),
+        *(unit[key] for unit in artifact["placement"]["units"].values() for key in ("ops", "share")),
+    ]
+    names = [
+        artifact["placement"]["device"],
+        *(error["output"] for error in errors),
+        *(row["device"] for row in artifact["latency"]["devices"]),
+    ]
     compression = artifact["compression"]
     names += [text for weight in compression["weights"] for text in (weight["name"], weight["realised"])]
     names += [text for op in artifact["placement"]["ops"] for text in (op["name"], op["type"], op["unit"])]
-    numbers += [*compression["bytes"].values(), *(weight["bits_per_weight"] or 0.0 for weight in compression["weights"])]
-    return texts and isinstance(artifact["warnings"], list) and all(isinstance(name, str) for name in names) and all(map(is_number, numbers))
+    numbers += [
+        *compression["bytes"].values(),
+        *(weight["bits_per_weight"] or 0.0 for weight in compression["weights"]),
+    ]
+    return (
+        texts
+        and isinstance(artifact["warnings"], list)
+        and all(isinstance(name, str) for name in names)
+        and all(map(is_number, numbers))
+    )
 
 
 def _complete_source(source: dict) -> bool:
     specs = [*source["inputs"], *source["outputs"]]
-    return isinstance(source["sha256"], str) and all(isinstance(spec["name"], str) and isinstance(spec["shape"], list) for spec in specs)
+    return isinstance(source["sha256"], str) and all(
+        isinstance(spec["name"], str) and isinstance(spec["shape"], list) for spec in specs
+    )
 
 
 def is_number(value: Any) -> bool:

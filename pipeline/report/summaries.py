@@ -1,6 +1,8 @@
-"""Sections of a report in, the figures that people read out: numbers as text with units, worst cases, shares, groups.
+"""Sections of a report in, the figures that people read out: numbers as text with units, worst cases, shares,
+groups.
 
-Pure and free of heavy imports: the terminal and report.html show the same figures because both take them from here.
+Pure and free of heavy imports: the terminal and report.html show the same figures because both take them from
+here.
 """
 
 from collections import Counter
@@ -24,12 +26,15 @@ def size_text(size_bytes: float | None) -> str:
 
 
 def recipe_text(recipe: str) -> str:
-    """A recipe of many overrides in short: "int4; a=int8; b=int8; c=float16" -> "int4 and others (int8 in 2, float16 in 1)"."""
+    """A recipe of many overrides in short: "int4; a=int8; b=int8; c=float16" -> "int4 and others (int8 in 2,
+    float16 in 1)"."""
     general, *layers = recipe.split("; ")
     if len(layers) < 3:
         return recipe
     counts = Counter(layer.rpartition("=")[2] for layer in layers)
-    return f"{general} and others ({', '.join(f'{words} in {count}' for words, count in counts.most_common())})"
+    return (
+        f"{general} and others ({', '.join(f'{words} in {count}' for words, count in counts.most_common())})"
+    )
 
 
 def db_text(decibels: float | None) -> str:
@@ -46,7 +51,11 @@ def ms_text(milliseconds: float | None) -> str:
         return seconds_text(milliseconds / 1e3)
     if 0 < milliseconds < 5e-6:
         return "<0.01 µs"
-    return f"{_three(milliseconds)} ms" if milliseconds >= 0.1 or not milliseconds else f"{_three(milliseconds * 1e3)} µs"
+    return (
+        f"{_three(milliseconds)} ms"
+        if milliseconds >= 0.1 or not milliseconds
+        else f"{_three(milliseconds * 1e3)} µs"
+    )
 
 
 def band_text(device: dict) -> str:
@@ -123,7 +132,8 @@ def times_smaller(report: dict, artifact: dict) -> str:
 
 
 def worst(errors: Iterable[dict], key: str) -> float | None:
-    """The lowest `key` (psnr_db, cosine, ...) over outputs; None where an output could not be compared, or there is none."""
+    """The lowest `key` (psnr_db, cosine, ...) over outputs; None where an output could not be compared, or
+    there is none."""
     values = [error.get(key) for error in errors]
     return min(values) if values and None not in values else None
 
@@ -145,7 +155,8 @@ def error_problem(error: dict, tolerance_db: float | None) -> str:
 
 @dataclass(frozen=True)
 class UnitShare:
-    """A unit's part of an artifact: number of operations, and shares (0..1) of operations, of estimated time and of bytes moved (None: not known)."""
+    """A unit's part of an artifact: number of operations, and shares (0..1) of operations, of estimated time
+    and of bytes moved (None: not known)."""
 
     unit: str
     ops: int
@@ -155,11 +166,14 @@ class UnitShare:
 
 
 def unit_shares(placement: dict | None) -> list[UnitShare]:
-    """From the operators themselves where they are listed, else from the section's `units`. Units that run nothing are left out."""
+    """From the operators themselves where they are listed, else from the section's `units`. Units that run
+    nothing are left out."""
     if not placement:
         return []
     ops = placement.get("ops") or []
-    counts = Counter(op["unit"] for op in ops) or Counter({unit: row["ops"] for unit, row in (placement.get("units") or {}).items()})
+    counts = Counter(op["unit"] for op in ops) or Counter(
+        {unit: row["ops"] for unit, row in (placement.get("units") or {}).items()}
+    )
     times: Counter = Counter()
     moved: Counter = Counter()
     for op in ops:
@@ -167,8 +181,13 @@ def unit_shares(placement: dict | None) -> list[UnitShare]:
         moved[op["unit"]] += op.get("bytes") or 0
     total_ops, total_ms, total_bytes = (sum(found.values()) for found in (counts, times, moved))
     return [
-        UnitShare(unit, counts[unit], counts[unit] / total_ops, times[unit] / total_ms if total_ms else None,
-                  moved[unit] / total_bytes if total_bytes else None)
+        UnitShare(
+            unit,
+            counts[unit],
+            counts[unit] / total_ops,
+            times[unit] / total_ms if total_ms else None,
+            moved[unit] / total_bytes if total_bytes else None,
+        )
         for unit in UNITS
         if counts.get(unit)
     ]
@@ -181,7 +200,8 @@ def slowest(placement: dict | None, count: int = 12) -> list[dict]:
 
 @dataclass(frozen=True)
 class OffEngine:
-    """Operations that share a unit, a reason for not being on the Neural Engine, and a rewrite ("" where none is known)."""
+    """Operations that share a unit, a reason for not being on the Neural Engine, and a rewrite ("" where none
+    is known)."""
 
     unit: str
     reason: str
@@ -203,17 +223,20 @@ def off_ane_reasons(placement: dict | None) -> list[OffEngine]:
 
 
 def crossings_text(placement: dict | None) -> str:
-    """"3 changes of unit; with the launches they cost 0.63 ms", "" where nothing changes."""
+    """ "3 changes of unit; with the launches they cost 0.63 ms", "" where nothing changes."""
     crossings = (placement or {}).get("crossings")
     if not crossings:
         return ""
-    return f"{crossings} change{'s' if crossings > 1 else ''} of unit; with the launches {'they cost' if crossings > 1 else 'it costs'} " \
-           f"{ms_text(placement.get('overhead_ms'))}"
+    return (
+        f"{crossings} change{'s' if crossings > 1 else ''} of unit; with the launches"
+        f" {'they cost' if crossings > 1 else 'it costs'} {ms_text(placement.get('overhead_ms'))}"
+    )
 
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over the group."""
+    """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over
+    the group."""
 
     requested: str
     realised: str
@@ -240,7 +263,9 @@ def weight_groups(weights: Sequence[dict]) -> list[WeightGroup]:
 def _weight_group(requested: str, realised: str, members: list[dict]) -> WeightGroup:
     bits = [weight["bits_per_weight"] for weight in members if weight.get("bits_per_weight") is not None]
     reasons = tuple(dict.fromkeys(weight["reason"] for weight in members if weight.get("reason")))
-    return WeightGroup(requested, realised, len(members), min(bits, default=None), max(bits, default=None), reasons)
+    return WeightGroup(
+        requested, realised, len(members), min(bits, default=None), max(bits, default=None), reasons
+    )
 
 
 def split_warning(warning: str) -> tuple[str, str]:

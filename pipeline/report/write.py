@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from . import summaries as figures
 from ..output import write_whole
+from . import summaries as figures
 
 SCHEMA = "cidermill.report/1"
 PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
@@ -26,7 +26,8 @@ PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage: wall time and the process's peak resident memory during it. cached: its result came from the cache."""
+    """A finished stage: wall time and the process's peak resident memory during it. cached: its result came
+    from the cache."""
 
     name: str
     seconds: float
@@ -36,7 +37,11 @@ class StageRecord:
 
 def environment() -> dict:
     """Interpreter, machine and installed versions, read without importing any of the packages."""
-    versions = {"python": platform.python_version(), "arch": platform.machine(), "os": platform.platform(terse=True)}
+    versions = {
+        "python": platform.python_version(),
+        "arch": platform.machine(),
+        "os": platform.platform(terse=True),
+    }
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -46,7 +51,8 @@ def environment() -> dict:
 
 
 def source_section(source, samples, inputs: Iterable, outputs: Iterable, parameters: int) -> dict:
-    """source: models.Source; samples: models.Samples; inputs, outputs: models.TensorSpec; parameters: number of weights' elements."""
+    """source: models.Source; samples: models.Samples; inputs, outputs: models.TensorSpec; parameters: number
+    of weights' elements."""
     return {
         "path": str(source.path),
         "sha256": source.sha256,
@@ -58,8 +64,11 @@ def source_section(source, samples, inputs: Iterable, outputs: Iterable, paramet
     }
 
 
-def validation_section(runner: str, conversion: Sequence, compression: Sequence, tolerance_db: float, total: Sequence = ()) -> dict:
-    """runner: "native", "reference" or "not run: reason"; conversion, compression, total (both in one): compare.OutputError per output."""
+def validation_section(
+    runner: str, conversion: Sequence, compression: Sequence, tolerance_db: float, total: Sequence = ()
+) -> dict:
+    """runner: "native", "reference" or "not run: reason"; conversion, compression, total (both in one):
+    compare.OutputError per output."""
     return {
         "runner": runner,
         "conversion": [error.as_json() for error in conversion],
@@ -69,8 +78,11 @@ def validation_section(runner: str, conversion: Sequence, compression: Sequence,
     }
 
 
-def artifact_section(artifact, folder: Path, verdict: str, sections: Mapping[str, Any], warnings: Sequence[str] = ()) -> dict:
-    """artifact: converters.Artifact; folder: where report.json will lie; sections: validation, compression, placement, latency.
+def artifact_section(
+    artifact, folder: Path, verdict: str, sections: Mapping[str, Any], warnings: Sequence[str] = ()
+) -> dict:
+    """artifact: converters.Artifact; folder: where report.json will lie; sections: validation, compression,
+    placement, latency.
 
     A warning's first line says what is the matter, its further lines what to do about it.
     """
@@ -86,8 +98,11 @@ def artifact_section(artifact, folder: Path, verdict: str, sections: Mapping[str
     }
 
 
-def build_report(source: dict, stages: Sequence[StageRecord], artifacts: Sequence[dict], environment: dict) -> dict:
-    """The whole report as JSON types. It passes when it holds at least one artifact and every artifact passes."""
+def build_report(
+    source: dict, stages: Sequence[StageRecord], artifacts: Sequence[dict], environment: dict
+) -> dict:
+    """The whole report as JSON types. It passes when it holds at least one artifact and every artifact
+    passes."""
     passed = bool(artifacts) and all(artifact["verdict"] == "pass" for artifact in artifacts)
     return plain(
         {
@@ -103,7 +118,8 @@ def build_report(source: dict, stages: Sequence[StageRecord], artifacts: Sequenc
 
 
 def plain(value: Any) -> Any:
-    """Records, numpy values, paths and tuples -> JSON types. NaN and infinities, which JSON cannot hold, become null."""
+    """Records, numpy values, paths and tuples -> JSON types. NaN and infinities, which JSON cannot hold,
+    become null."""
     if is_dataclass(value):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -150,6 +166,12 @@ def page_templates() -> Any:
 
     here = Path(__file__).parent
     loader = jinja2.FileSystemLoader([here, here.parent / "study"])
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
+    env = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
     env.globals |= {"fig": figures, "limits": limits}
     return env

@@ -1,4 +1,6 @@
-"""The same tasks on a Dask cluster: each worker loads the model itself, from a path that it must be able to read; what a trial made comes back."""
+"""The same tasks on a Dask cluster: each worker loads the model itself, from a path that it must be able to
+read; what a trial made comes back."""
+
 import contextlib
 import io
 import logging
@@ -21,25 +23,36 @@ CONNECT_SECONDS = 10
 EMPTY_SECONDS = 60  # a cluster without a worker for so long is lost
 POLL_SECONDS = 5
 AGAIN = "Start the same study again: it goes on with the trials that are left."
-START = "Start one with `dask scheduler` and workers with `dask worker ADDRESS`; an address is like tcp://10.0.0.1:8786."
+START = (
+    "Start one with `dask scheduler` and workers with `dask worker ADDRESS`; an address is like"
+    " tcp://10.0.0.1:8786."
+)
 _one_at_a_time = threading.Lock()  # Dask runs tasks in threads; a conversion needs the process for itself
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[Row]:
-    """Run the tasks on the scheduler at `address`. A worker that dies is no matter as long as another is left: its tasks go there.
+    """Run the tasks on the scheduler at `address`. A worker that dies is no matter as long as another is
+    left: its tasks go there.
 
-    Raises UserError where there is no scheduler, it is lost or has no workers, or `distributed` is not installed.
+    Raises UserError where there is no scheduler, it is lost or has no workers, or `distributed` is not
+    installed.
     """
-    run = uuid.uuid4().hex  # workers outlive a study: neither its keys nor its models are to be taken for those of another
+    run = (
+        uuid.uuid4().hex
+    )  # workers outlive a study: neither its keys nor its models are to be taken for those of another
     with connected(address) as client:
         waiting = {}
         for task in tasks:
             known = replace(task, subject=replace(task.subject, run=run))
-            future = client.submit(run_and_pack, known, os.getcwd(), key=f"cidermill-{run}-{task.trial}", pure=False)
+            future = client.submit(
+                run_and_pack, known, os.getcwd(), key=f"cidermill-{run}-{task.trial}", pure=False
+            )
             waiting[future] = task
         while waiting:
             with _lost_in_words(address):
-                done = [(waiting.pop(future), future) for future in _some_done(client, list(waiting), address)]
+                done = [
+                    (waiting.pop(future), future) for future in _some_done(client, list(waiting), address)
+                ]
                 received = [(task, *_result(task, future)) for task, future in done]
             for task, row, content in received:
                 if content:
@@ -48,11 +61,17 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[Row]:
 
 
 def run_and_pack(task: Task, home: str) -> tuple[Row, bytes]:
-    """On a worker: the trial in a folder of its own. -> (its row, the folder as a tar archive; empty where nothing was made)
+    """On a worker: the trial in a folder of its own. -> (its row, the folder as a tar archive; empty where
+    nothing was made)
 
-    home: the folder that the command was given in, which relative paths and --eval start from where the worker has it.
+    home: the folder that the command was given in, which relative paths and --eval start from where the
+    worker has it.
     """
-    with _one_at_a_time, tempfile.TemporaryDirectory(prefix="cidermill-") as name, contextlib.chdir(home if Path(home).is_dir() else "."):
+    with (
+        _one_at_a_time,
+        tempfile.TemporaryDirectory(prefix="cidermill-") as name,
+        contextlib.chdir(home if Path(home).is_dir() else "."),
+    ):
         folder = Path(name) / task.folder.parent.name / task.folder.name
         row = run_trial(replace(task, folder=folder))
         content = io.BytesIO()
@@ -69,7 +88,10 @@ def connected(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise UserError("--cluster needs the package distributed, which is not installed.", 'Install it: pip install "cidermill[cluster]"') from error
+        raise UserError(
+            "--cluster needs the package distributed, which is not installed.",
+            'Install it: pip install "cidermill[cluster]"',
+        ) from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
@@ -113,7 +135,10 @@ def _result(task: Task, future: Any) -> tuple[Row, bytes]:
 
 
 def _unpack(content: bytes, folder: Path) -> None:
-    with staged(folder, force=True, keep=False) as inside, tarfile.open(fileobj=io.BytesIO(content)) as archive:
+    with (
+        staged(folder, force=True, keep=False) as inside,
+        tarfile.open(fileobj=io.BytesIO(content)) as archive,
+    ):
         archive.extractall(inside, filter="data")
 
 

@@ -1,7 +1,9 @@
-"""Tasks in, their rows out as they are done: several processes on this machine, as many at once as its memory holds.
+"""Tasks in, their rows out as they are done: several processes on this machine, as many at once as its memory
+holds.
 
 Where the system can fork, the model is loaded and captured once, before the workers, which share its memory.
 """
+
 import gc
 import multiprocessing
 import os
@@ -19,7 +21,10 @@ from .plan import Task, cores
 from .trial import FORKS, Row, failed_row, run_trial
 
 SHARE = 0.8  # of the memory that is free: what trials may take together
-DIED = "The worker process died, and again alone, as it does when memory runs out.\nUse fewer --workers, or a machine with more memory."
+DIED = (
+    "The worker process died, and again alone, as it does when memory runs out.\nUse fewer --workers, or a"
+    " machine with more memory."
+)
 
 
 @dataclass
@@ -32,18 +37,28 @@ class Queue:
     suspects: list[Task] = field(default_factory=list)
 
     def fits(self, running: Iterable[Task]) -> bool:
-        """Whether there is a next task, and memory for it beside those that run; where nothing runs, anything fits."""
+        """Whether there is a next task, and memory for it beside those that run; where nothing runs, anything
+        fits."""
         used = [self.peak_bytes(task) for task in running]
-        return bool(self.waiting) and (not used or sum(used) + self.peak_bytes(self.waiting[0]) <= self.budget_bytes)
+        return bool(self.waiting) and (
+            not used or sum(used) + self.peak_bytes(self.waiting[0]) <= self.budget_bytes
+        )
 
 
-def run_here(tasks: Sequence[Task], workers: int, peak_bytes: Callable[[Task], int], budget_bytes: float | None = None) -> Iterator[Row]:
-    """Run the tasks, `workers` processes at most (0: one on each core). peak_bytes: what a trial is foreseen to need beside the shared model;
+def run_here(
+    tasks: Sequence[Task], workers: int, peak_bytes: Callable[[Task], int], budget_bytes: float | None = None
+) -> Iterator[Row]:
+    """Run the tasks, `workers` processes at most (0: one on each core). peak_bytes: what a trial is foreseen
+    to need beside the shared model;
     budget_bytes: what trials may take together, by default most of the free memory.
 
     A task whose process dies is tried again alone; what dies then is a failed row.
     """
-    queue = Queue(list(tasks), peak_bytes, SHARE * psutil.virtual_memory().available if budget_bytes is None else budget_bytes)
+    queue = Queue(
+        list(tasks),
+        peak_bytes,
+        SHARE * psutil.virtual_memory().available if budget_bytes is None else budget_bytes,
+    )
     while queue.waiting:
         yield from _run_pool(queue, min(workers or cores(), len(queue.waiting)))
         for task in queue.suspects:
@@ -83,21 +98,28 @@ def _is_finished(future: Future) -> bool:
 
 
 def _begin(parent: int) -> None:
-    """In a worker: one core, no voice, and an end when the process that it works for has ended, however that was.
+    """In a worker: one core, no voice, and an end when the process that it works for has ended, however that
+    was.
 
-    One thread: the figures are the same with any number of workers, and OpenMP hangs in a child whose parent has used its threads
-    (https://gcc.gnu.org/bugzilla/show_bug.cgi?id=58378).
+    One thread: the figures are the same with any number of workers, and OpenMP hangs in a child whose parent
+    has used its threads (https://gcc.gnu.org/bugzilla/show_bug.cgi?id=58378).
     """
     import signal
 
     import torch
     from tqdm import tqdm
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's handlers came along; it says itself when to end
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # the parent's handlers came along; it says itself when to end
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(2, 1)  # what --eval prints is not the command's result
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is one for all processes that were forked: a worker that died with it would stop them all
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is one for all processes that were forked: a worker that died with it would stop them all
     gc.freeze()  # what came along is not looked through in each trial, and stays in the memory that is shared
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 

@@ -1,4 +1,6 @@
-"""The journal of a study: a header and a row for each finished trial, appended and never changed. One process writes it at a time."""
+"""The journal of a study: a header and a row for each finished trial, appended and never changed. One process
+writes it at a time."""
+
 import fcntl
 import json
 import os
@@ -13,7 +15,8 @@ from ...models.errors import UserError
 from ..report.write import plain
 from .results import JOURNAL, Row, load_study
 
-LOCK_SECONDS = 3.0  # workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)
+# workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)
+LOCK_SECONDS = 3.0
 Key = tuple[str, str, str]  # of a trial: model, target, recipe
 
 
@@ -38,7 +41,8 @@ def key_of(row: Row) -> Key:
 
 @contextmanager
 def opened(folder: Path, header: dict) -> Iterator[Journal]:
-    """The journal in a folder, made where there is none. Raises UserError: the folder is no study's, holds another study, or one that is running."""
+    """The journal in a folder, made where there is none. Raises UserError: the folder is no study's, holds
+    another study, or one that is running."""
     path = folder / JOURNAL
     if folder.is_dir() and any(folder.iterdir()) and not path.exists():
         raise UserError(f"{folder} holds files and no study.", "Choose another folder with --out.")
@@ -54,7 +58,8 @@ def opened(folder: Path, header: dict) -> Iterator[Journal]:
 
 
 def identity(header: dict) -> dict[str, Any]:
-    """What a study that goes on must share with its beginning, by words for people. Files count by their bytes, wherever they are."""
+    """What a study that goes on must share with its beginning, by words for people. Files count by their
+    bytes, wherever they are."""
     samples, options = header.get("samples") or {}, header.get("options") or {}
     return {
         "its models": [[model["name"], model.get("sha256")] for model in header["models"]],
@@ -70,7 +75,10 @@ def _make(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be made: {error.strerror}.", "Choose a folder that you may write to with --out.") from error
+        raise UserError(
+            f"The folder {folder} cannot be made: {error.strerror}.",
+            "Choose a folder that you may write to with --out.",
+        ) from error
     return fresh
 
 
@@ -80,11 +88,16 @@ def _locked(path: Path) -> Iterator[Any]:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         with path.open("ab", buffering=0) as stream:
-            if _lock(stream) and path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:  # not one that was just removed
+            if (
+                _lock(stream) and path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino
+            ):  # not one that was just removed
                 yield stream
                 return
         if time.monotonic() > deadline:
-            raise UserError(f"Another process is at work on the study in {path.parent}.", "Wait for it, or choose another folder with --out.")
+            raise UserError(
+                f"Another process is at work on the study in {path.parent}.",
+                "Wait for it, or choose another folder with --out.",
+            )
         time.sleep(0.1)
 
 
@@ -110,8 +123,13 @@ def _open(stream: Any, path: Path, header: dict) -> Journal:
 def _check_same(folder: Path, then: dict, now: dict) -> None:
     different = [name for name in now if then.get(name) != now[name]]
     if different:
-        pairs = "; ".join(f"{name}: {_short(then.get(name))} then, {_short(now[name])} now" for name in different)
-        raise UserError(f"{folder} holds a study that differs in {pairs}.", "Repeat the earlier options, or choose another folder with --out.")
+        pairs = "; ".join(
+            f"{name}: {_short(then.get(name))} then, {_short(now[name])} now" for name in different
+        )
+        raise UserError(
+            f"{folder} holds a study that differs in {pairs}.",
+            "Repeat the earlier options, or choose another folder with --out.",
+        )
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,10 @@
-"""A study's folder enters, study.html leaves: one file that loads nothing, with the scatter, the layers, the trials and any two side by side.
+"""A study's folder enters, study.html leaves: one file that loads nothing, with the scatter, the layers, the
+trials and any two side by side.
 
-What the page's script shows is put together here as one dict (`page_data`); study.js.j2 draws it and computes only differences.
+What the page's script shows is put together here as one dict (`page_data`); study.js.j2 draws it and computes
+only differences.
 """
+
 import json
 import math
 import re
@@ -15,8 +18,8 @@ from urllib.parse import quote
 import numpy as np
 
 from ...models.errors import UserError
-from ..report import summaries as fig
 from ..output import write_whole
+from ..report import summaries as fig
 from ..report.write import page_templates, plain
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
@@ -49,7 +52,14 @@ def html_text(study: Study) -> str:
 
     data, notes = page_data(study)
     groups = list(dict.fromkeys((one["model"], one["target"]) for one in data["trials"]))
-    by_size = sorted(data["trials"], key=lambda one: (groups.index((one["model"], one["target"])), one["size_bytes"] or math.inf, one["trial"]))
+    by_size = sorted(
+        data["trials"],
+        key=lambda one: (
+            groups.index((one["model"], one["target"])),
+            one["size_bytes"] or math.inf,
+            one["trial"],
+        ),
+    )
     return page_templates().get_template("study.html.j2").render(
         header=study.header, data=data, rows=by_size, notes=notes, counts=_counts(study), best=_best(study), plotly=get_plotlyjs(),
         data_json=script_json(data), title=", ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} models",
@@ -57,7 +67,8 @@ def html_text(study: Study) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that is safe inside <script>: no "<", "&" or line separators, so that no name can end the element."""
+    """JSON that is safe inside <script>: no "<", "&" or line separators, so that no name can end the
+    element."""
     text = json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -73,7 +84,8 @@ def _counts(study: Study) -> dict:
 
 
 def _best(study: Study) -> list[dict]:
-    """For each model its best trial within the constraints that the study was made with; without any, nothing."""
+    """For each model its best trial within the constraints that the study was made with; without any,
+    nothing."""
     if not study.header.get("constraints"):
         return []
     return best_of(study, parse_constraints(study.header["constraints"]))["models"]
@@ -82,7 +94,9 @@ def _best(study: Study) -> list[dict]:
 def page_data(study: Study) -> tuple[dict, list[str]]:
     """-> (what the script draws, notes on what could not be read)."""
     notes: list[str] = []
-    reports = {row["trial"]: _report(study.folder, row, notes) for row in study.rows if row["state"] == "done"}
+    reports = {
+        row["trial"]: _report(study.folder, row, notes) for row in study.rows if row["state"] == "done"
+    }
     by_metric = measured_by_metric(study.rows)
     on_front = study.front
     layers = {model: _layers(study.of_model(model), reports) for model in study.models}
@@ -94,7 +108,11 @@ def page_data(study: Study) -> tuple[dict, list[str]]:
         "by_metric": by_metric,
         "goal": study.goal,
         "layers": layers,
-        "heat": [heat for model in study.models if (heat := _heat(study, model, layers[model], _tables(study, model, reports, notes)))],
+        "heat": [
+            heat
+            for model in study.models
+            if (heat := _heat(study, model, layers[model], _tables(study, model, reports, notes)))
+        ],
         "pictures": _pictures(study, by_metric, notes),
     }, notes
 
@@ -110,7 +128,9 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
         "exact": is_exact(row),
         "front": on_front,
         "reason": first_line(row.get("reason")),
-        "report": quote(row["report"]) if row.get("report") else None,  # a ":" is coded as well: nothing but a path
+        "report": (
+            quote(row["report"]) if row.get("report") else None
+        ),  # a ":" is coded as well: nothing but a path
         "latency": [latency.get(device, {}).get("ms") for device in devices],
         "texts": {
             "size_bytes": fig.size_text(numbers["size_bytes"]),
@@ -139,15 +159,23 @@ def _report(folder: Path, row: Row, notes: list[str]) -> dict:
         found = json.loads(path.read_bytes())
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError) as error:
-        notes.append(f"The report of trial {row['trial']} could not be read: {getattr(error, 'strerror', None) or error}.")
+        notes.append(
+            f"The report of trial {row['trial']} could not be read:"
+            f" {getattr(error, 'strerror', None) or error}."
+        )
         return {}
 
 
 def _layers(rows: list[Row], reports: dict[int, dict]) -> dict:
-    """names: the weights that any trial compressed, in the order of the model; trials: number -> bits, SNR in dB and form of each, null: unknown."""
+    """names: the weights that any trial compressed, in the order of the model; trials: number -> bits, SNR in
+    dB and form of each, null: unknown."""
     weights = {row["trial"]: _weights(row, reports.get(row["trial"], {})) for row in rows}
     names = list(dict.fromkeys(name for found in weights.values() for name in found))
-    compressed = [name for name in names if any(found.get(name, {}).get("snr_db") is not None for found in weights.values())]
+    compressed = [
+        name
+        for name in names
+        if any(found.get(name, {}).get("snr_db") is not None for found in weights.values())
+    ]
     forms = list(dict.fromkeys(weight["realised"] for found in weights.values() for weight in found.values()))
     trials = {
         trial: {
@@ -172,12 +200,19 @@ def _rounded(number: float | None) -> float | None:
 
 
 def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict | None:
-    """Layers x schemes in decibels, the higher the better: the output's PSNR where one layer alone is compressed, if that was measured, else the
-    SNR of each weight in the trials. None where neither is known."""
+    """Layers x schemes in decibels, the higher the better: the output's PSNR where one layer alone is
+    compressed, if that was measured, else the SNR of each weight in the trials. None where neither is
+    known."""
     if table := next(tables, None):
         names = list(dict.fromkeys(name for rows in table.errors.values() for name in rows))
         columns = [[_alone_db(rows.get(name)) for name in names] for rows in table.errors.values()]
-        return {"model": model, "measured": True, "layers": names, "columns": list(table.errors), "values": [list(row) for row in zip(*columns)]}
+        return {
+            "model": model,
+            "measured": True,
+            "layers": names,
+            "columns": list(table.errors),
+            "values": [list(row) for row in zip(*columns)],
+        }
     first: dict[str, list] = {}
     for row in study.of_model(model):
         if found := layers["trials"].get(row["trial"]):
@@ -186,14 +221,23 @@ def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict
     if not columns:
         return None
     values = [list(row) for row in zip(*columns.values())]
-    return {"model": model, "measured": False, "layers": layers["names"], "columns": list(map(fig.recipe_text, columns)), "values": values}
+    return {
+        "model": model,
+        "measured": False,
+        "layers": layers["names"],
+        "columns": list(map(fig.recipe_text, columns)),
+        "values": values,
+    }
 
 
 def _tables(study: Study, model: str, reports: dict[int, dict], notes: list[str]) -> Iterator[Any]:
-    """The sensitivities in the study's folder that were measured on this model: `source` begins with the digest that its reports have as well."""
+    """The sensitivities in the study's folder that were measured on this model: `source` begins with the
+    digest that its reports have as well."""
     from ...quantization.sensitivity import read_table
 
-    digests = {(reports.get(row["trial"], {}).get("source") or {}).get("sha256") for row in study.of_model(model)} - {None}
+    digests = {
+        (reports.get(row["trial"], {}).get("source") or {}).get("sha256") for row in study.of_model(model)
+    } - {None}
     for path in sorted(study.folder.glob("sensitivity*.json")):
         try:
             table = read_table(path)
@@ -214,7 +258,8 @@ def _alone_db(errors: list[float] | None) -> float | None:
 
 
 def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict:
-    """model -> output -> a base picture (that of the most exact trial) and each trial's difference from it, as PNGs in data URLs."""
+    """model -> output -> a base picture (that of the most exact trial) and each trial's difference from it,
+    as PNGs in data URLs."""
     held: dict[tuple[str, str, tuple], dict[int, np.ndarray]] = {}
     for row in sorted(study.rows, key=partial(error_of, by_metric=by_metric, goal=study.goal)):
         for name, picture in _load_pictures(study.folder, row, notes).items():
@@ -244,7 +289,10 @@ def _load_pictures(folder: Path, row: Row, notes: list[str]) -> dict[str, np.nda
         with np.load(folder / row["pictures"], allow_pickle=False) as file:
             return {name: file[name] for name in file.files if _is_picture(file[name])}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        notes.append(f"The pictures of trial {row['trial']} could not be read: {getattr(error, 'strerror', None) or error}.")
+        notes.append(
+            f"The pictures of trial {row['trial']} could not be read:"
+            f" {getattr(error, 'strerror', None) or error}."
+        )
         return {}
 
 

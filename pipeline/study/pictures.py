@@ -1,4 +1,6 @@
-"""Outputs that are images: arrays of a trial enter, pictures leave that can be shown, and compared with each other to a fraction of a grey level."""
+"""Outputs that are images: arrays of a trial enter, pictures leave that can be shown, and compared with each
+other to a fraction of a grey level."""
+
 import base64
 import struct
 import zipfile
@@ -14,19 +16,28 @@ MOST_BYTES = 8_000_000  # of all pictures on one page, before they are packed
 CHANNELS = (1, 3, 4)
 
 
-def pictures_of(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first sample's image-like outputs, [1, 1|3|4, H, W] or [1, H, W, 1|3|4] with H and W of at least 16, as pictures [H, W] or [H, W, 3].
+def pictures_of(
+    outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The first sample's image-like outputs, [1, 1|3|4, H, W] or [1, H, W, 1|3|4] with H and W of at least
+    16, as pictures [H, W] or [H, W, 3].
 
-    float32 in 0..1, where 0 and 1 are the least and the largest value of the source's output of that name (`reference`): trials of one model
-    share their scale. What is beyond, and infinities, are cut to it; NaN becomes 0. Of 4 channels the first 3 are shown. A picture with a side
-    of more than 256 pixels is averaged over squares of whole pixels.
+    float32 in 0..1, where 0 and 1 are the least and the largest value of the source's output of that name
+    (`reference`): trials of one model share their scale. What is beyond, and infinities, are cut to it; NaN
+    becomes 0. Of 4 channels the first 3 are shown. A picture with a side of more than 256 pixels is averaged
+    over squares of whole pixels.
     """
-    found = {name: _picture(np.asarray(array), np.asarray(reference[name])) for name, array in outputs.items() if name in reference}
+    found = {
+        name: _picture(np.asarray(array), np.asarray(reference[name]))
+        for name, array in outputs.items()
+        if name in reference
+    }
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def write_pictures(pictures: Mapping[str, np.ndarray], stream: BinaryIO) -> None:
-    """As `np.savez_compressed`, which takes the names as its own parameters and so cannot keep an output called "file"."""
+    """As `np.savez_compressed`, which takes the names as its own parameters and so cannot keep an output
+    called "file"."""
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, picture in pictures.items():
             with archive.open(f"{name}.npy", "w") as entry:
@@ -41,13 +52,16 @@ def _picture(array: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     low, span = finite.min(), finite.max() - finite.min()
     if not span:
         return None
-    scaled = np.nan_to_num((image.astype(np.float64) - low) / span, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    scaled = np.nan_to_num((image.astype(np.float64) - low) / span, nan=0.0, posinf=1.0, neginf=0.0).clip(
+        0, 1
+    )
     longer, shorter = max(scaled.shape[:2]), min(scaled.shape[:2])
     return shrink(scaled, min(-(-longer // MOST_SIDE), shorter)).astype(np.float32)
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray | None:
-    """-> [H, W] or [H, W, 3], None for what is no image. Channels come first where both readings are possible, as in PyTorch."""
+    """-> [H, W] or [H, W, 3], None for what is no image. Channels come first where both readings are
+    possible, as in PyTorch."""
     if array.ndim != 4 or array.shape[0] != 1 or array.dtype.kind not in "fiu":
         return None
     image = array[0]
@@ -74,9 +88,11 @@ def factor_for(shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def difference_coded(picture: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, float]:
-    """picture - base as bytes: -> (uint8 of the shape, scale), where the difference is (byte - 128) / 127 * scale, right to scale / 254.
+    """picture - base as bytes: -> (uint8 of the shape, scale), where the difference is (byte - 128) / 127 *
+    scale, right to scale / 254.
 
-    Bytes of the pictures themselves would be too coarse for the difference of two trials, which is often below one of 255 levels.
+    Bytes of the pictures themselves would be too coarse for the difference of two trials, which is often
+    below one of 255 levels.
     """
     difference = picture.astype(np.float64) - base
     scale = float(np.abs(difference).max()) or 1.0
@@ -84,10 +100,13 @@ def difference_coded(picture: np.ndarray, base: np.ndarray) -> tuple[np.ndarray,
 
 
 def png_url(pixels: np.ndarray) -> str:
-    """uint8 [H, W] or [H, W, 3] -> a data URL that holds it as a PNG (ISO/IEC 15948: signature, IHDR, IDAT, IEND; every row with filter 0)."""
+    """uint8 [H, W] or [H, W, 3] -> a data URL that holds it as a PNG (ISO/IEC 15948: signature, IHDR, IDAT,
+    IEND; every row with filter 0)."""
     height, width = pixels.shape[:2]
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)  # 8 bits; colour type 2: RGB, 0: grey
+    header = struct.pack(
+        ">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0
+    )  # 8 bits; colour type 2: RGB, 0: grey
     parts = [_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), _chunk(b"IEND", b"")]
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode("ascii")
 

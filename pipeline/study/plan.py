@@ -1,4 +1,6 @@
-"""StudyPlan: what was asked for, checked before any work; Subject and Task: what a worker needs to know of a model and of one trial."""
+"""StudyPlan: what was asked for, checked before any work; Subject and Task: what a worker needs to know of a
+model and of one trial."""
+
 import os
 import re
 from dataclasses import dataclass, field
@@ -13,7 +15,8 @@ SLUG = 48  # characters of a recipe in a folder's name
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as its trials use it. A worker loads and captures it once (see `trial.prepared`), so equal subjects must be equal values.
+    """A model as its trials use it. A worker loads and captures it once (see `trial.prepared`), so equal
+    subjects must be equal values.
 
     run: where processes outlive a study, tells its models from earlier ones at the same path.
     """
@@ -34,7 +37,8 @@ class Subject:
         return Plan(self.model).name
 
     def plan(self, target: str, recipe: str, out: Path) -> Plan:
-        """Of one trial. The recipe is a text; the artifact is not timed on this machine, which runs several trials at once."""
+        """Of one trial. The recipe is a text; the artifact is not timed on this machine, which runs several
+        trials at once."""
         return Plan(
             self.model, (target,), recipe, None, None, self.inputs, self.samples, self.deployment_target, self.devices, self.model_class,
             self.trust_pickle, out=out, force=True, measure=False, cache=self.cache,
@@ -59,9 +63,10 @@ class Task:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """recipes: a preset, a file or a list (see presets.py), of which all are tried, or with `trials` the ones that the search may choose from
-    (None: `search.SPACE`). goal: of what --eval gives. batch: trials that the search proposes at once; its results depend on it. workers: processes,
-    0 for one on each core. cluster: address of a Dask scheduler. storage: Optuna's, by URL; None: a journal in the study's folder.
+    """recipes: a preset, a file or a list (see presets.py), of which all are tried, or with `trials` the ones
+    that the search may choose from (None: `search.SPACE`). goal: of what --eval gives. batch: trials that the
+    search proposes at once; its results depend on it. workers: processes, 0 for one on each core. cluster:
+    address of a Dask scheduler. storage: Optuna's, by URL; None: a journal in the study's folder.
     """
 
     subjects: tuple[Subject, ...]
@@ -83,17 +88,27 @@ class StudyPlan:
         from .constraints import parse_constraints
 
         if self.trials is not None and self.trials < 1:
-            raise UserError(f"--trials {self.trials} is not possible; allowed are 1 and more.", "Leave it out to try every one of --recipes.")
+            raise UserError(
+                f"--trials {self.trials} is not possible; allowed are 1 and more.",
+                "Leave it out to try every one of --recipes.",
+            )
         if self.trials is None and self.storage is not None:
             raise UserError("--storage has no use without a search.", "Add --trials 50, or leave it out.")
         if self.trials is not None and len(self.subjects) * len(self.targets) > 1:
-            raise UserError("--trials searches for one model and one target at a time.", "Start a study for each.")
+            raise UserError(
+                "--trials searches for one model and one target at a time.", "Start a study for each."
+            )
         for name, value, least in (("--workers", self.workers, 0), ("--batch", self.batch, 1)):
             if value < least:
-                raise UserError(f"{name} {value} is not possible; allowed are {least} and more.", "Leave it out for the default.")
+                raise UserError(
+                    f"{name} {value} is not possible; allowed are {least} and more.",
+                    "Leave it out for the default.",
+                )
         for subject in self.subjects:
             subject.plan(self.targets[0], "float16", self.out)  # what is wrong with targets and options
-        object.__setattr__(self, "parsed", parse_constraints(self.constraints, self._devices()) if self.constraints else ())
+        object.__setattr__(
+            self, "parsed", parse_constraints(self.constraints, self._devices()) if self.constraints else ()
+        )
 
     def _devices(self) -> list[str]:
         from ..examine import devices_of
@@ -105,7 +120,10 @@ class StudyPlan:
         """Of the subjects; models of one name are told apart by a number."""
         names: list[str] = []
         for subject in self.subjects:
-            candidates = (subject.name, *(f"{subject.name}-{number}" for number in range(2, len(self.subjects) + 2)))
+            candidates = (
+                subject.name,
+                *(f"{subject.name}-{number}" for number in range(2, len(self.subjects) + 2)),
+            )
             names.append(next(name for name in candidates if name not in names))
         return tuple(names)
 
@@ -114,7 +132,14 @@ class StudyPlan:
         slug = re.sub(r"[^\w.+-]+", "-", recipe).strip("-")[:SLUG]
         short = {"coreml": "coreml", "executorch-mps": "mps"}[target]
         suffix = f"-{short}" if len(self.targets) > 1 else ""
-        return Task(trial, self.subjects[subject], name, target, recipe, self.out / "trials" / f"{trial:03d}-{name}-{slug}{suffix}")
+        return Task(
+            trial,
+            self.subjects[subject],
+            name,
+            target,
+            recipe,
+            self.out / "trials" / f"{trial:03d}-{name}-{slug}{suffix}",
+        )
 
 
 def cores() -> int:

@@ -1,4 +1,5 @@
 """Recipes to try: a preset's name, a file or a list enters, recipes leave."""
+
 import difflib
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,18 @@ SUFFIXES = (".txt", ".toml")
 
 
 def parse_recipes(text: str) -> tuple[Any, ...]:
-    """"quick", a file of recipes, or recipes with commas between them -> Recipes without repetition. Raises UserError for the first that is none.
+    """ "quick", a file of recipes, or recipes with commas between them -> Recipes without repetition. Raises
+    UserError for the first that is none.
 
     A .txt file holds a recipe a line (# begins a comment), a .toml file `recipes = ["int8", ...]`.
     """
     from ...quantization.recipe import parse_recipe
 
-    words = PRESETS.get(text) or (_from_file(Path(text)) if text.endswith(SUFFIXES) else [word.strip() for word in text.split(",") if word.strip()])
+    words = PRESETS.get(text) or (
+        _from_file(Path(text))
+        if text.endswith(SUFFIXES)
+        else [word.strip() for word in text.split(",") if word.strip()]
+    )
     if not words:
         raise UserError(f"--recipes {text!r} holds no recipe.", _hint())
     recipes = []
@@ -51,7 +57,9 @@ def _from_file(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--recipes: {path} cannot be read: {getattr(error, 'strerror', None) or error}.", _hint()) from error
+        raise UserError(
+            f"--recipes: {path} cannot be read: {getattr(error, 'strerror', None) or error}.", _hint()
+        ) from error
     if path.suffix == ".txt":
         lines = (line.partition("#")[0].strip() for line in content.splitlines())
         return [line for line in lines if line]
@@ -64,9 +72,18 @@ def _from_toml(path: Path, content: str) -> list[str]:
     try:
         held = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"--recipes: {path} is not TOML: {error}.", 'Write recipes = ["int8", "int4"].') from error
+        raise UserError(
+            f"--recipes: {path} is not TOML: {error}.", 'Write recipes = ["int8", "int4"].'
+        ) from error
     recipes = held.get("recipes")
-    if list(held) != ["recipes"] or not isinstance(recipes, list) or not all(isinstance(one, str) for one in recipes):
+    if (
+        list(held) != ["recipes"]
+        or not isinstance(recipes, list)
+        or not all(isinstance(one, str) for one in recipes)
+    ):
         got = ", ".join(held) or "nothing"
-        raise UserError(f"--recipes: {path} holds {got}; allowed is one list called recipes.", 'Write recipes = ["int8", "int4"].')
+        raise UserError(
+            f"--recipes: {path} holds {got}; allowed is one list called recipes.",
+            'Write recipes = ["int8", "int4"].',
+        )
     return recipes

@@ -1,8 +1,11 @@
-"""A search instead of a grid: Optuna proposes recipes by what came of the earlier ones, for several objectives and under constraints.
+"""A search instead of a grid: Optuna proposes recipes by what came of the earlier ones, for several
+objectives and under constraints.
 
-Proposals depend on the seed, the size of a batch and the rows of earlier batches, and on nothing else. So a search that was killed is asked again
-from its last whole batch on, and goes on as if it had not been. Optuna's storage holds the finished batches, for that and for Optuna's own tools.
+Proposals depend on the seed, the size of a batch and the rows of earlier batches, and on nothing else. So a
+search that was killed is asked again from its last whole batch on, and goes on as if it had not been.
+Optuna's storage holds the finished batches, for that and for Optuna's own tools.
 """
+
 import hashlib
 import json
 import os
@@ -51,14 +54,18 @@ def _recipe(choice: dict) -> str:
     """{"kind": "int", "int bits": 4, "scales": "block32", "prune": 50, ...} -> "prune50+int4"."""
     from ...quantization.recipe import parse_recipe
 
-    values = {"float16": "", "int": f"int{choice['int bits']}:{choice['scales']}",
-              "palettize": ":".join(filter(None, (f"palettize{choice['palette bits']}", choice["tables"])))}[choice["kind"]]
+    values = {
+        "float16": "",
+        "int": f"int{choice['int bits']}:{choice['scales']}",
+        "palettize": ":".join(filter(None, (f"palettize{choice['palette bits']}", choice["tables"]))),
+    }[choice["kind"]]
     prune = f"prune{choice['prune']}" if choice["prune"] else ""
     return parse_recipe("+".join(filter(None, (prune, values))) or "float16").name
 
 
 def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], identity: dict) -> None:
-    """Ask, run and tell, a batch at a time, until plan.trials are done. told(recipes) -> their rows, from the journal or run now.
+    """Ask, run and tell, a batch at a time, until plan.trials are done. told(recipes) -> their rows, from the
+    journal or run now.
 
     identity: what decides the search (JSON values). Raises UserError where the storage cannot be used.
     """
@@ -76,7 +83,9 @@ def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], iden
             told([space.recipe_of(trial.params) for trial in earlier])
             continue
         with _silent():
-            asked = [_ask(study, space, plan.seed, number, plan.batch) for number in range(first, first + count)]
+            asked = [
+                _ask(study, space, plan.seed, number, plan.batch) for number in range(first, first + count)
+            ]
         rows = told([space.recipe_of(trial.params) for trial in asked])
         with _silent(), _storage_errors(plan.storage):
             for trial, row in zip(asked, rows):
@@ -93,12 +102,17 @@ def check_storage(url: str) -> None:
 
 
 def _ask(study: Any, space: Space, seed: int, number: int, batch: int) -> Any:
-    """A sampler of its own for each proposal: its random numbers do not depend on whether the process has been running since the first one."""
+    """A sampler of its own for each proposal: its random numbers do not depend on whether the process has
+    been running since the first one."""
     import optuna
 
     own = random.Random(f"{seed} {number}").getrandbits(32)
-    study.sampler = optuna.samplers.TPESampler(seed=own, n_startup_trials=max(STARTUP_TRIALS, batch), constant_liar=True)
-    return study.ask({name: optuna.distributions.CategoricalDistribution(values) for name, values in space.choices.items()})
+    study.sampler = optuna.samplers.TPESampler(
+        seed=own, n_startup_trials=max(STARTUP_TRIALS, batch), constant_liar=True
+    )
+    return study.ask(
+        {name: optuna.distributions.CategoricalDistribution(values) for name, values in space.choices.items()}
+    )
 
 
 def _tell(study: Any, trial: Any, row: Row, plan: Any) -> None:
@@ -114,24 +128,37 @@ def _values(row: Row, goal: str) -> tuple[float, float, float]:
     if row["state"] != "done":
         return UNKNOWN_MS * 1e3, UNKNOWN_MS, UNKNOWN_MS
     error = error_of(row, row.get("metric") is not None, goal)
-    return float(row["size_bytes"]), max(-UNKNOWN_MS, min(error, UNKNOWN_MS)), min(first_latency_ms(row), UNKNOWN_MS)
+    return (
+        float(row["size_bytes"]),
+        max(-UNKNOWN_MS, min(error, UNKNOWN_MS)),
+        min(first_latency_ms(row), UNKNOWN_MS),
+    )
 
 
 def _open(storage: str | None, folder: Path, identity: dict) -> Any:
-    """Optuna's study: in a journal beside ours, or in the database at a URL, which may hold those of other folders and searches."""
+    """Optuna's study: in a journal beside ours, or in the database at a URL, which may hold those of other
+    folders and searches."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    digest = hashlib.sha256(json.dumps([str(folder.resolve()), identity], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps([str(folder.resolve()), identity], sort_keys=True).encode()
+    ).hexdigest()
     if storage is None:
         _mend(folder / STORAGE)
         storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))
-    return optuna.create_study(study_name=f"{folder.resolve().name} {digest[:12]}", storage=storage, directions=["minimize"] * 3, load_if_exists=True)
+    return optuna.create_study(
+        study_name=f"{folder.resolve().name} {digest[:12]}",
+        storage=storage,
+        directions=["minimize"] * 3,
+        load_if_exists=True,
+    )
 
 
 def _mend(path: Path) -> None:
-    """What a kill has left: a line that was cut off, and the lock of a process that has gone; ours is on the whole folder."""
+    """What a kill has left: a line that was cut off, and the lock of a process that has gone; ours is on the
+    whole folder."""
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink()
     if path.exists():

@@ -1,4 +1,6 @@
-"""The job of `cidermill study`: a StudyPlan enters; its journal, trials, page and table are on disk when it leaves."""
+"""The job of `cidermill study`: a StudyPlan enters; its journal, trials, page and table are on disk when it
+leaves."""
+
 import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,10 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
-from ..output import DiskFull, check_parent, disk_errors, remove
 from ..conversion_cache import source_digest
+from ..output import DiskFull, check_parent, disk_errors, remove
 from ..signals import Stopped
+from ..terminal.study import study_result
 from .cluster import check_cluster, run_on_cluster
 from .executor import run_here
 from .journal import Journal, Key, identity, opened
@@ -22,7 +25,6 @@ from .plan import StudyPlan, Subject, Task
 from .presets import parse_recipes
 from .results import SCHEMA, Row, load_study, write_csv
 from .search import check_storage, search, search_space
-from ..terminal.study import study_result
 from .trial import failed_row, prepared, warm
 
 DEFAULT_RECIPES = "quick"
@@ -31,10 +33,12 @@ HEAT_SCHEMES = ("int8", "int4", "palettize4", "palettize2")
 
 
 def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
-    """Try every recipe, or search; -> what `--json` prints (see show.study_result), with "infeasible" where a constraint cannot be met.
+    """Try every recipe, or search; -> what `--json` prints (see show.study_result), with "infeasible" where a
+    constraint cannot be met.
 
-    A study that was begun in the same folder goes on. Raises UserError (before anything is written) for a bad model, recipe, eval function or folder;
-    of several models, one that cannot be loaded is a reason in its rows.
+    A study that was begun in the same folder goes on. Raises UserError (before anything is written) for a bad
+    model, recipe, eval function or folder; of several models, one that cannot be loaded is a reason in its
+    rows.
     """
     recipes = parse_recipes(plan.recipes or DEFAULT_RECIPES) if plan.recipes or plan.trials is None else ()
     _check(plan, recipes)
@@ -64,14 +68,18 @@ def _says_what_stays(out: Path) -> Iterator[None]:
             yield
     except DiskFull as error:
         free = shutil.disk_usage(out.parent).free
-        raise UserError(f"No space is left for the study in {out} ({free / 1e6:.1f} MB are free now).", f"Free some space: {again}.") from error
+        raise UserError(
+            f"No space is left for the study in {out} ({free / 1e6:.1f} MB are free now).",
+            f"Free some space: {again}.",
+        ) from error
     except Stopped as stopped:
         raise Stopped(stopped.args[0], again) from None
 
 
 @contextmanager
 def _without_leftovers(out: Path) -> Iterator[None]:
-    """Before and after: what processes that were killed had half written. The journal's lock says that none of them is alive."""
+    """Before and after: what processes that were killed had half written. The journal's lock says that none
+    of them is alive."""
 
     def clear() -> None:
         for path in (*out.glob(".*.part"), *(out / "trials").glob(".*.cidermill-*")):
@@ -84,7 +92,14 @@ def _without_leftovers(out: Path) -> Iterator[None]:
         clear()
 
 
-def _run_subject(plan: StudyPlan, index: int, subject: Subject, recipes: Sequence[Any], journal: Journal, show: Callable[..., Any]) -> None:
+def _run_subject(
+    plan: StudyPlan,
+    index: int,
+    subject: Subject,
+    recipes: Sequence[Any],
+    journal: Journal,
+    show: Callable[..., Any],
+) -> None:
     with show("trials", plan.trials or len(recipes) * len(plan.targets)) as step:
         if plan.trials is not None:
             _search(plan, recipes, journal, step)
@@ -96,7 +111,9 @@ def _run_subject(plan: StudyPlan, index: int, subject: Subject, recipes: Sequenc
 def _grid(plan: StudyPlan, index: int, recipes: Sequence[Any], journal: Journal, step: Any) -> bool:
     """Every recipe for every target. -> whether the model could be loaded."""
     subject = plan.subjects[index]
-    grid = [(name, target, recipe.name) for name in plan.names for target in plan.targets for recipe in recipes]
+    grid = [
+        (name, target, recipe.name) for name in plan.names for target in plan.targets for recipe in recipes
+    ]
     numbers = dict(zip(grid, _numbers(grid, journal.rows)))
     mine = [key for key in grid if key[0] == plan.names[index]]
     tasks = [plan.task(numbers[key], index, *key[1:]) for key in mine if key not in journal.rows]
@@ -110,13 +127,17 @@ def _grid(plan: StudyPlan, index: int, recipes: Sequence[Any], journal: Journal,
 
 
 def _numbers(keys: Sequence[Key], rows: dict[Key, Row]) -> list[int]:
-    """Of trials: each one's place, unless a trial of an earlier, smaller grid in the same folder has that number; then the next that is free.
+    """Of trials: each one's place, unless a trial of an earlier, smaller grid in the same folder has that
+    number; then the next that is free.
 
     They do not depend on which of the trials are done already.
     """
     taken = {row["trial"]: key for key, row in rows.items()}
     free = (number for number in count(len(keys)) if number not in taken)
-    return [rows[key]["trial"] if key in rows else place if place not in taken else next(free) for place, key in enumerate(keys)]
+    return [
+        rows[key]["trial"] if key in rows else place if place not in taken else next(free)
+        for place, key in enumerate(keys)
+    ]
 
 
 def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, step: Any) -> None:
@@ -151,7 +172,11 @@ def _run(plan: StudyPlan, tasks: Sequence[Task], journal: Journal, step: Callabl
     """Run what is not done yet; each row is in the journal before the next one is looked at."""
     if not plan.cluster:
         warm(tasks)
-    rows = run_on_cluster(tasks, plan.cluster) if plan.cluster and tasks else run_here(tasks, plan.workers, partial(_peak_bytes, prepared))
+    rows = (
+        run_on_cluster(tasks, plan.cluster)
+        if plan.cluster and tasks
+        else run_here(tasks, plan.workers, partial(_peak_bytes, prepared))
+    )
     with closing(rows):  # the processes end with the loop, however it ends
         for row in rows:
             journal.add(row)
@@ -190,16 +215,28 @@ def _check_eval(text: str) -> None:
     from ...models.user_code import import_by_name
 
     if not callable(import_by_name(text, "--eval")):
-        raise UserError(f"--eval {text} is not a function.", "It is called as evaluate(run), where run(inputs) gives outputs, and gives one number.")
+        raise UserError(
+            f"--eval {text} is not a function.",
+            "It is called as evaluate(run), where run(inputs) gives outputs, and gives one number.",
+        )
 
 
 def _header(plan: StudyPlan, recipes: Sequence[Any]) -> dict:
     first = plan.subjects[0]
     options = {"samples": first.samples, "input": list(first.inputs), "deployment-target": first.deployment_target, "model-class": first.model_class,
                "trust-pickle": first.trust_pickle}  # fmt: skip
-    models = [{"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)} for name, subject in zip(plan.names, plan.subjects)]
+    models = [
+        {"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)}
+        for name, subject in zip(plan.names, plan.subjects)
+    ]
     names = [recipe.name for recipe in recipes]
-    by = {"seed": plan.seed, "batch": plan.batch, "target": plan.targets[0], "recipes": names, "constraints": list(plan.constraints)}
+    by = {
+        "seed": plan.seed,
+        "batch": plan.batch,
+        "target": plan.targets[0],
+        "recipes": names,
+        "constraints": list(plan.constraints),
+    }
     return {
         "schema": SCHEMA, "version": __version__, "models": models, "targets": list(plan.targets), "devices": list(first.devices),
         "eval": first.evaluate, "goal": plan.goal, "samples": _samples(first.samples), "options": options, "constraints": list(plan.constraints),
@@ -214,7 +251,8 @@ def _samples(text: str | None) -> dict:
 
 
 def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., Any]) -> None:
-    """For the heatmap: each layer compressed alone, where that takes no longer than a moment or was asked for."""
+    """For the heatmap: each layer compressed alone, where that takes no longer than a moment or was asked
+    for."""
     from ...quantization.recipe import parse_recipe
     from ...quantization.sensitivity import layers_of, measure, write_table
     from ..choice import SAMPLES, TABLE, identity_of
@@ -224,12 +262,20 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
         return
     ready = prepared(subject)
     captured = ready.captured
-    few = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]), reference=captured.reference[:SAMPLES])
+    few = replace(
+        captured,
+        samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]),
+        reference=captured.reference[:SAMPLES],
+    )
     runs = len(layers_of(captured.program)) * len(HEAT_SCHEMES) * len(few.samples.batches)
-    if plan.sensitivity is None and runs * ready.run_seconds / 2 > SENSITIVITY_SECONDS:  # each run begins at its layer
+    if (
+        plan.sensitivity is None and runs * ready.run_seconds / 2 > SENSITIVITY_SECONDS
+    ):  # each run begins at its layer
         return
     with show("sensitivity") as step:
-        table = measure(few, {name: parse_recipe(name) for name in HEAT_SCHEMES}, identity_of(few), None, step)
+        table = measure(
+            few, {name: parse_recipe(name) for name in HEAT_SCHEMES}, identity_of(few), None, step
+        )
         write_table(table, path)
 
 

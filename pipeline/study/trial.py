@@ -1,7 +1,9 @@
-"""One trial: a Task enters; its artifact and report are on disk, and its row of the journal leaves. What goes wrong is a row as well.
+"""One trial: a Task enters; its artifact and report are on disk, and its row of the journal leaves. What goes
+wrong is a row as well.
 
 A process loads and captures a model once and keeps it for the trials that follow.
 """
+
 import contextlib
 import functools
 import math
@@ -12,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..store import fetch, make_room, open_cache, store
-from ..output import DiskFull, staged
 from ..conversion_cache import code_digest
+from ..output import DiskFull, staged
 from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
 from ..stages import Stages, release_memory
+from ..store import fetch, make_room, open_cache, store
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
 
 PICTURES = "pictures.npz"
-EVAL_HINT = "It is called with a function that takes inputs as the model does, {name: array}, and returns its outputs; it must give one number."
-FORKS = sys.platform == "linux"  # workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
+EVAL_HINT = (
+    "It is called with a function that takes inputs as the model does, {name: array}, and returns its"
+    " outputs; it must give one number."
+)
+FORKS = (
+    sys.platform == "linux"
+)  # workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
 Row = dict[str, Any]
 
 
@@ -30,7 +37,12 @@ Row = dict[str, Any]
 def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
     stages = Stages(_unseen)
-    return prepare(subject.plan("coreml", "float16", Path("unused")), stages, True, _known_weights() if subject.cache else None)
+    return prepare(
+        subject.plan("coreml", "float16", Path("unused")),
+        stages,
+        True,
+        _known_weights() if subject.cache else None,
+    )
 
 
 def _known_weights() -> Any:
@@ -43,11 +55,16 @@ def _known_weights() -> Any:
     if cache is None:
         return None
     version = f"{code_digest()} torch {metadata.version('torch')}"
-    return Known(version, functools.partial(fetch, cache), lambda key, what, content: store(cache, key, "weight", what, content))
+    return Known(
+        version,
+        functools.partial(fetch, cache),
+        lambda key, what, content: store(cache, key, "weight", what, content),
+    )
 
 
 def run_trial(task: Task) -> Row:
-    """Compress, convert, validate, place, evaluate. -> the row of the journal; never raises what one trial can be blamed for."""
+    """Compress, convert, validate, place, evaluate. -> the row of the journal; never raises what one trial
+    can be blamed for."""
     started = time.perf_counter()
     row = failed_row(task, "")
     try:
@@ -59,7 +76,10 @@ def run_trial(task: Task) -> Row:
     except MemoryError:
         row["reason"] = "The memory of this machine is full.\nUse fewer --workers."
     except Exception as error:  # a trial's row, not the study's end
-        row["reason"] = f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model and the recipe."
+        row["reason"] = (
+            f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model"
+            " and the recipe."
+        )
     release_memory()  # the runner refers to itself, and to the weights that it has decoded
     return row | {"seconds": round(time.perf_counter() - started, 3)}
 
@@ -70,11 +90,16 @@ def failed_row(task: Task, reason: str) -> Row:
 
 
 def warm(tasks: Sequence[Task]) -> None:
-    """Make what the trials of the first task's model share beside the captured graph, before workers are forked: the program for Core ML."""
+    """Make what the trials of the first task's model share beside the captured graph, before workers are
+    forked: the program for Core ML."""
     from ...quantization.compress import compress
     from ...quantization.recipe import parse_recipe
 
-    shared = [task for task in tasks if task.target == "coreml" and parse_recipe(task.recipe).compresses and "w8a8" not in task.recipe]
+    shared = [
+        task
+        for task in tasks
+        if task.target == "coreml" and parse_recipe(task.recipe).compresses and "w8a8" not in task.recipe
+    ]
     if len(shared) < 2 or not FORKS:
         return
     from ...converters.coreml.write import make_template
@@ -112,7 +137,8 @@ def _figures(task: Task) -> Row:
 
 
 def _row_figures(section: dict, total: Any, report: dict) -> Row:
-    """What a trial is compared by, from its report. total: errors of the saved artifact against the source."""
+    """What a trial is compared by, from its report. total: errors of the saved artifact against the
+    source."""
     from ..examine import tensor_bytes
 
     known = [error.psnr_db for error in total]
@@ -134,7 +160,8 @@ def _row_figures(section: dict, total: Any, report: dict) -> Row:
 
 
 def _evaluated(task: Task, artifact: Path) -> Row:
-    """The user's own figure. A function that raises, or gives no number, fails the trial; its other figures stay."""
+    """The user's own figure. A function that raises, or gives no number, fails the trial; its other figures
+    stay."""
     name = task.subject.evaluate
     if name is None:
         return {"metric": None}
@@ -144,10 +171,18 @@ def _evaluated(task: Task, artifact: Path) -> Row:
     try:
         given = import_by_name(name, "--eval")(open_runner(artifact))
     except (Exception, SystemExit) as error:  # whatever the user's own function raises
-        return {"metric": None, "state": "failed", "reason": f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}"}
+        return {
+            "metric": None,
+            "state": "failed",
+            "reason": f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}",
+        }
     value = _number(given)
     if value is None:
-        return {"metric": None, "state": "failed", "reason": f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}"}
+        return {
+            "metric": None,
+            "state": "failed",
+            "reason": f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}",
+        }
     return {"metric": value}
 
 

@@ -1,11 +1,13 @@
-"""What a person sees of `cidermill check` and `cidermill diff`: their results in, tables on standard output out."""
+"""What a person sees of `cidermill check` and `cidermill diff`: their results in, tables on standard output
+out."""
+
 from typing import Any
 
+from ..gate.check import outcome, said
+from ..gate.diff_tables import lines, sections, shortened
 from ..report import summaries as fig
 from .report import console
 from .text import arrow, clean, line, table, verdict_text
-from ..gate.diff_tables import lines, sections, shortened
-from ..gate.check import outcome, said
 
 STYLES = {"worse": "red", "missing": "red", "new": "red", "better": "green", "changed": "yellow"}
 
@@ -13,26 +15,49 @@ STYLES = {"worse": "red", "missing": "red", "new": "red", "better": "green", "ch
 def show_check(result: dict) -> None:
     """A row for each figure that is not the lock's, then what to do, then the verdict."""
     out = console()
-    told = [(section["artifact"], finding) for section in result["artifacts"] for finding in section["findings"] if finding["outcome"] != "equal"]
+    told = [
+        (section["artifact"], finding)
+        for section in result["artifacts"]
+        for finding in section["findings"]
+        if finding["outcome"] != "equal"
+    ]
     if told:
-        cells = [[clean(name), clean(one["figure"]), line((one["outcome"], STYLES[one["outcome"]])), _what(one)] for name, one in told]
+        cells = [
+            [clean(name), clean(one["figure"]), line((one["outcome"], STYLES[one["outcome"]])), _what(one)]
+            for name, one in told
+        ]
         out.print(table(out, ["artifact", "figure", "", "what"], cells))
-    for advice in filter(None, dict.fromkeys(said(one).partition("\n")[2] for _, one in told if one["fails"])):
+    for advice in filter(
+        None, dict.fromkeys(said(one).partition("\n")[2] for _, one in told if one["fails"])
+    ):
         out.print(line((f"{arrow(out)} {clean(advice)}", "")), soft_wrap=True)
     if result["not_checked"]:
-        out.print(line((f"In the lock, but not among these reports, and so not checked: {', '.join(map(clean, result['not_checked']))}", "dim")),
-                  soft_wrap=True)
-    out.print(line((f"{clean(outcome(result))} Verdict: ", "")) + verdict_text(result["verdict"]), soft_wrap=True)
+        out.print(
+            line(
+                (
+                    (
+                        "In the lock, but not among these reports, and so not checked:"
+                        f" {', '.join(map(clean, result['not_checked']))}"
+                    ),
+                    "dim",
+                )
+            ),
+            soft_wrap=True,
+        )
+    out.print(
+        line((f"{clean(outcome(result))} Verdict: ", "")) + verdict_text(result["verdict"]), soft_wrap=True
+    )
 
 
 def _what(finding: dict) -> str:
     """Its first line; hashes in short."""
     if finding["text"]:
         return clean(finding["text"].partition("\n")[0])
-    before, now = (clean(str(finding[key])[:12] if finding["figure"].startswith("sha256") else finding[key]) for key in ("locked", "found"))
+    before, now = (
+        clean(str(finding[key])[:12] if finding["figure"].startswith("sha256") else finding[key])
+        for key in ("locked", "found")
+    )
     return f"{before} before, {now} now"
-
-
 
 
 def show_diff(result: dict) -> None:
@@ -58,4 +83,14 @@ def _print_section(out: Any, section: Any) -> None:
     if cells:
         out.print(table(out, section.headings, [[clean(cell) for cell in row] for row in cells]))
     for text in filter(None, (more, section.note)):
-        out.print(line((clean(text).replace("→", arrow(out)).replace("–", "-" if arrow(out) == "->" else fig.NONE), "dim")), soft_wrap=True)
+        out.print(
+            line(
+                (
+                    clean(text)
+                    .replace("→", arrow(out))
+                    .replace("–", "-" if arrow(out) == "->" else fig.NONE),
+                    "dim",
+                )
+            ),
+            soft_wrap=True,
+        )

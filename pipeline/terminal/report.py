@@ -1,7 +1,9 @@
-"""What a person sees: progress on standard error while stages run, results on standard output. Nothing else of cidermill prints.
+"""What a person sees: progress on standard error while stages run, results on standard output. Nothing else
+of cidermill prints.
 
-On a terminal: colours and bars. Elsewhere (pipe, file, CI) plain lines without escape codes, one per finished stage. NO_COLOR is respected.
-rich is imported by the functions that use it, so that `--help` need not wait for it.
+On a terminal: colours and bars. Elsewhere (pipe, file, CI) plain lines without escape codes, one per finished
+stage. NO_COLOR is respected. rich is imported by the functions that use it, so that `--help` need not wait
+for it.
 """
 
 import os
@@ -15,23 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from ..report import summaries as fig
-from .inspection import inspection_parts
 from ..signals import raise_again
+from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
 
 PLAIN_WIDTH = 120  # columns where there is no terminal and COLUMNS does not say
-WIDE, MIDDLE, NARROW = 175, 112, 76  # columns for rows of one line, of two lines, of three; below, one block per artifact
+WIDE, MIDDLE, NARROW = (
+    175,
+    112,
+    76,
+)  # columns for rows of one line, of two lines, of three; below, one block per artifact
 
 Show = Callable[..., Any]
 
 
 def console(stderr: bool = False) -> Any:
-    """A rich Console for one of the standard streams as it is now; without a terminal it writes plain text."""
+    """A rich Console for one of the standard streams as it is now; without a terminal it writes plain
+    text."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    if not (getattr(stream, "encoding", "") or "").lower().startswith("utf") and hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")  # a "?" rather than a traceback where a name does not fit the locale
+    if not (getattr(stream, "encoding", "") or "").lower().startswith("utf") and hasattr(
+        stream, "reconfigure"
+    ):
+        stream.reconfigure(
+            errors="replace"
+        )  # a "?" rather than a traceback where a name does not fit the locale
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
@@ -41,7 +52,8 @@ def console(stderr: bool = False) -> Any:
 
 @dataclass
 class Step:
-    """What a stage is given to report with: `step("encoder.layer.0")` counts one more part. `note` is shown when the stage is done."""
+    """What a stage is given to report with: `step("encoder.layer.0")` counts one more part. `note` is shown
+    when the stage is done."""
 
     advance: Callable[[str], None]
     note: str = ""
@@ -54,7 +66,8 @@ class Step:
 
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[Show]:
-    """-> `show(name, total=None)`, a context manager per stage that yields a Step. Not enabled: the same, silently."""
+    """-> `show(name, total=None)`, a context manager per stage that yields a Step. Not enabled: the same,
+    silently."""
     if not enabled:
         yield partial(_unless_stopped, _silent)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -85,7 +98,9 @@ def _plain(name: str, total: int | None = None) -> Iterator[Step]:
         yield step
         ending = "done in"
     finally:
-        sys.stderr.write(f"{name}: {ending} {fig.seconds_text(time.perf_counter() - started)}{_counted(step, total)}\n")
+        sys.stderr.write(
+            f"{name}: {ending} {fig.seconds_text(time.perf_counter() - started)}{_counted(step, total)}\n"
+        )
         sys.stderr.flush()
 
 
@@ -107,7 +122,12 @@ def _live() -> Iterator[Show]:
         TextColumn("{task.description}", table_column=Column(min_width=9)),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[label]}", markup=False, style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.fields[label]}",
+            markup=False,
+            style="dim",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
     )
     with Progress(*columns, console=out, redirect_stdout=False, expand=True) as bars:
 
@@ -117,7 +137,12 @@ def _live() -> Iterator[Show]:
             step = Step(lambda label: bars.update(task, advance=1, label=label))
             try:
                 yield step
-                bars.update(task, total=max(step.done, 1), completed=max(step.done, 1), label=_counted(step, total).strip(" ()"))
+                bars.update(
+                    task,
+                    total=max(step.done, 1),
+                    completed=max(step.done, 1),
+                    label=_counted(step, total).strip(" ()"),
+                )
             except BaseException:
                 bars.update(task, label="failed")
                 bars.stop_task(task)
@@ -136,29 +161,43 @@ def show_report(report: dict, folder: Path) -> None:
     render_artifacts(report, out)
     for artifact in report["artifacts"]:
         _print_warnings(
-            out, artifact.get("warnings") or [], f"{artifact['target']} {artifact['recipe']}" if len(report["artifacts"]) > 1 else ""
+            out,
+            artifact.get("warnings") or [],
+            f"{artifact['target']} {artifact['recipe']}" if len(report["artifacts"]) > 1 else "",
         )
     _print_budget(out, report)
     out.print()
     chosen = ["recipe.toml", "sensitivity.json"] if report.get("budget") else []
     files = [artifact["path"] for artifact in report["artifacts"]] + chosen + ["report.json", "report.html"]
-    out.print(line(("Files in ", ""), (clean(folder), "bold"), (f": {', '.join(map(clean, files))}", "")), soft_wrap=True)
+    out.print(
+        line(("Files in ", ""), (clean(folder), "bold"), (f": {', '.join(map(clean, files))}", "")),
+        soft_wrap=True,
+    )
     if report["verdict"] != "pass":
-        out.print(line(("A verdict failed: the artifacts are written, but should not be shipped as they are.", "red")), soft_wrap=True)
+        out.print(
+            line(
+                ("A verdict failed: the artifacts are written, but should not be shipped as they are.", "red")
+            ),
+            soft_wrap=True,
+        )
 
 
 def _print_budget(out: Any, report: dict) -> None:
     """What was chosen, what was asked, and what came of it."""
     if not (budget := report.get("budget")):
         return
-    parts = [(target, fig.size_text(found["size_bytes"]), found["bits_per_weight"]) for target, found in budget["measured"].items()]
+    parts = [
+        (target, fig.size_text(found["size_bytes"]), found["bits_per_weight"])
+        for target, found in budget["measured"].items()
+    ]
     have = "; ".join(f"{target} {size}, {bits:.2f} bits per weight" for target, size, bits in parts)
     told = f": {have}. The recipe, for use with --quant: recipe.toml"
     out.print(line(("Budget ", ""), (clean(budget["asked"]), "bold"), (told, "")), soft_wrap=True)
 
 
 def render_artifacts(report: dict, out: Any) -> None:
-    """Target, recipe, size, both errors, units, latency and verdict of each artifact, as wide as the console allows."""
+    """Target, recipe, size, both errors, units, latency and verdict of each artifact, as wide as the console
+    allows."""
     if not report["artifacts"]:
         out.print("No artifact was written.")
     elif out.width < NARROW:
@@ -205,7 +244,8 @@ def _row(report: dict, artifact: dict, out: Any) -> tuple[list[str], list]:
 
 
 def _stacked(row: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """The same figures in fewer, narrower columns: both errors in one, a line for each unit and for the band."""
+    """The same figures in fewer, narrower columns: both errors in one, a line for each unit and for the
+    band."""
     conversion, (compression, cosine) = row["conversion"][0], row["compression"]
     ms, _, band = row["latency"][0].partition(" (")
     band = f"{band.rstrip(')')}\n" if band else ""
@@ -226,10 +266,16 @@ def _print_block(report: dict, artifact: dict, out: Any) -> None:
 
 def _legend(report: dict, out: Any) -> Any:
     artifacts = report["artifacts"]
-    tolerances = {artifact["validation"]["tolerance_db"] for artifact in artifacts if artifact.get("validation")}
+    tolerances = {
+        artifact["validation"]["tolerance_db"] for artifact in artifacts if artifact.get("validation")
+    }
     asked = f" (at least {min(tolerances):g} dB)" if len(tolerances) == 1 else ""
     sources = {artifact["latency"]["source"] for artifact in artifacts if artifact.get("latency")}
-    latency = f" Latency: {' / '.join(sorted(sources))}{' with its band' if 'estimate' in sources else ''}." if sources else ""
+    latency = (
+        f" Latency: {' / '.join(sorted(sources))}{' with its band' if 'estimate' in sources else ''}."
+        if sources
+        else ""
+    )
     conversion = f"Conversion: saved file against the same weights in PyTorch{asked}."
     return line((f"PSNR of the worst output. {conversion} Compression: against the source.{latency}", "dim"))
 
@@ -249,7 +295,10 @@ def show_validation(result: dict) -> None:
     validation = result["validation"]
     tolerance = validation.get("tolerance_db")
     out.print(
-        line((clean(result["artifact"]), "bold"), (f" against {clean(result['against'])}, {clean(validation['runner'])} runner", "")),
+        line(
+            (clean(result["artifact"]), "bold"),
+            (f" against {clean(result['against'])}, {clean(validation['runner'])} runner", ""),
+        ),
         soft_wrap=True,
     )
     render_errors(validation.get("conversion") or [], tolerance, out)
@@ -258,7 +307,8 @@ def show_validation(result: dict) -> None:
         render_errors(validation["compression"], None, out)
     _print_warnings(out, result.get("warnings") or [])
     out.print(
-        line((f"At least {tolerance:g} dB are asked: " if tolerance is not None else "Verdict: ", "")) + verdict_text(result["verdict"])
+        line((f"At least {tolerance:g} dB are asked: " if tolerance is not None else "Verdict: ", ""))
+        + verdict_text(result["verdict"])
     )
 
 
@@ -267,10 +317,19 @@ def render_errors(errors: Sequence[dict], tolerance_db: float | None, out: Any) 
     headers = ["output", "shape", "PSNR", "cosine", "max error", "argmax", "nan/inf"]
     rows = []
     for error in errors:
-        numbers = [fig.db_text(error["psnr_db"]), *(fig.number_text(error[key]) for key in ("cosine", "max_abs_error"))]
+        numbers = [
+            fig.db_text(error["psnr_db"]),
+            *(fig.number_text(error[key]) for key in ("cosine", "max_abs_error")),
+        ]
         shape = "x".join(map(str, error["shape"])) or "scalar"
         rows.append(
-            [clean(error["output"]), shape, *numbers, fig.percent_text(error["argmax_agreement"]), fig.count_text(error["nonfinite"])]
+            [
+                clean(error["output"]),
+                shape,
+                *numbers,
+                fig.percent_text(error["argmax_agreement"]),
+                fig.count_text(error["nonfinite"]),
+            ]
         )
     out.print(table(out, headers, rows) if rows else "Nothing was compared.")
     for error in errors:
@@ -279,7 +338,8 @@ def render_errors(errors: Sequence[dict], tolerance_db: float | None, out: Any) 
 
 
 def show_inspection(result: dict) -> None:
-    """The result of `inspect`: sizes, placement, what is off the Neural Engine and why, the slowest operations, latency by device."""
+    """The result of `inspect`: sizes, placement, what is off the Neural Engine and why, the slowest
+    operations, latency by device."""
     out = console()
     for part in inspection_parts(result, out):
         out.print(part)
@@ -301,12 +361,28 @@ def show_predictions(found: dict) -> None:
     """The result of `convert --dry-run`: a row for each recipe and target."""
     out = console()
     rows = [
-        [clean(row["recipe"]), clean(target), fig.size_text(size), _about(row), fig.size_text(row["peak_rss_bytes"])]
+        [
+            clean(row["recipe"]),
+            clean(target),
+            fig.size_text(size),
+            _about(row),
+            fig.size_text(row["peak_rss_bytes"]),
+        ]
         for row in found["recipes"]
         for target, size in row["size_bytes"].items()
     ]
     out.print(table(out, ["recipe", "target", "size", "time", "memory"], rows))
-    out.print(line(("Foreseen for this machine: compression, conversion and validation of all targets, with a band. Nothing was written.", "dim")))
+    out.print(
+        line(
+            (
+                (
+                    "Foreseen for this machine: compression, conversion and validation of all targets, with a"
+                    " band. Nothing was written."
+                ),
+                "dim",
+            )
+        )
+    )
 
 
 def _about(row: dict) -> str:
@@ -315,15 +391,25 @@ def _about(row: dict) -> str:
 
 
 def show_tuning(result: dict) -> None:
-    """The result of `tune`: how far every output is from the source, before and after, and what to do with the file."""
+    """The result of `tune`: how far every output is from the source, before and after, and what to do with
+    the file."""
     out = console()
-    rows = [[clean(name), fig.db_text(psnr["compressed"]), fig.db_text(psnr["tuned"])] for name, psnr in result["psnr_db"].items()]
+    rows = [
+        [clean(name), fig.db_text(psnr["compressed"]), fig.db_text(psnr["tuned"])]
+        for name, psnr in result["psnr_db"].items()
+    ]
     out.print(table(out, ["output", f"{clean(result['recipe'])} as it is", "tuned"], rows))
     loss = f"{result['loss']['first']:.4g} {arrow(out)} {result['loss']['last']:.4g}"
     out.print(line((f"PSNR against the source, on the first samples. Loss {loss}.", "dim")))
-    out.print(line((clean(result["out"]), "bold"), (f": convert it with --quant {clean(result['recipe'])!r}", "")), soft_wrap=True)
+    out.print(
+        line((clean(result["out"]), "bold"), (f": convert it with --quant {clean(result['recipe'])!r}", "")),
+        soft_wrap=True,
+    )
     if result["verdict"] != "pass":
-        advice = "An output is no nearer to the source than without tuning: try a smaller --lr, more --steps or other --data."
+        advice = (
+            "An output is no nearer to the source than without tuning: try a smaller --lr, more --steps or"
+            " other --data."
+        )
         out.print(line((advice, "red")), soft_wrap=True)
 
 

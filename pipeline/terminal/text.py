@@ -1,6 +1,7 @@
 """Strings in, rich texts and tables out: the pieces that every view in the terminal is made of.
 
-Names come from files that we did not write, so they are never read as markup, and control characters never reach the terminal.
+Names come from files that we did not write, so they are never read as markup, and control characters never
+reach the terminal.
 """
 
 from collections.abc import Sequence
@@ -30,11 +31,23 @@ def arrow(console: Any) -> str:
     return "→" if console.encoding.lower().startswith("utf") else "->"
 
 
-RIGHT = ("PSNR", "cosine", "max error", "argmax", "nan/inf", "operations", "share", "time", "weights", "per weight")
+RIGHT = (
+    "PSNR",
+    "cosine",
+    "max error",
+    "argmax",
+    "nan/inf",
+    "operations",
+    "share",
+    "time",
+    "weights",
+    "per weight",
+)
 
 
 def table(console: Any, headers: Sequence[str], rows: Sequence[Sequence[Any]], gap: bool = False) -> Any:
-    """A table with a rule under its headings; single numbers (`RIGHT`) align to the right. gap: an empty line between rows."""
+    """A table with a rule under its headings; single numbers (`RIGHT`) align to the right. gap: an empty line
+    between rows."""
     from rich.box import ASCII2, SIMPLE, SIMPLE_HEAVY
     from rich.table import Table
 

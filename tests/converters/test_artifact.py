@@ -1,4 +1,5 @@
 """converters/artifact.py: the identity of a package is that of its files' names and bytes."""
+
 from cidermill.converters.artifact import measure
 
 

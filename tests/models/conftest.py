@@ -1,4 +1,5 @@
 """Tiny models as users keep them, made once per run."""
+
 import pytest
 import torch
 
@@ -6,7 +7,9 @@ import torch
 def small_convnet() -> torch.nn.Sequential:
     torch.manual_seed(0)
     features = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
-    return torch.nn.Sequential(*features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    return torch.nn.Sequential(
+        *features, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    ).eval()
 
 
 @pytest.fixture
@@ -28,7 +31,12 @@ def bert_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=24
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=24,
     )
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     return folder
@@ -56,4 +64,7 @@ def package(tmp_path, monkeypatch):
 @pytest.fixture
 def as_tensors():
     """Samples batch -> the tensors that Source.module takes."""
-    return lambda batch: {name: torch.from_numpy(a).long() if a.dtype == "int32" else torch.from_numpy(a) for name, a in batch.items()}
+    return lambda batch: {
+        name: torch.from_numpy(a).long() if a.dtype == "int32" else torch.from_numpy(a)
+        for name, a in batch.items()
+    }

@@ -1,4 +1,5 @@
 """models/capture.py: what the captured program promises to every later stage."""
+
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +38,38 @@ class Tokens(torch.nn.Module):
         self.register_buffer("positions", torch.arange(16))
 
     def forward(self, input_ids, attention_mask):
-        hidden = self.embed(input_ids) * torch.sin(self.positions[: input_ids.shape[1]].float())[None, :, None]
+        hidden = (
+            self.embed(input_ids) * torch.sin(self.positions[: input_ids.shape[1]].float())[None, :, None]
+        )
         return {"hidden": hidden, "pooled": (hidden * attention_mask[..., None]).sum(1)}
 
 
 def test_names_and_integer_inputs():
-    result = captured(Tokens(), input_ids=np.arange(6, dtype=np.int32)[None], attention_mask=np.ones((1, 6), np.int32))
+    result = captured(
+        Tokens(), input_ids=np.arange(6, dtype=np.int32)[None], attention_mask=np.ones((1, 6), np.int32)
+    )
     assert [spec.name for spec in result.outputs] == ["hidden", "pooled"]
-    placeholders = {node.name: node.meta["val"].dtype for node in result.program.graph.nodes if node.op == "placeholder"}
+    placeholders = {
+        node.name: node.meta["val"].dtype for node in result.program.graph.nodes if node.op == "placeholder"
+    }
     assert placeholders["input_ids"] == placeholders["attention_mask"] == torch.int32
     assert "embed_weight" in placeholders
 
 
 def test_the_program_computes_what_the_source_computes():
-    result = captured(Tokens(), input_ids=np.arange(6, dtype=np.int32)[None], attention_mask=np.array([[1, 1, 0, 1, 1, 0]], np.int32))
+    result = captured(
+        Tokens(),
+        input_ids=np.arange(6, dtype=np.int32)[None],
+        attention_mask=np.array([[1, 1, 0, 1, 1, 0]], np.int32),
+    )
     for name, value in evaluate(result.program, result)[0].items():
         np.testing.assert_allclose(value, result.reference[0][name], atol=1e-6)
 
 
 def test_what_no_input_decides_is_folded():
-    result = captured(Tokens(), input_ids=np.arange(6, dtype=np.int32)[None], attention_mask=np.ones((1, 6), np.int32))
+    result = captured(
+        Tokens(), input_ids=np.arange(6, dtype=np.int32)[None], attention_mask=np.ones((1, 6), np.int32)
+    )
     assert aten.sin.default not in operators(result.program)
     assert "positions" not in result.program.state_dict  # only its folded sine is needed
     assert "embed.weight" in result.program.state_dict
@@ -66,7 +79,9 @@ def test_weight_norm_becomes_one_weight():
     conv = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(4, 8, 3), name="weight", dim=2)
     result = captured(conv, input=normal(1, 4, 16))
     assert operators(result.program) == [aten.convolution.default]
-    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,11 +95,18 @@ def test_weight_norm_becomes_one_weight():
 def test_batch_norm_is_folded_into_the_convolution(conv):
     norm = torch.nn.BatchNorm2d(8)
     with torch.no_grad():
-        for tensor, low in ((norm.weight, 0.5), (norm.bias, -1), (norm.running_mean, -1), (norm.running_var, 0.5)):
+        for tensor, low in (
+            (norm.weight, 0.5),
+            (norm.bias, -1),
+            (norm.running_mean, -1),
+            (norm.running_var, 0.5),
+        ):
             tensor.uniform_(low, 2)
     result = captured(torch.nn.Sequential(conv, norm), input=normal(1, 6, 9, 9))
     assert operators(result.program) == [aten.convolution.default]
-    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -94,7 +116,10 @@ def test_a_product_with_a_weight_becomes_linear_with_the_weight_turned(bias):
 
         def __init__(self):
             super().__init__()
-            self.weight, self.bias = torch.nn.Parameter(torch.randn(6, 10)), torch.nn.Parameter(torch.randn(10))
+            self.weight, self.bias = (
+                torch.nn.Parameter(torch.randn(6, 10)),
+                torch.nn.Parameter(torch.randn(10)),
+            )
 
         def forward(self, x):
             return torch.addmm(self.bias, x, self.weight) if bias else x @ self.weight
@@ -102,15 +127,21 @@ def test_a_product_with_a_weight_becomes_linear_with_the_weight_turned(bias):
     result = captured(Conv1D(), x=normal(3, 6))
     assert operators(result.program) == [aten.linear.default]
     assert result.program.state_dict["weight"].shape == (10, 6)
-    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5
+    )
 
 
 def test_a_decomposed_linear_becomes_linear_again():
     program = torch.export.export(torch.nn.Linear(6, 10).eval(), (torch.ones(3, 6),)).run_decompositions()
-    source = Source(Path("m.pt2"), "exported-program", "0", None, (TensorSpec("input", (3, 6), "float32"),), program)
+    source = Source(
+        Path("m.pt2"), "exported-program", "0", None, (TensorSpec("input", (3, 6), "float32"),), program
+    )
     result = capture(source, Samples("synthetic", ({"input": normal(3, 6)},), 0))
     assert operators(result.program) == [aten.linear.default]
-    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-5
+    )
 
 
 def test_a_matrix_with_two_readers_is_not_turned():
@@ -123,7 +154,9 @@ def test_a_matrix_with_two_readers_is_not_turned():
             return (x @ self.weight) @ self.weight.t()
 
     result = captured(Shared(), x=normal(3, 6))
-    np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"], atol=1e-4
+    )
 
 
 def test_batch_norm_stays_where_the_convolution_has_another_reader():
@@ -154,13 +187,20 @@ class Strided(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "module",
-    [Strided((4, 6), (6, 1)), Strided((5, 3), (2, 1), 4), Strided((2, 6, 2), (12, 2, 1), transposed=True), Strided((6, 4), (1, 6))],
+    [
+        Strided((4, 6), (6, 1)),
+        Strided((5, 3), (2, 1), 4),
+        Strided((2, 6, 2), (12, 2, 1), transposed=True),
+        Strided((6, 4), (1, 6)),
+    ],
     ids=["reshape", "overlapping windows", "of a transposed tensor", "transpose"],
 )
 def test_as_strided_is_spelled_out(module):
     result = captured(module, x=normal(1, 4, 6))
     assert aten.as_strided.default not in operators(result.program)
-    np.testing.assert_array_equal(evaluate(result.program, result)[0]["output"], result.reference[0]["output"])
+    np.testing.assert_array_equal(
+        evaluate(result.program, result)[0]["output"], result.reference[0]["output"]
+    )
 
 
 def test_data_dependent_control_flow_names_module_and_line():
@@ -180,7 +220,9 @@ def test_data_dependent_control_flow_names_module_and_line():
 
     with pytest.raises(UserError) as caught:
         captured(Outer(), x=normal(1, 4))
-    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "if x.sum() > 0:" in text)
+    line = next(
+        i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "if x.sum() > 0:" in text
+    )
     assert f"{Path(__file__).name}:{line}" in caught.value.message
     assert "gate (Gate)" in caught.value.message
     assert "torch.where" in caught.value.hint
@@ -206,6 +248,8 @@ def test_an_exported_program_with_keyword_inputs_and_a_flag():
             return x * (2 if double else 1)
 
     program = torch.export.export(Flagged(), (torch.ones(1, 3),), {"double": True})
-    source = Source(Path("m.pt2"), "exported-program", "0", None, (TensorSpec("x", (1, 3), "float32"),), program)
+    source = Source(
+        Path("m.pt2"), "exported-program", "0", None, (TensorSpec("x", (1, 3), "float32"),), program
+    )
     result = capture(source, Samples("synthetic", ({"x": normal(1, 3)},), 0))
     np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"])

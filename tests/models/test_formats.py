@@ -1,4 +1,5 @@
 """Files that are no models, or damaged ones: each gets one clear sentence."""
+
 import io
 import json
 import struct
@@ -24,8 +25,14 @@ def refusal(path, **options) -> str:
     "content, message",
     [
         (b"", "is empty (0 bytes)"),
-        (np.random.default_rng(0).bytes(500), "is not a model that cidermill knows (it begins with the bytes"),
-        ("weights = [1, 2, 3]  # ünïcode\n".encode() * 20, "is a text file, not a model. It begins: 'weights = [1, 2, 3]  # ünïcode'"),
+        (
+            np.random.default_rng(0).bytes(500),
+            "is not a model that cidermill knows (it begins with the bytes",
+        ),
+        (
+            "weights = [1, 2, 3]  # ünïcode\n".encode() * 20,
+            "is a text file, not a model. It begins: 'weights = [1, 2, 3]  # ünïcode'",
+        ),
         (b"\x18\x00\x00\x00ET12" + bytes(100), "is an ExecuTorch program (.pte)"),
         (b"GGUF" + bytes(100), "is a GGUF file of llama.cpp"),
         (b"\x08\x08\x12\x07pytorch\x1a\x062.13.0", "is an ONNX model, which is not a source."),
@@ -117,11 +124,16 @@ def test_other_zips(tmp_path):
 
 
 def test_folders(tmp_path):
-    assert "is a folder without config.json, so not a Hugging Face model. It holds: nothing." in refusal(tmp_path)
+    assert "is a folder without config.json, so not a Hugging Face model. It holds: nothing." in refusal(
+        tmp_path
+    )
     (tmp_path / "m.mlpackage" / "Data").mkdir(parents=True)
     (tmp_path / "m.mlpackage" / "Manifest.json").write_text("{}")
     message = refusal(tmp_path / "m.mlpackage")
-    assert "is a Core ML package (.mlpackage)" in message and "`cidermill inspect FILE` or `cidermill validate FILE" in message
+    assert (
+        "is a Core ML package (.mlpackage)" in message
+        and "`cidermill inspect FILE` or `cidermill validate FILE" in message
+    )
 
 
 def safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -156,4 +168,9 @@ def test_formats_are_recognised_under_any_name(tmp_path, convnet):
     torch.save(convnet, tmp_path / "c")
     torch.save(convnet, tmp_path / "d", _use_new_zipfile_serialization=False)
     kinds = {path.name: recognise(path) for path in tmp_path.iterdir()}
-    assert kinds == {"a.safetensors": "exported-program", "b.pt2": "torchscript", "c": "torch-zip", "d": "torch-legacy"}
+    assert kinds == {
+        "a.safetensors": "exported-program",
+        "b.pt2": "torchscript",
+        "c": "torch-zip",
+        "d": "torch-legacy",
+    }

@@ -1,4 +1,6 @@
-"""Hugging Face folders: the model's own inputs and outputs, offline, quietly; and folders that are not whole."""
+"""Hugging Face folders: the model's own inputs and outputs, offline, quietly; and folders that are not
+whole."""
+
 import json
 import shutil
 from types import SimpleNamespace
@@ -27,14 +29,19 @@ def folder(bert_folder, tmp_path):
 
 def configure(folder, **changes):
     settings = {**json.loads((folder / "config.json").read_text()), **changes}
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in settings.items() if value is not None})
+    )
 
 
 def test_text(bert_folder, as_tensors, capfd):
     source = load(bert_folder)
     assert capfd.readouterr() == ("", "")
     assert source.format == "hugging-face" and source.warnings == ()
-    assert [(s.name, s.shape, s.dtype) for s in source.inputs] == [("input_ids", (1, 24), "int32"), ("attention_mask", (1, 24), "int32")]
+    assert [(s.name, s.shape, s.dtype) for s in source.inputs] == [
+        ("input_ids", (1, 24), "int32"),
+        ("attention_mask", (1, 24), "int32"),
+    ]
     assert source.limits == {"input_ids": (0, 50)}
     inputs = as_tensors(synthetic(source.inputs, 1, 0, source.limits).batches[0])
     with torch.no_grad():
@@ -53,7 +60,11 @@ def test_caches_are_switched_off(bert_folder):
 
 
 def test_shapes_and_further_inputs_by_name(bert_folder):
-    given = InputSpec("token_type_ids", (1, 5)), InputSpec("input_ids", (1, 5)), InputSpec("attention_mask", (1, 5), "int32")
+    given = (
+        InputSpec("token_type_ids", (1, 5)),
+        InputSpec("input_ids", (1, 5)),
+        InputSpec("attention_mask", (1, 5), "int32"),
+    )
     source = load(bert_folder, given)
     assert [(s.name, s.shape, s.dtype) for s in source.inputs] == [
         ("input_ids", (1, 5), "int32"), ("attention_mask", (1, 5), "int32"), ("token_type_ids", (1, 5), "int32")]  # fmt: skip
@@ -63,8 +74,14 @@ def test_shapes_and_further_inputs_by_name(bert_folder):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (InputSpec("tokens", (1, 5)), "has no input 'tokens'. Its inputs are: input_ids (1x24 int32), attention_mask (1x24 int32)."),
-        (InputSpec("input_ids", (5,)), "Input 'input_ids' of BertForSequenceClassification has 2 dimensions, but --input gives 1: 5."),
+        (
+            InputSpec("tokens", (1, 5)),
+            "has no input 'tokens'. Its inputs are: input_ids (1x24 int32), attention_mask (1x24 int32).",
+        ),
+        (
+            InputSpec("input_ids", (5,)),
+            "Input 'input_ids' of BertForSequenceClassification has 2 dimensions, but --input gives 1: 5.",
+        ),
         (InputSpec("input_ids", (1, 5), "float32"), "is int32, but --input says float32."),
         (InputSpec("input_ids", (1, 99)), "does not run on input_ids (1x99 int32)"),
     ],
@@ -112,7 +129,9 @@ def test_payload_in_bin_does_not_run(folder, tmp_path):
 def shard(folder):
     import transformers
 
-    transformers.BertForSequenceClassification.from_pretrained(folder).save_pretrained(folder, max_shard_size="4KB")
+    transformers.BertForSequenceClassification.from_pretrained(folder).save_pretrained(
+        folder, max_shard_size="4KB"
+    )
     (folder / "model.safetensors").unlink(missing_ok=True)
     return sorted(folder.glob("model-*.safetensors"))
 
@@ -137,15 +156,30 @@ def test_missing_and_truncated_shards(folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"architectures": ["BertForTelepathy"]}, "the architecture 'BertForTelepathy' is not a model class of transformers"),
+        (
+            {"architectures": ["BertForTelepathy"]},
+            "the architecture 'BertForTelepathy' is not a model class of transformers",
+        ),
         ({"architectures": ["pipeline"]}, "the architecture 'pipeline' is not a model class"),
-        ({"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}}, "brings its own code for Mine (auto_map)"),
+        (
+            {"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}},
+            "brings its own code for Mine (auto_map)",
+        ),
         ({"architectures": None}, "names no architectures."),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "is already quantized (gptq)."),
         ({"num_hidden_layers": 10**9}, "asks for 1000000000 in num_hidden_layers, but the files hold"),
-        ({"hidden_size": 17}, "cannot be loaded as BertForSequenceClassification: The hidden size (17) is not a multiple"),
+        (
+            {"hidden_size": 17},
+            "cannot be loaded as BertForSequenceClassification: The hidden size (17) is not a multiple",
+        ),
         ({"vocab_size": 51}, "word_embeddings.weight is 50x16, BertForSequenceClassification wants 51x16"),
-        ({"hidden_size": "many"}, "is not a configuration of BertForSequenceClassification: Validation error for field 'hidden_size': TypeError"),
+        (
+            {"hidden_size": "many"},
+            (
+                "is not a configuration of BertForSequenceClassification: Validation error for field"
+                " 'hidden_size': TypeError"
+            ),
+        ),
         ({"architectures": ["BertForMaskedLM"]}, "of BertForMaskedLM are not in the files: cls.predictions"),
     ],
 )
@@ -163,7 +197,9 @@ def test_custom_code_in_the_folder_is_never_imported(folder, tmp_path):
 
 def test_unused_weights_are_mentioned(folder):
     configure(folder, architectures=["BertModel"])
-    assert load(folder).warnings == ("2 stored weights are not part of BertModel and were left out: classifier.bias, classifier.weight",)
+    assert load(folder).warnings == (
+        "2 stored weights are not part of BertModel and were left out: classifier.bias, classifier.weight",
+    )
 
 
 def test_broken_config(folder):
@@ -175,7 +211,10 @@ def test_broken_config(folder):
 
 def test_missing_weights(folder):
     (folder / "model.safetensors").unlink()
-    assert "has no weights: none of model.safetensors, model.safetensors.index.json, pytorch_model.bin" in refusal(folder)
+    assert (
+        "has no weights: none of model.safetensors, model.safetensors.index.json, pytorch_model.bin"
+        in refusal(folder)
+    )
     (folder / "adapter_config.json").write_text("{}")
     assert "holds an adapter (LoRA), not a whole model." in refusal(folder)
 
@@ -209,8 +248,22 @@ def configs():
     encoder = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
     decoder = dict(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16)
     tokens = dict(vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
-    text = dict(vocab_size=60, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=12)
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
+    text = dict(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+    )
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
     return {
         "whisper": lambda: T.WhisperForConditionalGeneration(T.WhisperConfig(
             num_mel_bins=8, max_source_positions=10, max_target_positions=9, **encoder, **decoder, **tokens)),

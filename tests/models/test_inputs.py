@@ -1,4 +1,5 @@
 """--input texts and their check against the model's own inputs."""
+
 import subprocess
 import sys
 
@@ -52,13 +53,19 @@ OWN = (TensorSpec("ids", (1, 128), "int32"), TensorSpec("mask", (1, 128), "int32
 
 
 def test_override_changes_shapes_by_name_and_keeps_the_order():
-    assert override("Bert", OWN, (InputSpec("mask", (1, 5)),)) == (OWN[0], TensorSpec("mask", (1, 5), "int32"))
+    assert override("Bert", OWN, (InputSpec("mask", (1, 5)),)) == (
+        OWN[0],
+        TensorSpec("mask", (1, 5), "int32"),
+    )
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        (InputSpec("tokens", (1, 5)), "Bert has no input 'tokens'. Its inputs are: ids (1x128 int32), mask (1x128 int32)."),
+        (
+            InputSpec("tokens", (1, 5)),
+            "Bert has no input 'tokens'. Its inputs are: ids (1x128 int32), mask (1x128 int32).",
+        ),
         (InputSpec("ids", (1, 1, 5)), "Input 'ids' of Bert has 2 dimensions, but --input gives 3: 1x1x5."),
         (InputSpec("ids", (1, 5), "float32"), "Input 'ids' of Bert is int32, but --input says float32."),
     ],
@@ -76,4 +83,9 @@ def test_a_spec_prints_as_it_is_given():
 def test_the_parser_imports_neither_torch_nor_numpy():
     imports = "import sys, cidermill.models.inputs, cidermill.models.load, cidermill.models.errors"
     code = f"{imports}; print([name for name in ('torch', 'numpy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,5 @@
 """Modules, weights with a factory, TorchScript: shapes, names and refusals."""
+
 import zipfile
 
 import pytest
@@ -40,14 +41,38 @@ def refusal(path, *args, **options) -> str:
 @pytest.mark.parametrize(
     "model, proposal",
     [
-        (lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "the first layer Conv2d takes 3 channels: try --input input:1x3x224x224"),
-        (lambda: torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=2)), "Conv2d takes 4 channels: try --input input:1x4x224x224"),
-        (lambda: torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3)), "Conv1d takes 2 channels: try --input input:1x2x1000"),
-        (lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)), "Linear takes 64 features: try --input input:1x64"),
-        (lambda: torch.nn.Sequential(torch.nn.Embedding(9, 2)), "Embedding takes integers below 9: try --input input:1x16:int32"),
-        (lambda: torch.nn.LSTM(7, 2, batch_first=True), "LSTM takes sequences of 7 features: try --input input:1x16x7"),
-        (lambda: torch.nn.TransformerEncoderLayer(8, 2), "MultiheadAttention takes sequences of 8 features: try --input src:1x16x8"),
-        (lambda: torch.nn.Sequential(torch.nn.BatchNorm2d(6)), "BatchNorm2d takes 6 channels: try --input input:1x6x224x224"),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)),
+            "the first layer Conv2d takes 3 channels: try --input input:1x3x224x224",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=2)),
+            "Conv2d takes 4 channels: try --input input:1x4x224x224",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3)),
+            "Conv1d takes 2 channels: try --input input:1x2x1000",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)),
+            "Linear takes 64 features: try --input input:1x64",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Embedding(9, 2)),
+            "Embedding takes integers below 9: try --input input:1x16:int32",
+        ),
+        (
+            lambda: torch.nn.LSTM(7, 2, batch_first=True),
+            "LSTM takes sequences of 7 features: try --input input:1x16x7",
+        ),
+        (
+            lambda: torch.nn.TransformerEncoderLayer(8, 2),
+            "MultiheadAttention takes sequences of 8 features: try --input src:1x16x8",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.BatchNorm2d(6)),
+            "BatchNorm2d takes 6 channels: try --input input:1x6x224x224",
+        ),
         (lambda: torch.nn.Sequential(torch.nn.ReLU()), "try --input input:SHAPE"),
     ],
 )
@@ -97,7 +122,11 @@ def test_state_dict(tmp_path, package, convnet, kind):
     if kind == "safetensors":
         save_file(convnet.state_dict(), path)
     else:
-        saved = {"model_state_dict": convnet.state_dict(), "epoch": 3} if kind == "checkpoint" else convnet.state_dict()
+        saved = (
+            {"model_state_dict": convnet.state_dict(), "epoch": 3}
+            if kind == "checkpoint"
+            else convnet.state_dict()
+        )
         torch.save(saved, path, _use_new_zipfile_serialization=kind != "legacy")
     source = load(path, IMAGE, f"{name}:build")
     x = torch.randn(1, 3, 8, 8)
@@ -110,12 +139,18 @@ def test_state_dict(tmp_path, package, convnet, kind):
     "model_class, message",
     [
         ("factory_b", "--model-class 'factory_b' is not package.module:name."),
-        ("nowhere.at_all:build", "importing nowhere.at_all failed with ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "nowhere.at_all:build",
+            "importing nowhere.at_all failed with ModuleNotFoundError: No module named 'nowhere'",
+        ),
         ("factory_b:absent", "factory_b has no absent."),
         ("factory_b:broken", "failed with RuntimeError: no GPU"),
         ("factory_b:number", "returned a int, not a torch.nn.Module."),
         ("factory_b:constant", "is a int, which cannot be called."),
-        ("factory_b:Pair", "does not fit factory_b:Pair: weights missing 1 (table.weight) and unexpected 9 (0.weight"),
+        (
+            "factory_b:Pair",
+            "does not fit factory_b:Pair: weights missing 1 (table.weight) and unexpected 9 (0.weight",
+        ),
         ("factory_b:wide", "does not fit factory_b:wide: weights unexpected 7 ("),
     ],
 )
@@ -128,7 +163,9 @@ def test_model_class_refusals(tmp_path, package, convnet, model_class, message):
 def test_weights_of_another_size(tmp_path, package, convnet):
     package("factory_c", FACTORY)
     torch.save(torch.nn.Linear(4, 3).state_dict(), tmp_path / "m.pt")
-    assert "does not fit factory_c:other: size mismatch for weight" in refusal(tmp_path / "m.pt", (), "factory_c:other")
+    assert "does not fit factory_c:other: size mismatch for weight" in refusal(
+        tmp_path / "m.pt", (), "factory_c:other"
+    )
     torch.save({f"module.{k}": v for k, v in convnet.state_dict().items()}, tmp_path / "m.pt")
     assert "save model.module.state_dict()" in refusal(tmp_path / "m.pt", (), "factory_c:build")
 
@@ -147,10 +184,14 @@ def test_inputs_of_own_classes_go_by_name(tmp_path, package):
 
 def test_other_objects(tmp_path, convnet_file):
     torch.save({"epoch": 3, "loss": [1.0]}, tmp_path / "m.pt")
-    assert "holds neither a module nor a state dict, but a dict with the keys epoch, loss." in refusal(tmp_path / "m.pt")
+    assert "holds neither a module nor a state dict, but a dict with the keys epoch, loss." in refusal(
+        tmp_path / "m.pt"
+    )
     torch.save(torch.ones(3), tmp_path / "m.pt")
     assert "holds neither a module nor a state dict, but a Tensor." in refusal(tmp_path / "m.pt")
-    assert "is a whole model (Sequential), so --model-class has no use." in refusal(convnet_file, IMAGE, "a.b:c")
+    assert "is a whole model (Sequential), so --model-class has no use." in refusal(
+        convnet_file, IMAGE, "a.b:c"
+    )
 
 
 def test_digest_depends_on_bytes_names_and_order(tmp_path):
@@ -164,15 +205,26 @@ def test_digest_depends_on_bytes_names_and_order(tmp_path):
     assert digest((one, two)) != before, "the same bytes, divided differently"
 
 
-@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3, 8, 8))], ids=["script", "trace"])
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3, 8, 8))], ids=["script", "trace"]
+)
 def test_torchscript(tmp_path, convnet, make):
     make(convnet).save(tmp_path / "m.pt")
-    assert "m.pt does not say which shapes it takes.\nNote: the first layer Conv2d takes 3 channels" in refusal(tmp_path / "m.pt")
+    assert (
+        "m.pt does not say which shapes it takes.\nNote: the first layer Conv2d takes 3 channels"
+        in refusal(tmp_path / "m.pt")
+    )
     source = load(tmp_path / "m.pt", (InputSpec("input", (1, 3, 8, 8)),))
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
-        assert source.format == "torchscript" and torch.allclose(source.module(input=x), convnet(x), atol=1e-6)
-        assert torch.allclose(torch.export.export(source.module, (), {"input": x}, strict=False).module()(input=x), convnet(x), atol=1e-6)
+        assert source.format == "torchscript" and torch.allclose(
+            source.module(input=x), convnet(x), atol=1e-6
+        )
+        assert torch.allclose(
+            torch.export.export(source.module, (), {"input": x}, strict=False).module()(input=x),
+            convnet(x),
+            atol=1e-6,
+        )
     assert "does not run on input (1x8 float32)" in refusal(tmp_path / "m.pt", (InputSpec("input", (1, 8)),))
 
 
@@ -187,7 +239,10 @@ def test_torchscript_that_cannot_be_converted(tmp_path):
 
     torch.jit.script(Search()).save(tmp_path / "m.pt")
     message = refusal(tmp_path / "m.pt", (InputSpec("x", (1, 3)),))
-    assert "is TorchScript that torch cannot turn into an exported program" in message and "torch.export.save" in message
+    assert (
+        "is TorchScript that torch cannot turn into an exported program" in message
+        and "torch.export.save" in message
+    )
 
 
 DATACLASS = """

@@ -1,4 +1,5 @@
 """Exported programs: any name, any input structure, dynamic shapes; no code of the file runs."""
+
 import io
 import json
 import os
@@ -67,15 +68,22 @@ def test_static(static, capfd):
 
 def test_static_shapes_are_fixed(static):
     message = refusal(static[0], (InputSpec("x", (5, 4)),))
-    assert "was exported with x (3x4 float32); dimension 0 cannot become 5." in message and "torch.export.Dim" in message
-    assert "has no input image. Its inputs are: x (3x4 float32)." in refusal(static[0], (InputSpec("image", (3, 4)),))
+    assert (
+        "was exported with x (3x4 float32); dimension 0 cannot become 5." in message
+        and "torch.export.Dim" in message
+    )
+    assert "has no input image. Its inputs are: x (3x4 float32)." in refusal(
+        static[0], (InputSpec("image", (3, 4)),)
+    )
     assert "has 2 dimensions, but --input gives 1: 3." in refusal(static[0], (InputSpec("x", (3,)),))
     assert "is float32, but --input says int32." in refusal(static[0], (InputSpec("x", (3, 4), "int32"),))
 
 
 def test_dynamic_shapes_are_settled(tmp_path):
     model = Affine().eval()
-    program = torch.export.export(model, (torch.ones(3, 4),), dynamic_shapes={"x": {0: torch.export.Dim("n", max=64)}})
+    program = torch.export.export(
+        model, (torch.ones(3, 4),), dynamic_shapes={"x": {0: torch.export.Dim("n", max=64)}}
+    )
     path = save(program, tmp_path / "m")
     source = load(path)
     assert source.program is None and source.inputs[0].shape == (3, 4)
@@ -89,7 +97,9 @@ def test_dynamic_shapes_are_settled(tmp_path):
 
 def test_a_size_beyond_the_exported_range_names_the_condition(tmp_path):
     size = torch.export.Dim("size", min=1, max=8)
-    program = torch.export.export(torch.nn.Linear(4, 4), (torch.randn(2, 4),), dynamic_shapes={"input": {0: size}})
+    program = torch.export.export(
+        torch.nn.Linear(4, 4), (torch.randn(2, 4),), dynamic_shapes={"input": {0: size}}
+    )
     torch.export.save(program, tmp_path / "m.pt2")
     source = load(tmp_path / "m.pt2", (InputSpec("input", (9, 4)),))
     with pytest.raises(UserError, match=r"exported for other shapes: it needs input.size\(\)\[0\] <= 8"):
@@ -101,12 +111,19 @@ def test_nested_and_constant_inputs(tmp_path):
     model, ids, scale = Net().eval(), torch.tensor([[1, 2, 6]]), torch.tensor([2.0])
     source = load(save(torch.export.export(model, (ids,), {"scales": [scale], "flag": True}), tmp_path / "m"))
     assert source.program is None, "flag is an input that is no tensor"
-    assert [(spec.name, spec.shape, spec.dtype) for spec in source.inputs] == [("ids", (1, 3), "int32"), ("scales_0", (1,), "float32")]
+    assert [(spec.name, spec.shape, spec.dtype) for spec in source.inputs] == [
+        ("ids", (1, 3), "int32"),
+        ("scales_0", (1,), "float32"),
+    ]
     assert source.limits == {"ids": (0, 7)}
     with torch.no_grad():
-        assert torch.equal(source.module(ids=ids, scales_0=scale)["logits"], model(ids, scales=[scale])["logits"])
+        assert torch.equal(
+            source.module(ids=ids, scales_0=scale)["logits"], model(ids, scales=[scale])["logits"]
+        )
         exported = torch.export.export(source.module, (), {"ids": ids, "scales_0": scale}, strict=False)
-        assert torch.equal(exported.module()(ids=ids, scales_0=scale)["rest"][0], model(ids, scales=[scale])["rest"][0])
+        assert torch.equal(
+            exported.module()(ids=ids, scales_0=scale)["rest"][0], model(ids, scales=[scale])["rest"][0]
+        )
 
 
 def test_a_mask_keeps_the_range_of_its_example(tmp_path):
@@ -114,22 +131,33 @@ def test_a_mask_keeps_the_range_of_its_example(tmp_path):
         def forward(self, a, b):
             return a * b
 
-    program = torch.export.export(Masked(), (torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 9, 3, 1]])))
+    program = torch.export.export(
+        Masked(), (torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 9, 3, 1]]))
+    )
     assert load(save(program, tmp_path / "m")).limits == {"a": (1, 2), "b": (0, 10)}
 
 
 def test_float64_is_refused(tmp_path):
     program = torch.export.export(Affine().double(), (torch.ones(3, 4).double(),))
-    assert "input x is torch.float64; artifacts take bool, float16, float32, int32." in refusal(save(program, tmp_path / "m"))
+    assert "input x is torch.float64; artifacts take bool, float16, float32, int32." in refusal(
+        save(program, tmp_path / "m")
+    )
 
 
 def test_transformers_outputs_are_registered_by_loading(tmp_path):
     import transformers
 
-    config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    program = torch.export.export(transformers.BertModel(config).eval(), (torch.ones(1, 4, dtype=torch.long),), strict=False)
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    program = torch.export.export(
+        transformers.BertModel(config).eval(), (torch.ones(1, 4, dtype=torch.long),), strict=False
+    )
     source = load(save(program, tmp_path / "m"))
-    assert set(source.module(**{source.inputs[0].name: torch.ones(1, 4, dtype=torch.long)})) == {"last_hidden_state", "pooler_output"}
+    assert set(source.module(**{source.inputs[0].name: torch.ones(1, 4, dtype=torch.long)})) == {
+        "last_hidden_state",
+        "pooler_output",
+    }
 
 
 class Payload:
@@ -163,9 +191,13 @@ def edit_json(path, edit):
 def test_payload_among_the_example_inputs_does_not_run(static, tmp_path):
     buffer = io.BytesIO()
     torch.save(Payload(tmp_path / "ran"), buffer)
-    rewrite(static[0], lambda name, data: buffer.getvalue() if name.startswith("data/sample_inputs/") else data)
+    rewrite(
+        static[0], lambda name, data: buffer.getvalue() if name.startswith("data/sample_inputs/") else data
+    )
     message = refusal(static[0])
-    assert "carries code: data/sample_inputs/model.pt would import posix.system. None of it was run." in message
+    assert (
+        "carries code: data/sample_inputs/model.pt would import posix.system. None of it was run." in message
+    )
     assert not (tmp_path / "ran").exists()
     refusal(static[0], trust_pickle=True)
     assert (tmp_path / "ran").exists(), "the payload must be one that can run"
@@ -174,8 +206,16 @@ def test_payload_among_the_example_inputs_does_not_run(static, tmp_path):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda m: m["graph_module"]["graph"]["nodes"][0].update(target="torch.hub.load"), "the operator torch.hub.load"),
-        (lambda m: m["graph_module"]["module_call_graph"][0]["signature"].update(in_spec='{"__enum__": 1}'), "a structure that imports"),
+        (
+            lambda m: m["graph_module"]["graph"]["nodes"][0].update(target="torch.hub.load"),
+            "the operator torch.hub.load",
+        ),
+        (
+            lambda m: m["graph_module"]["module_call_graph"][0]["signature"].update(
+                in_spec='{"__enum__": 1}'
+            ),
+            "a structure that imports",
+        ),
     ],
     ids=["operator", "structure"],
 )
@@ -186,15 +226,29 @@ def test_code_in_the_graph_is_refused(static, edit, message):
 
 @pytest.mark.parametrize(
     "text",
-    ["exec(chr(97))", "__import__('os')", "Symbol('s0').func", "S('open(1)')", "Max(1, Symbol('x', a=eval('1')))", "Max(1)(1)"],
+    [
+        "exec(chr(97))",
+        "__import__('os')",
+        "Symbol('s0').func",
+        "S('open(1)')",
+        "Max(1, Symbol('x', a=eval('1')))",
+        "Max(1)(1)",
+    ],
 )
 def test_expressions_that_call_python_are_refused(static, text):
-    edit_json(static[0], lambda m: m["graph_module"]["graph"].setdefault("sym_int_values", {}).update(s={"as_expr": {"expr_str": text}}))
+    edit_json(
+        static[0],
+        lambda m: m["graph_module"]["graph"]
+        .setdefault("sym_int_values", {})
+        .update(s={"as_expr": {"expr_str": text}}),
+    )
     assert "the shape expression" in refusal(static[0])
 
 
 def test_guards_are_not_executed(static, tmp_path):
-    edit_json(static[0], lambda m: m.update(guards_code=[f"__import__('os').system('touch {tmp_path / 'ran'}')"]))
+    edit_json(
+        static[0], lambda m: m.update(guards_code=[f"__import__('os').system('touch {tmp_path / 'ran'}')"])
+    )
     source = load(static[0])
     source.module(x=torch.ones(3, 4))
     source.program.module()(torch.ones(3, 4))
@@ -212,5 +266,8 @@ def test_missing_parts(static):
 
 
 def test_damaged_example_inputs(static):
-    rewrite(static[0], lambda name, data: data[: len(data) // 2] if name.startswith("data/sample_inputs/") else data)
+    rewrite(
+        static[0],
+        lambda name, data: data[: len(data) // 2] if name.startswith("data/sample_inputs/") else data,
+    )
     assert "sample_inputs/model.pt is a damaged zip archive" in refusal(static[0])

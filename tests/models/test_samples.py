@@ -1,4 +1,5 @@
 """Synthetic inputs and the user's own."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,19 @@ IDS = TensorSpec("ids", (1, 64), "int32")
 
 
 def test_synthetic_is_seeded_typed_and_within_limits():
-    specs = (X, IDS, TensorSpec("attention_mask", (1, 4), "int32"), TensorSpec("keep", (2,), "bool"), TensorSpec("h", (5,), "float16"))
+    specs = (
+        X,
+        IDS,
+        TensorSpec("attention_mask", (1, 4), "int32"),
+        TensorSpec("keep", (2,), "bool"),
+        TensorSpec("h", (5,), "float16"),
+    )
     samples = synthetic(specs, 3, 7, {"ids": (2, 9)})
     assert samples.as_json() == {"kind": "synthetic", "count": 3, "seed": 7}
     for batch in samples.batches:
-        assert [(batch[s.name].shape, str(batch[s.name].dtype)) for s in specs] == [(s.shape, s.dtype) for s in specs]
+        assert [(batch[s.name].shape, str(batch[s.name].dtype)) for s in specs] == [
+            (s.shape, s.dtype) for s in specs
+        ]
         assert batch["ids"].min() >= 2 and batch["ids"].max() == 8
         assert (batch["attention_mask"] == 1).all() and batch["keep"].all()
     again, other = synthetic(specs, 3, 7, {"ids": (2, 9)}), synthetic(specs, 3, 8)
@@ -36,7 +45,9 @@ def npz(tmp_path, **arrays):
     return str(tmp_path / "s.npz")
 
 
-@pytest.mark.parametrize("shape, dtype, count", [((1, 3), "f8", 1), ((5, 1, 3), "f8", 5), ((5, 3), "f4", 5), ((5, 3), "u1", 5)])
+@pytest.mark.parametrize(
+    "shape, dtype, count", [((1, 3), "f8", 1), ((5, 1, 3), "f8", 5), ((5, 3), "f4", 5), ((5, 3), "u1", 5)]
+)
 def test_npz(tmp_path, shape, dtype, count):
     samples = load_samples(npz(tmp_path, x=np.ones(shape, dtype)), (X,))
     assert samples.kind == "real" and len(samples.batches) == count
@@ -46,7 +57,12 @@ def test_npz(tmp_path, shape, dtype, count):
 def test_npz_rows_stay_together(tmp_path):
     rows = np.arange(12).reshape(4, 3)
     samples = load_samples(npz(tmp_path, x=rows.astype(float), ids=np.repeat(rows[:, :1], 64, 1)), (X, IDS))
-    assert [(batch["x"][0, 0], batch["ids"][0, 0]) for batch in samples.batches] == [(0, 0), (3, 3), (6, 6), (9, 9)]
+    assert [(batch["x"][0, 0], batch["ids"][0, 0]) for batch in samples.batches] == [
+        (0, 0),
+        (3, 3),
+        (6, 6),
+        (9, 9),
+    ]
     assert len(load_samples(npz(tmp_path, x=rows.astype(float)), (X,), most=2).batches) == 2
 
 
@@ -123,11 +139,18 @@ def large_batches():
 """
 
 
-@pytest.mark.parametrize("function, count", [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6), ("batches", 5), ("one", 4), ("brain", 1)])
+@pytest.mark.parametrize(
+    "function, count",
+    [("dicts", 3), ("rows", 4), ("tuples", 1), ("endless", 6), ("batches", 5), ("one", 4), ("brain", 1)],
+)
 def test_function(package, function, count):
     name = package("my_data", DATA)
     samples = load_samples(f"{name}:{function}", (X,), most=6)
-    assert len(samples.batches) == count and samples.batches[-1]["x"].dtype == np.float32 and samples.batches[-1]["x"].shape == (1, 3)
+    assert (
+        len(samples.batches) == count
+        and samples.batches[-1]["x"].dtype == np.float32
+        and samples.batches[-1]["x"].shape == (1, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,14 +176,17 @@ def test_bad_function(package, function, message):
 
 
 def test_a_function_is_asked_for_no_more_than_is_needed(package):
-    """A DataLoader's batches were all read, as many as samples were wanted, before the first was looked at."""
+    """A DataLoader's batches were all read, as many as samples were wanted, before the first was looked
+    at."""
     name = package("my_data", DATA)
     assert len(load_samples(f"{name}:large_batches", (X,), most=12).batches) == 12
     assert len(__import__(name).asked) == 3
 
 
 def test_what_torch_raises_on_the_users_sample_names_it():
-    with pytest.raises(UserError, match="The model fails on sample 3 of yours: IndexError: index out of range"):
+    with pytest.raises(
+        UserError, match="The model fails on sample 3 of yours: IndexError: index out of range"
+    ):
         with blaming(Samples("real", ()), 3):
             torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))
     with pytest.raises(IndexError), blaming(Samples("synthetic", ()), 0):  # ours: a defect

@@ -1,4 +1,6 @@
-"""models/sizes.py: sizes that constants decide become known; sizes and branches that the data decides are refused with the line."""
+"""models/sizes.py: sizes that constants decide become known; sizes and branches that the data decides are
+refused with the line."""
+
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,10 @@ def test_a_size_that_the_data_decides_is_refused_with_its_line():
     with pytest.raises(UserError) as caught:
         captured(Picks())
     text = str(caught.value)
-    assert text.startswith("The model makes tensors whose size depends on the values of its data, first by aten.index.Tensor (test_sizes")
+    assert text.startswith(
+        "The model makes tensors whose size depends on the values of its data, first by aten.index.Tensor"
+        " (test_sizes"
+    )
     assert "float32[2, 6], bool[2, 6] -> float32[u" in text
     assert text.endswith("by masks or torch.where, and convert again.")
 
@@ -56,6 +61,10 @@ class Branches(torch.nn.Module):
 
 
 def test_nested_graphs_are_refused_with_their_line():
-    with pytest.raises(UserError, match=r"^The model branches or loops while it runs: cond \(.*float32\[2, 6\]") as caught:
+    with pytest.raises(
+        UserError, match=r"^The model branches or loops while it runs: cond \(.*float32\[2, 6\]"
+    ) as caught:
         captured(Branches())
-    assert str(caught.value).endswith("Compute both branches and choose with torch.where, or unroll the loop, and convert again.")
+    assert str(caught.value).endswith(
+        "Compute both branches and choose with torch.where, or unroll the loop, and convert again."
+    )

@@ -1,13 +1,16 @@
-"""A pytest plugin (`-p coremltools_plugin`) that lets coremltools' own tests predict with our reference runner instead of Core ML.
+"""A pytest plugin (`-p coremltools_plugin`) that lets coremltools' own tests predict with our reference
+runner instead of Core ML.
 
-coremltools hands every model that it makes to a native proxy, by the path of a saved .mlpackage. On Linux there is no proxy, so its tests
-stop before they predict. This plugin puts `SavedPackage` there, which opens the saved bytes with `open_runner`, and makes coremltools
-believe in a recent macOS. It then watches: each case starts from its own random seed (the tests draw their data from the global state,
-so that cases would depend on their order), its predictions and comparisons are counted, and a comparison that coremltools accepts is
-judged again by `strictly_equal`, because coremltools accepts half-precision results that are off by 0.5.
+coremltools hands every model that it makes to a native proxy, by the path of a saved .mlpackage. On Linux
+there is no proxy, so its tests stop before they predict. This plugin puts `SavedPackage` there, which opens
+the saved bytes with `open_runner`, and makes coremltools believe in a recent macOS. It then watches: each
+case starts from its own random seed (the tests draw their data from the global state, so that cases would
+depend on their order), its predictions and comparisons are counted, and a comparison that coremltools accepts
+is judged again by `strictly_equal`, because coremltools accepts half-precision results that are off by 0.5.
 
 `--cases FILE` writes what happened: {case: {"outcome", "reason", "seconds", "predictions", "comparisons"}}.
 """
+
 import gc
 import importlib.util
 import json
@@ -30,13 +33,15 @@ MACOS = (15, 5)
 LARGEST_SPECIFICATION = 10
 FOLDER = "mil/ops/tests/"
 COUNTS = {"predictions": 0, "comparisons": 0}
-# (relative to the value, relative to the largest value of the result; inputs count up to 1). Half precision keeps 11 bits (5e-4); a case
-# rounds its inputs, its weights and some intermediate results, and sums that cancel keep the error of their terms.
+# (relative to the value, relative to the largest value of the result; inputs count up to 1). Half precision
+# keeps 11 bits (5e-4); a case rounds its inputs, its weights and some intermediate results, and sums that
+# cancel keep the error of their terms.
 TOLERANCES = {"fp16": (1e-2, 2e-3), "fp32": (1e-4, 1e-5)}
 
 
 class SavedPackage:
-    """Stands where coremltools expects its `_MLModelProxy`: a saved package that predicts. `WRONG_BY` is added to results (to test us)."""
+    """Stands where coremltools expects its `_MLModelProxy`: a saved package that predicts. `WRONG_BY` is
+    added to results (to test us)."""
 
     WRONG_BY = float(os.environ.get("CIDERMILL_PEER_WRONG_BY", 0))
 
@@ -63,11 +68,16 @@ class SavedPackage:
         COUNTS["predictions"] += 1
         runner = self.open()
         wanted = {value.name: value for value in runner.inputs}
-        given = {name: as_multi_array(item, wanted[name]) if name in wanted else item for name, item in data.items()}
+        given = {
+            name: as_multi_array(item, wanted[name]) if name in wanted else item
+            for name, item in data.items()
+        }
         try:
             results = runner(given, state=None if state is None else state.tensors)
         except OperatorFailed as error:
-            raise RuntimeError(f"Unable to compute the prediction using ML Program: {error}") from error  # how Core ML begins it
+            raise RuntimeError(
+                f"Unable to compute the prediction using ML Program: {error}"
+            ) from error  # how Core ML begins it
         return {name: off_by(result, self.WRONG_BY) for name, result in results.items()}
 
     def batchPredict(self, data):
@@ -86,7 +96,8 @@ class SavedState:
 
 
 def as_multi_array(item, value):
-    """Core ML converts an array of any number type to the input's type; coremltools' tests give float32 for all of them."""
+    """Core ML converts an array of any number type to the input's type; coremltools' tests give float32 for
+    all of them."""
     if not isinstance(item, (np.ndarray, np.generic, list, int, float)):
         return item
     array = np.asarray(item)
@@ -115,22 +126,31 @@ def pretend_macos():
 
 
 def judge_comparisons():
-    """coremltools' comparison, then ours, on the same prediction. A program of a float32 case that holds half-precision values is judged as
-    half precision: its results are rounded to 11 bits."""
+    """coremltools' comparison, then ours, on the same prediction. A program of a float32 case that holds
+    half-precision values is judged as half precision: its results are rounded to 11 bits."""
     from coremltools.converters.mil import testing_utils
 
     theirs = testing_utils.compare_backend
 
-    def compare_backend(mlmodel, input_key_values, expected_outputs, dtype="fp32", atol=1e-4, rtol=1e-5, **options):
+    def compare_backend(
+        mlmodel, input_key_values, expected_outputs, dtype="fp32", atol=1e-4, rtol=1e-5, **options
+    ):
         dtype = "fp16" if mlmodel.__proxy__.has_half_precision() else dtype
         results = theirs(mlmodel, input_key_values, expected_outputs, dtype, atol, rtol, **options)
         COUNTS["comparisons"] += len(expected_outputs or ())
         ratio = options.get("allow_mismatch_ratio", 0.0)
-        asked = atol if atol > 1e-4 else 0, rtol if rtol > 1e-5 else 0  # what a test states itself, beyond the defaults
+        asked = (
+            atol if atol > 1e-4 else 0,
+            (rtol if rtol > 1e-5 else 0),
+        )  # what a test states itself, beyond the defaults
         for name, expected in (expected_outputs or {}).items():
             got = testing_utils._get_coreml_out_from_dict(results, name)
             if isinstance(got, np.ndarray):
-                scale = {"given": largest_of(input_key_values.values()), "asked": asked, "mismatches_allowed": ratio}
+                scale = {
+                    "given": largest_of(input_key_values.values()),
+                    "asked": asked,
+                    "mismatches_allowed": ratio,
+                }
                 strictly_equal(name, got, np.asarray(expected), TOLERANCES[dtype], **scale)
         return results
 
@@ -139,23 +159,38 @@ def judge_comparisons():
 
 def largest_of(arrays):
     """The largest finite number."""
-    flat = [np.abs(array[np.isfinite(array)]).max(initial=0) for array in map(np.asarray, arrays) if array.dtype.kind in "biuf"]
+    flat = [
+        np.abs(array[np.isfinite(array)]).max(initial=0)
+        for array in map(np.asarray, arrays)
+        if array.dtype.kind in "biuf"
+    ]
     return float(max(flat, default=0))
 
 
 def strictly_equal(name, got, expected, tolerances, given=0.0, asked=(0, 0), mismatches_allowed=0.0):
-    """Integers and booleans exactly; floats within the tolerances, or what the test asks for up to 1e-2. What a type cannot hold is infinite."""
+    """Integers and booleans exactly; floats within the tolerances, or what the test asks for up to 1e-2. What
+    a type cannot hold is infinite."""
     with np.errstate(over="ignore"):
-        expected = expected.reshape(got.shape).astype(got.dtype if expected.dtype.kind == "f" else np.float64).astype(np.float64)
+        expected = (
+            expected.reshape(got.shape)
+            .astype(got.dtype if expected.dtype.kind == "f" else np.float64)
+            .astype(np.float64)
+        )
     largest = max(largest_of([expected]), min(given, 1))
-    atol, rtol = (max(own * scale, min(stated, 1e-2)) for own, scale, stated in zip(tolerances[::-1], (largest, 1), asked))
+    atol, rtol = (
+        max(own * scale, min(stated, 1e-2))
+        for own, scale, stated in zip(tolerances[::-1], (largest, 1), asked)
+    )
     if np.issubdtype(got.dtype, np.integer) or got.dtype == bool:
         atol = rtol = 0
     wrong = np.atleast_1d(~np.isclose(got.astype(np.float64), expected, atol=atol, rtol=rtol, equal_nan=True))
     if wrong.sum() > mismatches_allowed * wrong.size:
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         values = np.atleast_1d(got)[at], np.atleast_1d(expected)[at]
-        raise AssertionError(f"strictly: {name} differs in {int(wrong.sum())} of {wrong.size}, at {at} {values[0]}, not {values[1]}")
+        raise AssertionError(
+            f"strictly: {name} differs in {int(wrong.sum())} of {wrong.size}, at {at} {values[0]}, not"
+            f" {values[1]}"
+        )
 
 
 def case_name(nodeid):
@@ -165,7 +200,9 @@ def case_name(nodeid):
 
 def pytest_addoption(parser):
     parser.addoption("--cases", help="write the outcome of every case to this JSON file")
-    parser.addoption("--sample", action="store_true", help="run one case of every test function, always the same")
+    parser.addoption(
+        "--sample", action="store_true", help="run one case of every test function, always the same"
+    )
 
 
 def pytest_configure(config):
@@ -191,11 +228,15 @@ def sample(items):
     functions = {}
     for item in items:
         functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    return [min(cases, key=lambda item: zlib.crc32(case_name(item.nodeid).encode())) for cases in functions.values()]
+    return [
+        min(cases, key=lambda item: zlib.crc32(case_name(item.nodeid).encode()))
+        for cases in functions.values()
+    ]
 
 
 def pytest_collection_finish(session):
-    """coremltools collects garbage in each conversion, which takes ten times as long as the conversion if it walks all modules and tests."""
+    """coremltools collects garbage in each conversion, which takes ten times as long as the conversion if it
+    walks all modules and tests."""
     gc.freeze()
 
 
@@ -222,7 +263,10 @@ class Cases:
         self.path, self.cases = path, {}
 
     def pytest_runtest_logreport(self, report):
-        case = self.cases.setdefault(case_name(report.nodeid), {"outcome": "unfinished", "reason": "", "seconds": 0.0, **dict.fromkeys(COUNTS, 0)})
+        case = self.cases.setdefault(
+            case_name(report.nodeid),
+            {"outcome": "unfinished", "reason": "", "seconds": 0.0, **dict.fromkeys(COUNTS, 0)},
+        )
         case["seconds"] += report.duration
         case.update(dict(report.user_properties))
         if report.outcome != "passed":

@@ -1,4 +1,6 @@
-"""coremltools' own operator tests, predicted by our reference runner: one case of every test function (all cases: coremltools_ops.py)."""
+"""coremltools' own operator tests, predicted by our reference runner: one case of every test function (all
+cases: coremltools_ops.py)."""
+
 import importlib.util
 import os
 import subprocess
@@ -37,20 +39,31 @@ def test_a_runner_that_is_wrong_by_one_is_caught():
 
 
 CASE = "iOS14/test_conv.py::TestConv::test_stress[dim=1-bias=True]"
-EXPLAINED = '[[failure]]\ntest = "iOS14/test_conv.py::TestConv::test_stress"\nwhere = ["dim=1"]\nreason = "because"\n'
+EXPLAINED = (
+    '[[failure]]\ntest = "iOS14/test_conv.py::TestConv::test_stress"\nwhere = ["dim=1"]\nreason = "because"\n'
+)
 
 
-@pytest.mark.parametrize("outcome, listed, complaint", [
-    ("failed", "", f"{CASE} failed: no"),
-    ("passed", EXPLAINED, f"{CASE} passes now: remove it from coremltools_failures.toml"),
-    ("failed", EXPLAINED, None),
-    ("unfinished", "", f"{CASE} unfinished: no"),
-    ("passed", "", None),
-    ("skipped", EXPLAINED, None),
-    ("passed", EXPLAINED.replace("dim=1", "dim=3"), "test_stress dim=3 is in coremltools_failures.toml, but there is no such case"),
-])
+@pytest.mark.parametrize(
+    "outcome, listed, complaint",
+    [
+        ("failed", "", f"{CASE} failed: no"),
+        ("passed", EXPLAINED, f"{CASE} passes now: remove it from coremltools_failures.toml"),
+        ("failed", EXPLAINED, None),
+        ("unfinished", "", f"{CASE} unfinished: no"),
+        ("passed", "", None),
+        ("skipped", EXPLAINED, None),
+        (
+            "passed",
+            EXPLAINED.replace("dim=1", "dim=3"),
+            "test_stress dim=3 is in coremltools_failures.toml, but there is no such case",
+        ),
+    ],
+)
 def test_the_list_of_explained_failures_is_checked(ops, outcome, listed, complaint):
-    problems = ops.judge({CASE: {"outcome": outcome, "reason": "no"}}, ops.explained_failures(listed), complete=True)
+    problems = ops.judge(
+        {CASE: {"outcome": outcome, "reason": "no"}}, ops.explained_failures(listed), complete=True
+    )
     assert (problems == []) if complaint is None else (len(problems) == 1 and complaint in problems[0])
 
 

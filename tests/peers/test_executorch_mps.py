@@ -1,4 +1,5 @@
 """A fixed sample of ExecuTorch's MPS tests runs against the reference runner, and the wiring can fail."""
+
 import importlib.util
 import json
 import os
@@ -21,8 +22,18 @@ def peers():
 
 def run(tmp_path, *arguments, **environment):
     """In a process of its own: lowering keeps state, and the runtime's place is taken by our runner."""
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), *arguments, "--cases", str(tmp_path / "cases.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(SCRIPT),
+        *arguments,
+        "--cases",
+        str(tmp_path / "cases.json"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
     return done, json.loads((tmp_path / "cases.json").read_text())
 
 
@@ -41,7 +52,9 @@ def test_half_precision_cases_are_judged_as_half(tmp_path):
 
 
 def test_a_runner_that_is_wrong_fails(tmp_path):
-    done, cases = run(tmp_path, "test_mps_backend_bmm", "test_mps_backend_floor", CIDERMILL_PEER_WRONG_BY="0.01")
+    done, cases = run(
+        tmp_path, "test_mps_backend_bmm", "test_mps_backend_floor", CIDERMILL_PEER_WRONG_BY="0.01"
+    )
     assert done.returncode == 1 and "off by" in done.stdout
     assert {case["outcome"] for case in cases.values()} == {"failed"}
 

@@ -1,4 +1,5 @@
-"""A realistic report: a vision transformer pressed for two targets, one of which fails; and a real trained sentence encoder."""
+"""A realistic report: a vision transformer pressed for two targets, one of which fails; and a real trained
+sentence encoder."""
 
 import importlib.util
 import math
@@ -21,7 +22,20 @@ LAYER = [
     "transpose",
     "reshape",
 ]
-LAYER += ["linear", "add", "layer_norm", "linear", "gelu", "linear", "add", "layer_norm", "mul", "cast", "split", "slice_by_index"]
+LAYER += [
+    "linear",
+    "add",
+    "layer_norm",
+    "linear",
+    "gelu",
+    "linear",
+    "add",
+    "layer_norm",
+    "mul",
+    "cast",
+    "split",
+    "slice_by_index",
+]
 
 
 def _ops(rng: random.Random, gpu_only: bool) -> list[dict]:
@@ -36,7 +50,16 @@ def _ops(rng: random.Random, gpu_only: bool) -> list[dict]:
             unit, reason = "gpu", "a switch to the ANE costs more than it saves"
         cost = rng.random() * (0.09 if kind in ("linear", "matmul") else 0.008)
         module = f"vit.encoder.layer[{index // len(LAYER)}].attention"
-        ops.append({"name": f"{kind}_{index}", "type": kind, "module": module, "unit": unit, "reason": reason, "cost_ms": round(cost, 5)})
+        ops.append(
+            {
+                "name": f"{kind}_{index}",
+                "type": kind,
+                "module": module,
+                "unit": unit,
+                "reason": reason,
+                "cost_ms": round(cost, 5),
+            }
+        )
     return ops
 
 
@@ -54,9 +77,25 @@ def _weights(realised: str, bits: float) -> list[dict]:
     for layer in range(10):
         for part in ("query", "key", "value", "output", "mlp"):
             name = f"vit.encoder.layer.{layer}.{part}.weight"
-            rows.append({"name": name, "requested": realised, "realised": realised, "bits_per_weight": bits + layer / 1000, "reason": ""})
+            rows.append(
+                {
+                    "name": name,
+                    "requested": realised,
+                    "realised": realised,
+                    "bits_per_weight": bits + layer / 1000,
+                    "reason": "",
+                }
+            )
         name = f"vit.encoder.layer.{layer}.layernorm.weight"
-        rows.append({"name": name, "requested": "none", "realised": "float16", "bits_per_weight": 16.0, "reason": "a norm: 1-dimensional"})
+        rows.append(
+            {
+                "name": name,
+                "requested": "none",
+                "realised": "float16",
+                "bits_per_weight": 16.0,
+                "reason": "a norm: 1-dimensional",
+            }
+        )
     return rows
 
 
@@ -82,7 +121,14 @@ def _devices(scale: float) -> list[dict]:
         ("MacBook Air", "M2", "all", 3.6),
     ]
     return [
-        {"device": device, "chip": chip, "compute_units": units, "ms": ms * scale, "low_ms": ms * scale * 0.7, "high_ms": ms * scale * 1.45}
+        {
+            "device": device,
+            "chip": chip,
+            "compute_units": units,
+            "ms": ms * scale,
+            "low_ms": ms * scale * 0.7,
+            "high_ms": ms * scale * 1.45,
+        }
         for device, chip, units, ms in rows
     ]
 
@@ -97,19 +143,32 @@ def _coreml(rng: random.Random) -> dict:
         "verdict": "pass",
         "validation": {
             "runner": "reference",
-            "conversion": [_error("logits", [1, 1000], 71.23), _error("last_hidden_state", [1, 197, 768], 66.8)],
-            "compression": [_error("logits", [1, 1000], 38.4), _error("last_hidden_state", [1, 197, 768], 36.1)],
+            "conversion": [
+                _error("logits", [1, 1000], 71.23),
+                _error("last_hidden_state", [1, 197, 768], 66.8),
+            ],
+            "compression": [
+                _error("logits", [1, 1000], 38.4),
+                _error("last_hidden_state", [1, 197, 768], 36.1),
+            ],
             "tolerance_db": 40.0,
             "native": "not run: needs macOS",
         },
         "compression": {
             "weights": _weights("int8 per channel", 8.02),
-            "bytes": {"weights": 86_500_000, "scales": 180_000, "graph": 610_000, "padding": 11_000, "metadata": 1_144},
+            "bytes": {
+                "weights": 86_500_000,
+                "scales": 180_000,
+                "graph": 610_000,
+                "padding": 11_000,
+                "metadata": 1_144,
+            },
         },
         "placement": _placement(rng, gpu_only=False),
         "latency": {"source": "estimate", "devices": _devices(1.0)},
         "warnings": [
-            "The validation inputs are synthetic: the compression error may differ on real data.\nGive real ones with --samples inputs.npz."
+            "The validation inputs are synthetic: the compression error may differ on real data.\nGive real"
+            " ones with --samples inputs.npz."
         ],
     }
 
@@ -124,8 +183,14 @@ def _mps(rng: random.Random) -> dict:
         "verdict": "fail",
         "validation": {
             "runner": "reference",
-            "conversion": [_error("logits", [1, 1000], 31.02, nonfinite=2), _error("last_hidden_state", [1, 197, 768], 58.9)],
-            "compression": [_error("logits", [1, 1000], 18.2, nonfinite=2), _error("last_hidden_state", [1, 197, 768], 19.9)],
+            "conversion": [
+                _error("logits", [1, 1000], 31.02, nonfinite=2),
+                _error("last_hidden_state", [1, 197, 768], 58.9),
+            ],
+            "compression": [
+                _error("logits", [1, 1000], 18.2, nonfinite=2),
+                _error("last_hidden_state", [1, 197, 768], 19.9),
+            ],
             "tolerance_db": 40.0,
         },
         "compression": {
@@ -134,14 +199,25 @@ def _mps(rng: random.Random) -> dict:
         },
         "placement": _placement(rng, gpu_only=True),
         "latency": {"source": "estimate", "devices": _devices(1.7)[:2]},
-        "warnings": ["logits overflows float16 in 2 places.\nConvert with --quant float32, or scale the input of vit.classifier."],
+        "warnings": [
+            "logits overflows float16 in 2 places.\nConvert with --quant float32, or scale the input of"
+            " vit.classifier."
+        ],
     }
 
 
 @pytest.fixture
 def sample_report() -> dict:
     rng = random.Random(7)
-    stages = [("load", 1.31), ("capture", 6.2), ("compress", 2.9), ("convert", 21.4), ("validate", 9.8), ("place", 0.4), ("report", 0.2)]
+    stages = [
+        ("load", 1.31),
+        ("capture", 6.2),
+        ("compress", 2.9),
+        ("convert", 21.4),
+        ("validate", 9.8),
+        ("place", 0.4),
+        ("report", 0.2),
+    ]
     return {
         "schema": "cidermill.report/1",
         "version": "0.1.0",
@@ -167,7 +243,12 @@ def sample_report() -> dict:
             "executorch": "1.4.1",
         },
         "stages": [
-            {"name": name, "seconds": seconds, "peak_rss_bytes": int(8e8 * math.log(3 + index)), "cached": name == "compress"}
+            {
+                "name": name,
+                "seconds": seconds,
+                "peak_rss_bytes": int(8e8 * math.log(3 + index)),
+                "cached": name == "compress",
+            }
             for index, (name, seconds) in enumerate(stages)
         ],
         "artifacts": [_coreml(rng), _mps(rng)],

@@ -1,4 +1,5 @@
 """Budgets: they are kept, the table serves the next one, impossible ones name the nearest possible."""
+
 import json
 import re
 
@@ -16,7 +17,10 @@ from cidermill.quantization.recipe import parse_recipe
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("choose") / "model.pt2"
     torch.manual_seed(0)
-    net = torch.nn.Sequential(*[layer for _ in range(4) for layer in (torch.nn.Linear(128, 128), torch.nn.ReLU())], torch.nn.Linear(128, 64)).eval()
+    net = torch.nn.Sequential(
+        *[layer for _ in range(4) for layer in (torch.nn.Linear(128, 128), torch.nn.ReLU())],
+        torch.nn.Linear(128, 64),
+    ).eval()
     torch.export.save(torch.export.export(net, (torch.randn(1, 128),)), path)
     return path
 
@@ -33,8 +37,13 @@ def test_a_size_is_kept_and_the_table_serves_the_next_budget(model, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     artifact, budget = report["artifacts"][0], report["budget"]
-    assert artifact["size_bytes"] <= 75e3 == budget["size_bytes"] and budget["measured"]["coreml"]["size_bytes"] == artifact["size_bytes"]
-    assert abs(artifact["predicted"]["size_bytes"] / artifact["size_bytes"] - 1) < 0.03  # 1.6 kB of a graph of 8
+    assert (
+        artifact["size_bytes"] <= 75e3 == budget["size_bytes"]
+        and budget["measured"]["coreml"]["size_bytes"] == artifact["size_bytes"]
+    )
+    assert (
+        abs(artifact["predicted"]["size_bytes"] / artifact["size_bytes"] - 1) < 0.03
+    )  # 1.6 kB of a graph of 8
     assert artifact["size_bytes"] > 60e3, "the budget should be made use of"
     table = (tmp_path / "out" / "sensitivity.json").read_text()
     assert "palettize2" in table
@@ -46,7 +55,8 @@ def test_a_size_is_kept_and_the_table_serves_the_next_budget(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """Long names, which every override repeats in the file's metadata, and constants that only lowering makes."""
+    """Long names, which every override repeats in the file's metadata, and constants that only lowering
+    makes."""
 
     class Reader(torch.nn.Module):
         def __init__(self):
@@ -68,17 +78,27 @@ def tokens(tmp_path_factory):
 
 @pytest.mark.parametrize("budget", ["5bpw", "49kB"])
 def test_what_the_choice_could_not_foresee_is_corrected(tokens, tmp_path, budget):
-    """Sizes were exceeded by the text of the chosen recipe, bits per weight by the graph's own constants, and the verdict failed."""
-    result = run(tokens, tmp_path / "out", "--budget", budget, "--schemes", "int8,int4,palettize4,palettize2,float16")
+    """Sizes were exceeded by the text of the chosen recipe, bits per weight by the graph's own constants, and
+    the verdict failed."""
+    result = run(
+        tokens, tmp_path / "out", "--budget", budget, "--schemes", "int8,int4,palettize4,palettize2,float16"
+    )
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)["budget"]["measured"]["coreml"]
     wanted = parse_budget(budget)
-    assert measured["size_bytes"] <= (wanted.size_bytes or 1e9) and measured["bits_per_weight"] <= (wanted.bits_per_weight or 99)
+    assert measured["size_bytes"] <= (wanted.size_bytes or 1e9) and measured["bits_per_weight"] <= (
+        wanted.bits_per_weight or 99
+    )
 
 
 def test_a_budget_that_only_the_artifact_shows_to_be_too_small_names_its_size(tokens, tmp_path):
     options = ["--schemes", "palettize4,palettize2"]
-    about = float(re.search(r"about (\S+)kB", " ".join(run(tokens, tmp_path / "out", "--budget", "20kB", *options).stderr.split()))[1])
+    about = float(
+        re.search(
+            r"about (\S+)kB",
+            " ".join(run(tokens, tmp_path / "out", "--budget", "20kB", *options).stderr.split()),
+        )[1]
+    )
     refused = " ".join(run(tokens, tmp_path / "out", "--budget", f"{about}kB", *options).stderr.split())
     exact = re.search(r"the nearest possible is (\S+kB)", refused)[1]
     assert run(tokens, tmp_path / "out", "--budget", exact, *options).exit_code == 0
@@ -121,7 +141,10 @@ def test_an_error_is_kept_with_as_few_bytes_as_it_takes(model, tmp_path):
         (["--dry-run", "--budget", "12XB"], "--budget '12XB' is no size"),
         (["--budget", "1MB", "--schemes", ""], "--schemes '': a scheme is missing"),
         (["--budget", "1MB", "--schemes", "int8,,int4"], "a scheme is missing"),
-        (["--budget", "1MB", "--schemes", "int8,int4", "--deployment-target", "iOS16"], "iOS16 cannot hold int4"),
+        (
+            ["--budget", "1MB", "--schemes", "int8,int4", "--deployment-target", "iOS16"],
+            "iOS16 cannot hold int4",
+        ),
         (["--dry-run", "--device", "abacus"], "abacus"),
         (["--schemes", "int8,int4"], "--schemes needs a budget"),
         (["--budget", "1MB", "--quant", "int8"], "A recipe and a budget"),
@@ -154,7 +177,13 @@ def test_budgets(text, wanted):
 
 
 def test_default_schemes_are_those_that_the_target_holds():
-    assert list(parse_schemes(None, ("coreml",), "iOS18")) == ["int8", "int4", "palettize4", "palettize2", "float16"]
+    assert list(parse_schemes(None, ("coreml",), "iOS18")) == [
+        "int8",
+        "int4",
+        "palettize4",
+        "palettize2",
+        "float16",
+    ]
     assert list(parse_schemes(None, ("coreml",), "iOS16")) == ["int8", "palettize4", "palettize2", "float16"]
     with pytest.raises(UserError):
         parse_schemes("int8,", ("coreml",), "iOS18")

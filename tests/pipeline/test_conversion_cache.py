@@ -1,4 +1,6 @@
-"""The cache: an equal conversion is not done again, anything that decides the result makes it another one, and damage is found and mended."""
+"""The cache: an equal conversion is not done again, anything that decides the result makes it another one,
+and damage is found and mended."""
+
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.store import (
     Cache,
     entries,
@@ -22,7 +25,6 @@ from cidermill.pipeline.store import (
     store,
     store_folder,
 )
-from cidermill.pipeline.commands.cli import convert, main
 
 KEY = "ab" + "0" * 62
 
@@ -40,7 +42,9 @@ def model(tmp_path_factory):
     net = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 8)).eval()
     torch.export.save(torch.export.export(net, (torch.randn(1, 64),)), folder / "net.pt")
     torch.save(net.state_dict(), folder / "state.pt")
-    np.savez(folder / "samples.npz", input=np.random.default_rng(0).standard_normal((2, 1, 64)).astype(np.float32))
+    np.savez(
+        folder / "samples.npz", input=np.random.default_rng(0).standard_normal((2, 1, 64)).astype(np.float32)
+    )
     return folder / "net.pt"
 
 
@@ -109,7 +113,11 @@ def test_a_folder_comes_back_as_it_was(cache, tmp_path):
     (source / ".scratch").mkdir()
     store_folder(cache, KEY, "a", source, lambda path: path.suffix != ".html")
     assert fetch_folder(cache, KEY, target)
-    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == ["a.mlpackage", "a.mlpackage/Data", "a.mlpackage/Data/weight.bin"]
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
+        "a.mlpackage",
+        "a.mlpackage/Data",
+        "a.mlpackage/Data/weight.bin",
+    ]
     assert (target / "a.mlpackage" / "Data" / "weight.bin").read_bytes() == b"weights"
 
 
@@ -174,9 +182,16 @@ def test_a_copy_of_the_model_elsewhere_is_the_same_model(cache, model, tmp_path)
     assert cached and report["source"]["path"] == str(copy)
 
 
-@pytest.mark.parametrize("options", [
-    ["--quant", "int8"], ["--target", "executorch-mps"], ["--deployment-target", "iOS17"], ["--device", "A14"], ["--min-psnr", "20"],
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--quant", "int8"],
+        ["--target", "executorch-mps"],
+        ["--deployment-target", "iOS17"],
+        ["--device", "A14"],
+        ["--min-psnr", "20"],
+    ],
+)
 def test_another_option_is_another_conversion(cache, model, tmp_path, options):
     converted(model, tmp_path / "one")
     assert not converted(model, tmp_path / "two", *options)[1]
@@ -196,16 +211,31 @@ def test_the_samples_count_by_their_bytes(cache, model, tmp_path):
 def test_where_code_of_the_user_takes_part_its_result_counts(cache, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = Path("my_cached_model.py")
-    text = "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.{}(), torch.nn.Linear(96, 8))\n"
+    text = (
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.{}(),"
+        " torch.nn.Linear(96, 8))\n"
+    )
     module.write_text(text.format("ReLU"))
     options = ["--model-class", "my_cached_model:build", "--input", "input:1x64"]
     state = model.parent / "state.pt"
-    command = lambda out: [sys.executable, "-m", "cidermill.pipeline.commands.cli", "convert", str(state), *options, "--out", out, "--quiet"]  # noqa: E731
+    command = lambda out: [
+        sys.executable,
+        "-m",
+        "cidermill.pipeline.commands.cli",
+        "convert",
+        str(state),
+        *options,
+        "--out",
+        out,
+        "--quiet",
+    ]  # noqa: E731
     answers = []
     for out, activation in (("one", "ReLU"), ("two", "ReLU"), ("three", "GELU")):
         module.write_text(text.format(activation))
         subprocess.run(command(out), check=True)
-        answers.append(all(stage["cached"] for stage in json.loads(Path(out, "report.json").read_text())["stages"]))
+        answers.append(
+            all(stage["cached"] for stage in json.loads(Path(out, "report.json").read_text())["stages"])
+        )
     assert answers == [False, True, False]
 
 
@@ -239,7 +269,9 @@ def test_a_warning_about_another_folder_does_not_come_along(cache, model, tmp_pa
     first, _ = converted(model, tmp_path / "one")
     assert "from an earlier run" in first["artifacts"][0]["warnings"][-1]
     again, cached = converted(model, tmp_path / "two")
-    assert cached and not any("from an earlier run" in warning for warning in again["artifacts"][0]["warnings"])
+    assert cached and not any(
+        "from an earlier run" in warning for warning in again["artifacts"][0]["warnings"]
+    )
 
 
 # where it is
@@ -249,7 +281,11 @@ def test_a_named_folder_that_cannot_be_written_is_an_error(model, tmp_path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CIDERMILL_CACHE", str(tmp_path / "file" / "cache"))
     result = CliRunner().invoke(convert, [str(model), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 2 and "cannot be written to" in result.output and "CIDERMILL_CACHE" in result.output
+    assert (
+        result.exit_code == 2
+        and "cannot be written to" in result.output
+        and "CIDERMILL_CACHE" in result.output
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -275,8 +311,15 @@ def test_the_command_shows_and_prunes(cache, model, tmp_path):
     shown = CliRunner().invoke(main, ["cache"])
     assert shown.exit_code == 0 and "2 conversions" in shown.output and "net: coreml int8" in shown.output
     found = json.loads(CliRunner().invoke(main, ["cache", "--json"]).output)
-    assert [entry["what"] for entry in found["entries"]] == ["net: coreml int8", "net: coreml float16"] and found["size_bytes"] > 0
-    small = json.loads(CliRunner().invoke(main, ["cache", "--prune", f"{found['entries'][0]['size_bytes']}B", "--json"]).output)
+    assert [entry["what"] for entry in found["entries"]] == [
+        "net: coreml int8",
+        "net: coreml float16",
+    ] and found["size_bytes"] > 0
+    small = json.loads(
+        CliRunner()
+        .invoke(main, ["cache", "--prune", f"{found['entries'][0]['size_bytes']}B", "--json"])
+        .output
+    )
     assert [entry["what"] for entry in small["entries"]] == ["net: coreml int8"]
     assert "Removed 1 entries" in CliRunner().invoke(main, ["cache", "--clear"]).output
     assert entries(cache) == []

@@ -1,4 +1,6 @@
-"""What is judged, and against what: the two errors stay apart, and neither hides a graph that was captured wrongly."""
+"""What is judged, and against what: the two errors stay apart, and neither hides a graph that was captured
+wrongly."""
+
 import json
 from pathlib import Path
 
@@ -9,14 +11,14 @@ from click.testing import CliRunner
 
 from cidermill.models import simplify
 from cidermill.models.source import Samples, TensorSpec
-from cidermill.pipeline.examine import Check, check_artifact, judge, judge_capture
 from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.examine import Check, check_artifact, judge, judge_capture
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report.report import progress
 from cidermill.validation import open_runner
-from cidermill.validation.judge.compare import compare
 from cidermill.validation.graph import Value
+from cidermill.validation.judge.compare import compare
 
 
 class Echo:
@@ -35,7 +37,9 @@ class Echo:
 def outputs(noise: float) -> dict[str, np.ndarray]:
     """Two outputs of one shape, so that only their names tell them apart."""
     rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(64) + noise * rng.standard_normal(64) for name in ("logits", "embedding")}
+    return {
+        name: rng.standard_normal(64) + noise * rng.standard_normal(64) for name in ("logits", "embedding")
+    }
 
 
 def checked(answer: dict, expected: dict, reference: dict):
@@ -46,26 +50,36 @@ def checked(answer: dict, expected: dict, reference: dict):
 def test_conversion_is_the_artifact_against_the_same_weights_and_compression_those_against_the_source():
     exact, coarse = outputs(0.0), outputs(0.1)
     check = checked(coarse, coarse, exact)
-    assert all(error.psnr_db == 200 for error in check.conversion) and all(error.psnr_db < 40 for error in check.compression)
+    assert all(error.psnr_db == 200 for error in check.conversion) and all(
+        error.psnr_db < 40 for error in check.compression
+    )
     check = checked(coarse, exact, exact)
-    assert all(error.psnr_db < 40 for error in check.conversion) and all(error.psnr_db == 200 for error in check.compression)
+    assert all(error.psnr_db < 40 for error in check.conversion) and all(
+        error.psnr_db == 200 for error in check.compression
+    )
 
 
 def test_outputs_are_matched_by_name_whatever_their_order():
     exact = outputs(0.0)
     check = checked(dict(reversed(exact.items())), exact, exact)
-    assert [(error.output, error.psnr_db) for error in check.conversion] == [("logits", 200), ("embedding", 200)]
+    assert [(error.output, error.psnr_db) for error in check.conversion] == [
+        ("logits", 200),
+        ("embedding", 200),
+    ]
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(None, "pass"), (10, "pass"), (60, "fail")])
 def test_the_budget_is_on_the_compression_error_alone(budget, expected):
     exact, coarse = outputs(0.0), outputs(0.1)
     assert judge(checked(coarse, coarse, exact), budget)[0] == expected
-    assert judge(checked(coarse, exact, exact), 10)[0] == "fail", "a conversion error is no price of the recipe"
+    assert judge(checked(coarse, exact, exact), 10)[0] == "fail", (
+        "a conversion error is no price of the recipe"
+    )
 
 
 def test_advice_claims_no_more_than_what_was_compared():
-    """`validate` compares with the source itself, so it must not put the error of compressed weights down to the conversion."""
+    """`validate` compares with the source itself, so it must not put the error of compressed weights down to
+    the conversion."""
     exact, coarse = outputs(0.0), outputs(0.1)
     check = checked(coarse, exact, exact)
     assert "the same weights" in judge(check, None)[1][0]
@@ -120,7 +134,14 @@ def test_tied_weights_count_once(tmp_path):
 
 def test_every_device_has_an_estimate_of_its_own(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(512, 512))
-    report = press(model, (torch.randn(64, 512),), tmp_path, "float16", devices=("A12", "M4"), targets=("coreml", "executorch-mps"))
+    report = press(
+        model,
+        (torch.randn(64, 512),),
+        tmp_path,
+        "float16",
+        devices=("A12", "M4"),
+        targets=("coreml", "executorch-mps"),
+    )
     for artifact in report["artifacts"]:
         rows = artifact["latency"]["devices"]
         assert [row["chip"] for row in rows] == ["A12", "M4"]
@@ -143,7 +164,11 @@ def test_whole_numbers_and_truth_values_as_outputs(tmp_path):
     torch.manual_seed(0)
     report = press(Best(), (torch.randn(4, 64),), tmp_path, "int8", targets=("coreml", "executorch-mps"))
     assert report["verdict"] == "pass"
-    assert [(row["name"], row["dtype"]) for row in report["source"]["outputs"]] == [("scores", "float32"), ("best", "int32"), ("positive", "bool")]
+    assert [(row["name"], row["dtype"]) for row in report["source"]["outputs"]] == [
+        ("scores", "float32"),
+        ("best", "int32"),
+        ("positive", "bool"),
+    ]
     saved = open_runner(tmp_path / "out" / "net.mlpackage").outputs
     assert [(value.name, value.dtype) for value in saved][:2] == [("scores", "float32"), ("best", "int32")]
 
@@ -155,7 +180,10 @@ def test_weights_in_one_memory_are_stored_once(tmp_path, recipe):
     class Shared(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = torch.nn.Linear(256, 256, bias=False), torch.nn.Linear(256, 256, bias=False)
+            self.first, self.second = (
+                torch.nn.Linear(256, 256, bias=False),
+                torch.nn.Linear(256, 256, bias=False),
+            )
             self.second.weight = torch.nn.Parameter(self.first.weight.data)
 
         def forward(self, x):
@@ -174,15 +202,36 @@ def test_weights_in_one_memory_are_stored_once(tmp_path, recipe):
 def test_validate_asks_for_the_tolerance_that_it_is_given(tmp_path):
     torch.manual_seed(0)
     press(torch.nn.Linear(64, 64), (torch.randn(4, 64),), tmp_path, "palettize2")
-    command = ["validate", str(tmp_path / "out" / "net.mlpackage"), "--against", str(tmp_path / "net.pt"), "--json"]
-    results = {options: CliRunner().invoke(main, [*command, *options]) for options in ((), ("--tolerance", "5"), ("--tolerance", "10"))}
+    command = [
+        "validate",
+        str(tmp_path / "out" / "net.mlpackage"),
+        "--against",
+        str(tmp_path / "net.pt"),
+        "--json",
+    ]
+    results = {
+        options: CliRunner().invoke(main, [*command, *options])
+        for options in ((), ("--tolerance", "5"), ("--tolerance", "10"))
+    }
     assert [result.exit_code for result in results.values()] == [1, 0, 0]
-    assert [json.loads(result.stdout)["validation"]["tolerance_db"] for result in results.values()] == [40, 5, 10]
+    assert [json.loads(result.stdout)["validation"]["tolerance_db"] for result in results.values()] == [
+        40,
+        5,
+        10,
+    ]
 
 
 def test_the_users_samples_are_what_is_compared(tmp_path):
-    np.savez(tmp_path / "samples.npz", input=np.ones((3, 4, 64), np.float32) * np.arange(64, dtype=np.float32))
-    report = press(torch.nn.Linear(64, 64), (torch.randn(4, 64),), tmp_path, "float16", samples=str(tmp_path / "samples.npz"))
+    np.savez(
+        tmp_path / "samples.npz", input=np.ones((3, 4, 64), np.float32) * np.arange(64, dtype=np.float32)
+    )
+    report = press(
+        torch.nn.Linear(64, 64),
+        (torch.randn(4, 64),),
+        tmp_path,
+        "float16",
+        samples=str(tmp_path / "samples.npz"),
+    )
     assert report["source"]["samples"] == {"kind": "real", "count": 3, "seed": None}
 
 
@@ -192,14 +241,21 @@ def test_all_devices_are_one_product_of_every_chip():
 
     assert [device.name for device in devices_of(())] == [DEFAULT_DEVICE]
     found = devices_of(("M1 Max", "all"))
-    assert found[0].name == "M1 Max" and sorted(device.chip for device in found) == sorted(chip.chip for chip in all_chips())
+    assert found[0].name == "M1 Max" and sorted(device.chip for device in found) == sorted(
+        chip.chip for chip in all_chips()
+    )
     assert devices_of(("ALL",))[0].name == DEFAULT_DEVICE
 
 
 def packaged(ct, module, shape, folder):
     """A package of an image network, by coremltools' own converter."""
     traced, path = torch.jit.trace(module.eval(), torch.zeros(1, 3, 64, 64)), folder / "model.mlpackage"
-    model = ct.convert(traced, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+    model = ct.convert(
+        traced,
+        inputs=[ct.TensorType("x", shape=shape)],
+        minimum_deployment_target=ct.target.iOS18,
+        skip_model_load=True,
+    )
     model.save(str(path))
     return path
 
@@ -211,9 +267,15 @@ def test_a_flexible_package_is_estimated_at_each_of_its_shapes(ct, tmp_path):
     latency = json.loads(result.stdout)["latency"]
     usual, least, most = latency["shapes"]
     assert [row["inputs"] for row in (usual, least, most)] == ["x 1x3x64x64", "x 1x3x16x64", "x 1x3x1024x64"]
-    assert usual["ms"] == latency["devices"][0]["ms"] and most["ms"] > usual["ms"] and most["low_ms"] < most["ms"] < most["high_ms"]
+    assert (
+        usual["ms"] == latency["devices"][0]["ms"]
+        and most["ms"] > usual["ms"]
+        and most["low_ms"] < most["ms"] < most["high_ms"]
+    )
     shown = CliRunner().invoke(main, ["inspect", str(path), "--device", "M4"]).stdout
-    assert next(line for line in shown.splitlines() if "1x3x1024x64" in line).rstrip().endswith(", the slowest")
+    assert (
+        next(line for line in shown.splitlines() if "1x3x1024x64" in line).rstrip().endswith(", the slowest")
+    )
 
 
 def test_an_operator_of_a_newer_file_is_placed_on_the_cpu_and_said(ct, tmp_path):
@@ -232,7 +294,23 @@ def test_an_operator_of_a_newer_file_is_placed_on_the_cpu_and_said(ct, tmp_path)
 
 def test_compute_units_are_of_core_ml(tmp_path):
     torch.export.save(torch.export.export(torch.nn.Linear(8, 8), (torch.zeros(1, 8),)), tmp_path / "net.pt2")
-    made = CliRunner().invoke(main, ["convert", str(tmp_path / "net.pt2"), "--target", "executorch-mps", "--out", str(tmp_path / "out"), "--quiet"])
+    made = CliRunner().invoke(
+        main,
+        [
+            "convert",
+            str(tmp_path / "net.pt2"),
+            "--target",
+            "executorch-mps",
+            "--out",
+            str(tmp_path / "out"),
+            "--quiet",
+        ],
+    )
     assert made.exit_code == 0, made.output
-    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "out" / "net.pte"), "--compute-units", "cpu_only"])
-    assert result.exit_code == 2 and "--compute-units cpu_only is of Core ML; net.pte is an ExecuTorch program" in result.stderr
+    result = CliRunner().invoke(
+        main, ["inspect", str(tmp_path / "out" / "net.pte"), "--compute-units", "cpu_only"]
+    )
+    assert (
+        result.exit_code == 2
+        and "--compute-units cpu_only is of Core ML; net.pte is an ExecuTorch program" in result.stderr
+    )

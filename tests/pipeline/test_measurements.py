@@ -1,4 +1,6 @@
-"""The measured sections as a whole: with real runtimes that this host has, and real failures of the one that it has not."""
+"""The measured sections as a whole: with real runtimes that this host has, and real failures of the one that
+it has not."""
+
 import subprocess
 import sys
 
@@ -13,7 +15,9 @@ HERE = {"chip": "M1", "model": "MacBookAir10,1", "os": "macOS 15.5"}
 
 @pytest.fixture(scope="module")
 def program():
-    return torch.export.export(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval(), (torch.randn(8, 64),))
+    return torch.export.export(
+        torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval(), (torch.randn(8, 64),)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,9 @@ def package(program, tmp_path_factory):
     import coremltools as ct
 
     path = tmp_path_factory.mktemp("coreml") / "net.mlpackage"
-    ct.convert(program.run_decompositions({}), minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(str(path))
+    ct.convert(
+        program.run_decompositions({}), minimum_deployment_target=ct.target.iOS17, skip_model_load=True
+    ).save(str(path))
     return open_runner(path, host="reference")
 
 
@@ -47,29 +53,55 @@ def test_an_executorch_program_is_really_timed(portable, mac):
     assert found["placement"] == "not run: ExecuTorch has no compute plan; the file says what is delegated"
     assert found["latency"]["source"] == "measured" and found["latency"]["machine"] == HERE
     (unit,) = found["latency"]["units"]
-    assert 0 < unit["low_ms"] <= unit["ms"] <= unit["high_ms"] and unit["first_ms"] > 0 and unit["cold_load_ms"] > 0 and "problem" not in unit
+    assert (
+        0 < unit["low_ms"] <= unit["ms"] <= unit["high_ms"]
+        and unit["first_ms"] > 0
+        and unit["cold_load_ms"] > 0
+        and "problem" not in unit
+    )
     estimate = unit["estimate"]
     assert estimate["low_ms"] < estimate["ms"] < estimate["high_ms"]
-    assert sum(estimate["parts_ms"].values()) == pytest.approx(estimate["ms"], abs=1e-5) and estimate["parts_ms"]["ane"] == 0
+    assert (
+        sum(estimate["parts_ms"].values()) == pytest.approx(estimate["ms"], abs=1e-5)
+        and estimate["parts_ms"]["ane"] == 0
+    )
 
 
 def test_every_unit_that_fails_is_told_beside_its_estimate(package, mac, monkeypatch):
     """Core ML is not here: no unit answers, the report is whole all the same."""
     monkeypatch.setitem(native.UNITS, "coreml", ("all", "cpu_only"))
-    sections = {"placement": {"source": "estimate", "ops": []}, "latency": {"source": "estimate", "devices": []}}
+    sections = {
+        "placement": {"source": "estimate", "ops": []},
+        "latency": {"source": "estimate", "devices": []},
+    }
     found = add_measured(sections, package, "coreml")
-    assert {name: found[name]["source"] for name in found} == {"placement": "estimate", "latency": "estimate"}, "the estimates stay"
+    assert {name: found[name]["source"] for name in found} == {
+        "placement": "estimate",
+        "latency": "estimate",
+    }, "the estimates stay"
     units = found["latency"]["measured"]["units"]
     assert [unit["compute_units"] for unit in units] == ["all", "cpu_only"]
-    assert all(unit["problem"].startswith("failed in compile") and "ms" not in unit and unit["estimate"]["ms"] > 0 for unit in units)
+    assert all(
+        unit["problem"].startswith("failed in compile") and "ms" not in unit and unit["estimate"]["ms"] > 0
+        for unit in units
+    )
     assert units[1]["estimate"]["parts_ms"]["cpu"] == pytest.approx(units[1]["estimate"]["ms"], abs=1e-5)
     assert found["placement"]["measured"]["problem"].startswith("failed in compile")
 
 
 def test_a_mac_that_is_not_known_is_measured_without_estimates(portable):
-    section = timed_section([{"compute_units": "mps", "ms": 1.0}], portable.graph, "executorch-mps", known_chip("M1 (Virtual)"), HERE)
+    section = timed_section(
+        [{"compute_units": "mps", "ms": 1.0}],
+        portable.graph,
+        "executorch-mps",
+        known_chip("M1 (Virtual)"),
+        HERE,
+    )
     assert section["units"] == [{"compute_units": "mps", "ms": 1.0}]
-    assert known_chip("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz") is None and known_chip("M2 Pro").chip == "M2 Pro"
+    assert (
+        known_chip("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz") is None
+        and known_chip("M2 Pro").chip == "M2 Pro"
+    )
 
 
 def test_elsewhere_nothing_is_measured_and_nothing_native_is_imported(package):

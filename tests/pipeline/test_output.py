@@ -1,4 +1,5 @@
 """pipeline/output.py: the earlier output is whole at every moment, and nothing of others is lost."""
+
 import errno
 import json
 import os
@@ -72,7 +73,9 @@ def test_a_folder_of_others_needs_force(tmp_path):
     assert (out / "model.mlpackage").is_dir()
 
 
-def test_without_an_atomic_exchange_the_earlier_output_survives_a_death_between_the_renames(tmp_path, monkeypatch):
+def test_without_an_atomic_exchange_the_earlier_output_survives_a_death_between_the_renames(
+    tmp_path, monkeypatch
+):
     from cidermill.pipeline import output
 
     out = tmp_path / "out"
@@ -190,6 +193,7 @@ def test_a_folder_in_which_nothing_can_be_made():
 
 
 def test_a_package_whose_last_file_found_no_space(tmp_path):
-    """coremltools' C++ says nothing where Manifest.json cannot be written; it is missed later, when the disk may have space again."""
+    """coremltools' C++ says nothing where Manifest.json cannot be written; it is missed later, when the disk
+    may have space again."""
     with pytest.raises(DiskFull, match="could not be written"), disk_errors(tmp_path / "out"):
         (tmp_path / ".out.cidermill-1" / "model.mlpackage" / "Manifest.json").read_bytes()

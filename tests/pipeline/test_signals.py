@@ -1,4 +1,5 @@
 """Asked to end while a library swallows the exception: the next stage ends the work."""
+
 import os
 import signal
 

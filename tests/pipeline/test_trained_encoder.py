@@ -1,4 +1,6 @@
-"""A real trained model through the main job: the MiniLM sentence encoder keeps its embeddings at int8 on both targets."""
+"""A real trained model through the main job: the MiniLM sentence encoder keeps its embeddings at int8 on both
+targets."""
+
 import json
 
 import numpy as np
@@ -20,7 +22,8 @@ SENTENCES = [
 
 
 def embed(call, tokens):
-    """Mean of the token vectors under the mask, at unit length: what sentence-transformers makes of this model. -> [sentences, 384]"""
+    """Mean of the token vectors under the mask, at unit length: what sentence-transformers makes of this
+    model. -> [sentences, 384]"""
     rows = []
     for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"]):
         hidden = call(ids[None].astype(np.int32), mask[None].astype(np.int32))[0]
@@ -34,27 +37,48 @@ def test_embeddings_survive_int8_on_both_targets(encoder, tmp_path):
     import transformers
 
     out = tmp_path / "out"
-    arguments = [str(encoder), "--quant", "int8", "--target", "coreml", "--target", "executorch-mps", "--out", str(out), "--json"]
+    arguments = [
+        str(encoder),
+        "--quant",
+        "int8",
+        "--target",
+        "coreml",
+        "--target",
+        "executorch-mps",
+        "--out",
+        str(out),
+        "--json",
+    ]
     for name in ("input_ids", "attention_mask"):
         arguments += ["--input", f"{name}:1x{LENGTH}"]
     result = CliRunner().invoke(convert, arguments)
     assert result.exit_code == 0, result.output
-    sizes = {artifact["target"]: artifact["size_bytes"] for artifact in json.loads(result.stdout)["artifacts"]}
+    sizes = {
+        artifact["target"]: artifact["size_bytes"] for artifact in json.loads(result.stdout)["artifacts"]
+    }
     parameters = json.loads(result.stdout)["source"]["parameters"]
     assert all(size < 1.05 * parameters for size in sizes.values())
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-    tokens = tokenizer(SENTENCES, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np")
+    tokens = tokenizer(
+        SENTENCES, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np"
+    )
     model = transformers.AutoModel.from_pretrained(encoder).eval()
 
     def source(ids, mask):
         with torch.no_grad():
-            return model(torch.from_numpy(ids).long(), torch.from_numpy(mask).long()).last_hidden_state.numpy()
+            return model(
+                torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
+            ).last_hidden_state.numpy()
 
     wanted = embed(source, tokens)
-    assert np.abs(wanted @ wanted.T - np.eye(len(SENTENCES))).max() < 0.9, "the sentences must differ for this to prove anything"
+    assert np.abs(wanted @ wanted.T - np.eye(len(SENTENCES))).max() < 0.9, (
+        "the sentences must differ for this to prove anything"
+    )
     for name in ("model.mlpackage", "model.pte"):
         runner = open_runner(out / name)
-        found = embed(lambda ids, mask: runner({"input_ids": ids, "attention_mask": mask})["last_hidden_state"], tokens)  # noqa: B023
+        found = embed(
+            lambda ids, mask: runner({"input_ids": ids, "attention_mask": mask})["last_hidden_state"], tokens
+        )  # noqa: B023
         cosines = (wanted * found).sum(1)
         assert cosines.min() >= 0.99, (name, cosines.min())

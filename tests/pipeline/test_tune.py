@@ -1,4 +1,6 @@
-"""`cidermill tune` as a user meets it: convert takes the result, a killed run goes on to the same bits, bad input is one message."""
+"""`cidermill tune` as a user meets it: convert takes the result, a killed run goes on to the same bits, bad
+input is one message."""
+
 import json
 import os
 import signal
@@ -41,14 +43,19 @@ def folder(tmp_path, monkeypatch):
 
 
 def tune(*options: str, data: str = "data_of_tune:batches", recipe: str = "palettize2"):
-    return CliRunner().invoke(main, ["tune", "model.pt2", "--recipe", recipe, "--data", data, *QUICK, *options])
+    return CliRunner().invoke(
+        main, ["tune", "model.pt2", "--recipe", recipe, "--data", data, *QUICK, *options]
+    )
 
 
 def test_convert_takes_the_result_and_loses_nothing(folder):
     result = tune("--out", "tuned.pt2", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert report["psnr_db"]["output"]["tuned"] > report["psnr_db"]["output"]["compressed"] and report["steps"] == 6
+    assert (
+        report["psnr_db"]["output"]["tuned"] > report["psnr_db"]["output"]["compressed"]
+        and report["steps"] == 6
+    )
     converted = CliRunner().invoke(convert, ["tuned.pt2", "--quant", "palettize2", "--json", "--out", "out"])
     assert converted.exit_code == 0, converted.output
     errors = json.loads(converted.stdout)["artifacts"][0]["validation"]["compression"]
@@ -62,7 +69,13 @@ def test_batches_and_endless_data(folder):
 
 def test_a_killed_run_goes_on_to_the_same_bytes(folder):
     options = ["--checkpoint", "ck", "--checkpoint-every", "2", "--steps", "120"]
-    command = [str(Path(sys.executable).parent / "cidermill"), "tune", "model.pt2", "--recipe", "prune50+palettize2"]
+    command = [
+        str(Path(sys.executable).parent / "cidermill"),
+        "tune",
+        "model.pt2",
+        "--recipe",
+        "prune50+palettize2",
+    ]
     command += ["--data", "data_of_tune:batches", *QUICK, *options, "--quiet", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "killed.pt2"], env=env)
@@ -80,7 +93,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder):
 @pytest.mark.parametrize(
     "options, data, recipe, message",
     [
-        ([], "data_of_tune:wrong", "palettize2", "--data data_of_tune:wrong, sample 0: input 'input' has shape 1x65"),
+        (
+            [],
+            "data_of_tune:wrong",
+            "palettize2",
+            "--data data_of_tune:wrong, sample 0: input 'input' has shape 1x65",
+        ),
         ([], "data_of_tune:poison", "palettize2", "64 NaN or infinite values"),
         ([], "data_of_tune:empty", "palettize2", "--data data_of_tune:empty holds no samples"),
         ([], "data_of_tune:nothing", "palettize2", "has no nothing"),
@@ -89,12 +107,27 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder):
         ([], "data_of_tune:batches", "palettize2; lm_head*=int8", "'lm_head*' matches no layer"),
         (["--steps", "0"], "data_of_tune:batches", "palettize2", "steps is 0"),
         (["--resume"], "data_of_tune:batches", "palettize2", "--resume needs --checkpoint"),
-        (["--out", "nowhere/x.pt2"], "data_of_tune:batches", "palettize2", "does not exist or cannot be written"),
+        (
+            ["--out", "nowhere/x.pt2"],
+            "data_of_tune:batches",
+            "palettize2",
+            "does not exist or cannot be written",
+        ),
         (["--out", "model.pt2"], "data_of_tune:batches", "palettize2", "is the model itself"),
         (["--out", "."], "data_of_tune:batches", "palettize2", "is a folder"),
         (["--checkpoint-every", "0"], "data_of_tune:batches", "palettize2", "--checkpoint-every 0"),
-        (["--checkpoint", "none", "--resume"], "data_of_tune:batches", "palettize2", "there is no folder none to go on from"),
-        (["--checkpoint", "model.pt2/ck"], "data_of_tune:batches", "palettize2", "The folder model.pt2/ck cannot be made"),
+        (
+            ["--checkpoint", "none", "--resume"],
+            "data_of_tune:batches",
+            "palettize2",
+            "there is no folder none to go on from",
+        ),
+        (
+            ["--checkpoint", "model.pt2/ck"],
+            "data_of_tune:batches",
+            "palettize2",
+            "The folder model.pt2/ck cannot be made",
+        ),
         ([], "data_of_tune:labelled", "palettize2", "has 2 values, the model takes 1"),
     ],
 )

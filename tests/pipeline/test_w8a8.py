@@ -1,4 +1,6 @@
-"""8-bit activations through the main job on a trained model: the MiniLM sentence encoder keeps its embeddings."""
+"""8-bit activations through the main job on a trained model: the MiniLM sentence encoder keeps its
+embeddings."""
+
 import json
 
 import numpy as np
@@ -35,11 +37,23 @@ def test_embeddings_survive_8_bit_activations(recipe, encoder, tmp_path):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     calibration, tokens = (
-        tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np") for texts in (CALIBRATION, SENTENCES)
+        tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="np")
+        for texts in (CALIBRATION, SENTENCES)
     )
     names = ("input_ids", "attention_mask")
-    np.savez(tmp_path / "samples.npz", **{name: calibration[name].astype(np.int32)[:, None] for name in names})
-    arguments = [str(encoder), "--quant", recipe, "--samples", str(tmp_path / "samples.npz"), "--out", str(tmp_path / "out"), "--json"]
+    np.savez(
+        tmp_path / "samples.npz", **{name: calibration[name].astype(np.int32)[:, None] for name in names}
+    )
+    arguments = [
+        str(encoder),
+        "--quant",
+        recipe,
+        "--samples",
+        str(tmp_path / "samples.npz"),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     for name in names:
         arguments += ["--input", f"{name}:1x{LENGTH}"]
     result = CliRunner().invoke(convert, arguments)
@@ -54,7 +68,13 @@ def test_embeddings_survive_8_bit_activations(recipe, encoder, tmp_path):
     cosines = []
     for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"]):
         with torch.no_grad():
-            wanted = model(torch.from_numpy(ids[None]).long(), torch.from_numpy(mask[None]).long()).last_hidden_state[0].numpy()
-        found = runner({"input_ids": ids[None].astype(np.int32), "attention_mask": mask[None].astype(np.int32)})["last_hidden_state"][0]
+            wanted = (
+                model(torch.from_numpy(ids[None]).long(), torch.from_numpy(mask[None]).long())
+                .last_hidden_state[0]
+                .numpy()
+            )
+        found = runner(
+            {"input_ids": ids[None].astype(np.int32), "attention_mask": mask[None].astype(np.int32)}
+        )["last_hidden_state"][0]
         cosines.append(float(pooled(wanted, mask) @ pooled(found, mask)))
     assert min(cosines) >= 0.99, cosines

@@ -1,4 +1,6 @@
-"""Every architecture of the zoo through the whole job on both targets. CI runs int8; `make test-all` runs the other recipes too."""
+"""Every architecture of the zoo through the whole job on both targets. CI runs int8; `make test-all` runs the
+other recipes too."""
+
 import pytest
 
 from cidermill.pipeline.plan import Plan

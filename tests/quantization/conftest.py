@@ -1,4 +1,5 @@
 """Small modules, captured as the rest of the program sees them."""
+
 import pytest
 import torch
 

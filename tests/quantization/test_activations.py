@@ -1,4 +1,5 @@
 """W8A8 against numpy: where grids lie, which tensors get one, and which layers are left in float."""
+
 import math
 
 import numpy as np
@@ -25,18 +26,25 @@ def with_samples(captured):
     def build(module, arrays):
         found = captured(module, torch.from_numpy(arrays[0]))
         spec = TensorSpec("x", arrays[0].shape, str(arrays[0].dtype))
-        return Captured(None, found.program, (spec,), (), Samples("real", tuple({"x": array} for array in arrays)), ())
+        return Captured(
+            None, found.program, (spec,), (), Samples("real", tuple({"x": array} for array in arrays)), ()
+        )
 
     return build
 
 
 class Mixed(nn.Module):
-    """A convolution, a linear layer after a ReLU, a product from the left, one from the right, and an embedding."""
+    """A convolution, a linear layer after a ReLU, a product from the left, one from the right, and an
+    embedding."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.linear, self.embed = nn.Conv1d(8, 64, 3, padding=1), nn.Linear(16, 64), nn.Embedding(64, 64)
+        self.conv, self.linear, self.embed = (
+            nn.Conv1d(8, 64, 3, padding=1),
+            nn.Linear(16, 64),
+            nn.Embedding(64, 64),
+        )
         self.left, self.right = nn.Parameter(torch.randn(32, 64) / 8), nn.Parameter(torch.randn(64, 48) / 8)
 
     def forward(self, x):
@@ -59,20 +67,26 @@ def outputs(program, arrays):
 
 
 def rounded(x, low, high):
-    """x in 256 steps from low to high: numpy's own, the scale a float16 that covers the range, zero on the grid."""
+    """x in 256 steps from low to high: numpy's own, the scale a float16 that covers the range, zero on the
+    grid."""
     low, high = min(low, 0), max(high, 0)
     scale = np.float16((high - low) / 255)
-    scale = np.float64(np.nextafter(scale, np.float16(np.inf)) if np.float64(scale) * 255 < high - low else scale)
+    scale = np.float64(
+        np.nextafter(scale, np.float16(np.inf)) if np.float64(scale) * 255 < high - low else scale
+    )
     zero = np.clip(np.rint(-128 - low / scale), -128, 127)
     return (np.clip(np.rint(x / scale) + zero, -128, 127) - zero) * scale
 
 
 def test_the_program_computes_on_the_planned_grids(with_samples):
-    """Every layer written out in float64 numpy, its input rounded to 256 steps over what the samples showed."""
+    """Every layer written out in float64 numpy, its input rounded to 256 steps over what the samples
+    showed."""
     arrays = [normal(1, 8, 16, seed=seed) for seed in range(4)]
     model = Mixed().eval()
     captured = with_samples(model, arrays)
-    plan = plan_activations(captured, captured.program, dict.fromkeys(NAMES, Activations()), least_psnr_db=-math.inf)
+    plan = plan_activations(
+        captured, captured.program, dict.fromkeys(NAMES, Activations()), least_psnr_db=-math.inf
+    )
     assert list(plan.layers) == NAMES and not plan.left
     found = outputs(insert_grids(captured.program, plan), arrays)
 
@@ -81,9 +95,14 @@ def test_the_program_computes_on_the_planned_grids(with_samples):
     def stages(x):
         padded = np.pad(x[0], ((0, 0), (1, 1)))
         windows = np.stack([padded[:, place : place + 3] for place in range(16)])
-        conv = np.maximum(np.einsum("pik,oik->op", windows, weights["conv.weight"]) + weights["conv.bias"][:, None], 0)
+        conv = np.maximum(
+            np.einsum("pik,oik->op", windows, weights["conv.weight"]) + weights["conv.bias"][:, None], 0
+        )
         yield "conv.weight", conv
-        hidden = np.maximum(conv @ weights["linear.weight"].T + weights["linear.bias"], 0) + weights["embed.weight"]
+        hidden = (
+            np.maximum(conv @ weights["linear.weight"].T + weights["linear.bias"], 0)
+            + weights["embed.weight"]
+        )
         yield "linear.weight", hidden
         product = weights["left"] @ hidden
         yield "left", product
@@ -93,9 +112,14 @@ def test_the_program_computes_on_the_planned_grids(with_samples):
         x = rounded(x, *ranges["conv.weight"])
         padded = np.pad(x[0], ((0, 0), (1, 1)))
         windows = np.stack([padded[:, place : place + 3] for place in range(16)])
-        conv = np.maximum(np.einsum("pik,oik->op", windows, weights["conv.weight"]) + weights["conv.bias"][:, None], 0)
+        conv = np.maximum(
+            np.einsum("pik,oik->op", windows, weights["conv.weight"]) + weights["conv.bias"][:, None], 0
+        )
         conv = rounded(conv, *ranges["linear.weight"])
-        hidden = np.maximum(conv @ weights["linear.weight"].T + weights["linear.bias"], 0) + weights["embed.weight"]
+        hidden = (
+            np.maximum(conv @ weights["linear.weight"].T + weights["linear.bias"], 0)
+            + weights["embed.weight"]
+        )
         product = weights["left"] @ rounded(hidden, *ranges["left"])
         return rounded(product, *ranges["right"]) @ weights["right"]
 
@@ -104,10 +128,14 @@ def test_the_program_computes_on_the_planned_grids(with_samples):
         values = [array, *(value for _, value in stages(array.astype(np.float64)))]
         for name, value in zip(NAMES, values):
             seen[name].append(value)
-    ranges = {name: (min(v.min() for v in values), max(v.max() for v in values)) for name, values in seen.items()}
+    ranges = {
+        name: (min(v.min() for v in values), max(v.max() for v in values)) for name, values in seen.items()
+    }
     wanted = np.stack([forward(array.astype(np.float64), ranges) for array in arrays])
     close = np.abs(found - wanted.reshape(found.shape)) < 1e-4 * np.abs(wanted).max()
-    assert close.mean() > 0.9  # a value on the edge of two codes may fall either way in float32, and moves its row
+    assert (
+        close.mean() > 0.9
+    )  # a value on the edge of two codes may fall either way in float32, and moves its row
     np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=0.02 * np.abs(wanted).max())
     assert np.abs(found - outputs(captured.program, arrays)).max() > 1e-3
 
@@ -125,7 +153,10 @@ def test_one_pair_of_operators_for_each_tensor(with_samples):
     grid = Grid(0.03125, 0)
     program = insert_grids(captured.program, ActivationPlan({"one.weight": grid, "two.weight": grid}))
     names = [str(node.target) for node in program.graph.nodes if "quantize" in str(node.target)]
-    assert names == ["quantized_decomposed.quantize_per_tensor.default", "quantized_decomposed.dequantize_per_tensor.default"]
+    assert names == [
+        "quantized_decomposed.quantize_per_tensor.default",
+        "quantized_decomposed.dequantize_per_tensor.default",
+    ]
     addition = next(node for node in program.graph.nodes if str(node.target) == "aten.add.Tensor")
     assert addition.args[1].op == "placeholder", "what is no layer reads the tensor itself"
     assert all("quantize" not in str(node.target) for node in captured.program.graph.nodes)
@@ -145,7 +176,9 @@ def test_zero_is_on_every_grid_and_one_sided_ranges_use_every_code(with_samples,
     widest = ends[:, 1].max() - ends[:, 0].min()
     wanted = {"minmax": widest, "average": ends[:, 1].mean() - ends[:, 0].mean()}.get(observer)
     if wanted is None:
-        assert 0.5 * widest < 255 * grid.scale < widest * (1.001 if relu else 1)  # two normal tails are clipped a little, one may not be
+        assert (
+            0.5 * widest < 255 * grid.scale < widest * (1.001 if relu else 1)
+        )  # two normal tails are clipped a little, one may not be
     else:
         assert 255 * grid.scale == pytest.approx(wanted, rel=2e-3)
 
@@ -195,11 +228,15 @@ def test_the_layer_that_hurts_is_left_in_float_by_name(with_samples):
     assert set(plan.layers) == {"easy.weight", "last.weight"} and set(plan.left) == {"hard.weight"}
     assert "8-bit activations of this layer alone leave the outputs" in plan.left["hard.weight"]
     assert plan.psnr_db >= 32
-    everything = plan_activations(captured, captured.program, dict.fromkeys(names, Activations()), least_psnr_db=-math.inf)
+    everything = plan_activations(
+        captured, captured.program, dict.fromkeys(names, Activations()), least_psnr_db=-math.inf
+    )
     assert set(everything.layers) == set(names) and everything.psnr_db < 20
     arrays = [batch["x"] for batch in captured.samples.batches]
     want, have = outputs(captured.program, arrays), outputs(insert_grids(captured.program, plan), arrays)
-    assert 20 * np.log10(np.abs(want).max() / np.sqrt(np.square(want - have).mean())) == pytest.approx(plan.psnr_db, abs=0.1)
+    assert 20 * np.log10(np.abs(want).max() / np.sqrt(np.square(want - have).mean())) == pytest.approx(
+        plan.psnr_db, abs=0.1
+    )
 
 
 def test_ranges_that_float16_cannot_hold_and_layers_without_an_input(with_samples):
@@ -215,7 +252,10 @@ def test_ranges_that_float16_cannot_hold_and_layers_without_an_input(with_sample
     names = ["tiny.weight", "huge.weight", "embed.weight"]
     plan = plan_activations(captured, captured.program, dict.fromkeys(names, Activations()))
     assert not plan.layers and set(plan.left) == set(names)
-    assert "which float16 scales cannot hold" in plan.left["tiny.weight"] and "which float16 scales cannot hold" in plan.left["huge.weight"]
+    assert (
+        "which float16 scales cannot hold" in plan.left["tiny.weight"]
+        and "which float16 scales cannot hold" in plan.left["huge.weight"]
+    )
     assert plan.left["embed.weight"] == "its input is no activation of the graph"
 
 

@@ -28,7 +28,10 @@ def test_exact_values_are_kept():
     weight = torch.tensor([[-127.0, 64.0, 1.0, 0.0], [0.5, -1.5, 63.5, 0.0]])
     codes, dense = dense_of(weight, 8, (2, 1))
     assert torch.equal(dense, weight)
-    assert codes.codes.tolist() == [[-127, 64, 1, 0], [1, -3, 127, 0]] and codes.scale.flatten().tolist() == [1.0, 0.5]
+    assert codes.codes.tolist() == [[-127, 64, 1, 0], [1, -3, 127, 0]] and codes.scale.flatten().tolist() == [
+        1.0,
+        0.5,
+    ]
 
 
 def test_the_whole_range_is_used():
@@ -47,7 +50,12 @@ def test_zeros_have_scale_one(bits):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**31), st.sampled_from([4, 8]), st.sampled_from([(1, 1), (4, 1), (4, 2), (1, 64)]), st.floats(-9, 4.4))
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([4, 8]),
+    st.sampled_from([(1, 1), (4, 1), (4, 2), (1, 64)]),
+    st.floats(-9, 4.4),
+)
 def test_never_worse_than_the_textbook(seed, bits, blocks, exponent):
     """Within what float16 itself costs: its half ulp of every value, and 2^-25 where values are subnormal."""
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
@@ -55,7 +63,11 @@ def test_never_worse_than_the_textbook(seed, bits, blocks, exponent):
     codes, dense = dense_of(weight, bits, blocks)
     error = math.sqrt(float((dense.double() - weight.double()).square().sum()))
     spread = math.sqrt(float(weight.double().square().sum()))
-    allowed = math.sqrt(plain_error(weight, bits, blocks)) * 1.001 + 2 * HALF_ULP * spread + 2.0**-18 * math.sqrt(weight.numel())
+    allowed = (
+        math.sqrt(plain_error(weight, bits, blocks)) * 1.001
+        + 2 * HALF_ULP * spread
+        + 2.0**-18 * math.sqrt(weight.numel())
+    )
     assert error <= allowed
     assert torch.equal(codes.scale.half().float(), codes.scale)
     assert (codes.scale > 0).all() and codes.scale.isfinite().all() and dense.isfinite().all()
@@ -79,7 +91,8 @@ def test_a_smaller_scale_where_outliers_cost_less_than_the_grid(bits, gain):
 
 
 def test_codes_are_chosen_with_the_stored_scale():
-    """A scale rounded to float16 after the codes were chosen would be off by up to a quarter of a step at code 127."""
+    """A scale rounded to float16 after the codes were chosen would be off by up to a quarter of a step at
+    code 127."""
     weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(2))
     codes, _ = dense_of(weight, 8, (512, 1))
     assert torch.equal((weight / codes.scale).round().clamp(-128, 127), codes.codes.float())

@@ -1,4 +1,5 @@
 """The solver against trying every combination."""
+
 import itertools
 
 import numpy as np
@@ -9,18 +10,35 @@ from cidermill.quantization.allocation import Problem, least_bits, least_error
 
 def random_problem(seed: int) -> tuple[Problem, list[np.ndarray], np.random.Generator]:
     rng = np.random.default_rng(seed)
-    layers, schemes, outputs, targets = rng.integers(1, 6), rng.integers(2, 5), rng.integers(1, 3), rng.integers(1, 3)
+    layers, schemes, outputs, targets = (
+        rng.integers(1, 6),
+        rng.integers(2, 5),
+        rng.integers(1, 3),
+        rng.integers(1, 3),
+    )
     errors = 10 ** rng.uniform(-9, -1, (layers, schemes, outputs))
     bits = rng.integers(1000, 10**6, (layers, schemes, targets)).astype(float)
-    return Problem(errors, bits), [np.array(choice) for choice in itertools.product(range(schemes), repeat=layers)], rng
+    return (
+        Problem(errors, bits),
+        [np.array(choice) for choice in itertools.product(range(schemes), repeat=layers)],
+        rng,
+    )
 
 
 def error_of(problem: Problem, choice: np.ndarray) -> float:
-    return max(sum(problem.errors[layer, pick, output] for layer, pick in enumerate(choice)) for output in range(problem.errors.shape[2]))
+    return max(
+        sum(problem.errors[layer, pick, output] for layer, pick in enumerate(choice))
+        for output in range(problem.errors.shape[2])
+    )
 
 
 def bits_of(problem: Problem, choice: np.ndarray) -> np.ndarray:
-    return np.array([sum(problem.bits[layer, pick, target] for layer, pick in enumerate(choice)) for target in range(problem.bits.shape[2])])
+    return np.array(
+        [
+            sum(problem.bits[layer, pick, target] for layer, pick in enumerate(choice))
+            for target in range(problem.bits.shape[2])
+        ]
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,4 +1,6 @@
-"""AWQ changes no function, lowers the error of what follows, and adds operators only where there is nothing to fold into."""
+"""AWQ changes no function, lowers the error of what follows, and adds operators only where there is nothing
+to fold into."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,8 @@ INT4 = Linear(4, PerBlock(32), method="awq")
 
 
 class Block(nn.Module):
-    """A pre-norm or post-norm residual block whose first two layers share an input; an RMS norm in place of the layer norm if asked."""
+    """A pre-norm or post-norm residual block whose first two layers share an input; an RMS norm in place of
+    the layer norm if asked."""
 
     def __init__(self, kind):
         super().__init__()
@@ -44,9 +47,18 @@ NAMES = ["gate.weight", "up.weight", "down.weight"]
 def block(captured):
     def build(kind):
         torch.manual_seed(0)
-        arrays = [np.random.default_rng(seed).standard_normal((2, 24, 64)).astype(np.float32) for seed in range(8)]
+        arrays = [
+            np.random.default_rng(seed).standard_normal((2, 24, 64)).astype(np.float32) for seed in range(8)
+        ]
         found = captured(Block(kind), torch.from_numpy(arrays[0]))
-        return Captured(None, found.program, (TensorSpec("x", (2, 24, 64), "float32"),), (), Samples("real", tuple({"x": a} for a in arrays)), ())
+        return Captured(
+            None,
+            found.program,
+            (TensorSpec("x", (2, 24, 64), "float32"),),
+            (),
+            Samples("real", tuple({"x": a} for a in arrays)),
+            (),
+        )
 
     return build
 
@@ -84,17 +96,28 @@ def test_the_function_stays_and_quantization_costs_less(block, kind, added):
     names = ["gate.weight", "up.weight"]
     after = rescale(before, dict.fromkeys(names, INT4), calibrate(before, names, {"hessian", "mean_abs"}))
     np.testing.assert_allclose(run(after), run(before), rtol=1e-4, atol=2e-5)
-    assert len(operators(after)) - len(operators(before)) == added  # the norm takes the scale where the residual does not read it
+    assert (
+        len(operators(after)) - len(operators(before)) == added
+    )  # the norm takes the scale where the residual does not read it
     plain, scaled = layer_error(before, names), layer_error(after, names)
     assert sum(plain.values()) > 1.3 * sum(scaled.values())
-    assert after.program.state_dict["gate.weight"].shape == (96, 64) and set(NAMES) <= set(after.program.state_dict)
-    np.testing.assert_array_equal(before.program.state_dict["gate.weight"].detach(), block(kind).program.state_dict["gate.weight"].detach())
+    assert after.program.state_dict["gate.weight"].shape == (96, 64) and set(NAMES) <= set(
+        after.program.state_dict
+    )
+    np.testing.assert_array_equal(
+        before.program.state_dict["gate.weight"].detach(),
+        block(kind).program.state_dict["gate.weight"].detach(),
+    )
 
 
 def test_only_the_layers_asked_for_change(block):
     before = block("pre")
     after = rescale(before, {"gate.weight": INT4}, calibrate(before, NAMES, {"hessian", "mean_abs"}))
-    same = [name for name in before.program.state_dict if torch.equal(before.program.state_dict[name], after.program.state_dict[name])]
+    same = [
+        name
+        for name in before.program.state_dict
+        if torch.equal(before.program.state_dict[name], after.program.state_dict[name])
+    ]
     assert set(before.program.state_dict) - set(same) == {"gate.weight"}
     assert operators(after).count("aten.mul.Tensor") == operators(before).count("aten.mul.Tensor") + 1
     np.testing.assert_allclose(run(after), run(before), rtol=1e-4, atol=2e-5)
@@ -105,7 +128,9 @@ def test_nothing_happens_where_scaling_does_not_pay(block):
     statistics = LayerStatistics(torch.eye(64), torch.ones(64))
     assert search_scale([torch.randn(96, 64)], [INT4], statistics) is None
     before = block("pre")
-    after = rescale(before, dict.fromkeys(NAMES, INT4), dict.fromkeys(["gate.weight", "up.weight"], statistics))
+    after = rescale(
+        before, dict.fromkeys(NAMES, INT4), dict.fromkeys(["gate.weight", "up.weight"], statistics)
+    )
     assert operators(after) == operators(before)
 
 
@@ -113,6 +138,10 @@ def test_channels_that_are_never_driven():
     mean = torch.rand(64, generator=torch.Generator().manual_seed(0))
     mean[:8] = 0
     hessian = torch.diag(mean.square() * 2)
-    scale = search_scale([torch.randn(96, 64, generator=torch.Generator().manual_seed(1))], [Linear(4, PerChannel())], LayerStatistics(hessian, mean))
+    scale = search_scale(
+        [torch.randn(96, 64, generator=torch.Generator().manual_seed(1))],
+        [Linear(4, PerChannel())],
+        LayerStatistics(hessian, mean),
+    )
     assert scale is not None and scale.isfinite().all() and (scale > 0).all()
     torch.testing.assert_close((1 / scale).half().float(), 1 / scale, rtol=2e-7, atol=0)

@@ -1,4 +1,5 @@
 """Statistics against numpy on the layers' own inputs, and gradients against the Jacobian written out."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,15 @@ def with_samples(captured):
     def build(module: nn.Module, arrays: list[np.ndarray]) -> Captured:
         found = captured(module, torch.from_numpy(arrays[0]))
         spec = TensorSpec("x", arrays[0].shape, str(arrays[0].dtype))
-        name = next(node.name for node in found.program.graph.nodes if node.op == "placeholder" and node.name.startswith(("input", "x", "args")))
+        name = next(
+            node.name
+            for node in found.program.graph.nodes
+            if node.op == "placeholder" and node.name.startswith(("input", "x", "args"))
+        )
         batches = tuple({name: array} for array in arrays)
-        return Captured(None, found.program, (TensorSpec(name, spec.shape, spec.dtype),), (), Samples("real", batches), ())
+        return Captured(
+            None, found.program, (TensorSpec(name, spec.shape, spec.dtype),), (), Samples("real", batches), ()
+        )
 
     return build
 
@@ -58,7 +65,9 @@ class Product(nn.Module):
 ])  # fmt: skip
 def test_matrix_products(with_samples, kind, weight, rows):
     x = normal(40, 9) if kind == "left" else normal(9, 40)
-    found = calibrate(with_samples(Product(kind, normal(*weight, seed=1)), [x]), ["weight"], {"hessian"})["weight"]
+    found = calibrate(with_samples(Product(kind, normal(*weight, seed=1)), [x]), ["weight"], {"hessian"})[
+        "weight"
+    ]
     matrix = rows(x).astype(np.float64)
     np.testing.assert_allclose(found.hessian, 2 / 9 * matrix.T @ matrix, rtol=1e-4, atol=1e-5)
 
@@ -72,7 +81,8 @@ def test_matrix_products(with_samples, kind, weight, rows):
     (nn.Conv3d(4, 32, 3), (1, 4, 5, 4, 4)),
 ], ids=str)  # fmt: skip
 def test_the_hessian_of_a_convolution_predicts_its_output_error(with_samples, layer, shape):
-    """tr(E H E^T) = 2/rows * the squared change of the output, whatever the strides, dilations, paddings and groups."""
+    """tr(E H E^T) = 2/rows * the squared change of the output, whatever the strides, dilations, paddings and
+    groups."""
     x = normal(*shape)
     found = calibrate(with_samples(layer, [x]), ["weight"], {"hessian", "mean_abs"})["weight"]
     change = torch.from_numpy(normal(*layer.weight.shape, seed=2))
@@ -109,7 +119,9 @@ def test_tied_weights_are_seen_by_all_their_uses(with_samples):
 
 def test_embeddings_have_gradients_only(with_samples):
     x = np.array([[3, 5]])
-    found = calibrate(with_samples(nn.Embedding(64, 32), [x]), ["weight"], {"hessian", "mean_abs", "gradient"})["weight"]
+    found = calibrate(
+        with_samples(nn.Embedding(64, 32), [x]), ["weight"], {"hessian", "mean_abs", "gradient"}
+    )["weight"]
     assert found.hessian is None and found.mean_abs is None
     assert found.gradient_square[[3, 5]].min() > 0 and not found.gradient_square[0].any()
 
@@ -128,11 +140,20 @@ def test_squared_gradients_are_the_diagonal_of_the_jacobians_square(with_samples
     model_in = with_samples(model, [normal(1, 64)])
     x = torch.from_numpy(normal(1, 64))
     seeds = 60
-    found = sum(gradient_squares(model_in, ["0.weight"], model_in.samples.batches, seed)["0.weight"] for seed in range(seeds)) / seeds
+    found = (
+        sum(
+            gradient_squares(model_in, ["0.weight"], model_in.samples.batches, seed)["0.weight"]
+            for seed in range(seeds)
+        )
+        / seeds
+    )
     jacobian = torch.autograd.functional.jacobian(
-        lambda weight: torch.func.functional_call(model, {"0.weight": weight}, (x,)), model[0].weight.detach())[0]
+        lambda weight: torch.func.functional_call(model, {"0.weight": weight}, (x,)), model[0].weight.detach()
+    )[0]
     wanted = jacobian.square().sum(0) / model(x).detach().square().mean()
-    ratio = found / wanted  # 32 probes each: the standard deviation of a ratio is at most sqrt(2 / (32 * 60)) = 0.03
+    ratio = (
+        found / wanted
+    )  # 32 probes each: the standard deviation of a ratio is at most sqrt(2 / (32 * 60)) = 0.03
     assert 0.87 < ratio.min() and ratio.max() < 1.13
 
 

@@ -15,12 +15,21 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.weight import Codes, Palette
 
 RECIPES = ["int8", "int8:per-tensor", "int8:block32", "int4", "int4:per-channel", "int4:block16"]
-RECIPES += ["palettize1", "palettize2", "palettize3", "palettize4", "palettize6", "palettize8", "palettize4:group16"]
+RECIPES += [
+    "palettize1",
+    "palettize2",
+    "palettize3",
+    "palettize4",
+    "palettize6",
+    "palettize8",
+    "palettize4:group16",
+]
 RECIPES += ["prune50", "prune37.5+int8", "prune50+int4", "prune75+palettize4", "prune50+palettize4:group16"]
 
 
 class Net(nn.Module):
-    """Two layers that share a weight, one of another shape, a norm, and a weight that belongs to no product."""
+    """Two layers that share a weight, one of another shape, a norm, and a weight that belongs to no
+    product."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +69,9 @@ def test_every_recipe(net, text):
     for name, weight in compressed.weights.items():
         source = net.program.state_dict[name]
         assert weight.shape == tuple(source.shape) == tuple(weight.dense().shape)
-        kept = math.prod(weight.shape) - round((recipe.prune.fraction if recipe.prune else 0) * math.prod(weight.shape))
+        kept = math.prod(weight.shape) - round(
+            (recipe.prune.fraction if recipe.prune else 0) * math.prod(weight.shape)
+        )
         assert weight.mask is None if recipe.prune is None else int(weight.mask.sum()) == kept
         assert weight.storage_bits() == bits_of(weight, kept)
         assert int((weight.dense() != 0).sum()) <= kept
@@ -80,7 +91,9 @@ def test_every_recipe(net, text):
     ("prune50", 9), ("prune50+int4", 1 + 2 + 0.5),
 ])  # fmt: skip
 def test_bits_per_weight_by_hand(net, text, bits):
-    assert {decision.name: decision.bits_per_weight for decision in compress(net, parse_recipe(text)).decisions}["last.weight"] == bits
+    assert {
+        decision.name: decision.bits_per_weight for decision in compress(net, parse_recipe(text)).decisions
+    }["last.weight"] == bits
 
 
 @pytest.mark.parametrize("text, bits", [("float16", 16), ("float32", 32)])
@@ -88,7 +101,9 @@ def test_a_recipe_that_compresses_nothing(net, text, bits):
     compressed = compress(net, parse_recipe(text))
     assert compressed.weights == {}
     assert decompressed(compressed) is net.program
-    assert {(decision.realised, decision.bits_per_weight, decision.reason) for decision in compressed.decisions} == {(text, bits, "")}
+    assert {
+        (decision.realised, decision.bits_per_weight, decision.reason) for decision in compressed.decisions
+    } == {(text, bits, "")}
 
 
 def test_tied_weights_are_compressed_once_and_stay_tied(net):
@@ -115,7 +130,11 @@ class Twins(nn.Module):
 def test_two_names_of_one_storage(captured):
     compressed = compress(captured(Twins(), torch.randn(2, 64)), parse_recipe("int4"))
     assert compressed.weights["w"] is compressed.weights["b"]
-    assert [decision.reason for decision in compressed.decisions] in (["", "tied to w"], ["tied to b", ""], ["", "tied to b"])
+    assert [decision.reason for decision in compressed.decisions] in (
+        ["", "tied to w"],
+        ["tied to b", ""],
+        ["", "tied to b"],
+    )
     state = decompressed(compressed).state_dict
     assert state["w"].data_ptr() == state["b"].data_ptr()
 
@@ -145,7 +164,9 @@ def test_half_precision_sources_keep_their_dtype(captured):
 
 
 def test_what_does_not_divide_is_reported(captured):
-    compressed = compress(captured(nn.Linear(48, 64, bias=False), torch.randn(2, 48)), parse_recipe("prune50+int4"))
+    compressed = compress(
+        captured(nn.Linear(48, 64, bias=False), torch.randn(2, 48)), parse_recipe("prune50+int4")
+    )
     (decision,) = compressed.decisions
     assert (decision.requested, decision.realised) == ("prune50+int4", "prune50+int4:block24")
     assert decision.reason == "blocks of 32 do not divide 48 input channels: blocks of 24"
@@ -161,11 +182,18 @@ def test_values_beyond_float16_are_left_alone(captured):
     assert compressed.decisions[0].reason == "holds values beyond float16's largest, 65504"
 
 
-@pytest.mark.parametrize("name, values, message", [
-    ("first.weight", {0: math.nan, 5: math.inf}, r"not finite numbers in 1 tensor: first.weight \(1 NaN and 1 infinite of 4096\)"),
-    ("norm.weight", {3: math.inf}, r"in 1 tensor: norm.weight \(1 infinite of 64\)"),
-    ("first.bias", {3: -math.inf}, r"in 1 tensor: first.bias \(1 infinite of 64\)"),
-])
+@pytest.mark.parametrize(
+    "name, values, message",
+    [
+        (
+            "first.weight",
+            {0: math.nan, 5: math.inf},
+            r"not finite numbers in 1 tensor: first.weight \(1 NaN and 1 infinite of 4096\)",
+        ),
+        ("norm.weight", {3: math.inf}, r"in 1 tensor: norm.weight \(1 infinite of 64\)"),
+        ("first.bias", {3: -math.inf}, r"in 1 tensor: first.bias \(1 infinite of 64\)"),
+    ],
+)
 def test_nan_and_infinite_weights_are_refused(captured, name, values, message):
     module = Net()
     for place, value in values.items():
@@ -203,17 +231,25 @@ def test_progress_names_each_weight(net):
     told = []
     compressed = compress(net, parse_recipe("int8"), lambda *args: told.append(args))
     assert [name for _, _, name in told] == list(compressed.weights)
-    assert [done for done, _, _ in told] == list(range(len(told))) and {total for _, total, _ in told} == {len(told)}
+    assert [done for done, _, _ in told] == list(range(len(told))) and {total for _, total, _ in told} == {
+        len(told)
+    }
 
 
 @pytest.mark.parametrize("text, warned", [("int4:gptq", True), ("palettize4", False)])
 def test_what_weights_were_calibrated_on_is_told(net, text, warned):
     """Random samples, whose 64 rows are few for 64 inputs."""
-    samples = Samples("synthetic", ({"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)},), 0)
-    warnings = compress(replace(net, samples=samples, inputs=(TensorSpec("x", (64, 64), "float32"),)), parse_recipe(text)).warnings
+    samples = Samples(
+        "synthetic", ({"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)},), 0
+    )
+    warnings = compress(
+        replace(net, samples=samples, inputs=(TensorSpec("x", (64, 64), "float32"),)), parse_recipe(text)
+    ).warnings
     assert bool(warnings) == warned
     assert not warned or any("random inputs" in warning and "--samples" in warning for warning in warnings)
-    assert not warned or any("layers rest on few samples" in warning and "rows for 64 inputs" in warning for warning in warnings)
+    assert not warned or any(
+        "layers rest on few samples" in warning and "rows for 64 inputs" in warning for warning in warnings
+    )
 
 
 # calibration
@@ -239,9 +275,15 @@ class Chain(nn.Module):
 
 @pytest.fixture(scope="module")
 def chain(captured):
-    arrays = [np.random.default_rng(seed).standard_normal((1, 16, 40)).astype(np.float32) for seed in range(8)]
+    arrays = [
+        np.random.default_rng(seed).standard_normal((1, 16, 40)).astype(np.float32) for seed in range(8)
+    ]
     samples = Samples("real", tuple({"x": array} for array in arrays), 0)
-    return replace(captured(Chain(), torch.from_numpy(arrays[0])), samples=samples, inputs=(TensorSpec("x", (1, 16, 40), "float32"),))
+    return replace(
+        captured(Chain(), torch.from_numpy(arrays[0])),
+        samples=samples,
+        inputs=(TensorSpec("x", (1, 16, 40), "float32"),),
+    )
 
 
 def output_error(captured, name, dense, source):
@@ -257,25 +299,36 @@ def test_awq_says_which_layers_it_is_not_for(chain):
     assert decisions["left.weight"].realised == decisions["right.weight"].realised == "int4:awq"
     for name in ("conv.weight", "second.weight"):
         assert decisions[name].realised.startswith("int4") and "awq" not in decisions[name].realised
-        assert "awq is for linear layers whose weight nothing else uses: quantized without awq" in decisions[name].reason
+        assert (
+            "awq is for linear layers whose weight nothing else uses: quantized without awq"
+            in decisions[name].reason
+        )
 
 
 def test_gptq_makes_up_for_what_magnitude_pruning_takes(chain):
     source = chain.program.state_dict["left.weight"].detach()
-    pruned, quantized = (compress(chain, parse_recipe(text)).weights["left.weight"].dense() for text in ("prune50", "prune50+int8:gptq"))
-    assert output_error(chain, "left.weight", quantized, source) < 0.9 * output_error(chain, "left.weight", pruned, source)
+    pruned, quantized = (
+        compress(chain, parse_recipe(text)).weights["left.weight"].dense()
+        for text in ("prune50", "prune50+int8:gptq")
+    )
+    assert output_error(chain, "left.weight", quantized, source) < 0.9 * output_error(
+        chain, "left.weight", pruned, source
+    )
     assert torch.equal(quantized == 0, (quantized == 0) | (pruned == 0))
 
 
 def test_sparsegpt_sees_the_inputs_that_awq_has_rescaled(chain):
     both = compress(chain, parse_recipe("prune50:sparsegpt+int8:awq"))
-    assert not torch.equal(both.captured.program.state_dict["left.weight"], chain.program.state_dict["left.weight"])
+    assert not torch.equal(
+        both.captured.program.state_dict["left.weight"], chain.program.state_dict["left.weight"]
+    )
     again = compress(both.captured, parse_recipe("prune50:sparsegpt+int8"))
     assert torch.equal(both.weights["left.weight"].dense(), again.weights["left.weight"].dense())
 
 
 @pytest.mark.parametrize("text, portions", [
-    ("int4:gptq", 4), ("int4:awq", 1), ("prune50:sparsegpt; left*=palettize4:sensitive", 4),  # layers on one input stay together
+    # layers on one input stay together
+    ("int4:gptq", 4), ("int4:awq", 1), ("prune50:sparsegpt; left*=palettize4:sensitive", 4),
 ])  # fmt: skip
 def test_statistics_in_portions_give_the_same(chain, text, portions, monkeypatch):
     together = compress(chain, parse_recipe(text))
@@ -284,7 +337,9 @@ def test_statistics_in_portions_give_the_same(chain, text, portions, monkeypatch
     apart = compress(chain, parse_recipe(text), lambda done, total, what: told.append(what))
     assert told.count("calibrate") == portions
     assert together.warnings == apart.warnings and together.decisions == apart.decisions
-    assert all(torch.equal(weight.dense(), apart.weights[name].dense()) for name, weight in together.weights.items())
+    assert all(
+        torch.equal(weight.dense(), apart.weights[name].dense()) for name, weight in together.weights.items()
+    )
 
 
 @pytest.mark.parametrize("inputs, kept, reason", [

@@ -1,4 +1,5 @@
 """Fake compression: what the kernels decode, with the gradients that training needs."""
+
 import pytest
 import torch
 
@@ -8,7 +9,17 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.roles import Role
 
 LINEAR = Role("linear", 0, 1)
-RECIPES = ["int8", "int4", "int4:block16", "palettize2", "palettize4:group16", "palettize1", "prune50", "prune50+int8", "prune75+palettize4"]
+RECIPES = [
+    "int8",
+    "int4",
+    "int4:block16",
+    "palettize2",
+    "palettize4:group16",
+    "palettize1",
+    "prune50",
+    "prune50+int8",
+    "prune75+palettize4",
+]
 
 
 def form_of(weight: torch.Tensor, recipe: str):

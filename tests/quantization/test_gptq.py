@@ -1,4 +1,6 @@
-"""GPTQ against the paper's own recursion written naively (the inverse Hessian, one column at a time, in float64), and against rounding."""
+"""GPTQ against the paper's own recursion written naively (the inverse Hessian, one column at a time, in
+float64), and against rounding."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,14 @@ from cidermill.quantization.weight import CompressedWeight
 def inputs(rows, features, seed=0, correlated=True):
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((rows, features))
-    return x @ generator.standard_normal((features, features)) / features**0.5 * generator.uniform(0.1, 2, features) if correlated else x
+    return (
+        x
+        @ generator.standard_normal((features, features))
+        / features**0.5
+        * generator.uniform(0.1, 2, features)
+        if correlated
+        else x
+    )
 
 
 def hessian_of(x):
@@ -31,7 +40,8 @@ def output_error(weight, codes, x):
 
 
 def naive(weight, hessian, round_column):
-    """Optimal Brain Quantization in a fixed order: after each column the inverse Hessian of the remaining ones, by elimination."""
+    """Optimal Brain Quantization in a fixed order: after each column the inverse Hessian of the remaining
+    ones, by elimination."""
     w, h = weight.double().numpy().copy(), hessian.double().numpy()
     h = h + 0.01 * np.diag(h).mean() * np.eye(len(h))
     stored = np.zeros_like(w)
@@ -54,17 +64,28 @@ def test_matches_the_naive_recursion(bits, mode):
     limit = 2 ** (bits - 1)
 
     def nearest(column, values):
-        return ((np.clip(np.rint(values / scale) + zero, -limit, limit - 1) - zero) * scale).astype(np.float16).astype(np.float64)
+        return (
+            ((np.clip(np.rint(values / scale) + zero, -limit, limit - 1) - zero) * scale)
+            .astype(np.float16)
+            .astype(np.float64)
+        )
 
     wanted = np.empty((24, 160))
     wanted[:, order] = naive(weight[:, order], hessian[order][:, order], nearest)
     different = (np.abs(dense(codes).double().numpy() - wanted) > 0.5 * scale[:, None]).mean()
-    assert different < 0.02  # a value on the edge of two codes may fall either way, and its successors make up for it
-    ours, theirs = output_error(weight, codes, inputs(600, 160)), float((((weight.double().numpy() - wanted) @ inputs(600, 160).T) ** 2).sum())
+    assert (
+        different < 0.02
+    )  # a value on the edge of two codes may fall either way, and its successors make up for it
+    ours, theirs = (
+        output_error(weight, codes, inputs(600, 160)),
+        float((((weight.double().numpy() - wanted) @ inputs(600, 160).T) ** 2).sum()),
+    )
     assert ours == pytest.approx(theirs, rel=0.03)
 
 
-@pytest.mark.parametrize("shape, blocks", [((64, 256), (64, 1)), ((64, 256), (64, 8)), ((64, 256), (1, 1)), ((64, 96), (64, 3))])
+@pytest.mark.parametrize(
+    "shape, blocks", [((64, 256), (64, 1)), ((64, 256), (64, 8)), ((64, 256), (1, 1)), ((64, 96), (64, 3))]
+)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_output_error_is_below_that_of_rounding(shape, blocks, bits):
     weight, x = weight_of(*shape), inputs(2000, shape[1])

@@ -1,4 +1,5 @@
 """Tables against brute force, scikit-learn and theory."""
+
 import itertools
 import math
 
@@ -26,10 +27,14 @@ def optimum(values, entries):
     """The least squared error of any table, by trying every partition of the sorted values into runs."""
     values = sorted(values)
     count = min(entries, len(values))
+
     def spread(run):
         return sum((value - sum(run) / len(run)) ** 2 for value in run)
+
     cuts = itertools.combinations(range(1, len(values)), count - 1)
-    return min(sum(spread(values[a:b]) for a, b in itertools.pairwise((0, *cut, len(values)))) for cut in cuts)
+    return min(
+        sum(spread(values[a:b]) for a, b in itertools.pairwise((0, *cut, len(values)))) for cut in cuts
+    )
 
 
 def test_few_distinct_values_are_exact():
@@ -54,7 +59,9 @@ def test_groups_along_another_axis():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=10), st.sampled_from([1, 2]), st.booleans())
+@given(
+    st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=10), st.sampled_from([1, 2]), st.booleans()
+)
 def test_optimal_on_small_weights(values, bits, grouped):
     """`grouped` puts a second group beside it, which takes the path of many tables."""
     weight = torch.tensor([values])
@@ -80,13 +87,18 @@ def test_at_most_the_error_of_scikit_learn(bits, tail):
         assert ours <= theirs * 1.003
 
 
-@pytest.mark.parametrize("bits, decibels", [(1, 4.40), (2, 9.30), (3, 14.62), (4, 20.22), (6, 31.89), (8, 43.8)])
+@pytest.mark.parametrize(
+    "bits, decibels", [(1, 4.40), (2, 9.30), (3, 14.62), (4, 20.22), (6, 31.89), (8, 43.8)]
+)
 def test_the_theory_of_gaussian_sources(bits, decibels):
-    """Signal to noise of the optimal quantizer of a Gaussian (Max 1960; above 5 bits Panter and Dite's sqrt(3) pi / 2 / N^2)."""
+    """Signal to noise of the optimal quantizer of a Gaussian (Max 1960; above 5 bits Panter and Dite's
+    sqrt(3) pi / 2 / N^2)."""
     weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)) * 0.02
     _, dense = dense_of(weight, bits, (1, 1))
     measured = 10 * math.log10(float(weight.double().square().sum()) / squared_error(dense, weight))
-    assert -0.1 < measured - decibels < (0.1 if bits < 8 else 0.25)  # 1024 samples an entry fit a little better
+    assert (
+        -0.1 < measured - decibels < (0.1 if bits < 8 else 0.25)
+    )  # 1024 samples an entry fit a little better
 
 
 def test_sorted_and_exact_in_float16_and_the_same_twice():
@@ -99,7 +111,9 @@ def test_sorted_and_exact_in_float16_and_the_same_twice():
         assert first.indices.dtype == torch.uint8 and int(first.indices.max()) < 2**bits
 
 
-@pytest.mark.parametrize("shape", [(8, 40), (300, 300)])  # shorter and longer than the table of float16 patterns
+@pytest.mark.parametrize(
+    "shape", [(8, 40), (300, 300)]
+)  # shorter and longer than the table of float16 patterns
 def test_every_index_is_the_nearest_entry(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     palette, dense = dense_of(weight, 4, (1, 1))
@@ -121,7 +135,9 @@ def test_nothing_survives(groups):
     assert not dense.any()
 
 
-@pytest.mark.parametrize("values", [[0.0, -0.0, 0.0], [65504.0, -65504.0, 1.0, 2.0, 3.0], [1e-9, -1e-9, 2.0**-24, 0.0, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[0.0, -0.0, 0.0], [65504.0, -65504.0, 1.0, 2.0, 3.0], [1e-9, -1e-9, 2.0**-24, 0.0, 1.0]]
+)
 def test_extremes(values):
     weight = torch.tensor([values])
     _, dense = dense_of(weight, 3, (1, 1))
@@ -132,11 +148,16 @@ def test_extremes(values):
 
 
 def exact_error(values, counts, entries):
-    """The least squared error of any table: dynamic programming over all cuts, O(entries * values^2), float64."""
-    weight, total, square = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * values, counts * values**2))
+    """The least squared error of any table: dynamic programming over all cuts, O(entries * values^2),
+    float64."""
+    weight, total, square = (
+        np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, counts * values, counts * values**2)
+    )
     start, end = np.arange(len(values) + 1)[:, None], np.arange(len(values) + 1)[None, :]
     mass = np.maximum(weight[end] - weight[start], 1e-300)
-    cost = np.where(end >= start, square[end] - square[start] - (total[end] - total[start]) ** 2 / mass, np.inf)
+    cost = np.where(
+        end >= start, square[end] - square[start] - (total[end] - total[start]) ** 2 / mass, np.inf
+    )
     best = np.where(np.arange(len(values) + 1) == 0, 0.0, np.inf)
     for _ in range(entries):
         best = (best[:, None] + cost).min(0)
@@ -146,9 +167,15 @@ def exact_error(values, counts, entries):
 SHAPES = {
     "normal": lambda random, n: random.standard_normal(n),
     "heavy": lambda random, n: random.standard_t(2, n),
-    "far apart": lambda random, n: np.concatenate([random.standard_normal(n // 2) * 0.01, 3 + random.standard_normal(n - n // 2) * 0.001]),
-    "outliers": lambda random, n: np.where(random.random(n) < 0.01, 30 * random.standard_normal(n), random.standard_normal(n) * 0.02),
-    "lumps": lambda random, n: np.where(random.random(n) < 0.8, random.integers(-20, 20, n) * (random.random(n) < 0.3) * 0.1, random.random(n)),
+    "far apart": lambda random, n: np.concatenate(
+        [random.standard_normal(n // 2) * 0.01, 3 + random.standard_normal(n - n // 2) * 0.001]
+    ),
+    "outliers": lambda random, n: np.where(
+        random.random(n) < 0.01, 30 * random.standard_normal(n), random.standard_normal(n) * 0.02
+    ),
+    "lumps": lambda random, n: np.where(
+        random.random(n) < 0.8, random.integers(-20, 20, n) * (random.random(n) < 0.3) * 0.1, random.random(n)
+    ),
     "one side": lambda random, n: np.exp(2 * random.standard_normal(n)),
 }
 
@@ -157,7 +184,9 @@ SHAPES = {
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_within_one_percent_of_the_exact_optimum(shape, bits):
     values = torch.from_numpy(SHAPES[shape](np.random.default_rng(bits), 1500)).half().double().sort().values
-    table = fit_tables(line_of(values.unsqueeze(0), torch.ones(1, 1500, dtype=torch.float64)), 2**bits)[0].numpy()
+    table = fit_tables(line_of(values.unsqueeze(0), torch.ones(1, 1500, dtype=torch.float64)), 2**bits)[
+        0
+    ].numpy()
     distinct, counts = np.unique(values.numpy(), return_counts=True)
     ours = (counts * np.abs(distinct[:, None] - table).min(1) ** 2).sum()
     assert ours <= 1.01 * exact_error(distinct, counts.astype(float), 2**bits) + 1e-12
@@ -168,7 +197,12 @@ def test_within_one_percent_of_the_exact_optimum_on_a_whole_layer(shape):
     """Against kmeans1d (SMAWK, exact), which coremltools and coreai-opt use."""
     from coremltools._deps import kmeans1d
 
-    weight = torch.from_numpy(SHAPES[shape](np.random.default_rng(0), 90000).clip(-60000, 60000)).half().float().reshape(300, 300)
+    weight = (
+        torch.from_numpy(SHAPES[shape](np.random.default_rng(0), 90000).clip(-60000, 60000))
+        .half()
+        .float()
+        .reshape(300, 300)
+    )
     values, counts = np.unique(weight.numpy().astype(np.float64), return_counts=True)
     for bits in (2, 4, 6):
         found = kmeans1d.cluster(values, 2**bits, weights=counts)
@@ -188,13 +222,19 @@ def test_importance_moves_the_entries(shape):
     dense = CompressedWeight("w", shape, found).dense()
     copies = torch.repeat_interleave(weight.flatten(), importance.flatten().long())
     expected = squared_error(dense_of(copies.reshape(1, -1), 3, (1, 1))[1], copies.reshape(1, -1))
-    errors = [float(((one - weight).double().square() * importance).sum()) for one in (dense, dense_of(weight, 3, (1, 1))[1])]
+    errors = [
+        float(((one - weight).double().square() * importance).sum())
+        for one in (dense, dense_of(weight, 3, (1, 1))[1])
+    ]
     assert errors[0] == pytest.approx(expected, rel=1e-3) and errors[0] < errors[1]
 
 
 def test_importance_of_zero_everywhere_is_no_importance():
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(palettize(weight, 2, (2, 1), importance=torch.zeros_like(weight)).lut, palettize(weight, 2, (2, 1)).lut)
+    assert torch.equal(
+        palettize(weight, 2, (2, 1), importance=torch.zeros_like(weight)).lut,
+        palettize(weight, 2, (2, 1)).lut,
+    )
 
 
 @pytest.mark.parametrize("bits, vector", [(2, 2), (4, 2), (6, 2), (4, 4)])
@@ -203,7 +243,11 @@ def test_vectors_against_scikit_learn(bits, vector, axis):
     """Within 2 % of the best of three starts; coremltools has one start and a tolerance of 1e-2."""
     from sklearn.cluster import KMeans
 
-    weight = torch.from_numpy(np.random.default_rng(0).standard_t(4, (64, 64)).astype(np.float32) * 0.02).half().float()
+    weight = (
+        torch.from_numpy(np.random.default_rng(0).standard_t(4, (64, 64)).astype(np.float32) * 0.02)
+        .half()
+        .float()
+    )
     palette = palettize(weight, bits, (1, 1), vector=vector, vector_axis=axis)
     ours = squared_error(CompressedWeight("w", (64, 64), palette).dense(), weight)
     points = np.moveaxis(weight.numpy(), axis, 1).reshape(64, -1, vector).reshape(-1, vector)
@@ -231,9 +275,15 @@ def test_few_distinct_vectors_are_exact_and_pruned_ones_are_left_out():
 def test_scaled_is_never_worse_and_much_better_where_channels_differ(vector, much):
     even = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)) * 0.02
     for weight, gain in ((even, 1.001), (even * torch.logspace(-2, 0, 32).unsqueeze(1), much)):
-        plain, scaled = (palettize(weight, 3, (1, 1), vector=vector, scaled=wanted) for wanted in (False, True))
-        errors = [squared_error(CompressedWeight("w", (32, 64), one).dense(), weight) for one in (plain, scaled)]
-        assert scaled.channel_scale.shape == (32, 1) and torch.equal(scaled.channel_scale.half().float(), scaled.channel_scale)
+        plain, scaled = (
+            palettize(weight, 3, (1, 1), vector=vector, scaled=wanted) for wanted in (False, True)
+        )
+        errors = [
+            squared_error(CompressedWeight("w", (32, 64), one).dense(), weight) for one in (plain, scaled)
+        ]
+        assert scaled.channel_scale.shape == (32, 1) and torch.equal(
+            scaled.channel_scale.half().float(), scaled.channel_scale
+        )
         assert errors[1] <= gain * errors[0]
 
 
@@ -245,7 +295,9 @@ def test_scaled_on_zero_channels_and_tiny_ones():
     assert dense.isfinite().all() and (palette.channel_scale > 0).all() and dense[0].abs().max() < 0.05
 
 
-@pytest.mark.parametrize("bits, groups, vector", [(2, (1, 1), 1), (4, (4, 1), 1), (6, (1, 1), 1), (4, (1, 1), 2)])
+@pytest.mark.parametrize(
+    "bits, groups, vector", [(2, (1, 1), 1), (4, (4, 1), 1), (6, (1, 1), 1), (4, (1, 1), 2)]
+)
 def test_int8_tables_cost_little(bits, groups, vector):
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)) * 0.02
     plain, coarse = (palettize(weight, bits, groups, vector=vector, table_bits=wanted) for wanted in (16, 8))
@@ -285,12 +337,17 @@ def test_scales_of_what_counts_do_not_make_the_rest_overflow(vector):
 
 
 def test_int8_tables_are_fitted_jointly():
-    """Better than rounding the float16 table with the largest entry on 127, which is what coremltools' joint compression does."""
+    """Better than rounding the float16 table with the largest entry on 127, which is what coremltools' joint
+    compression does."""
     weight = torch.from_numpy(np.random.default_rng(0).standard_t(3, (64, 64)).astype(np.float32))
     plain, coarse = (palettize(weight, 6, (1, 1), table_bits=wanted) for wanted in (16, 8))
     scale = plain.lut.abs().max() / 127
-    rounded = CompressedWeight("w", (64, 64), Palette(6, plain.indices, (plain.lut / scale).round() * scale)).dense()
-    assert squared_error(CompressedWeight("w", (64, 64), coarse).dense(), weight) < 0.99 * squared_error(rounded, weight)
+    rounded = CompressedWeight(
+        "w", (64, 64), Palette(6, plain.indices, (plain.lut / scale).round() * scale)
+    ).dense()
+    assert squared_error(CompressedWeight("w", (64, 64), coarse).dense(), weight) < 0.99 * squared_error(
+        rounded, weight
+    )
 
 
 def test_the_same_with_one_thread_and_with_many():

@@ -15,18 +15,24 @@ from cidermill.quantization.prune import (
 )
 
 
-@pytest.mark.parametrize("fraction, mask", [
-    ("0", [True, True, True, True]),
-    ("1/4", [False, True, True, True]),
-    ("1/2", [False, True, True, False]),
-    ("3/4", [False, True, False, False]),
-    ("1", [False, False, False, False]),
-])
+@pytest.mark.parametrize(
+    "fraction, mask",
+    [
+        ("0", [True, True, True, True]),
+        ("1/4", [False, True, True, True]),
+        ("1/2", [False, True, True, False]),
+        ("3/4", [False, True, False, False]),
+        ("1", [False, False, False, False]),
+    ],
+)
 def test_by_hand(fraction, mask):
     assert survivors(torch.tensor([0.1, -0.3, 0.2, 0.1]), Fraction(fraction)).tolist() == mask
 
 
-@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-9, 1e9]), min_size=1, max_size=50), st.fractions(0, 1))
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-9, 1e9]), min_size=1, max_size=50),
+    st.fractions(0, 1),
+)
 def test_exact_count_even_among_equals_and_the_least_go(values, fraction):
     weight = torch.tensor(values)
     mask = survivors(weight, fraction)
@@ -56,7 +62,14 @@ def test_the_order_is_that_of_float32_not_of_its_rounding(values, fraction):
     assert set((~mask).nonzero().flatten().tolist()) == reference(values, round(fraction * len(values)))
 
 
-@given(st.lists(st.lists(st.sampled_from([0.0, 0.1, -0.1, 0.5, 2.0, -3.0]), min_size=1, max_size=12), min_size=1, max_size=4), st.fractions(0, 1))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 0.1, -0.1, 0.5, 2.0, -3.0]), min_size=1, max_size=12),
+        min_size=1,
+        max_size=4,
+    ),
+    st.fractions(0, 1),
+)
 def test_one_threshold_for_all(weights, fraction):
     masks = survivors_of_all([torch.tensor(weight) for weight in weights], fraction)
     joined = [value for weight in weights for value in weight]
@@ -71,7 +84,10 @@ def test_n_of_every_m(n, m, shape, axis):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many equals
     mask = survivors_in_groups(weight, n, m, axis)
     assert mask.shape == weight.shape
-    for values, kept in zip(np.moveaxis(weight.numpy(), axis, -1).reshape(-1, m).tolist(), np.moveaxis(mask.numpy(), axis, -1).reshape(-1, m)):
+    for values, kept in zip(
+        np.moveaxis(weight.numpy(), axis, -1).reshape(-1, m).tolist(),
+        np.moveaxis(mask.numpy(), axis, -1).reshape(-1, m),
+    ):
         assert set(np.flatnonzero(~kept).tolist()) == reference(values, n)
 
 
@@ -89,13 +105,20 @@ def test_n_of_m_as_coremltools_does_it():
     assert np.array_equal(survivors_in_groups(weight, 2, 4, 1).numpy(), theirs.astype(bool))
 
 
-@pytest.mark.parametrize("shape, axis", [((12, 5), 0), ((5, 12), 1), ((14, 3, 2), 0)])  # 14: the last block has 2 channels
+@pytest.mark.parametrize(
+    "shape, axis", [((12, 5), 0), ((5, 12), 1), ((14, 3, 2), 0)]
+)  # 14: the last block has 2 channels
 def test_blocks_go_by_their_norm(shape, axis):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mask = surviving_blocks(weight, Fraction(1, 3), 4, axis)
     values, kept = np.moveaxis(weight.numpy(), axis, 0), np.moveaxis(mask.numpy(), axis, 0)
-    norms = [[float(np.sqrt((block[:, place] ** 2).sum())) for block in np.array_split(values.reshape(len(values), -1), range(4, len(values), 4))]
-             for place in range(values[0].size)]
+    norms = [
+        [
+            float(np.sqrt((block[:, place] ** 2).sum()))
+            for block in np.array_split(values.reshape(len(values), -1), range(4, len(values), 4))
+        ]
+        for place in range(values[0].size)
+    ]
     flat = np.array(norms).T.flatten()
     gone = reference(flat.tolist(), round(Fraction(1, 3) * len(flat)))
     for place, column in enumerate(kept.reshape(len(kept), -1).T):

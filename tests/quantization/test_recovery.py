@@ -1,4 +1,5 @@
 """Tuning: it helps, it repeats itself bit for bit, and what comes out compresses exactly."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -52,7 +53,9 @@ def captured():
 
 
 def state(program) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in {**program.state_dict, **program.constants}.items()}
+    return {
+        name: value.detach().clone() for name, value in {**program.state_dict, **program.constants}.items()
+    }
 
 
 def same(one: dict, other: dict) -> bool:
@@ -73,7 +76,9 @@ def test_the_result_compresses_exactly(captured, recipe):
     assert again.weights and len(losses) == FEW.steps
     for name, weight in again.weights.items():
         assert torch.equal(weight.dense(), tuned[name]), name
-        assert not torch.equal(tuned[name], compress(captured, recipe).weights[name].dense()), "nothing was trained"
+        assert not torch.equal(tuned[name], compress(captured, recipe).weights[name].dense()), (
+            "nothing was trained"
+        )
     assert not torch.equal(tuned["norm.weight"], source["norm.weight"])
 
 
@@ -112,7 +117,10 @@ def test_half_of_what_two_bits_lose_comes_back(captured):
     name = captured.outputs[0].name
 
     def lost(program):
-        return sum(float(np.square(one[name] - other[name]).sum()) for one, other in zip(evaluate(program, captured), wanted))
+        return sum(
+            float(np.square(one[name] - other[name]).sum())
+            for one, other in zip(evaluate(program, captured), wanted)
+        )
 
     tuned, _ = tune(captured, recipe, Tuning(steps=80, rate=2e-3, accumulation=4, loss="mse"))
     assert lost(tuned) < 0.5 * lost(decompressed(compress(captured, recipe)))
@@ -123,7 +131,16 @@ def test_the_loss_is_zero_on_the_teacher_itself(captured):
         training = start(captured, parse_recipe("int8"), replace(FEW, loss=loss))
         answer = [value.requires_grad_() for value in teach(training, 0)]
         assert abs(float(distance(answer, [value.detach() for value in answer], training))) < 1e-6
-        assert float(distance([value + torch.randn_like(value) for value in answer], [value.detach() for value in answer], training)) > 1e-3
+        assert (
+            float(
+                distance(
+                    [value + torch.randn_like(value) for value in answer],
+                    [value.detach() for value in answer],
+                    training,
+                )
+            )
+            > 1e-3
+        )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,13 @@ def test_a_rate_that_blows_up_is_refused_in_words(captured):
 
 def test_a_source_that_overflows_on_a_sample_is_not_blamed_on_the_rate(captured):
     spec = TensorSpec("input", (1, 64), "float32")
-    source = Source("net", "module", "0", torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)).eval(), (spec,))
+    source = Source(
+        "net",
+        "module",
+        "0",
+        torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)).eval(),
+        (spec,),
+    )
     overflowing = capture(source, Samples("real", ({"input": np.full((1, 64), 3e38, np.float32)},)))
     with pytest.raises(UserError, match="output 'output' is not finite on sample 0 of --data"):
         tune(overflowing, parse_recipe("palettize2"), FEW)
@@ -166,11 +189,18 @@ def test_a_source_that_overflows_on_a_sample_is_not_blamed_on_the_rate(captured)
 @pytest.mark.parametrize("recipe", ["palettize2", "int4"])
 def test_accumulated_gradients_are_those_of_one_large_batch(captured, recipe):
     tuning, found = replace(FEW, steps=1, accumulation=4, loss="mse"), {}
-    tune(captured, parse_recipe(recipe), tuning, after_step=lambda training: found.update({**training.weights, **training.tables}))
+    tune(
+        captured,
+        parse_recipe(recipe),
+        tuning,
+        after_step=lambda training: found.update({**training.weights, **training.tables}),
+    )
     training = start(captured, parse_recipe(recipe), tuning)
     batch = torch.randperm(12, generator=torch.Generator().manual_seed(tuning.seed))[:4].tolist()
     dense = compressed_now(training)
-    sum(distance(run_program(training, dense, index), teach(training, index), training) / 4 for index in batch).backward()
+    sum(
+        distance(run_program(training, dense, index), teach(training, index), training) / 4 for index in batch
+    ).backward()
     mine = {**training.weights, **training.tables}
     assert mine.keys() == found.keys() and any(value.grad is not None for value in mine.values())
     for name, value in mine.items():

@@ -40,14 +40,32 @@ ROLES = {
     "linear": (Lambda((48, 64), lambda w, x: F.linear(x, w)), (2, 64), Role("linear", 0, 1)),
     "matmul right": (Lambda((64, 48), lambda w, x: x @ w), (2, 64), Role("matmul", 1, 0)),
     "matmul left": (Lambda((48, 64), lambda w, x: w @ x), (64, 2), Role("matmul", 0, 1)),
-    "matmul of a transpose": (Lambda((48, 64), lambda w, x: torch.mm(x, w.t())), (2, 64), Role("matmul", 0, 1)),
-    "matmul of a permutation": (
-        Lambda((48, 1, 64), lambda w, x: torch.mm(x, w.permute(2, 1, 0).reshape(64, 48))), (2, 64), Role("matmul", 0, 2)
+    "matmul of a transpose": (
+        Lambda((48, 64), lambda w, x: torch.mm(x, w.t())),
+        (2, 64),
+        Role("matmul", 0, 1),
     ),
-    "addmm": (Lambda((64, 48), lambda w, x: torch.addmm(torch.ones(48), x, w)), (2, 64), Role("matmul", 1, 0)),
-    "addmm left": (Lambda((48, 64), lambda w, x: torch.addmm(torch.ones(2), w, x)), (64, 2), Role("matmul", 0, 1)),
+    "matmul of a permutation": (
+        Lambda((48, 1, 64), lambda w, x: torch.mm(x, w.permute(2, 1, 0).reshape(64, 48))),
+        (2, 64),
+        Role("matmul", 0, 2),
+    ),
+    "addmm": (
+        Lambda((64, 48), lambda w, x: torch.addmm(torch.ones(48), x, w)),
+        (2, 64),
+        Role("matmul", 1, 0),
+    ),
+    "addmm left": (
+        Lambda((48, 64), lambda w, x: torch.addmm(torch.ones(2), w, x)),
+        (64, 2),
+        Role("matmul", 0, 1),
+    ),
     "batches": (Lambda((3, 32, 48), lambda w, x: torch.bmm(x, w)), (3, 2, 32), Role("matmul", 2, 1)),
-    "expanded": (Lambda((64, 48), lambda w, x: torch.bmm(x, w.unsqueeze(0).expand(3, 64, 48))), (3, 2, 64), Role("matmul", 1, 0)),
+    "expanded": (
+        Lambda((64, 48), lambda w, x: torch.bmm(x, w.unsqueeze(0).expand(3, 64, 48))),
+        (3, 2, 64),
+        Role("matmul", 1, 0),
+    ),
     "convolution": (nn.Conv2d(16, 32, 3), (1, 16, 8, 8), Role("convolution", 0, 1)),
     "1-D convolution": (nn.Conv1d(32, 48, 3), (1, 32, 8), Role("convolution", 0, 1)),
     "depthwise": (nn.Conv2d(512, 512, 3, groups=512), (1, 512, 8, 8), Role("convolution", 0, 1)),
@@ -58,16 +76,32 @@ ROLES = {
 
 @pytest.mark.parametrize("module, shape, role", ROLES.values(), ids=ROLES.keys())
 def test_roles(captured, module, shape, role):
-    found = [answer for answer in roles_of(captured(module, torch.randn(shape))).values() if isinstance(answer, Role)]
+    found = [
+        answer
+        for answer in roles_of(captured(module, torch.randn(shape))).values()
+        if isinstance(answer, Role)
+    ]
     assert found == [role]
 
 
 LEFT = {
     "tiny": (nn.Linear(32, 32), (2, 32), "1024 elements, fewer than 2048: nothing to gain"),
     "added": (Lambda((64, 64), lambda w, x: x + w), (64, 64), "used by add, not as the weight of"),
-    "joined": (Lambda((64, 64), lambda w, x: torch.cat([x, w])), (64, 64), "used by cat, not as the weight of"),
-    "used twice": (Lambda((64, 64), lambda w, x: F.linear(x, w) + w), (64, 64), "used by add, not as the weight of"),
-    "mixed axes": (Lambda((64, 64), lambda w, x: F.linear(x, w.reshape(32, 128))), (2, 128), r"used by view \(mixes its axes\)"),
+    "joined": (
+        Lambda((64, 64), lambda w, x: torch.cat([x, w])),
+        (64, 64),
+        "used by cat, not as the weight of",
+    ),
+    "used twice": (
+        Lambda((64, 64), lambda w, x: F.linear(x, w) + w),
+        (64, 64),
+        "used by add, not as the weight of",
+    ),
+    "mixed axes": (
+        Lambda((64, 64), lambda w, x: F.linear(x, w.reshape(32, 128))),
+        (2, 128),
+        r"used by view \(mixes its axes\)",
+    ),
     "a vector": (Lambda((4096,), lambda w, x: x * w), (4096,), "a bias, a norm or another vector"),
     "an output": (Lambda((64, 64), lambda w, x: (x + 1, w)), (64, 64), "used by the output, not as"),
 }
@@ -102,11 +136,13 @@ def test_a_tied_table_has_one_role(captured, tied):
     program = captured(Language(tied), torch.arange(8))
     roles = roles_of(program)
     if tied:
-        assert [answer for answer in roles.values() if isinstance(answer, Role)] == [Role("linear", 0, 1, ("embedding",))] * sum(
-            name in roles for name in ("embed.weight", "head.weight")
-        )
+        assert [answer for answer in roles.values() if isinstance(answer, Role)] == [
+            Role("linear", 0, 1, ("embedding",))
+        ] * sum(name in roles for name in ("embed.weight", "head.weight"))
     else:
-        assert roles["embed.weight"] == Role("embedding", 0, 1) and roles["head.weight"] == Role("linear", 0, 1)
+        assert roles["embed.weight"] == Role("embedding", 0, 1) and roles["head.weight"] == Role(
+            "linear", 0, 1
+        )
     assert roles["positions"] == "int64 values, not weights"
     assert roles["norm.weight"] == "a bias, a norm or another vector: nothing to gain"
     assert roles.get("unused", "not used by the graph") == "not used by the graph"
@@ -115,4 +151,6 @@ def test_a_tied_table_has_one_role(captured, tied):
 def test_storage_tells_ties_from_equal_values(captured):
     program = captured(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.ones(1, 8)).program
     tensors = {tensor.name: tensor for tensor in tensors_of(program)}
-    assert storage_of(tensors["0.weight"]) == storage_of(tensors["0.weight"]) != storage_of(tensors["1.weight"])
+    assert (
+        storage_of(tensors["0.weight"]) == storage_of(tensors["0.weight"]) != storage_of(tensors["1.weight"])
+    )

@@ -1,4 +1,5 @@
 """Sensitivities against compressing one layer and running the whole program."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,9 @@ def test_one_layer_alone_gives_the_same_error(captured, table, scheme):
         for output, found in zip(table.outputs, table.errors[scheme][layer.name]):
             reference = np.stack([sample[output] for sample in wanted]).astype(float)
             mine = np.stack([sample[output] for sample in answers])
-            assert found == pytest.approx(np.square(mine - reference).mean() / np.abs(reference).max() ** 2, rel=1e-4, abs=1e-13)
+            assert found == pytest.approx(
+                np.square(mine - reference).mean() / np.abs(reference).max() ** 2, rel=1e-4, abs=1e-13
+            )
     assert any(error > 1e-8 for error in table.errors[scheme]["first.weight"])
 
 
@@ -67,8 +70,13 @@ def test_what_is_known_is_not_measured_again(captured, table, tmp_path):
     read = read_table(tmp_path / "t.json")
     assert read == table and fits(read, captured, ("model", "samples")) == ""
     told = []
-    more = measure(captured, {**SCHEMES, "int3": parse_recipe("palettize3")}, ("model", "samples"), read, told.append)
-    assert {line.split()[0] for line in told} == {"int3"} and {**more.errors, "int3": 0} == {**table.errors, "int3": 0}
+    more = measure(
+        captured, {**SCHEMES, "int3": parse_recipe("palettize3")}, ("model", "samples"), read, told.append
+    )
+    assert {line.split()[0] for line in told} == {"int3"} and {**more.errors, "int3": 0} == {
+        **table.errors,
+        "int3": 0,
+    }
 
 
 def test_a_table_of_something_else_is_noticed(captured, table):
@@ -79,10 +87,15 @@ def test_a_table_of_something_else_is_noticed(captured, table):
     assert fits(replace(table, outputs=("x", "y")), captured, ("model", "samples")) == "another model"
 
 
-UNEVEN = '{"schema": "cidermill.sensitivity/1", "source": "", "samples": "", "outputs": ["a"], "errors": {"int8": {"w": [1, 2]}}}'
+UNEVEN = (
+    '{"schema": "cidermill.sensitivity/1", "source": "", "samples": "", "outputs": ["a"], "errors": {"int8":'
+    ' {"w": [1, 2]}}}'
+)
 
 
-WRONG = [UNEVEN.replace("[1, 2]", f"[{error}]") for error in ("NaN", "Infinity", "-1", "1" + 400 * "0", '"a"')]
+WRONG = [
+    UNEVEN.replace("[1, 2]", f"[{error}]") for error in ("NaN", "Infinity", "-1", "1" + 400 * "0", '"a"')
+]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "x"}', "null", UNEVEN, "[" * 100_000, *WRONG])

@@ -1,4 +1,6 @@
-"""SparseGPT against the paper's algorithm written naively (the inverse Hessian, in float64), and against magnitude pruning."""
+"""SparseGPT against the paper's algorithm written naively (the inverse Hessian, in float64), and against
+magnitude pruning."""
+
 from fractions import Fraction
 
 import numpy as np
@@ -38,7 +40,9 @@ def naive(weight, hessian, fraction, n, m, block):
         if column % block == 0:
             cost = w[:, column : column + block] ** 2 / price[column : column + block]
             if n:
-                np.put_along_axis(mask[:, column : column + block], np.argsort(cost, 1, kind="stable")[:, :n], False, 1)
+                np.put_along_axis(
+                    mask[:, column : column + block], np.argsort(cost, 1, kind="stable")[:, :n], False, 1
+                )
             else:
                 chosen = np.argsort(cost, None)[: round(fraction * cost.size)]
                 rows, columns = np.unravel_index(chosen, cost.shape)
@@ -48,13 +52,17 @@ def naive(weight, hessian, fraction, n, m, block):
     return mask, w * mask
 
 
-@pytest.mark.parametrize("wish, n, m", [(Fraction(1, 2), 0, 128), (0.75, 0, 128), ((2, 4), 2, 4), ((1, 8), 1, 8)])
+@pytest.mark.parametrize(
+    "wish, n, m", [(Fraction(1, 2), 0, 128), (0.75, 0, 128), ((2, 4), 2, 4), ((1, 8), 1, 8)]
+)
 def test_matches_the_naive_algorithm(wish, n, m):
     weight, x = weight_of(24, 256), inputs(900, 256)
     mask, moved = prune(weight, hessian_of(x), wish)
     wanted_mask, wanted = naive(weight, hessian_of(x), None if n else float(wish), n, m, m)
     assert (mask.numpy() != wanted_mask).mean() < 0.01
-    assert output_error(weight, moved, x) == pytest.approx(output_error(weight, torch.from_numpy(wanted), x), rel=0.01)
+    assert output_error(weight, moved, x) == pytest.approx(
+        output_error(weight, torch.from_numpy(wanted), x), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("fraction", [Fraction(1, 4), Fraction(1, 2), Fraction(9, 10), Fraction(1, 3)])
@@ -63,7 +71,9 @@ def test_the_output_error_is_below_that_of_magnitude_pruning(fraction):
     mask, moved = prune(weight, hessian_of(x), fraction)
     assert int((~mask).sum()) == round(fraction * weight.numel())
     assert not moved[~mask].any() and mask.dtype == torch.bool
-    assert output_error(weight, moved, x) < 0.8 * output_error(weight, weight * survivors(weight, fraction), x)
+    assert output_error(weight, moved, x) < 0.8 * output_error(
+        weight, weight * survivors(weight, fraction), x
+    )
 
 
 @pytest.mark.parametrize("fraction", [0, 1])

@@ -1,4 +1,5 @@
 """Dense values and bits of storage, by hand and against slow loops."""
+
 import itertools
 import math
 
@@ -27,7 +28,9 @@ def test_zero_points_by_hand():
 
 def test_tables_by_hand():
     lut = torch.tensor([[-1.0, 0.0], [2.0, 3.0]]).reshape(2, 1, 2, 1)  # two groups of one row
-    weight = CompressedWeight("w", (2, 3), Palette(1, torch.tensor([[0, 1, 0], [1, 1, 0]], dtype=torch.uint8), lut))
+    weight = CompressedWeight(
+        "w", (2, 3), Palette(1, torch.tensor([[0, 1, 0], [1, 1, 0]], dtype=torch.uint8), lut)
+    )
     assert weight.dense().tolist() == [[-1.0, 0.0, -1.0], [3.0, 3.0, 2.0]]
     assert weight.storage_bits() == 6 * 1 + 4 * 16
 
@@ -47,7 +50,9 @@ def test_mask_by_hand():
     assert kept.dense()[0].tolist() == [1.5, 0.0]
     assert kept.dense()[1, 1] == torch.tensor(0.1).half().float()
     assert kept.storage_bits() == 4 + 2 * 16
-    coded = CompressedWeight("w", (2, 2), Codes(8, torch.full((2, 2), 3, dtype=torch.int8), torch.ones(1, 1)), mask)
+    coded = CompressedWeight(
+        "w", (2, 2), Codes(8, torch.full((2, 2), 3, dtype=torch.int8), torch.ones(1, 1)), mask
+    )
     assert coded.dense().tolist() == [[3.0, 0.0], [0.0, 3.0]]
     assert coded.storage_bits() == 4 + 2 * 8 + 16
     assert coded.bits_per_weight() == 36 / 4

@@ -1,4 +1,6 @@
-"""Fixtures for reading ML Programs: `mil_package` writes a tiny .mlpackage with coremltools' MIL builder, `run_mil` also runs it."""
+"""Fixtures for reading ML Programs: `mil_package` writes a tiny .mlpackage with coremltools' MIL builder,
+`run_mil` also runs it."""
+
 import json
 import shutil
 
@@ -6,9 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# For properties of operators: the same examples every time, and no shrinking, which costs more than it shows where examples are small.
-settings.register_profile("operators", max_examples=40, deadline=None, derandomize=True, database=None,
-                          phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+# For properties of operators: the same examples every time, and no shrinking, which costs more than it shows
+# where examples are small.
+settings.register_profile(
+    "operators",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 MIL_TYPES = {"float16": "fp16", "float32": "fp32", "int32": "int32", "bool": "bool"}
 
@@ -28,7 +38,8 @@ def mb(ct):
 
 
 def write_package(ct, build, inputs, folder, opset="iOS18", states=()):
-    """build(builder, *variables) -> variable or tuple. Integers and booleans that an interface cannot carry leave as int32."""
+    """build(builder, *variables) -> variable or tuple. Integers and booleans that an interface cannot carry
+    leave as int32."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.backend.mil.load import load
     from coremltools.converters.mil.mil import types
@@ -40,7 +51,10 @@ def write_package(ct, build, inputs, folder, opset="iOS18", states=()):
         return tuple(out if out.dtype in kept else mb.cast(x=out, dtype="int32") for out in results)
 
     target = getattr(ct.target, opset)
-    specs = [mb.TensorSpec(shape=array.shape, dtype=getattr(types, MIL_TYPES[str(array.dtype)])) for array in inputs]
+    specs = [
+        mb.TensorSpec(shape=array.shape, dtype=getattr(types, MIL_TYPES[str(array.dtype)]))
+        for array in inputs
+    ]
     specs += [mb.StateTensorSpec(shape=shape, dtype=types.fp16) for shape in states]
     built = mb.program(input_specs=specs, opset_version=target)(NAMED[len(specs)](program))
     weights = folder / "Data" / "com.apple.CoreML" / "weights"
@@ -48,7 +62,12 @@ def write_package(ct, build, inputs, folder, opset="iOS18", states=()):
     model = load(built, weights_dir=str(weights), specification_version=target.value)
     (weights.parent / "model.mlmodel").write_bytes(model.SerializeToString())
     entries = {
-        key: {"path": f"com.apple.CoreML/{name}", "name": name, "author": "com.apple.CoreML", "description": "a test"}
+        key: {
+            "path": f"com.apple.CoreML/{name}",
+            "name": name,
+            "author": "com.apple.CoreML",
+            "description": "a test",
+        }
         for key, name in (("model", "model.mlmodel"), ("weights", "weights"))
     }
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": "model"}
@@ -71,15 +90,19 @@ def run_mil(mil_package):
 
     def run(build, *inputs, opset="iOS18", name="model"):
         arrays = [np.asarray(array) for array in inputs]
-        return list(open_runner(mil_package(build, *arrays, opset=opset, name=name), host="reference")(arrays).values())
+        return list(
+            open_runner(mil_package(build, *arrays, opset=opset, name=name), host="reference")(
+                arrays
+            ).values()
+        )
 
     return run
 
 
 @pytest.fixture(scope="session")
 def open_saved(ct, tmp_path_factory):
-    """open_saved(build, *arrays) -> the reference runner of a program that was saved and read back, for properties: each call replaces
-    the package of the one before."""
+    """open_saved(build, *arrays) -> the reference runner of a program that was saved and read back, for
+    properties: each call replaces the package of the one before."""
     from cidermill.validation import open_runner
 
     folder = tmp_path_factory.mktemp("packages") / "model.mlpackage"
@@ -93,7 +116,8 @@ def open_saved(ct, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_saved(open_saved):
-    """As run_mil, for properties. Intermediate values too must be numbers of the type that the program declares."""
+    """As run_mil, for properties. Intermediate values too must be numbers of the type that the program
+    declares."""
 
     def run(build, *inputs, opset="iOS18"):
         arrays = [np.asarray(array) for array in inputs]
@@ -102,7 +126,9 @@ def run_saved(open_saved):
         def tap(name, value):
             declared = runner.graph.values.get(name)
             if declared is not None and declared.dtype == "float16":
-                assert ((value.half().float() == value) | value.isnan()).all(), f"{name} is declared float16 and holds other numbers"
+                assert ((value.half().float() == value) | value.isnan()).all(), (
+                    f"{name} is declared float16 and holds other numbers"
+                )
 
         return list(runner(arrays, tap=tap).values())
 
@@ -111,10 +137,12 @@ def run_saved(open_saved):
 
 @pytest.fixture(scope="session")
 def agree():
-    """agree(outputs, expected, exact=False): every saved result against what torch or NumPy computes in float32 (or exactly).
+    """agree(outputs, expected, exact=False): every saved result against what torch or NumPy computes in
+    float32 (or exactly).
 
-    float16 results may differ from the rounded float32 value by one unit in the last place, since the value may lie at a tie; float32
-    results by the error of summing in another order. `exact` results, integers and booleans must be equal.
+    float16 results may differ from the rounded float32 value by one unit in the last place, since the value
+    may lie at a tie; float32 results by the error of summing in another order. `exact` results, integers and
+    booleans must be equal.
     """
 
     def check(outputs, expected, exact=False):
@@ -134,8 +162,12 @@ def agree():
                 want = want.astype(np.float64)
             assert np.array_equal(np.isnan(out), np.isnan(want)), f"result {place}"
             finite = np.isfinite(want)
-            np.testing.assert_array_equal(out[~finite], want[~finite].astype(out.dtype), err_msg=f"result {place}")
+            np.testing.assert_array_equal(
+                out[~finite], want[~finite].astype(out.dtype), err_msg=f"result {place}"
+            )
             distance = np.abs(out.astype(np.float64) - want, where=finite, out=np.zeros(want.shape))
-            assert (distance <= np.where(finite, slack, 0)).all(), f"result {place}: off by {distance.max()}: {out} for {want}"
+            assert (distance <= np.where(finite, slack, 0)).all(), (
+                f"result {place}: off by {distance.max()}: {out} for {want}"
+            )
 
     return check

@@ -1,4 +1,5 @@
-"""Files made to harm: each kind by hand with the error it must give, a sample of bench/fuzz.py, and that script's own watchfulness."""
+"""Files made to harm: each kind by hand with the error it must give, a sample of bench/fuzz.py, and that
+script's own watchfulness."""
 
 import importlib.util
 import json
@@ -17,11 +18,11 @@ import torch
 
 from cidermill.models.errors import UnreadableArtifact, UserError
 from cidermill.validation import open_runner
-from cidermill.validation.pte.aten_ops import CHECKS, find_kernel
-from cidermill.validation.resources import Budget, Limits, OverBudget
-from cidermill.validation.pte.flatbuffer import Buffer
 from cidermill.validation.graph import Graph, Node, OperatorFailed, Ref, Value, interpret, misuse
 from cidermill.validation.mil.read import coreml_protos, read_package
+from cidermill.validation.pte.aten_ops import CHECKS, find_kernel
+from cidermill.validation.pte.flatbuffer import Buffer
+from cidermill.validation.resources import Budget, Limits, OverBudget
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -63,7 +64,9 @@ def enlarge(kind, parameter, numbers):
 
     def change(block):
         name = operation(block, kind).inputs[parameter].arguments[0].name
-        constant = next(other for other in block.operations if other.outputs and other.outputs[0].name == name)
+        constant = next(
+            other for other in block.operations if other.outputs and other.outputs[0].name == name
+        )
         tensor = constant.attributes["val"].immediateValue.tensor
         stored = getattr(tensor, tensor.WhichOneof("value")).values
         del stored[:]
@@ -101,7 +104,9 @@ def test_results_beyond_the_memory_are_refused_before_they_are_allocated(kind, m
 def test_broadcasting_two_long_vectors_is_refused(mil_package):
     def build(mb, x):
         long = mb.tile(x=mb.reshape(x=x, shape=[12]), reps=[20_000])
-        return mb.reduce_sum(x=mb.mul(x=mb.expand_dims(x=long, axes=[0]), y=mb.expand_dims(x=long, axes=[1])), axes=[0, 1])
+        return mb.reduce_sum(
+            x=mb.mul(x=mb.expand_dims(x=long, axes=[0]), y=mb.expand_dims(x=long, axes=[1])), axes=[0, 1]
+        )
 
     assert "it would allocate 215 GiB" in refused(mil_package(build, X))
 
@@ -113,14 +118,18 @@ def test_many_small_results_together_are_refused(mil_package):
 
     package = mil_package(build, X)
     message = refused(package, Limits(memory_bytes=200 << 20, seconds=60))
-    assert "it would allocate 45.8 MiB" in message and message.endswith("of memory are left (Limits.memory_bytes)")
+    assert "it would allocate 45.8 MiB" in message and message.endswith(
+        "of memory are left (Limits.memory_bytes)"
+    )
     assert len(open_runner(package, host="reference")([X])) == 30
 
 
 def test_lists_of_a_billion_places_are_refused(mil_package):
     def build(mb, x):
         items = mb.make_list(init_length=2, elem_shape=(4,), dtype="fp32")
-        return mb.list_read(ls=mb.list_write(ls=items, index=1, value=mb.gather(x=x, indices=1, axis=0)), index=1)
+        return mb.list_read(
+            ls=mb.list_write(ls=items, index=1, value=mb.gather(x=x, indices=1, axis=0)), index=1
+        )
 
     message = refused(rewrite(mil_package(build, X), enlarge("make_list", "init_length", [10**9])))
     assert "operator make_list (make_list_0) failed: it would allocate 7.45 GiB" in message
@@ -129,23 +138,32 @@ def test_lists_of_a_billion_places_are_refused(mil_package):
 def test_loops_that_never_end_are_stopped(mil_package):
     def build(mb, x):
         return mb.while_loop(
-            _cond=lambda i, y: mb.greater_equal(x=i, y=0), _body=lambda i, y: (mb.mul(x=i, y=1), mb.add(x=y, y=1.0)), loop_vars=(0, x)
+            _cond=lambda i, y: mb.greater_equal(x=i, y=0),
+            _body=lambda i, y: (mb.mul(x=i, y=1), mb.add(x=y, y=1.0)),
+            loop_vars=(0, x),
         )
 
-    assert refused(mil_package(build, X)) == (
-        "operator while_loop (while_loop_0) failed: the program's loops did not end after 500 turns (Limits.loops)"
+    assert (
+        refused(mil_package(build, X))
+        == "operator while_loop (while_loop_0) failed: the program's loops did not end after 500 turns"
+        " (Limits.loops)"
     )
 
 
 def test_programs_that_take_too_long_are_stopped(mil_package):
     def build(mb, x):
         return mb.while_loop(
-            _cond=lambda i, y: mb.greater_equal(x=i, y=0), _body=lambda i, y: (mb.mul(x=i, y=1), mb.add(x=y, y=1.0)), loop_vars=(0, x)
+            _cond=lambda i, y: mb.greater_equal(x=i, y=0),
+            _body=lambda i, y: (mb.mul(x=i, y=1), mb.add(x=y, y=1.0)),
+            loop_vars=(0, x),
         )
 
     package, start = mil_package(build, X), time.monotonic()
     message = refused(package, Limits(seconds=1.0, loops=10**9))
-    assert "the program would run for longer than the 1 seconds that one call may take (Limits.seconds)" in message
+    assert (
+        "the program would run for longer than the 1 seconds that one call may take (Limits.seconds)"
+        in message
+    )
     assert time.monotonic() - start < 5
 
 
@@ -154,7 +172,9 @@ def test_a_product_that_would_take_too_long_is_not_begun(mil_package):
         square = mb.tile(x=x, reps=[2048, 1536])  # [6144, 6144]
         return mb.reduce_sum(x=mb.matmul(x=square, y=square), axes=[0, 1])
 
-    assert "operator matmul (matmul_0) failed: the program would run for longer" in refused(mil_package(build, X), Limits(seconds=5))
+    assert "operator matmul (matmul_0) failed: the program would run for longer" in refused(
+        mil_package(build, X), Limits(seconds=5)
+    )
 
 
 def test_legitimate_large_results_pass():
@@ -172,12 +192,17 @@ def test_jumps_that_never_end_are_stopped():
         run_instructions(Graph((), (), (jump,)), {}, lambda *_: ())
 
 
-@pytest.mark.parametrize("condition, why", [(Ref("nobody"), "nobody"), (torch.ones(2), "more than one value is ambiguous")])
+@pytest.mark.parametrize(
+    "condition, why", [(Ref("nobody"), "nobody"), (torch.ones(2), "more than one value is ambiguous")]
+)
 def test_jumps_on_no_single_value(condition, why):
     from cidermill.validation.pte.run import run_instructions
 
     jump = Node("jump_false", {"condition": condition, "destination": 0}, (), "instruction_3")
-    with pytest.raises(OperatorFailed, match=rf"operator jump_false \(instruction_3\) failed: its condition is no single value .*{why}"):
+    with pytest.raises(
+        OperatorFailed,
+        match=rf"operator jump_false \(instruction_3\) failed: its condition is no single value .*{why}",
+    ):
         run_instructions(Graph((), (), (jump,)), {}, lambda *_: ())
 
 
@@ -204,14 +229,19 @@ def test_cycles_are_refused(mil_package):
         operation(block, "linear").inputs["x"].arguments[0].name = "probabilities"
 
     message = refused(rewrite(mil_package(small, X), cycle))
-    assert "is corrupt: its operator linear (dense) uses 'probabilities', which nothing before it defines" in message
+    assert (
+        "is corrupt: its operator linear (dense) uses 'probabilities', which nothing before it defines"
+        in message
+    )
 
 
 def test_values_defined_twice_are_refused(mil_package):
     def twice(block):
         operation(block, "softmax").outputs[0].name = "dense"
 
-    assert "its operator softmax defines 'dense', which is defined before it" in refused(rewrite(mil_package(small, X), twice))
+    assert "its operator softmax defines 'dense', which is defined before it" in refused(
+        rewrite(mil_package(small, X), twice)
+    )
 
 
 def test_outputs_that_nothing_defines_are_refused(mil_package):
@@ -225,7 +255,11 @@ def test_values_of_an_inner_graph_are_not_known_outside():
     value = Value("inner", "float32", ())
     block = Graph((), ("inner",), (Node("identity", {"x": Ref("x")}, (value,), "one"),))
     outside = Node("add", {"x": Ref("inner"), "y": 1}, (Value("sum", "float32", ()),), "two")
-    graph = Graph((Value("x", "float32", ()),), ("sum",), (Node("cond", {"pred": True}, (), "choice", blocks=(block, block)), outside))
+    graph = Graph(
+        (Value("x", "float32", ()),),
+        ("sum",),
+        (Node("cond", {"pred": True}, (), "choice", blocks=(block, block)), outside),
+    )
     assert misuse(graph) == "its operator add (two) uses 'inner', which nothing before it defines"
 
 
@@ -235,14 +269,18 @@ def test_blocks_within_blocks(mil_package):
         for _ in range(200):
             inner = inner.operations.add(type="cond").blocks.add()
 
-    assert "is truncated or corrupt: it is not a Core ML model" in refused(rewrite(mil_package(small, X), nest))  # protobuf's own limit
+    assert "is truncated or corrupt: it is not a Core ML model" in refused(
+        rewrite(mil_package(small, X), nest)
+    )  # protobuf's own limit
 
 
 def test_operators_with_the_wrong_number_of_blocks(mil_package):
     def nest(block):
         operation(block, "softmax").blocks.add()
 
-    assert "its operator softmax (probabilities) has 1 blocks instead of 0" in refused(rewrite(mil_package(small, X), nest))
+    assert "its operator softmax (probabilities) has 1 blocks instead of 0" in refused(
+        rewrite(mil_package(small, X), nest)
+    )
 
 
 # Declarations that cannot be
@@ -253,7 +291,9 @@ def test_absurd_sizes(size, mil_package):
     def grow(block):
         operation(block, "softmax").outputs[0].type.tensorType.dimensions[0].constant.size = size
 
-    assert f"is corrupt: a value of shape [{size}, 4] in its program" in refused(rewrite(mil_package(small, X), grow))
+    assert f"is corrupt: a value of shape [{size}, 4] in its program" in refused(
+        rewrite(mil_package(small, X), grow)
+    )
 
 
 def test_too_many_dimensions(mil_package):
@@ -261,7 +301,9 @@ def test_too_many_dimensions(mil_package):
         for _ in range(40):
             operation(block, "softmax").outputs[0].type.tensorType.dimensions.add().constant.size = 1
 
-    assert "is corrupt: a value of shape [3, 4, 1, 1, 1, 1, 1, 1, ...] in its program" in refused(rewrite(mil_package(small, X), grow))
+    assert "is corrupt: a value of shape [3, 4, 1, 1, 1, 1, 1, 1, ...] in its program" in refused(
+        rewrite(mil_package(small, X), grow)
+    )
 
 
 def test_more_results_than_the_operator_has(mil_package):
@@ -289,10 +331,16 @@ def test_states_without_a_fixed_shape(mil_package):
     file = package / "Data/com.apple.CoreML/model.mlmodel"
     model = coreml_protos()[0].Model()
     model.ParseFromString(file.read_bytes())
-    state = next(value for value in model.mlProgram.functions["main"].inputs if value.type.WhichOneof("type") == "stateType")
+    state = next(
+        value
+        for value in model.mlProgram.functions["main"].inputs
+        if value.type.WhichOneof("type") == "stateType"
+    )
     state.type.stateType.wrappedType.tensorType.dimensions[0].unknown.variadic = False
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(UnreadableArtifact, match=r"its state '.*' is float16 \[None, 4\], without a fixed shape"):
+    with pytest.raises(
+        UnreadableArtifact, match=r"its state '.*' is float16 \[None, 4\], without a fixed shape"
+    ):
         read_package(package)
 
 
@@ -324,10 +372,16 @@ def test_records_that_lie(offset, code, number, message, mil_package):
 
 def test_records_outside_of_the_weight_file(mil_package):
     def move(block):
-        constant = next(operation for operation in block.operations if operation.attributes["val"].HasField("blobFileValue"))
+        constant = next(
+            operation
+            for operation in block.operations
+            if operation.attributes["val"].HasField("blobFileValue")
+        )
         constant.attributes["val"].blobFileValue.offset = 1 << 60
 
-    assert "is truncated: a record at byte 1152921504606846976, but only" in refused(rewrite(mil_package(small, X), move))
+    assert "is truncated: a record at byte 1152921504606846976, but only" in refused(
+        rewrite(mil_package(small, X), move)
+    )
 
 
 def test_a_weight_file_that_shrinks_after_it_was_opened(mil_package):
@@ -342,7 +396,9 @@ def test_a_weight_file_that_shrinks_after_it_was_opened(mil_package):
 def test_fewer_packed_bytes_than_a_shape_needs():
     from cidermill.validation.mil.blob import unpack
 
-    with pytest.raises(ValueError, match="1000000000000 values of 3 bits need 375000000000 bytes, 4 are stored"):
+    with pytest.raises(
+        ValueError, match="1000000000000 values of 3 bits need 375000000000 bytes, 4 are stored"
+    ):
         unpack(np.zeros(4, np.uint8), 3, 10**12)
 
 
@@ -361,7 +417,9 @@ def test_links_that_leave_the_package(mil_package, tmp_path):
         outside = tmp_path / f"outside_{name.replace('/', '_')}"
         shutil.move(package / name, outside)
         (package / name).symlink_to(outside)
-        with pytest.raises(UnreadableArtifact, match="names a file outside of itself: .* \\(a link to .*outside_"):
+        with pytest.raises(
+            UnreadableArtifact, match="names a file outside of itself: .* \\(a link to .*outside_"
+        ):
             open_runner(package, host="reference")
 
 
@@ -378,7 +436,9 @@ def test_links_inside_the_package_are_followed(mil_package):
     assert open_runner(package, host="reference")([X])["probabilities"].shape == (3, 4)
 
 
-@pytest.mark.parametrize("entry", ["../../outside.mlmodel", "/etc/passwd", "com.apple.CoreML/../../../outside.mlmodel"])
+@pytest.mark.parametrize(
+    "entry", ["../../outside.mlmodel", "/etc/passwd", "com.apple.CoreML/../../../outside.mlmodel"]
+)
 def test_manifests_that_leave_the_package(entry, mil_package):
     package = mil_package(small, X)
     shutil.copy(package / "Data/com.apple.CoreML/model.mlmodel", package.parent / "outside.mlmodel")
@@ -406,10 +466,16 @@ def test_manifests_that_are_none(text, message, mil_package):
 def test_pipes_folders_and_loops_where_files_belong(mil_package):
     for number, put in enumerate((os.mkfifo, os.mkdir, lambda path: os.symlink(path, path))):
         package = mil_package(small, X, name=f"model{number}")
-        for name in ("Data/com.apple.CoreML/weights/weight.bin", "Data/com.apple.CoreML/model.mlmodel", "Manifest.json"):
+        for name in (
+            "Data/com.apple.CoreML/weights/weight.bin",
+            "Data/com.apple.CoreML/model.mlmodel",
+            "Manifest.json",
+        ):
             shutil.move(package / name, package / "kept")
             put(package / name)
-            with pytest.raises(UnreadableArtifact, match="does not exist|cannot be found|has no Manifest.json"):
+            with pytest.raises(
+                UnreadableArtifact, match="does not exist|cannot be found|has no Manifest.json"
+            ):
                 open_runner(package, host="reference")
             (package / name).rmdir() if (package / name).is_dir() else (package / name).unlink()
             shutil.move(package / "kept", package / name)
@@ -423,21 +489,34 @@ def test_tables_that_refer_to_themselves():
     struct.pack_into("<IiHHHH", data, 0, 8, 0, 8, 8, 4, 0)
     buffer = Buffer(memoryview(bytes(data)), "loop.pte")
     table = buffer.root()
-    with pytest.raises(UnreadableArtifact, match="loop.pte is truncated or corrupt: its tables refer to each other more often|lie outside"):
+    with pytest.raises(
+        UnreadableArtifact,
+        match="loop.pte is truncated or corrupt: its tables refer to each other more often|lie outside",
+    ):
         while True:
             table = table.table(0) or table
 
 
-@pytest.mark.parametrize("name", ["aten::from_file", "aten::set_.source_Storage", "aten::_linalg_svd.U", "aten::_efficientzerotensor.out"])
+@pytest.mark.parametrize(
+    "name",
+    ["aten::from_file", "aten::set_.source_Storage", "aten::_linalg_svd.U", "aten::_efficientzerotensor.out"],
+)
 def test_operators_that_executorch_does_not_have_are_not_torchs(name):
     assert find_kernel(name) is None
 
 
 def test_batch_norm_with_too_few_channels_does_not_read_beyond_them():
-    node = Node("aten::_native_batch_norm_legit_no_training.out", {}, tuple(Value(name, "float32", ()) for name in "abc"), "norm")
+    node = Node(
+        "aten::_native_batch_norm_legit_no_training.out",
+        {},
+        tuple(Value(name, "float32", ()) for name in "abc"),
+        "norm",
+    )
     arguments = {"input": torch.ones(1, 8, 4, 4), "weight": torch.ones(8), "bias": torch.ones(8), "running_mean": torch.ones(0),
                  "running_var": torch.ones(8), "momentum": 0.1, "eps": 1e-5}  # fmt: skip
-    with pytest.raises(ValueError, match=r"running_mean is float32 \[0\], the input \[1, 8, 4, 4\] has 8 channels"):
+    with pytest.raises(
+        ValueError, match=r"running_mean is float32 \[0\], the input \[1, 8, 4, 4\] has 8 channels"
+    ):
         CHECKS["_native_batch_norm_legit_no_training"](arguments)
     from cidermill.validation.pte import aten_ops
 
@@ -473,7 +552,9 @@ def misbehave(index):
 
 
 def test_the_script_notices_crashes_and_hangs(fuzz):
-    outcomes = {outcome.index: outcome for outcome in fuzz.run_jobs(misbehave, range(8), workers=2, seconds=2)}
+    outcomes = {
+        outcome.index: outcome for outcome in fuzz.run_jobs(misbehave, range(8), workers=2, seconds=2)
+    }
     assert {index: outcome.kind for index, outcome in outcomes.items() if not outcome.clean} == {
         1: "crash: SIGSEGV",
         2: "hang",
@@ -510,7 +591,17 @@ def test_a_seed_makes_the_same_mutants(fuzz, mil_package, tmp_path):
 
 
 def test_a_sample_of_damaged_files_ends_in_order(tmp_path):
-    command = [sys.executable, str(BENCH / "fuzz.py"), "--files", "150", "--seed", "7", "--quick", "--keep", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(BENCH / "fuzz.py"),
+        "--files",
+        "150",
+        "--seed",
+        "7",
+        "--quick",
+        "--keep",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "0 that ended otherwise than they should" in done.stdout

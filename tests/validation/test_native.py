@@ -1,4 +1,6 @@
-"""The measuring half without a Mac: real child processes that really compute, crash, hang and babble; and coremltools' real signatures."""
+"""The measuring half without a Mac: real child processes that really compute, crash, hang and babble; and
+coremltools' real signatures."""
+
 import ast
 import inspect
 import json
@@ -17,7 +19,8 @@ import pytest
 import torch
 
 from cidermill.pipeline.measurements import planned_section
-from cidermill.validation import native, open_runner, native_worker as timed_worker
+from cidermill.validation import native, open_runner
+from cidermill.validation import native_worker as timed_worker
 from cidermill.validation.estimate.devices import find_device
 from cidermill.validation.native import (
     Job,
@@ -49,7 +52,8 @@ def children():
 
 
 def ended(pid, within_s=10.0):
-    """A killed process that is not our own child ends a moment later, and may stay as a zombie where nobody waits for it."""
+    """A killed process that is not our own child ends a moment later, and may stay as a zombie where nobody
+    waits for it."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
@@ -65,7 +69,8 @@ def ended(pid, within_s=10.0):
 
 
 def test_reference_runner_is_timed_in_a_child(package, tmp_path, monkeypatch):
-    """It leaves no files behind, and does not import the random.py of the user in whose folder it is started."""
+    """It leaves no files behind, and does not import the random.py of the user in whose folder it is
+    started."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong random')")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
@@ -74,14 +79,21 @@ def test_reference_runner_is_timed_in_a_child(package, tmp_path, monkeypatch):
     (found,) = measure_times(open_runner(package, host="reference"), "reference", 60)
     assert found["compute_units"] == "reference" and "problem" not in found
     assert 0 < found["low_ms"] <= found["ms"] <= found["high_ms"] and found["runs"] >= timed_worker.LEAST_RUNS
-    assert found["cold_load_ms"] > 0 and found["load_ms"] > 0 and found["first_ms"] > 0 and "compile_ms" not in found
+    assert (
+        found["cold_load_ms"] > 0
+        and found["load_ms"] > 0
+        and found["first_ms"] > 0
+        and "compile_ms" not in found
+    )
     assert not list((tmp_path / "scratch").iterdir())
 
 
 # Children that end badly
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_a_crash_is_a_result(number):
     outcome = child(f"os.kill(os.getpid(), {int(number)})")
     assert outcome.problem == f"crashed: signal {int(number)} ({number.name}) in first run"
@@ -96,13 +108,21 @@ def test_a_hang_is_ended_and_told():
 
 def test_a_hanging_grandchild_is_ended_too():
     before = children()
-    code = "import subprocess\np = subprocess.Popen(['sleep', '60'])\nprint(json.dumps({'pid': p.pid}), flush=True)\ntime.sleep(60)"
+    code = (
+        "import subprocess\np = subprocess.Popen(['sleep', '60'])\nprint(json.dumps({'pid': p.pid}),"
+        " flush=True)\ntime.sleep(60)"
+    )
     outcome = child(code, limit_s=3.0)
     assert children() == before and ended(outcome.find("pid"))
 
 
-GARBAGE = {"words": "print('ane: compiled')", "bytes": "sys.stdout.buffer.write(bytes(range(256)) * 50)",
-           "other JSON": "print('[1, 2]\\n3\\nnull\\n{\"runs\"')", "deep JSON": "print('[' * 100_000)", "too long a number": "print('9' * 5000)"}
+GARBAGE = {
+    "words": "print('ane: compiled')",
+    "bytes": "sys.stdout.buffer.write(bytes(range(256)) * 50)",
+    "other JSON": "print('[1, 2]\\n3\\nnull\\n{\"runs\"')",
+    "deep JSON": "print('[' * 100_000)",
+    "too long a number": "print('9' * 5000)",
+}
 
 
 @pytest.mark.parametrize("code", GARBAGE.values(), ids=GARBAGE)
@@ -117,7 +137,9 @@ def test_nothing_but_garbage_is_no_answer():
     assert child("").problem == "ended with exit code 0 in first run and no answer"
 
 
-@pytest.mark.parametrize("runs", ["[]", "'fast'", "[0.1, 'x']", "[0.1, -1.0]", "[0.1, float('nan')]", "[True]", "None"])
+@pytest.mark.parametrize(
+    "runs", ["[]", "'fast'", "[0.1, 'x']", "[0.1, -1.0]", "[0.1, float('nan')]", "[True]", "None"]
+)
 def test_times_that_are_none_are_not_taken(runs):
     assert "ms" not in timings(child(f"print(json.dumps({{'runs': {runs}}}))"))
 
@@ -138,7 +160,9 @@ w.steady = endless
 sys.exit(w.main())
 """
     before, found = children(), []
-    measuring = threading.Thread(target=lambda: found.append(run_worker([sys.executable, "-c", script, job.command()[-1]], 60)))
+    measuring = threading.Thread(
+        target=lambda: found.append(run_worker([sys.executable, "-c", script, job.command()[-1]], 60))
+    )
     measuring.start()
     deadline = time.monotonic() + 60
     while not (tmp_path / "reached").exists() and time.monotonic() < deadline:
@@ -151,9 +175,13 @@ sys.exit(w.main())
     assert times["cold_load_ms"] > 0 and times["first_ms"] > 0 and "ms" not in times
 
 
-@pytest.mark.parametrize(("moment", "number", "code"), [("while it starts", signal.SIGTERM, 9), ("while it measures", signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [("while it starts", signal.SIGTERM, 9), ("while it measures", signal.SIGKILL, -9)],
+)
 def test_a_parent_that_ends_takes_its_child_along(tmp_path, moment, number, code):
-    """A signal that comes while the child is being started raises in the parent before it knows the child: that one was left behind once."""
+    """A signal that comes while the child is being started raises in the parent before it knows the child:
+    that one was left behind once."""
     worker = f"""
 import sys
 from cidermill.validation import timed_worker as w
@@ -175,7 +203,11 @@ run_worker([sys.executable, "-c", {worker!r}, '{{"task": "time"}}'], 60)
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "ready\n"
     watched, deadline = psutil.Process(parent.pid), time.monotonic() + 30
-    while not (inner := watched.children()) or moment == "while it measures" and not (tmp_path / "reached").exists():
+    while (
+        not (inner := watched.children())
+        or moment == "while it measures"
+        and not (tmp_path / "reached").exists()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     parent.send_signal(number)
@@ -202,10 +234,23 @@ sys.exit(w.main())
 
 
 def test_quantiles_of_known_runs():
-    lines = ({"end": "compile", "seconds": 0.5}, {"end": "cold load", "seconds": 2.0}, {"end": "first run", "seconds": 0.1},
-             {"end": "load", "seconds": 0.03}, {"runs": [k / 1000 for k in range(101)]})
-    assert timings(Outcome(lines, "")) == {"compile_ms": 500.0, "cold_load_ms": 2000.0, "load_ms": 30.0, "first_ms": 100.0,
-                                           "ms": 50.0, "low_ms": 10.0, "high_ms": 90.0, "runs": 101}
+    lines = (
+        {"end": "compile", "seconds": 0.5},
+        {"end": "cold load", "seconds": 2.0},
+        {"end": "first run", "seconds": 0.1},
+        {"end": "load", "seconds": 0.03},
+        {"runs": [k / 1000 for k in range(101)]},
+    )
+    assert timings(Outcome(lines, "")) == {
+        "compile_ms": 500.0,
+        "cold_load_ms": 2000.0,
+        "load_ms": 30.0,
+        "first_ms": 100.0,
+        "ms": 50.0,
+        "low_ms": 10.0,
+        "high_ms": 90.0,
+        "runs": 101,
+    }
 
 
 def test_warm_up_is_not_counted_and_slow_models_end(monkeypatch):
@@ -230,22 +275,33 @@ def test_inputs_fit_the_program(mil_package):
     def build(mb, rows, table):
         return mb.add(x=mb.gather(x=table, indices=rows, axis=0), y=np.float32(1))
 
-    runner = open_runner(mil_package(build, np.zeros(3, np.int32), np.ones((4, 2), np.float32)), host="reference")
+    runner = open_runner(
+        mil_package(build, np.zeros(3, np.int32), np.ones((4, 2), np.float32)), host="reference"
+    )
     inputs = example_inputs(runner)
     assert list(inputs) == [value.name for value in runner.inputs]
-    assert {name: (array.shape, str(array.dtype)) for name, array in inputs.items()} == {"x0": ((3,), "int32"), "x1": ((4, 2), "float32")}
+    assert {name: (array.shape, str(array.dtype)) for name, array in inputs.items()} == {
+        "x0": ((3,), "int32"),
+        "x1": ((4, 2), "float32"),
+    }
     assert next(iter(runner(inputs).values())).shape == (3, 2)
 
 
 def test_flexible_and_picture_inputs(ct, tmp_path):
     """A range takes the shape that the description names; a picture's values are 0 to 255."""
+
     class Net(torch.nn.Module):
         def forward(self, image, scale):
             return image.mean(dim=(2, 3)) * scale.sum()
 
     traced = torch.jit.trace(Net().eval(), (torch.rand(1, 3, 8, 6), torch.rand(5)))
-    inputs = [ct.ImageType(name="image", shape=(1, 3, 8, 6)), ct.TensorType(name="scale", shape=(ct.RangeDim(2, 9, default=5),))]
-    ct.convert(traced, inputs=inputs, minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(str(tmp_path / "net.mlpackage"))
+    inputs = [
+        ct.ImageType(name="image", shape=(1, 3, 8, 6)),
+        ct.TensorType(name="scale", shape=(ct.RangeDim(2, 9, default=5),)),
+    ]
+    ct.convert(traced, inputs=inputs, minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(
+        str(tmp_path / "net.mlpackage")
+    )
     drawn = example_inputs(open_runner(tmp_path / "net.mlpackage", host="reference"))
     assert drawn["image"].shape == (1, 3, 8, 6) and drawn["scale"].shape == (5,)
     assert 0 <= drawn["image"].min() < 64 < 192 < drawn["image"].max() <= 255
@@ -269,7 +325,8 @@ def test_every_compute_device_of_coremltools_is_mapped(ct):
 
 
 class Plan:
-    """What an MLComputePlan answers, from coremltools' own records: `name` -> (unit, weight) as the test wants them."""
+    """What an MLComputePlan answers, from coremltools' own records: `name` -> (unit, weight) as the test
+    wants them."""
 
     def __init__(self, ct, operations, answers):
         records = ct.models.compute_plan
@@ -281,7 +338,9 @@ class Plan:
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation):
         unit = self.answers.get(operation.outputs[0].name)
-        return unit and self.records.MLComputePlanDeviceUsage(self.devices[unit[0]], [self.devices["cpu"], self.devices[unit[0]]])
+        return unit and self.records.MLComputePlanDeviceUsage(
+            self.devices[unit[0]], [self.devices["cpu"], self.devices[unit[0]]]
+        )
 
     def get_estimated_cost_for_mlprogram_operation(self, operation):
         weight = self.answers[operation.outputs[0].name][1]
@@ -290,15 +349,29 @@ class Plan:
 
 def operation(ct, kind, output, blocks=()):
     records = ct.models.compute_plan
-    outputs = [records.MLModelStructureProgramNamedValueType(name=output, type=records.MLModelStructureProgramValueType())]
-    return records.MLModelStructureProgramOperation(inputs={}, operator_name=kind, outputs=outputs, blocks=list(blocks), __proxy__=None)
+    outputs = [
+        records.MLModelStructureProgramNamedValueType(
+            name=output, type=records.MLModelStructureProgramValueType()
+        )
+    ]
+    return records.MLModelStructureProgramOperation(
+        inputs={}, operator_name=kind, outputs=outputs, blocks=list(blocks), __proxy__=None
+    )
 
 
 def test_plan_is_read_to_the_innermost_block(ct):
     records = ct.models.compute_plan
-    inner = records.MLModelStructureProgramBlock(inputs=[], operations=[operation(ct, "ios17.add", "inside")], output_names=[])
-    operations = [operation(ct, "const", "w"), operation(ct, "ios17.cond", "chosen", [inner]), operation(ct, "relu", "r")]
-    rows = timed_worker.planned(Plan(ct, operations, {"inside": ("ane", 0.75), "chosen": ("cpu", None), "r": ("gpu", 0.25)}), None)
+    inner = records.MLModelStructureProgramBlock(
+        inputs=[], operations=[operation(ct, "ios17.add", "inside")], output_names=[]
+    )
+    operations = [
+        operation(ct, "const", "w"),
+        operation(ct, "ios17.cond", "chosen", [inner]),
+        operation(ct, "relu", "r"),
+    ]
+    rows = timed_worker.planned(
+        Plan(ct, operations, {"inside": ("ane", 0.75), "chosen": ("cpu", None), "r": ("gpu", 0.25)}), None
+    )
     assert rows == [
         {"name": "chosen", "type": "ios17.cond", "unit": "cpu", "supported": ["cpu", "cpu"], "weight": None},
         {"name": "inside", "type": "ios17.add", "unit": "ane", "supported": ["ane", "cpu"], "weight": 0.75},
@@ -308,7 +381,9 @@ def test_plan_is_read_to_the_innermost_block(ct):
 
 def test_plan_of_another_kind_of_model_is_refused_in_words(ct):
     plan = Plan(ct, [], {})
-    plan.model_structure = ct.models.compute_plan.MLModelStructure(neuralnetwork=None, program=None, pipeline=None)
+    plan.model_structure = ct.models.compute_plan.MLModelStructure(
+        neuralnetwork=None, program=None, pipeline=None
+    )
     with pytest.raises(ValueError, match="no ML Program"):
         timed_worker.planned(plan, None)
 
@@ -317,11 +392,18 @@ def test_plan_meets_our_operations_by_output_name(ct, package):
     graph = open_runner(package, host="reference").graph
     outputs = [node.outputs[0].name for node in graph.nodes]
     kinds = [node.op for node in graph.nodes]
-    answers = {name: ("ane", 1 / len(outputs)) for name in outputs} | {outputs[-1]: ("cpu", 0.5), "made_by_the_compiler": ("cpu", 0.1)}
+    answers = {name: ("ane", 1 / len(outputs)) for name in outputs} | {
+        outputs[-1]: ("cpu", 0.5),
+        "made_by_the_compiler": ("cpu", 0.1),
+    }
     operations = [operation(ct, f"ios18.{kind}", name) for kind, name in zip(kinds, outputs)]
-    rows = timed_worker.planned(Plan(ct, [operation(ct, "ios18.cast", "made_by_the_compiler"), *operations[::-1]], answers), None)
+    rows = timed_worker.planned(
+        Plan(ct, [operation(ct, "ios18.cast", "made_by_the_compiler"), *operations[::-1]], answers), None
+    )
     ops = match_plan(rows, graph)
-    assert [op["name"] for op in ops] == [node.name for node in graph.nodes] and [op["type"] for op in ops] == kinds
+    assert [op["name"] for op in ops] == [node.name for node in graph.nodes] and [
+        op["type"] for op in ops
+    ] == kinds
     assert [op["unit"] for op in ops] == ["ane"] * (len(outputs) - 1) + ["cpu"]
     section = planned_section(Outcome(({"plan": rows},), ""), graph, find_device("M2"), {"chip": "M2"})
     assert section["source"] == "measured" and section["unmatched"] == 1 and 0 <= section["agreement"] <= 1
@@ -343,18 +425,29 @@ def known_types(ct):
     from executorch.runtime import Method, Program, Runtime
 
     plan = ct.models.compute_plan
-    shared = {"ct": ct, "model": ct.models.CompiledMLModel, "plan": plan.MLComputePlan, "operation": plan.MLModelStructureProgramOperation,
-              "usage": plan.MLComputePlanDeviceUsage, "cost": plan.MLComputePlanCost, "block": plan.MLModelStructureProgramBlock,
-              "chosen": plan.MLModelStructureProgramFunction, "inner": plan.MLModelStructureProgramBlock}
-    return {"planned": {**shared, "program": plan.MLModelStructureProgram},
-            "executorch": {"Runtime": Runtime, "runtime": Runtime, "program": Program, "method": Method}}, shared
+    shared = {
+        "ct": ct,
+        "model": ct.models.CompiledMLModel,
+        "plan": plan.MLComputePlan,
+        "operation": plan.MLModelStructureProgramOperation,
+        "usage": plan.MLComputePlanDeviceUsage,
+        "cost": plan.MLComputePlanCost,
+        "block": plan.MLModelStructureProgramBlock,
+        "chosen": plan.MLModelStructureProgramFunction,
+        "inner": plan.MLModelStructureProgramBlock,
+    }
+    return {
+        "planned": {**shared, "program": plan.MLModelStructureProgram},
+        "executorch": {"Runtime": Runtime, "runtime": Runtime, "program": Program, "method": Method},
+    }, shared
 
 
 RETURNED = {"model_structure": "MLModelStructure"}
 
 
 def resolve(node, types, ct):
-    """The object that a chain of attributes stands for; None where the chain starts from something else. AssertionError for a name that is gone."""
+    """The object that a chain of attributes stands for; None where the chain starts from something else.
+    AssertionError for a name that is gone."""
     if isinstance(node, ast.Name):
         return types.get(node.id)
     if not isinstance(node, ast.Attribute):
@@ -363,14 +456,21 @@ def resolve(node, types, ct):
     if owner is None:
         return None
     if is_dataclass(owner):
-        assert node.attr in {field.name for field in fields(owner)} | set(dir(owner)), f"{owner} has no {node.attr}"
+        assert node.attr in {field.name for field in fields(owner)} | set(dir(owner)), (
+            f"{owner} has no {node.attr}"
+        )
         return getattr(owner, node.attr, None)
     assert hasattr(owner, node.attr), f"{owner} has no {node.attr}"
-    return getattr(ct.models.compute_plan, RETURNED[node.attr]) if node.attr in RETURNED else getattr(owner, node.attr)
+    return (
+        getattr(ct.models.compute_plan, RETURNED[node.attr])
+        if node.attr in RETURNED
+        else getattr(owner, node.attr)
+    )
 
 
 def runtime_calls(tree, ct):
-    """-> (callable, number of positional arguments, keywords) of every call into a runtime, also through `partial`."""
+    """-> (callable, number of positional arguments, keywords) of every call into a runtime, also through
+    `partial`."""
     by_function, shared = known_types(ct)
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         types = by_function.get(function.name, shared)
@@ -397,8 +497,15 @@ def check_calls(source, ct):
     return names
 
 
-APPLE = {"compile_model", "CompiledMLModel", "make_state", "predict", "load_from_path", "get_compute_device_usage_for_mlprogram_operation",
-         "get_estimated_cost_for_mlprogram_operation"}
+APPLE = {
+    "compile_model",
+    "CompiledMLModel",
+    "make_state",
+    "predict",
+    "load_from_path",
+    "get_compute_device_usage_for_mlprogram_operation",
+    "get_estimated_cost_for_mlprogram_operation",
+}
 
 
 def test_every_call_into_coremltools_and_executorch_fits_the_installed_version(ct):
@@ -406,11 +513,19 @@ def test_every_call_into_coremltools_and_executorch_fits_the_installed_version(c
     assert check_calls(source, ct) >= APPLE | {"get", "load_program", "load_method", "execute"}
 
 
-@pytest.mark.parametrize(("right", "wrong"), [
-    ("compute_units=units, function_name", "units=units, function_name"), ("destination_path=", "folder="),
-    ("ct.models.CompiledMLModel", "ct.models.Compiled"),
-    ("plan.get_estimated_cost_for_mlprogram_operation", "plan.get_cost"), ("cost.weight", "cost.value"), ("chosen.block", "chosen.blocks"),
-    ("plan.model_structure.program", "plan.structure.program"), ('**state)', "**state, fast=True)")])
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("compute_units=units, function_name", "units=units, function_name"),
+        ("destination_path=", "folder="),
+        ("ct.models.CompiledMLModel", "ct.models.Compiled"),
+        ("plan.get_estimated_cost_for_mlprogram_operation", "plan.get_cost"),
+        ("cost.weight", "cost.value"),
+        ("chosen.block", "chosen.blocks"),
+        ("plan.model_structure.program", "plan.structure.program"),
+        ("**state)", "**state, fast=True)"),
+    ],
+)
 def test_a_call_that_does_not_fit_is_noticed(ct, right, wrong):
     source = Path(timed_worker.__file__).read_text()
     assert right in source

@@ -1,4 +1,6 @@
-"""Opening and calling artifacts: conversions and checks of inputs, precision, taps, hosts, and the native libraries' signatures."""
+"""Opening and calling artifacts: conversions and checks of inputs, precision, taps, hosts, and the native
+libraries' signatures."""
+
 import inspect
 import platform
 
@@ -39,19 +41,24 @@ def test_by_name_by_position_and_from_wider_types(runner):
     assert runner.kind == "reference" and runner.precision == "float32"
 
 
-@pytest.mark.parametrize("inputs, message", [
-    ({"x0": IDS}, "x1 is missing"),
-    ({"x0": IDS, "x1": X, "mask": X}, "mask is not an input"),
-    ({"x0": IDS, "x1": X.T}, "x1 is float32 [3, 2]"),
-    ({"x0": IDS.astype(np.float32), "x1": X}, "x0 is float32 [1, 2]"),
-    ({"x0": IDS, "x1": X.astype(np.int32)}, "x1 is int32 [2, 3]"),
-    ({"x0": np.array([[1, 1 << 40]]), "x1": X}, "x0 holds numbers beyond int32"),
-    ([IDS], "takes 2 inputs, 1 were given"),
-])
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"x0": IDS}, "x1 is missing"),
+        ({"x0": IDS, "x1": X, "mask": X}, "mask is not an input"),
+        ({"x0": IDS, "x1": X.T}, "x1 is float32 [3, 2]"),
+        ({"x0": IDS.astype(np.float32), "x1": X}, "x0 is float32 [1, 2]"),
+        ({"x0": IDS, "x1": X.astype(np.int32)}, "x1 is int32 [2, 3]"),
+        ({"x0": np.array([[1, 1 << 40]]), "x1": X}, "x0 holds numbers beyond int32"),
+        ([IDS], "takes 2 inputs, 1 were given"),
+    ],
+)
 def test_inputs_that_do_not_fit_are_named(runner, inputs, message):
     with pytest.raises(UserError) as caught:
         runner(inputs)
-    assert message in str(caught.value) and "it takes x0: int32 [1, 2], x1: float32 [2, 3]" in str(caught.value)
+    assert message in str(caught.value) and "it takes x0: int32 [1, 2], x1: float32 [2, 3]" in str(
+        caught.value
+    )
 
 
 def test_all_problems_are_named_at_once(runner):
@@ -92,17 +99,21 @@ def test_float16_program_and_its_unrounded_run(mil_package):
 
 
 def test_subnormal_halves_are_kept(mil_package):
-    """1e-4 * 1e-3 lies between the subnormal numbers 2^-24 and 2^-23 of float16 and rounds to the nearer; below half of 2^-24 nothing is left."""
+    """1e-4 * 1e-3 lies between the subnormal numbers 2^-24 and 2^-23 of float16 and rounds to the nearer;
+    below half of 2^-24 nothing is left."""
     x = np.array([1e-4, 1e-4], np.float16)
     path = mil_package(lambda mb, v: mb.mul(x=v, y=np.array([1e-3, 1e-4], np.float16)), x)
-    out, = open_runner(path, "reference")([x]).values()
+    (out,) = open_runner(path, "reference")([x]).values()
     np.testing.assert_array_equal(out, np.array([2.0**-23, 0], np.float16))
 
 
 def test_rounding_in_place_leaves_inputs_and_constants_alone(mil_package):
-    """A result that shares memory with an argument (a division by one that the operator may skip, a cast, a view) is not rounded in place."""
+    """A result that shares memory with an argument (a division by one that the operator may skip, a cast, a
+    view) is not rounded in place."""
     x = np.array([[1.0001, 2.0002]], np.float32)
-    path = mil_package(lambda mb, v: (mb.cast(x=mb.transpose(x=v, perm=[1, 0]), dtype="fp16"), mb.mul(x=v, y=1.0)), x)
+    path = mil_package(
+        lambda mb, v: (mb.cast(x=mb.transpose(x=v, perm=[1, 0]), dtype="fp16"), mb.mul(x=v, y=1.0)), x
+    )
     runner = open_runner(path, "reference")
     for _ in range(2):
         half, full = runner([x]).values()
@@ -115,7 +126,9 @@ def test_a_weight_is_decoded_once_where_weights_are_kept(package, monkeypatch):
 
     decoded = []
     read = mil_read.read_tensor
-    monkeypatch.setattr(mil_read, "read_tensor", lambda *arguments: decoded.append(arguments) or read(*arguments))
+    monkeypatch.setattr(
+        mil_read, "read_tensor", lambda *arguments: decoded.append(arguments) or read(*arguments)
+    )
     for keep, want in ((True, 1), (False, 3)):
         decoded.clear()
         runner = open_runner(package, host="reference", keep_weights=keep)
@@ -126,7 +139,9 @@ def test_a_weight_is_decoded_once_where_weights_are_kept(package, monkeypatch):
 
 
 def test_constant_results_leave_the_program(mil_package):
-    out = open_runner(mil_package(lambda mb, x: (mb.relu(x=x), mb.const(val=np.float32([1, 2]))), X), host="reference")([X])
+    out = open_runner(
+        mil_package(lambda mb, x: (mb.relu(x=x), mb.const(val=np.float32([1, 2]))), X), host="reference"
+    )([X])
     np.testing.assert_array_equal(list(out.values())[1], [1, 2])
 
 
@@ -143,7 +158,7 @@ def test_image_input_takes_a_picture(package, mil_package):
     model.ParseFromString(file.read_bytes())
     model.description.input[0].type.imageType.colorSpace = 30
     file.write_bytes(model.SerializeToString())
-    out, = open_runner(path, "reference")([Picture()]).values()
+    (out,) = open_runner(path, "reference")([Picture()]).values()
     np.testing.assert_array_equal(out[0, :, 0, 1], [5, 4, 3])  # blue, green, red of the second pixel
 
 
@@ -152,7 +167,9 @@ def test_unknown_operators_are_collected(package):
     model = coreml_protos()[0].Model()
     model.ParseFromString(file.read_bytes())
     for operation in model.mlProgram.functions["main"].block_specializations["CoreML8"].operations:
-        operation.type = {"gather": "gather_lines", "linear": "custom_layer"}.get(operation.type, operation.type)
+        operation.type = {"gather": "gather_lines", "linear": "custom_layer"}.get(
+            operation.type, operation.type
+        )
     file.write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedOperators) as caught:
         open_runner(package, host="reference")
@@ -166,15 +183,21 @@ def test_a_result_of_another_shape_than_declared_is_a_failure(package):
     block = model.mlProgram.functions["main"].block_specializations["CoreML8"]
     block.operations[-1].outputs[0].type.tensorType.dimensions[2].constant.size = 5
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(OperatorFailed, match=r"linear \(out\) failed: the result out has shape \[1, 2, 4\], the program declares \[1, 2, 5"):
+    with pytest.raises(
+        OperatorFailed,
+        match=r"linear \(out\) failed: the result out has shape \[1, 2, 4\], the program declares \[1, 2, 5",
+    ):
         open_runner(package, host="reference")([IDS, X])
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(host="gpu"), "unknown host 'gpu'\nuse one of auto, native, reference"),
-    (dict(precision="half"), "unknown precision 'half'\nuse one of declared, float32"),
-    (dict(function="other"), "has no function 'other'\nuse one of main"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(host="gpu"), "unknown host 'gpu'\nuse one of auto, native, reference"),
+        (dict(precision="half"), "unknown precision 'half'\nuse one of declared, float32"),
+        (dict(function="other"), "has no function 'other'\nuse one of main"),
+    ],
+)
 def test_options_are_checked(package, options, message):
     with pytest.raises(UserError) as caught:
         open_runner(package, **{"host": "reference", **options})
@@ -183,13 +206,20 @@ def test_options_are_checked(package, options, message):
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="the native runtime is here")
 def test_native_needs_macos(package):
-    with pytest.raises(UserError, match="not run: model.mlpackage on its native runtime needs macOS; this is Linux"):
+    with pytest.raises(
+        UserError, match="not run: model.mlpackage on its native runtime needs macOS; this is Linux"
+    ):
         open_runner(package, host="native")
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "does not exist"), (b"", "is neither an .mlpackage folder nor"), (b"PK\3\4 a zip file", "is neither"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "does not exist"),
+        (b"", "is neither an .mlpackage folder nor"),
+        (b"PK\3\4 a zip file", "is neither"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "model.pte").write_bytes(content)
@@ -235,11 +265,16 @@ def psnr(got, want):
 def test_a_converted_network_computes_what_torch_does(ct, tmp_path, precision, least_db):
     torch.manual_seed(0)
     model, image = Block().eval(), torch.randn(1, 3, 16, 16)
-    converted = ct.convert(torch.jit.trace(model, image), inputs=[ct.TensorType(name="image", shape=image.shape)], skip_model_load=True,
-                           minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision[precision])
+    converted = ct.convert(
+        torch.jit.trace(model, image),
+        inputs=[ct.TensorType(name="image", shape=image.shape)],
+        skip_model_load=True,
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision[precision],
+    )
     converted.save(str(tmp_path / "block.mlpackage"))
     runner = open_runner(tmp_path / "block.mlpackage", host="reference")
-    out, = runner([image]).values()
+    (out,) = runner([image]).values()
     assert runner.precision == precision.lower()
     assert psnr(out, model(image).detach().numpy()) > least_db
 

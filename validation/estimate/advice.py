@@ -1,8 +1,10 @@
-"""What to do about an operation that is not on the Neural Engine: an Operation and the reason come in, a rewrite or "" leaves.
+"""What to do about an operation that is not on the Neural Engine: an Operation and the reason come in, a
+rewrite or "" leaves.
 
-Only rewrites that compute the same and that the Neural Engine is known to take; where none is known nothing is said. The limits are those of
-`limits.py`, whose docstring names the sources.
+Only rewrites that compute the same and that the Neural Engine is known to take; where none is known nothing
+is said. The limits are those of `limits.py`, whose docstring names the sources.
 """
+
 from collections.abc import Callable
 
 from .operations import Operation
@@ -29,8 +31,14 @@ BY_OPERATOR = {
     "scatter_nd": "write the elements with a constant mask: x * (1 - mask) + updates * mask",
     "scatter_along_axis": "write the elements with a constant mask: x * (1 - mask) + updates * mask",
     "argsort": "use topk where only the first few count",
-    "lstm": "unroll the steps into linear, sigmoid, tanh and mul, or keep the layer in a model of its own for the CPU",
-    "gru": "unroll the steps into linear, sigmoid, tanh and mul, or keep the layer in a model of its own for the CPU",
+    "lstm": (
+        "unroll the steps into linear, sigmoid, tanh and mul, or keep the layer in a model of its own for"
+        " the CPU"
+    ),
+    "gru": (
+        "unroll the steps into linear, sigmoid, tanh and mul, or keep the layer in a model of its own for"
+        " the CPU"
+    ),
     "rnn": "unroll the steps into linear and tanh, or keep the layer in a model of its own for the CPU",
     "while_loop": "unroll the loop where its number of turns is fixed",
     "cond": "compute both branches and choose with select (torch.where)",
@@ -50,7 +58,8 @@ BY_OPERATOR = {
 
 
 def advice(operation: Operation, reason: str) -> str:
-    """A rewrite for an operation that stands off the Neural Engine for `reason` (a text of `limits.engine_refusal` or `placement`)."""
+    """A rewrite for an operation that stands off the Neural Engine for `reason` (a text of
+    `limits.engine_refusal` or `placement`)."""
     if not reason:
         return ""
     if "has no Neural Engine form" in reason:
@@ -60,11 +69,21 @@ def advice(operation: Operation, reason: str) -> str:
 
 def _whole_numbers(operation: Operation) -> str:
     if operation.op == "cast":
-        return "" if operation.literal("dtype") == "fp32" else "pass whole numbers as int16 or float16 where they are small"
+        return (
+            ""
+            if operation.literal("dtype") == "fp32"
+            else "pass whole numbers as int16 or float16 where they are small"
+        )
     if operation.op in ("reduce_argmax", "reduce_argmin", "topk"):
-        return "return int16 or uint16 indices (output_indices_dtype), or the scores themselves, and choose outside of the model"
+        return (
+            "return int16 or uint16 indices (output_indices_dtype), or the scores themselves, and choose"
+            " outside of the model"
+        )
     if operation.op.startswith("gather"):
-        return "look the rows up outside of the model and pass them in, or give int16 indices where the table has at most 32767 rows"
+        return (
+            "look the rows up outside of the model and pass them in, or give int16 indices where the table"
+            " has at most 32767 rows"
+        )
     return "compute with int16 or float16 where the numbers are small, or before the model"
 
 
@@ -77,26 +96,44 @@ def _float32(operation: Operation) -> str:
 def _kernel(operation: Operation) -> str:
     if operation.op == "max_pool":
         return "split it: a pool of height k and width 1, then pools of width 8 or less in a row (stride 1)"
-    return "split the kernel: several smaller convolutions over shifted inputs, added; or a smaller kernel on an input made smaller by space_to_depth"
+    return (
+        "split the kernel: several smaller convolutions over shifted inputs, added; or a smaller kernel on an"
+        " input made smaller by space_to_depth"
+    )
 
 
 BY_REASON: tuple[tuple[tuple[str, ...], Advice], ...] = (
     (("int32 ", "uint32 ", "int64 ", "uint64 "), _whole_numbers),
     (("float32 ",), _float32),
-    (("quantized per block",), lambda _: "a scale per channel (int4:per-channel, int8) or a table per group (palettize4:group16) runs there"),
-    (("flexible shape",), lambda _: "convert with fixed shapes, one model for each, or enumerate them (EnumeratedShapes)"),
+    (
+        ("quantized per block",),
+        lambda _: (
+            "a scale per channel (int4:per-channel, int8) or a table per group (palettize4:group16) runs"
+            " there"
+        ),
+    ),
+    (
+        ("flexible shape",),
+        lambda _: "convert with fixed shapes, one model for each, or enumerate them (EnumeratedShapes)",
+    ),
     (("rank ",), lambda _: "merge neighbouring axes with reshape, so that at most five are left"),
     (("dimension ",), lambda _: "split that axis into two with reshape, or the work into slices"),
     (("known only at run time",), lambda _: "fix the value, so that it is a constant of the program"),
     (("matmul depth",), lambda _: "split the inner axis into parts, multiply each, and add the products"),
     (("kernel",), _kernel),
-    (("of weights >",), lambda _: "compress the weights (int4, palettize4), or split the model into several packages"),
+    (
+        ("of weights >",),
+        lambda _: "compress the weights (int4, palettize4), or split the model into several packages",
+    ),
     (("needs a Neural Engine of",), lambda operation: OLDER.get(operation.op, "")),
 )
 OLDER = {
-    "resize_nearest_neighbor": "upsample_nearest_neighbor by whole factors, or conv_transpose with a kernel of ones",
+    "resize_nearest_neighbor": (
+        "upsample_nearest_neighbor by whole factors, or conv_transpose with a kernel of ones"
+    ),
     "upsample_bilinear": "a fixed conv_transpose with the bilinear kernel",
     "resize_bilinear": "a fixed conv_transpose with the bilinear kernel, where the factor is whole",
     "gather": "multiply by a one-hot matrix where the table is small",
-    "sin": "a polynomial over one period", "cos": "a polynomial over one period",
+    "sin": "a polynomial over one period",
+    "cos": "a polynomial over one period",
 }

@@ -1,8 +1,11 @@
-"""What one machine's measurements say about the estimates for its chip: pairs of estimate and measurement come in, a Correction leaves.
+"""What one machine's measurements say about the estimates for its chip: pairs of estimate and measurement
+come in, a Correction leaves.
 
-Corrected ms = sum over units of scale[unit] * the estimate's part on it + call_ms + engine_ms (calls that use the Neural Engine only). Fitted by
-least squares on the log of the ratio to the measurements, with priors that leave the estimate alone where few measurements speak.
+Corrected ms = sum over units of scale[unit] * the estimate's part on it + call_ms + engine_ms (calls that use
+the Neural Engine only). Fitted by least squares on the log of the ratio to the measurements, with priors that
+leave the estimate alone where few measurements speak.
 """
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -19,7 +22,9 @@ from .placement import UNIT_NAMES, Placement
 
 SCATTER = 0.05  # log error of a median over steady runs: what a row is trusted to
 SCALE_PRIOR = math.log(2)  # one standard deviation of a unit's scale
-FLOOR_PRIOR_MS = 0.15  # of what a call costs beyond the estimate (the estimates' own floors are 0.15 and 0.45 ms)
+FLOOR_PRIOR_MS = (
+    0.15  # of what a call costs beyond the estimate (the estimates' own floors are 0.15 and 0.45 ms)
+)
 USED = 0.1  # a unit with a smaller share of the estimate says nothing about its scale
 LEAST_SHARE = 0.1  # negative floors leave at least this of the scaled parts
 BAND_PRIOR = 2  # the estimate's own band counts as much as this many measured artifacts
@@ -28,7 +33,8 @@ NINE_OF_TEN = 0.95  # both sides of the band
 
 @dataclass(frozen=True)
 class Row:
-    """One measured unit of one artifact. artifact: its sha256; parts_ms: unit -> the uncorrected estimate's time there."""
+    """One measured unit of one artifact. artifact: its sha256; parts_ms: unit -> the uncorrected estimate's
+    time there."""
 
     artifact: str
     compute_units: str
@@ -41,8 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Correction:
-    """scale: unit -> factor; units: those that were measured; held_out: for each artifact the mean squared log error of its rows under the fit to
-    the others; rows, artifacts: how many were measured; estimator: which estimates it corrects, as `estimator()` names them."""
+    """scale: unit -> factor; units: those that were measured; held_out: for each artifact the mean squared
+    log error of its rows under the fit to the others; rows, artifacts: how many were measured; estimator:
+    which estimates it corrects, as `estimator()` names them.
+    """
 
     chip: str
     call_ms: float
@@ -65,7 +73,8 @@ def estimator() -> str:
 
 
 def parts(latency: Latency, placement: Placement) -> dict[str, float]:
-    """Unit -> ms of the estimate, by the units' shares of the placement's costs; floors and crossings go with them."""
+    """Unit -> ms of the estimate, by the units' shares of the placement's costs; floors and crossings go with
+    them."""
     shares = {unit: found["share"] for unit, found in placement.units().items()}
     total = sum(shares.values()) or 1.0
     return {unit: latency.ms * shares[unit] / total for unit in UNITS}
@@ -77,30 +86,53 @@ def fit(rows: Sequence[Row], chip: str, machine: str = "") -> Correction:
     units = tuple(unit for unit in UNITS if any(row.uses(unit) for row in rows))
     artifacts = {row.artifact for row in rows}
     scale = {unit: math.exp(value) for unit, value in zip(UNITS, numbers[2:])}
-    return Correction(chip, numbers[0], numbers[1], scale, units, _held_out(rows), len(rows), len(artifacts), estimator(), machine)
+    return Correction(
+        chip,
+        numbers[0],
+        numbers[1],
+        scale,
+        units,
+        _held_out(rows),
+        len(rows),
+        len(artifacts),
+        estimator(),
+        machine,
+    )
 
 
 def corrected(latency: Latency, placement: Placement, correction: Correction) -> Latency:
-    """Still an estimate, whose basis names the measurements. As it was where they never used a unit that it rests on, which the basis then says."""
+    """Still an estimate, whose basis names the measurements. As it was where they never used a unit that it
+    rests on, which the basis then says."""
     if latency.low_ms <= 0:  # a program without operations
         return latency
     by_unit = parts(latency, placement)
     unknown = [unit for unit in UNITS if by_unit[unit] > USED * latency.ms and unit not in correction.units]
     if unknown:
         names = " and ".join(UNIT_NAMES[unit] for unit in unknown)
-        return replace(latency, basis=f"{latency.basis}; not calibrated: no measurement of this machine used the {names}")
+        return replace(
+            latency, basis=f"{latency.basis}; not calibrated: no measurement of this machine used the {names}"
+        )
     ms = corrected_ms(by_unit, correction.call_ms, correction.engine_ms, correction.scale)
     factor = math.exp(band(math.log(latency.high_ms / latency.low_ms) / 2, correction.held_out))
-    return replace(latency, ms=ms, low_ms=ms / factor, high_ms=ms * factor, basis=f"{_basis(correction)}; before: {latency.basis}")
+    return replace(
+        latency,
+        ms=ms,
+        low_ms=ms / factor,
+        high_ms=ms * factor,
+        basis=f"{_basis(correction)}; before: {latency.basis}",
+    )
 
 
-def corrected_ms(parts_ms: dict[str, float], call_ms: float, engine_ms: float, scale: dict[str, float]) -> float:
+def corrected_ms(
+    parts_ms: dict[str, float], call_ms: float, engine_ms: float, scale: dict[str, float]
+) -> float:
     scaled = sum(scale[unit] * part for unit, part in parts_ms.items())
     return max(scaled + call_ms + (engine_ms if parts_ms["ane"] > 0 else 0.0), LEAST_SHARE * scaled)
 
 
 def band(own: float, held_out: Sequence[float]) -> float:
-    """Half a band in natural logs: Student's t over the artifacts held out, where the estimate's own band stands for BAND_PRIOR more of them."""
+    """Half a band in natural logs: Student's t over the artifacts held out, where the estimate's own band
+    stands for BAND_PRIOR more of them."""
     from scipy.special import stdtrit
 
     deviation = own / stdtrit(BAND_PRIOR, NINE_OF_TEN)
@@ -109,15 +141,22 @@ def band(own: float, held_out: Sequence[float]) -> float:
 
 
 def _basis(correction: Correction) -> str:
-    count, artifacts = (f"{number} {noun}{'s' * (number != 1)}" for number, noun in
-                        ((correction.rows, "measurement"), (correction.artifacts, "artifact")))
+    count, artifacts = (
+        f"{number} {noun}{'s' * (number != 1)}"
+        for number, noun in ((correction.rows, "measurement"), (correction.artifacts, "artifact"))
+    )
     where = f" on {correction.machine}" if correction.machine else ""
-    held = "band from artifacts left out of the fit" if correction.artifacts > 1 else "the estimate's own band: one artifact says nothing of others"
+    held = (
+        "band from artifacts left out of the fit"
+        if correction.artifacts > 1
+        else "the estimate's own band: one artifact says nothing of others"
+    )
     return f"estimate calibrated by {count} of {artifacts}{where}; {held}"
 
 
 def _solve(rows: Sequence[Row]) -> list[float]:
-    """-> [call_ms, engine_ms, log scale of each of UNITS]. Only the engine's estimates hold a floor that a machine can stay below."""
+    """-> [call_ms, engine_ms, log scale of each of UNITS]. Only the engine's estimates hold a floor that a
+    machine can stay below."""
     from scipy.optimize import least_squares
 
     def residuals(numbers: Any) -> list[float]:
@@ -125,7 +164,9 @@ def _solve(rows: Sequence[Row]) -> list[float]:
         return [*misfit, *(numbers[:2] / FLOOR_PRIOR_MS), *(numbers[2:] / SCALE_PRIOR)]
 
     least = [0.0, *[-np.inf] * (1 + len(UNITS))]
-    found = least_squares(residuals, np.zeros(2 + len(UNITS)), bounds=(least, np.inf), method="dogbox")  # the default stalls from a bound
+    found = least_squares(
+        residuals, np.zeros(2 + len(UNITS)), bounds=(least, np.inf), method="dogbox"
+    )  # the default stalls from a bound
     return [float(value) for value in found.x]
 
 

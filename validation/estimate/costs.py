@@ -1,8 +1,10 @@
 """What one operation costs on one backend: an Operation comes in, milliseconds leave.
 
-These are the formulas of Core ML's own placement planner, as fitted on an M4 (devices/planner.json, whose rates are scaled to other chips):
-a roofline over the bytes of inputs, outputs and constants for most operations, and rates of their own for a few. FLOP = 2 x multiply-adds.
+These are the formulas of Core ML's own placement planner, as fitted on an M4 (devices/planner.json, whose
+rates are scaled to other chips): a roofline over the bytes of inputs, outputs and constants for most
+operations, and rates of their own for a few. FLOP = 2 x multiply-adds.
 """
+
 import functools
 import math
 
@@ -21,13 +23,15 @@ POOLS = ("max_pool", "avg_pool", "l2_pool")
 
 
 def cost_ms(operation: Operation, backend: str, device: Device) -> float:
-    """Milliseconds that the planner would charge for an operation on "ane", "bnns", "classic_cpu" or "gpu" of a device."""
+    """Milliseconds that the planner would charge for an operation on "ane", "bnns", "classic_cpu" or "gpu" of
+    a device."""
     rates = scaled_rates(device, backend)
     return 1e3 * FORMULAS.get(operation.op, _roofline)(operation, rates)
 
 
 def likely_ms(operation: Operation, backend: str, device: Device) -> float:
-    """`cost_ms`, but a gather is charged for the rows that it reads and writes, not for its whole table as the planner does."""
+    """`cost_ms`, but a gather is charged for the rows that it reads and writes, not for its whole table as
+    the planner does."""
     if operation.op not in GATHERS:
         return cost_ms(operation, backend, device)
     indices = sum(operand.dense_bytes for operand in operation.tensors.get("indices", ()))
@@ -37,14 +41,19 @@ def likely_ms(operation: Operation, backend: str, device: Device) -> float:
 
 @functools.cache
 def scaled_rates(device: Device, backend: str) -> dict:
-    """planner.json's M4 rates on another chip. Compute rates follow the chip's peak; the GPU's byte rates follow the memory bandwidth.
+    """planner.json's M4 rates on another chip. Compute rates follow the chip's peak; the GPU's byte rates
+    follow the memory bandwidth.
 
-    The byte rates of the other backends stay as they are: an M1's planner uses 100 GB/s and an M4's 73, so they do not follow the memory.
+    The byte rates of the other backends stay as they are: an M1's planner uses 100 GB/s and an M4's 73, so
+    they do not follow the memory.
     """
     rates = planner()["rates"][backend]
     reference = next(chip for chip in all_chips() if chip.chip == planner()["reference_chip"])
     memory = device.memory_bandwidth_gbs / reference.memory_bandwidth_gbs if backend == "gpu" else 1.0
-    compute = {"ane": device.ane_fp16_tops / reference.ane_fp16_tops, "gpu": device.gpu_tflops / reference.gpu_tflops}
+    compute = {
+        "ane": device.ane_fp16_tops / reference.ane_fp16_tops,
+        "gpu": device.gpu_tflops / reference.gpu_tflops,
+    }
     speed = compute.get(backend, device.cpu_relative / reference.cpu_relative)
     return {name: _scale(rate, speed if name in COMPUTE_RATES else memory) for name, rate in rates.items()}
 
@@ -56,7 +65,8 @@ def _scale(rate: float | list | None, factor: float) -> float | list | None:
 
 
 def bytes_moved(operation: Operation) -> int:
-    """Dense bytes of inputs, constants and results as the planner counts them, literal parameters included."""
+    """Dense bytes of inputs, constants and results as the planner counts them, literal parameters
+    included."""
     results = sum(result.dense_bytes for result in operation.results)
     if operation.op in NORMS:
         return operation.operands[0].dense_bytes + results
@@ -65,7 +75,11 @@ def bytes_moved(operation: Operation) -> int:
     inputs = sum(operand.dense_bytes for operand in operation.operands)
     if operation.op in ("matmul", "scaled_dot_product_attention", "cast"):
         return inputs + results
-    return inputs + results + (4 * _kernel_area(operation) if operation.op in POOLS else operation.parameter_bytes)
+    return (
+        inputs
+        + results
+        + (4 * _kernel_area(operation) if operation.op in POOLS else operation.parameter_bytes)
+    )
 
 
 def multiply_adds(operation: Operation) -> int:
@@ -93,7 +107,9 @@ def _roofline_flop(operation: Operation) -> int:
         return elements * _kernel_area(operation)
     if operation.op == "gelu":
         return 0 if operation.literal("mode", "EXACT") == "SIGMOID_APPROXIMATION" else GELU_FLOP * elements
-    if operation.op in RECURRENT:  # the planner's gru and rnn; its lstm is charged 10,000 times more, which nothing else explains
+    if (
+        operation.op in RECURRENT
+    ):  # the planner's gru and rnn; its lstm is charged 10,000 times more, which nothing else explains
         return multiply_adds(operation) * operation.shape("weight_hh")[-1]
     return 2 * multiply_adds(operation) if operation.op in ("matmul", "einsum") else 0
 
@@ -103,7 +119,9 @@ def _relu(operation: Operation, rates: dict) -> float:
 
 
 def _add(operation: Operation, rates: dict) -> float:
-    return (sum(operand.elements for operand in operation.operands) + operation.parameter_elements) / rates["add"]
+    return (sum(operand.elements for operand in operation.operands) + operation.parameter_elements) / rates[
+        "add"
+    ]
 
 
 def _mul(operation: Operation, rates: dict) -> float:
@@ -145,7 +163,8 @@ def _conv_transpose(operation: Operation, rates: dict) -> float:
 
 
 def _linear(operation: Operation, rates: dict) -> float:
-    """FLOP = 2 M K K: the planner squares the input width and ignores the output width. Which rate applies is known from ten shapes."""
+    """FLOP = 2 M K K: the planner squares the input width and ignores the output width. Which rate applies is
+    known from ten shapes."""
     x, result = operation.shape("x"), operation.results[0]
     flop = 2 * math.prod(x) * x[-1]
     if len(x) > 1 and x[-2] == 1:
@@ -182,7 +201,11 @@ def _attention_multiply_adds(operation: Operation) -> int:
 def _einsum_multiply_adds(operation: Operation) -> int:
     """Product of the sizes of all letters of the equation."""
     terms = operation.literal("equation", "").replace(" ", "").split("->")[0].split(",")
-    sizes = {letter: size for term, operand in zip(terms, operation.operands) for letter, size in zip(term, operand.shape)}
+    sizes = {
+        letter: size
+        for term, operand in zip(terms, operation.operands)
+        for letter, size in zip(term, operand.shape)
+    }
     return math.prod(sizes.values())
 
 
@@ -193,11 +216,26 @@ def _recurrent_multiply_adds(operation: Operation) -> int:
 
 
 FORMULAS = {
-    "relu": _relu, "add": _add, "sub": _add, "mul": _mul, "concat": _concat, "gather": _gather, "transpose": _transpose,
-    "upsample_bilinear": _upsample_bilinear, "conv": _conv, "conv_transpose": _conv_transpose, "linear": _linear,
+    "relu": _relu,
+    "add": _add,
+    "sub": _add,
+    "mul": _mul,
+    "concat": _concat,
+    "gather": _gather,
+    "transpose": _transpose,
+    "upsample_bilinear": _upsample_bilinear,
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": _linear,
 }
 MULTIPLY_ADDS = {
-    "conv": _conv_multiply_adds, "conv_transpose": _conv_transpose_multiply_adds, "linear": _linear_multiply_adds,
-    "matmul": _matmul_multiply_adds, "scaled_dot_product_attention": _attention_multiply_adds, "einsum": _einsum_multiply_adds,
-    "lstm": _recurrent_multiply_adds, "gru": _recurrent_multiply_adds, "rnn": _recurrent_multiply_adds,
+    "conv": _conv_multiply_adds,
+    "conv_transpose": _conv_transpose_multiply_adds,
+    "linear": _linear_multiply_adds,
+    "matmul": _matmul_multiply_adds,
+    "scaled_dot_product_attention": _attention_multiply_adds,
+    "einsum": _einsum_multiply_adds,
+    "lstm": _recurrent_multiply_adds,
+    "gru": _recurrent_multiply_adds,
+    "rnn": _recurrent_multiply_adds,
 }

@@ -1,7 +1,10 @@
-"""A program with flexible shapes: a Runner comes in, the same program at each of its shapes leaves, for estimates that need fixed ones.
+"""A program with flexible shapes: a Runner comes in, the same program at each of its shapes leaves, for
+estimates that need fixed ones.
 
-Shapes inside a program follow from what it computes, so it runs once for each shape, on zeros, and the shape of every value is noted.
+Shapes inside a program follow from what it computes, so it runs once for each shape, on zeros, and the shape
+of every value is noted.
 """
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +23,9 @@ ENUMERATED, USUAL, RANGED = "enumerated", "usual", "ranged"
 
 @dataclass(frozen=True)
 class Variant:
-    """The program at one shape. shapes: of its inputs, by name; kind: "enumerated", "usual" (the one that its description names) or "ranged" (an
-    end of a range); graph: with fixed shapes, None where it could not be run at this one, and why."""
+    """The program at one shape. shapes: of its inputs, by name; kind: "enumerated", "usual" (the one that its
+    description names) or "ranged" (an end of a range); graph: with fixed shapes, None where it could not be
+    run at this one, and why."""
 
     shapes: dict[str, tuple[int, ...]]
     kind: str
@@ -29,8 +33,13 @@ class Variant:
     problem: str = ""
 
     def barred(self) -> str:
-        """Why the Neural Engine takes nothing at this shape: it compiles a ranged program for the usual shape only (apple/coremltools #2370)."""
-        return "flexible shape: only the usual one is compiled for the Neural Engine" if self.kind == RANGED else ""
+        """Why the Neural Engine takes nothing at this shape: it compiles a ranged program for the usual shape
+        only (apple/coremltools #2370)."""
+        return (
+            "flexible shape: only the usual one is compiled for the Neural Engine"
+            if self.kind == RANGED
+            else ""
+        )
 
     def text(self) -> str:
         return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
@@ -41,7 +50,8 @@ def is_flexible(runner: Runner) -> bool:
 
 
 def variants(runner: Runner) -> tuple[Variant, ...]:
-    """The usual shape first, then the others; every enumerated shape (8 at most), or both ends of the ranges where they have one."""
+    """The usual shape first, then the others; every enumerated shape (8 at most), or both ends of the ranges
+    where they have one."""
     seen: dict[tuple, Variant] = {}
     for kind, shapes in _choices(runner):
         key = tuple(sorted(shapes.items()))
@@ -51,10 +61,20 @@ def variants(runner: Runner) -> tuple[Variant, ...]:
 
 
 def _choices(runner: Runner) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    flexible = {value.name: runner.features[value.name] for value in runner.inputs if None in value.shape and value.name in runner.features}
+    flexible = {
+        value.name: runner.features[value.name]
+        for value in runner.inputs
+        if None in value.shape and value.name in runner.features
+    }
     listed = max((len(feature.shapes) for feature in flexible.values()), default=0)
-    for pick in (_usual, *([_end(0), _end(1)] if not listed else [_listed(index) for index in range(listed)])):
-        shapes = {value.name: pick(value, flexible[value.name]) if value.name in flexible else _least(value) for value in runner.inputs}
+    for pick in (
+        _usual,
+        *([_end(0), _end(1)] if not listed else [_listed(index) for index in range(listed)]),
+    ):
+        shapes = {
+            value.name: pick(value, flexible[value.name]) if value.name in flexible else _least(value)
+            for value in runner.inputs
+        }
         if None not in shapes.values():
             yield (USUAL if pick is _usual and not listed else ENUMERATED if listed else RANGED), shapes
 
@@ -64,15 +84,22 @@ def _least(value: Value) -> tuple[int, ...]:
 
 
 def _usual(value: Value, feature: Any) -> tuple[int, ...]:
-    return feature.usual if feature.allows(feature.usual) and feature.usual else next(iter(feature.shapes), _least(value))
+    return (
+        feature.usual
+        if feature.allows(feature.usual) and feature.usual
+        else next(iter(feature.shapes), _least(value))
+    )
 
 
 def _listed(index: int) -> Any:
-    return lambda value, feature: feature.shapes[min(index, len(feature.shapes) - 1)] if feature.shapes else _usual(value, feature)
+    return lambda value, feature: (
+        feature.shapes[min(index, len(feature.shapes) - 1)] if feature.shapes else _usual(value, feature)
+    )
 
 
 def _end(which: int) -> Any:
     """The least (0) or greatest (1) shape of a range; None where it has no bound."""
+
     def pick(value: Value, feature: Any) -> tuple[int, ...] | None:
         sizes = tuple(bounds[which] for bounds in feature.ranges)
         return None if None in sizes else sizes or _usual(value, feature)
@@ -99,11 +126,22 @@ def _at(runner: Runner, shapes: dict[str, tuple[int, ...]], kind: str) -> Varian
 
 def _fixed(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> Graph:
     """The graph with the shapes that were seen instead of the declared ones."""
+
     def value(one: Value) -> Value:
-        return replace(one, shape=shapes[one.name], any_rank=False) if one.name in shapes and (None in one.shape or one.any_rank) else one
+        return (
+            replace(one, shape=shapes[one.name], any_rank=False)
+            if one.name in shapes and (None in one.shape or one.any_rank)
+            else one
+        )
 
     def node(one: Node) -> Node:
-        return replace(one, outputs=tuple(map(value, one.outputs)), blocks=tuple(_fixed(block, shapes) for block in one.blocks))
+        return replace(
+            one,
+            outputs=tuple(map(value, one.outputs)),
+            blocks=tuple(_fixed(block, shapes) for block in one.blocks),
+        )
 
     values = {name: value(one) for name, one in graph.values.items()}
-    return replace(graph, inputs=tuple(map(value, graph.inputs)), nodes=tuple(map(node, graph.nodes)), values=values)
+    return replace(
+        graph, inputs=tuple(map(value, graph.inputs)), nodes=tuple(map(node, graph.nodes)), values=values
+    )

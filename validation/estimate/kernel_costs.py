@@ -1,14 +1,16 @@
-"""What one kernel or MPS node of an ExecuTorch program costs: a Node and the declared values come in, milliseconds leave.
+"""What one kernel or MPS node of an ExecuTorch program costs: a Node and the declared values come in,
+milliseconds leave.
 
-A roofline over the bytes of its tensors and its multiply-adds, at the rates of devices/planner.json ("gpu" for MPS nodes, "bnns"
-for kernels). The CPU kernels of a real build may be portable ones and several times slower; nothing is measured here, and the bands
-say so.
+A roofline over the bytes of its tensors and its multiply-adds, at the rates of devices/planner.json ("gpu"
+for MPS nodes, "bnns" for kernels). The CPU kernels of a real build may be portable ones and several times
+slower; nothing is measured here, and the bands say so.
 """
+
 import math
 
+from ..graph import Node, Value, references
 from .costs import scaled_rates
 from .devices import Device
-from ..graph import Node, Value, references
 from .operations import BITS
 
 BOOKKEEPING = ("free", "move", "view", "jump_false")
@@ -19,7 +21,9 @@ def kernel_ms(node: Node, values: dict[str, Value], unit: str, device: Device) -
     if node.op in BOOKKEEPING:
         return 0.0
     rates = scaled_rates(device, "gpu" if unit == "gpu" else "bnns")
-    return 1e3 * max(kernel_bytes(node, values) / rates["bytes"], 2 * kernel_multiply_adds(node, values) / rates["flops"])
+    return 1e3 * max(
+        kernel_bytes(node, values) / rates["bytes"], 2 * kernel_multiply_adds(node, values) / rates["flops"]
+    )
 
 
 def kernel_bytes(node: Node, values: dict[str, Value]) -> int:
@@ -31,7 +35,8 @@ def kernel_bytes(node: Node, values: dict[str, Value]) -> int:
 
 
 def kernel_multiply_adds(node: Node, values: dict[str, Value]) -> int:
-    """Multiply-adds of convolutions and products of matrices, from the declared shapes; 0 for other kernels."""
+    """Multiply-adds of convolutions and products of matrices, from the declared shapes; 0 for other
+    kernels."""
     name = node.op.lower()
     results = math.prod(_shape(node.outputs[0])) if node.outputs else 0
     if "conv" in name:

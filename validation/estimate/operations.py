@@ -1,7 +1,10 @@
-"""What an estimate needs to know about a program: a Graph comes in, one `Operation` per placeable node leaves.
+"""What an estimate needs to know about a program: a Graph comes in, one `Operation` per placeable node
+leaves.
 
-Weights are not operations: `constexpr_*` nodes and nodes that read only constants are folded into the operands that they give.
+Weights are not operations: `constexpr_*` nodes and nodes that read only constants are folded into the
+operands that they give.
 """
+
 import functools
 import math
 from collections.abc import Iterator
@@ -12,14 +15,34 @@ import numpy as np
 
 from ..graph import Graph, Node, Ref, Value, captured_names, references
 
-BITS = {"float64": 64, "int64": 64, "uint64": 64, "float32": 32, "int32": 32, "uint32": 32, "float16": 16, "bfloat16": 16, "int16": 16,
-        "uint16": 16, "int8": 8, "uint8": 8, "bool": 8, "uint6": 6, "int4": 4, "uint4": 4, "uint3": 3, "uint2": 2, "uint1": 1}
+BITS = {
+    "float64": 64,
+    "int64": 64,
+    "uint64": 64,
+    "float32": 32,
+    "int32": 32,
+    "uint32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int16": 16,
+    "uint16": 16,
+    "int8": 8,
+    "uint8": 8,
+    "bool": 8,
+    "uint6": 6,
+    "int4": 4,
+    "uint4": 4,
+    "uint3": 3,
+    "uint2": 2,
+    "uint1": 1,
+}
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor that an operation reads. stored_bytes: what the file holds of a constant (a compressed weight's codes and scales);
-    an activation's dense size. per_block: a constant whose scales cover blocks inside a channel."""
+    """A tensor that an operation reads. stored_bytes: what the file holds of a constant (a compressed
+    weight's codes and scales); an activation's dense size. per_block: a constant whose scales cover blocks
+    inside a channel."""
 
     value: Value
     constant: bool
@@ -42,8 +65,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operation:
-    """One node as the estimates see it. tensors: parameter name -> operands; results: those outputs that somebody reads;
-    parameter_bytes, parameter_elements: size of its literal numbers (int 4 bytes, float 2, bool 1, as the planner counts them)."""
+    """One node as the estimates see it. tensors: parameter name -> operands; results: those outputs that
+    somebody reads; parameter_bytes, parameter_elements: size of its literal numbers (int 4 bytes, float 2,
+    bool 1, as the planner counts them).
+    """
 
     node: Node
     tensors: dict[str, tuple[Operand, ...]]
@@ -62,15 +87,17 @@ class Operation:
     @functools.cached_property
     def moved_bytes(self) -> int:
         """What it reads and writes: activations dense, constants as the file stores them."""
-        return sum(operand.stored_bytes if operand.constant else operand.dense_bytes for operand in self.operands) + sum(
-            result.dense_bytes for result in self.results)
+        return sum(
+            operand.stored_bytes if operand.constant else operand.dense_bytes for operand in self.operands
+        ) + sum(result.dense_bytes for result in self.results)
 
     def shape(self, parameter: str) -> tuple[int, ...]:
         """Shape of a tensor parameter, () where it is absent or a literal number."""
         return self.tensors[parameter][0].shape if self.tensors.get(parameter) else ()
 
     def literal(self, parameter: str, default: Any = None) -> Any:
-        """A literal parameter as Python numbers (a list for arrays), `default` where it is absent or computed."""
+        """A literal parameter as Python numbers (a list for arrays), `default` where it is absent or
+        computed."""
         value = self.node.inputs.get(parameter, default)
         if isinstance(value, Ref):
             return default
@@ -79,7 +106,9 @@ class Operation:
 
 def operations(graph: Graph) -> list[Operation]:
     """Every node that runs at prediction time, in file order."""
-    constants: dict[str, Operand] = {name: _constant(graph.values[name]) for name in graph.constants if name in graph.values}
+    constants: dict[str, Operand] = {
+        name: _constant(graph.values[name]) for name in graph.constants if name in graph.values
+    }
     used = set(graph.outputs)
     for node in graph.nodes:
         used.update(references(node.inputs))
@@ -106,8 +135,13 @@ def _operation(node: Node, graph: Graph, constants: dict[str, Operand], used: se
     numbers = [number for value in node.inputs.values() for number in _numbers(value)]
     read = [value for value in node.outputs if value.name in used] or node.outputs
     results = tuple(Operand(value, False, 0) for value in read)
-    return Operation(node, {key: operands for key, operands in tensors.items() if operands}, results,
-                     sum(size for size, _ in numbers), sum(count for _, count in numbers))
+    return Operation(
+        node,
+        {key: operands for key, operands in tensors.items() if operands},
+        results,
+        sum(size for size, _ in numbers),
+        sum(count for _, count in numbers),
+    )
 
 
 def _operands(value: Any, graph: Graph, constants: dict[str, Operand]) -> Iterator[Operand]:
@@ -122,7 +156,8 @@ def _operands(value: Any, graph: Graph, constants: dict[str, Operand]) -> Iterat
 
 
 def _is_tensor(value: Any) -> bool:
-    """Small weights are written into the program text and arrive as arrays; strides and axes have at most one dimension."""
+    """Small weights are written into the program text and arrive as arrays; strides and axes have at most one
+    dimension."""
     return isinstance(value, np.ndarray) and value.ndim >= 2
 
 
@@ -145,7 +180,8 @@ def _constant(value: Value) -> Operand:
 
 
 def _fold(node: Node, value: Value, constants: dict[str, Operand]) -> Operand:
-    """A decompressed weight: its declared shape, and the bytes that its compressed parts occupy in the file."""
+    """A decompressed weight: its declared shape, and the bytes that its compressed parts occupy in the
+    file."""
     if not node.op.startswith("constexpr_"):
         return _constant(value)
     parts = [constants[name] for name in references(node.inputs)]
@@ -156,7 +192,8 @@ def _fold(node: Node, value: Value, constants: dict[str, Operand]) -> Operand:
 
 
 def _scales_blocks(node: Node, constants: dict[str, Operand]) -> bool:
-    """True where one output channel of a quantized weight has several scales: data [64, 128], scale [64, 4]."""
+    """True where one output channel of a quantized weight has several scales: data [64, 128], scale [64,
+    4]."""
     if "blockwise" not in node.op:
         return False
     scale = node.inputs.get("scale")

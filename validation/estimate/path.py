@@ -1,19 +1,23 @@
-"""The cheapest way through a program: a cost for every operation and unit comes in, a unit for every operation leaves.
+"""The cheapest way through a program: a cost for every operation and unit comes in, a unit for every
+operation leaves.
 
-The rule is Core ML's own, as its planner was seen to follow it on an M4 (devices/planner.json): a shortest path over units, where
-an operation costs what `costs.py` says, changing the unit costs 0.125 ms, the first use of the Neural Engine costs 0.125 ms (once
-for a program: a program with two segments on it was seen to pay 0.5 ms in all), and a last result left there 0.125 ms.
+The rule is Core ML's own, as its planner was seen to follow it on an M4 (devices/planner.json): a shortest
+path over units, where an operation costs what `costs.py` says, changing the unit costs 0.125 ms, the first
+use of the Neural Engine costs 0.125 ms (once for a program: a program with two segments on it was seen to pay
+0.5 ms in all), and a last result left there 0.125 ms.
 
-On a graph with branches the path runs over one order of the operations, and a change of unit between neighbours of that order is
-one crossing. It is the file order, except that operations that the Neural Engine can run and that are ready go before ones that it
-cannot (and the other way round), so that a side branch of integers is one excursion and not many. Every assignment of units over
-that order is a path, so the cheapest is exact.
+On a graph with branches the path runs over one order of the operations, and a change of unit between
+neighbours of that order is one crossing. It is the file order, except that operations that the Neural Engine
+can run and that are ready go before ones that it cannot (and the other way round), so that a side branch of
+integers is one excursion and not many. Every assignment of units over that order is a path, so the cheapest
+is exact.
 """
+
 import functools
 import heapq
 
-from .devices import planner
 from ..graph import captured_names, references
+from .devices import planner
 from .operations import Operation
 
 UNITS = ("ane", "gpu", "cpu")
@@ -23,13 +27,15 @@ START: State = ("", frozenset())
 
 
 def schedule(steps: list[Operation], capable: list[bool]) -> list[int]:
-    """Indices of the operations in an order that respects data flow: as in the file, but as long as operations of one kind
-    (capable or not) are ready, they go first."""
+    """Indices of the operations in an order that respects data flow: as in the file, but as long as
+    operations of one kind (capable or not) are ready, they go first."""
     producer = {value.name: index for index, step in enumerate(steps) for value in step.node.outputs}
     waits: list[int] = []
     readers: list[list[int]] = [[] for _ in steps]
     for index, step in enumerate(steps):
-        names = set(references(step.node.inputs)) | {name for block in step.node.blocks for name in captured_names(block)}
+        names = set(references(step.node.inputs)) | {
+            name for block in step.node.blocks for name in captured_names(block)
+        }
         sources = {producer[name] for name in names if producer.get(name, index) < index}
         waits.append(len(sources))
         for source in sources:
@@ -55,10 +61,11 @@ def _drain(waits: list[int], readers: list[list[int]], capable: list[bool]) -> l
 
 
 def cheapest_path(costs: list[dict[str, float]]) -> list[str]:
-    """For each operation the unit of the cheapest assignment; costs [{"ane": 0.1, "cpu": 0.2}, ...], a unit that is absent cannot run it.
+    """For each operation the unit of the cheapest assignment; costs [{"ane": 0.1, "cpu": 0.2}, ...], a unit
+    that is absent cannot run it.
 
-    Dynamic programming over states (unit, units launched so far). Of equal paths one that ends on the Neural Engine wins, then one that
-    changes the unit early.
+    Dynamic programming over states (unit, units launched so far). Of equal paths one that ends on the Neural
+    Engine wins, then one that changes the unit early.
     """
     rules = planner()
     best: dict[State, float] = {START: 0.0}
@@ -71,11 +78,17 @@ def cheapest_path(costs: list[dict[str, float]]) -> list[str]:
                 if unit in cost:
                     total = spent + cost[unit] + entry
                     known = after.get(reached)
-                    if known is None or total < known - TIE_MS or (state[0] == unit and total < known + TIE_MS):
+                    if (
+                        known is None
+                        or total < known - TIE_MS
+                        or (state[0] == unit and total < known + TIE_MS)
+                    ):
                         after[reached], came[reached] = total, state
         best = after
         trail.append(came)
-    return _walk_back({state: spent + rules["output_ms"].get(state[0], 0.0) for state, spent in best.items()}, trail)
+    return _walk_back(
+        {state: spent + rules["output_ms"].get(state[0], 0.0) for state, spent in best.items()}, trail
+    )
 
 
 @functools.cache

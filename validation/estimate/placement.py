@@ -1,32 +1,47 @@
-"""Where each operation will run: a Graph and a device come in, a Placement with a unit and a reason for every operation leaves.
+"""Where each operation will run: a Graph and a device come in, a Placement with a unit and a reason for every
+operation leaves.
 
-The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and limits (`limits.py`).
+The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and
+limits (`limits.py`).
 """
+
 from collections import Counter
 from dataclasses import dataclass, field
 
 from ...models.errors import UserError
+from ..graph import Graph, Node
 from .advice import advice
 from .costs import cost_ms, likely_ms
 from .devices import DEFAULT_DEVICE, Device, find_device, planner
-from ..graph import Graph, Node
 from .kernel_costs import BOOKKEEPING, kernel_bytes, kernel_ms
-from .support import engine_refusal, gpu_refusal
 from .operations import Operation, operations
 from .path import TIE_MS, UNITS, cheapest_path, path_cost, schedule
+from .support import engine_refusal, gpu_refusal
 
-COMPUTE_UNITS = {"all": UNITS, "cpu_and_ne": ("ane", "cpu"), "cpu_and_gpu": ("gpu", "cpu"), "cpu_only": ("cpu",)}
-BACKENDS = {"ane": "ane", "gpu": "gpu", "cpu": "bnns"}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
+COMPUTE_UNITS = {
+    "all": UNITS,
+    "cpu_and_ne": ("ane", "cpu"),
+    "cpu_and_gpu": ("gpu", "cpu"),
+    "cpu_only": ("cpu",),
+}
+BACKENDS = {
+    "ane": "ane",
+    "gpu": "gpu",
+    "cpu": "bnns",
+}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
 UNIT_NAMES = {"ane": "Neural Engine", "gpu": "GPU", "cpu": "CPU"}
-ENGINE_WEIGHT_LIMIT = 2.5e9  # bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
+ENGINE_WEIGHT_LIMIT = (
+    2.5e9  # bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
+)
 MPS_DELEGATE = "delegate:MPSBackend"
 
 
 @dataclass(frozen=True)
 class PlacedOperation:
-    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the planner's estimate on its
-    unit, except that a gather is charged for the rows that it reads (the planner charges its whole table). bytes: of its inputs, weights and
-    results. advice: a rewrite that the Neural Engine takes, "" where none is known."""
+    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the
+    planner's estimate on its unit, except that a gather is charged for the rows that it reads (the planner
+    charges its whole table). bytes: of its inputs, weights and results. advice: a rewrite that the Neural
+    Engine takes, "" where none is known."""
 
     name: str
     type: str
@@ -49,7 +64,8 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Placement:
-    """The estimated placement of a program. crossings: changes of unit, `boundaries` says where; overhead_ms: what they and the launches cost."""
+    """The estimated placement of a program. crossings: changes of unit, `boundaries` says where; overhead_ms:
+    what they and the launches cost."""
 
     device: Device
     compute_units: str
@@ -60,29 +76,62 @@ class Placement:
     source: str = field(default="estimate", init=False)
 
     def units(self) -> dict[str, dict]:
-        """Per unit: number of operations, share of the operations' time (of their number where all cost nothing), their milliseconds and bytes."""
+        """Per unit: number of operations, share of the operations' time (of their number where all cost
+        nothing), their milliseconds and bytes."""
         count, spent, moved = (Counter(), Counter(), Counter())
         for op in self.ops:
             count[op.unit] += 1
             spent[op.unit] += op.cost_ms
             moved[op.unit] += op.bytes
         total = sum(spent.values())
-        shares = {unit: spent[unit] / total if total else count[unit] / max(1, len(self.ops)) for unit in UNITS}
-        return {unit: {"ops": count[unit], "share": round(shares[unit], 4), "ms": round(spent[unit], 6), "bytes": moved[unit]} for unit in UNITS}
+        shares = {
+            unit: spent[unit] / total if total else count[unit] / max(1, len(self.ops)) for unit in UNITS
+        }
+        return {
+            unit: {
+                "ops": count[unit],
+                "share": round(shares[unit], 4),
+                "ms": round(spent[unit], 6),
+                "bytes": moved[unit],
+            }
+            for unit in UNITS
+        }
 
     def as_json(self) -> dict:
         """report.json's `placement` section."""
         return {
-            "source": self.source, "device": self.device.name, "chip": self.device.chip, "compute_units": self.compute_units,
-            "crossings": self.crossings, "overhead_ms": round(self.overhead_ms, 6), "units": self.units(),
-            "boundaries": [{"from": one.units[0], "to": one.units[1], "before": one.before, "after": one.after} for one in self.boundaries],
-            "ops": [{"name": op.name, "type": op.type, "module": op.module, "unit": op.unit, "reason": op.reason,
-                     "cost_ms": round(op.cost_ms, 7), "bytes": op.bytes, "advice": op.advice} for op in self.ops],
+            "source": self.source,
+            "device": self.device.name,
+            "chip": self.device.chip,
+            "compute_units": self.compute_units,
+            "crossings": self.crossings,
+            "overhead_ms": round(self.overhead_ms, 6),
+            "units": self.units(),
+            "boundaries": [
+                {"from": one.units[0], "to": one.units[1], "before": one.before, "after": one.after}
+                for one in self.boundaries
+            ],
+            "ops": [
+                {
+                    "name": op.name,
+                    "type": op.type,
+                    "module": op.module,
+                    "unit": op.unit,
+                    "reason": op.reason,
+                    "cost_ms": round(op.cost_ms, 7),
+                    "bytes": op.bytes,
+                    "advice": op.advice,
+                }
+                for op in self.ops
+            ],
         }
 
 
-def place(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = "") -> Placement:
-    """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or "cpu_only".
+def place(
+    graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = ""
+) -> Placement:
+    """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or
+    "cpu_only".
 
     barred: why the Neural Engine takes no operation of it, "" where it may.
     """
@@ -90,7 +139,10 @@ def place(graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: st
 
 
 def place_operations(
-    steps: list[Operation], device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = ""
+    steps: list[Operation],
+    device: str | Device = DEFAULT_DEVICE,
+    compute_units: str = "all",
+    barred: str = "",
 ) -> Placement:
     """`place` for a program whose operations have been listed already."""
     device = device if isinstance(device, Device) else find_device(device)
@@ -104,8 +156,16 @@ def place_operations(
     unit_of = dict(zip(order, chosen))
     reasons = _reasons(order, unit_of, costs, refusals, units)
     placed = tuple(
-        PlacedOperation(step.node.name or _first_output(step.node), step.op, step.node.scope, unit_of[index], reasons.get(index, ""),
-                        likely_ms(step, BACKENDS[unit_of[index]], device), step.moved_bytes, advice(step, reasons.get(index, "")))
+        PlacedOperation(
+            step.node.name or _first_output(step.node),
+            step.op,
+            step.node.scope,
+            unit_of[index],
+            reasons.get(index, ""),
+            likely_ms(step, BACKENDS[unit_of[index]], device),
+            step.moved_bytes,
+            advice(step, reasons.get(index, "")),
+        )
         for index, step in enumerate(steps)
     )
     boundaries = _boundaries([placed[index] for index in order])
@@ -114,12 +174,16 @@ def place_operations(
 
 
 def _boundaries(run_order: list[PlacedOperation]) -> tuple[Crossing, ...]:
-    return tuple(Crossing(before.name, after.name, (before.unit, after.unit))
-                 for before, after in zip(run_order, run_order[1:]) if before.unit != after.unit)
+    return tuple(
+        Crossing(before.name, after.name, (before.unit, after.unit))
+        for before, after in zip(run_order, run_order[1:])
+        if before.unit != after.unit
+    )
 
 
 def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placement:
-    """Placement of an ExecuTorch program: the operations of its MPS delegates on the GPU, all other kernels on the CPU.
+    """Placement of an ExecuTorch program: the operations of its MPS delegates on the GPU, all other kernels
+    on the CPU.
 
     There is no planner to imitate: the file says it. Costs are those of `kernel_costs.py`.
     """
@@ -140,15 +204,35 @@ def _placed_kernels(node: Node, graph: Graph, device: Device) -> list[PlacedOper
     """A kernel, or the operations inside an MPS delegate."""
     unit = "gpu" if node.op == MPS_DELEGATE else "cpu"
     inside = [inner for block in node.blocks for inner in block.nodes] or [node]
-    reason = "delegated to MPS, which is the GPU" if unit == "gpu" else f"kernel {node.op} is outside every MPS delegate"
-    values = {**graph.values, **{name: value for block in node.blocks for name, value in block.values.items()}}
-    return [PlacedOperation(inner.name or _first_output(inner), inner.op, inner.scope, unit, reason,
-                            kernel_ms(inner, values, unit, device), kernel_bytes(inner, values)) for inner in inside]
+    reason = (
+        "delegated to MPS, which is the GPU"
+        if unit == "gpu"
+        else f"kernel {node.op} is outside every MPS delegate"
+    )
+    values = {
+        **graph.values,
+        **{name: value for block in node.blocks for name, value in block.values.items()},
+    }
+    return [
+        PlacedOperation(
+            inner.name or _first_output(inner),
+            inner.op,
+            inner.scope,
+            unit,
+            reason,
+            kernel_ms(inner, values, unit, device),
+            kernel_bytes(inner, values),
+        )
+        for inner in inside
+    ]
 
 
 def allowed_units(compute_units: str) -> tuple[str, ...]:
     if compute_units not in COMPUTE_UNITS:
-        raise UserError(f"unknown compute units {compute_units!r}: allowed are {', '.join(COMPUTE_UNITS)}", "Pass one of them.")
+        raise UserError(
+            f"unknown compute units {compute_units!r}: allowed are {', '.join(COMPUTE_UNITS)}",
+            "Pass one of them.",
+        )
     return COMPUTE_UNITS[compute_units]
 
 
@@ -157,17 +241,28 @@ def _refusals(step: Operation, device: Device) -> dict[str, str]:
 
 
 def _weights_refusal(steps: list[Operation]) -> str:
-    constants = {id(operand): operand for step in steps for operand in step.operands if operand.constant}  # a tied weight counts once
+    constants = {
+        id(operand): operand for step in steps for operand in step.operands if operand.constant
+    }  # a tied weight counts once
     stored = sum(operand.stored_bytes for operand in constants.values())
-    return f"{stored / 1e9:.1f} GB of weights > {ENGINE_WEIGHT_LIMIT / 1e9:.1f} GB" if stored > ENGINE_WEIGHT_LIMIT else ""
+    return (
+        f"{stored / 1e9:.1f} GB of weights > {ENGINE_WEIGHT_LIMIT / 1e9:.1f} GB"
+        if stored > ENGINE_WEIGHT_LIMIT
+        else ""
+    )
 
 
-def _unit_costs(step: Operation, device: Device, units: tuple[str, ...], refusal: dict[str, str]) -> dict[str, float]:
+def _unit_costs(
+    step: Operation, device: Device, units: tuple[str, ...], refusal: dict[str, str]
+) -> dict[str, float]:
     return {unit: cost_ms(step, BACKENDS[unit], device) for unit in units if not refusal.get(unit)}
 
 
-def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]) -> dict[int, str]:
-    """Reason for every operation off the Neural Engine; those that it could run are judged by the stretch that they stand in."""
+def _reasons(
+    order: list[int], unit_of: dict[int, str], costs: list, refusals: list, units: tuple[str, ...]
+) -> dict[int, str]:
+    """Reason for every operation off the Neural Engine; those that it could run are judged by the stretch
+    that they stand in."""
     chosen = [unit_of[index] for index in order]
     reasons: dict[int, str] = {}
     stretch: list[int] = []  # places in `order`
@@ -190,7 +285,8 @@ def _reasons(order: list[int], unit_of: dict[int, str], costs: list, refusals: l
 
 
 def _stretch_reasons(stretch: list[int], order: list[int], chosen: list[str], costs: list) -> dict[int, str]:
-    """A run of operations that the Neural Engine could take: what it would save there, and what going there would cost."""
+    """A run of operations that the Neural Engine could take: what it would save there, and what going there
+    would cost."""
     if not stretch:
         return {}
     members, unit = [order[turn] for turn in stretch], chosen[stretch[0]]
@@ -212,12 +308,14 @@ def _ms_text(milliseconds: float) -> str:
 
 
 def _detour_ms(first: int, last: int, chosen: list[str]) -> float:
-    """What the path would cost more in switches, launches and output, were chosen[first..last] on the Neural Engine; the path is the
-    cheapest, so that they save no more there."""
+    """What the path would cost more in switches, launches and output, were chosen[first..last] on the Neural
+    Engine; the path is the cheapest, so that they save no more there."""
     rules, unit = planner(), chosen[first]
-    neighbours = [*chosen[max(0, first - 1):first], *chosen[last + 1:last + 2]]
+    neighbours = [*chosen[max(0, first - 1) : first], *chosen[last + 1 : last + 2]]
     switches = sum((other != "ane") - (other != unit) for other in neighbours)
-    launches = rules["launch_ms"]["ane"] * ("ane" not in chosen) - rules["launch_ms"][unit] * (chosen.count(unit) == last - first + 1)
+    launches = rules["launch_ms"]["ane"] * ("ane" not in chosen) - rules["launch_ms"][unit] * (
+        chosen.count(unit) == last - first + 1
+    )
     output = rules["output_ms"]["ane"] - rules["output_ms"][unit] if last == len(chosen) - 1 else 0.0
     return rules["switch_ms"] * switches + launches + output
 

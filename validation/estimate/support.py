@@ -1,9 +1,11 @@
 """Why an operation cannot run on a unit: an Operation and a Device come in, a reason or "" leaves.
 
 Limits are those of an M4 where a source measured them, and of earlier Neural Engines where one is published
-(shared/devices/planner_notes.md section 5 and placement.csv: 751K/Apple-Neural-Engine-Microarchitecture-Study-M6,
-ane-silicon-reference arXiv 2606.22283, apple/coremltools issues).
+(shared/devices/planner_notes.md section 5 and placement.csv:
+751K/Apple-Neural-Engine-Microarchitecture-Study-M6, ane-silicon-reference arXiv 2606.22283, apple/coremltools
+issues).
 """
+
 from .devices import Device
 from .operations import BITS, Operand, Operation
 
@@ -12,17 +14,22 @@ MATMUL_DEPTH = 32768
 ENGINE_TYPES = ("float16", "bool", "int8", "uint8", "int16", "uint16", "int4", "uint4")
 POOL_WIDTHS = (*range(1, 9), 32)
 
-UNKNOWN_TO_ENGINE = frozenset("""
+UNKNOWN_TO_ENGINE = frozenset(
+    """
     acos asin atanh acosh asinh cosh sinh tan cumsum mod floor_div reduce_prod band_part one_hot sliding_windows crop_resize crop
     scatter scatter_along_axis scatter_nd lstm gru rnn random_bernoulli random_categorical random_normal random_uniform
     argsort non_zero range_1d non_maximum_suppression shape fill fill_like while_loop cond make_list list_gather list_length list_read
     list_scatter list_write classify custom_layer torch_tensor_assign
-""".split())
-CPU_ONLY = frozenset("""
+""".split()
+)
+CPU_ONLY = frozenset(
+    """
     crop_resize non_zero range_1d sliding_windows non_maximum_suppression lstm gru rnn while_loop cond make_list list_gather list_length
     list_read list_scatter list_write classify shape affine random_bernoulli random_categorical random_normal random_uniform
-""".split())
-KNOWN_TO_ENGINE = frozenset("""
+""".split()
+)
+KNOWN_TO_ENGINE = frozenset(
+    """
     abs add affine atan avg_pool batch_norm cast ceil clamped_relu clip concat conv conv_transpose coreml_update_state cos depth_to_space
     dequantize einsum elu equal erf exp exp2 expand_dims flatten2d floor gather gather_along_axis gather_nd gelu greater greater_equal
     identity instance_norm inverse l2_norm l2_pool layer_norm leaky_relu less less_equal linear linear_activation local_response_norm log
@@ -32,18 +39,43 @@ KNOWN_TO_ENGINE = frozenset("""
     resize_nearest_neighbor reverse reverse_sequence round rsqrt scaled_dot_product_attention scaled_tanh select sigmoid sigmoid_hard sign
     silu sin slice_by_index slice_by_size softmax softplus softplus_parametric softsign space_to_batch batch_to_space space_to_depth split
     sqrt square squeeze stack sub tanh threshold thresholded_relu tile topk transpose upsample_bilinear upsample_nearest_neighbor
-""".split())
+""".split()
+)
 SINCE_GENERATION = {
-    "resize": 14, "resize_bilinear": 14, "resize_nearest_neighbor": 14, "upsample_bilinear": 14, "gather": 14, "gather_along_axis": 14,
-    "gather_nd": 14, "resample": 14, "affine": 14, "sin": 15, "cos": 15, "reduce_argmax": 15,
+    "resize": 14,
+    "resize_bilinear": 14,
+    "resize_nearest_neighbor": 14,
+    "upsample_bilinear": 14,
+    "gather": 14,
+    "gather_along_axis": 14,
+    "gather_nd": 14,
+    "resample": 14,
+    "affine": 14,
+    "sin": 15,
+    "cos": 15,
+    "reduce_argmax": 15,
 }
-RUNTIME_LITERALS = {"gather": ("indices",), "gather_nd": ("indices",), "slice_by_index": ("begin", "end"), "slice_by_size": ("begin",),
-                    "reshape": ("shape",), "tile": ("reps",), "pad": ("pad",)}
+RUNTIME_LITERALS = {
+    "gather": ("indices",),
+    "gather_nd": ("indices",),
+    "slice_by_index": ("begin", "end"),
+    "slice_by_size": ("begin",),
+    "reshape": ("shape",),
+    "tile": ("reps",),
+    "pad": ("pad",),
+}
 
 
 def engine_refusal(operation: Operation, device: Device) -> str:
     """Why the Neural Engine cannot run it: "int32 result", "kernel 17 > 16"; "" where it can."""
-    for check in (_refuse_operator, _refuse_types, _refuse_shapes, _refuse_runtime_values, _refuse_kernel, _refuse_weight):
+    for check in (
+        _refuse_operator,
+        _refuse_types,
+        _refuse_shapes,
+        _refuse_runtime_values,
+        _refuse_kernel,
+        _refuse_weight,
+    ):
         if reason := check(operation, device):
             return reason
     return ""
@@ -70,7 +102,8 @@ def _refuse_operator(operation: Operation, device: Device) -> str:
 
 
 def _refuse_types(operation: Operation, device: Device) -> str:
-    """Casts from and to float32 run on the Neural Engine of an M4 and not on an M1's; A16 is assumed to be the first with them."""
+    """Casts from and to float32 run on the Neural Engine of an M4 and not on an M1's; A16 is assumed to be
+    the first with them."""
     allowed = ENGINE_TYPES + (("float32",) if operation.op == "cast" and device.generation >= 16 else ())
     for kind, operands in (("result", operation.results), ("input", _activations(operation))):
         for operand in operands:
@@ -115,7 +148,8 @@ def _refuse_kernel(operation: Operation, device: Device) -> str:
 
 
 def _refuse_conv(kernel: tuple[int, ...], device: Device) -> str:
-    """M4: KxK up to 16, 1xK (and 1D) up to 15, Kx1 up to 31. Before A16 the widest is 13; the tallest is not published, 13 assumed."""
+    """M4: KxK up to 16, 1xK (and 1D) up to 15, Kx1 up to 31. Before A16 the widest is 13; the tallest is not
+    published, 13 assumed."""
     if device.generation < 16:
         limit = 13
     elif len(kernel) == 1 or (kernel[-1] > 1 and max(kernel[:-1]) == 1):

@@ -1,8 +1,11 @@
-"""A saved artifact and the decisions of its compression in; what the file really holds, weight by weight and byte by byte, out.
+"""A saved artifact and the decisions of its compression in; what the file really holds, weight by weight and
+byte by byte, out.
 
-The figures come from the file: the decisions only lend names, requests and reasons. Every weight that a recipe made is decoded from the
-file by the reference runner's operators and compared with it, bit for bit in half precision.
+The figures come from the file: the decisions only lend names, requests and reasons. Every weight that a
+recipe made is decoded from the file by the reference runner's operators and compared with it, bit for bit in
+half precision.
 """
+
 import hashlib
 import math
 import re
@@ -14,17 +17,18 @@ from typing import Any
 import torch
 
 from ...converters.artifact import files_of
-from .decoded import Decoder, same
 from ..graph import Graph, OperatorFailed
 from ..mil.read import Package, read_package
 from ..pte.read import open_program
+from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
 
 NOT_STORED = "not stored by name"
 EQUAL, DIFFERS = "equal", "differs"
 NAMED = 5  # weights in a warning
 SUFFIX = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified|_transposed?|_\d+)$")
-EXPLAINED = 1.02  # the file may hold this much more than was decided before it counts as a difference (paddings, shared scales)
+# the file may hold this much more than was decided before it counts as a difference (paddings, shared scales)
+EXPLAINED = 1.02
 
 
 def audit(
@@ -33,10 +37,12 @@ def audit(
 ) -> dict:  # fmt: skip
     """The "compression" section of report.json for a saved .mlpackage or .pte.
 
-    decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised: converters.Artifact.realised, of which only
-    the reasons are used; made: name -> CompressedWeight, to compare the decoded weights with; program: of the runner of the file's only function,
-    so that nothing is decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the decoded ones.
-    Every decision gives one entry, then come the file's other weights. "bytes" adds up to the artifact's size. Raises UnreadableArtifact.
+    decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised:
+    converters.Artifact.realised, of which only the reasons are used; made: name -> CompressedWeight, to
+    compare the decoded weights with; program: of the runner of the file's only function, so that nothing is
+    decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
+    decoded ones. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the
+    artifact's size. Raises UnreadableArtifact.
     """
     path = Path(path)
     package = read_package(path) if path.is_dir() else None
@@ -46,11 +52,18 @@ def audit(
     decoders = [Decoder(graph, program if len(graphs) == 1 else None) for graph in graphs] if made else []
     checked = _compare(decoders, weights, matched, made or {}, package is not None, consume)
     reasons = {name: entry[2] for name, entry in (realised or {}).items()}
-    entries = [_entry(decision, matched, reasons.get(decision.name, ""), checked.get(decision.name)) for decision in decisions]
+    entries = [
+        _entry(decision, matched, reasons.get(decision.name, ""), checked.get(decision.name))
+        for decision in decisions
+    ]
     taken = {weight.name for weight in matched.values()}
     entries += [_unclaimed(weight, bool(decisions)) for weight in weights if weight.name not in taken]
     verdict = "fail" if any(found == DIFFERS for found in checked.values()) else "pass"
-    return {"verdict": verdict, "weights": entries, "bytes": _bytes(path, package, weights, _duplicates(graphs, weights))}
+    return {
+        "verdict": verdict,
+        "weights": entries,
+        "bytes": _bytes(path, package, weights, _duplicates(graphs, weights)),
+    }
 
 
 def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -60,16 +73,22 @@ def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "pass", []
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
     return "fail", [
-        f"The file does not hold the weights that the recipe made: {', '.join(wrong[:NAMED])}{more} decode{'s' if len(wrong) == 1 else ''} to "
-        "other values.\nThis is a defect of cidermill, not of the recipe: please report it with the model and the recipe."
+        f"The file does not hold the weights that the recipe made: {', '.join(wrong[:NAMED])}{more}"
+        f" decode{'s' if len(wrong) == 1 else ''} to other values.\nThis is a defect of cidermill, not of the"
+        " recipe: please report it with the model and the recipe."
     ]
 
 
 def _compare(
-    decoders: Sequence[Decoder], weights: Sequence[StoredWeight], matched: dict[str, StoredWeight], made: dict[str, Any], named: bool,
+    decoders: Sequence[Decoder],
+    weights: Sequence[StoredWeight],
+    matched: dict[str, StoredWeight],
+    made: dict[str, Any],
+    named: bool,
     consume: bool,
 ) -> dict[str, str]:
-    """Name -> whether its stored weight decodes to what was made. Where no name tells (never in a .pte), values do, and correct `matched`."""
+    """Name -> whether its stored weight decodes to what was made. Where no name tells (never in a .pte),
+    values do, and correct `matched`."""
     checked: dict[str, str] = {}
     seen: dict[int, tuple[str, StoredWeight | None]] = {}  # tied weights are one object
     free = list(weights)
@@ -93,7 +112,9 @@ def _taken(made: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, made.pop(name)
 
 
-def _find(decoders: Sequence[Decoder], dense: torch.Tensor, candidates: Sequence[StoredWeight], matched: bool) -> tuple[str, StoredWeight | None]:
+def _find(
+    decoders: Sequence[Decoder], dense: torch.Tensor, candidates: Sequence[StoredWeight], matched: bool
+) -> tuple[str, StoredWeight | None]:
     """-> (what was found out, the first candidate that decodes to `dense`)."""
     for weight in candidates:
         if weight.size == dense.numel() and any(_decodes_to(decoder, weight, dense) for decoder in decoders):
@@ -104,7 +125,9 @@ def _find(decoders: Sequence[Decoder], dense: torch.Tensor, candidates: Sequence
 def _decodes_to(decoder: Decoder, weight: StoredWeight, dense: torch.Tensor) -> bool:
     try:
         return any(same(value, dense) for value in decoder.values(weight))
-    except OperatorFailed:  # indices beyond a table, masks that do not fit their data: what no converter has written
+    except (
+        OperatorFailed
+    ):  # indices beyond a table, masks that do not fit their data: what no converter has written
         return False
 
 
@@ -135,7 +158,8 @@ def _unique(weights: Iterable[StoredWeight]) -> list[StoredWeight]:
 
 
 def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
-    """Decision name -> its weight: "layer.0.weight" is stored as "layer_0_weight", with suffixes that tell what a converter did to it."""
+    """Decision name -> its weight: "layer.0.weight" is stored as "layer_0_weight", with suffixes that tell
+    what a converter did to it."""
     by_name: dict[str, StoredWeight] = {}
     for weight in weights:
         for name in _shortened(re.sub(r"\W", "_", weight.name).casefold()):
@@ -143,7 +167,14 @@ def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> di
     found = {}
     for decision in decisions:
         plain = re.sub(r"\W", "_", decision.name).casefold()
-        weight = next((by_name[name] for name in (plain, f"module_{plain}", f"p_{plain}", f"b_{plain}", f"c_{plain}") if name in by_name), None)
+        weight = next(
+            (
+                by_name[name]
+                for name in (plain, f"module_{plain}", f"p_{plain}", f"b_{plain}", f"c_{plain}")
+                if name in by_name
+            ),
+            None,
+        )
         if weight is not None and weight.size == math.prod(decision.shape):
             found[decision.name] = weight
     return _with_tied(decisions, found)
@@ -158,7 +189,8 @@ def _shortened(name: str) -> list[str]:
 
 
 def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
-    """For formats without names of weights (.pte): each decision takes one stored weight of its size, by preference of its shape and bits."""
+    """For formats without names of weights (.pte): each decision takes one stored weight of its size, by
+    preference of its shape and bits."""
     left: dict[int, list[StoredWeight]] = {}
     for weight in weights:
         left.setdefault(weight.size, []).append(weight)
@@ -166,7 +198,13 @@ def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> d
     for decision in decisions:
         same = left.get(math.prod(decision.shape), [])
         if same and not decision.reason.startswith("tied to "):
-            near = min(same, key=lambda weight: (weight.shape != decision.shape, abs(weight.bits_per_weight - decision.bits_per_weight)))
+            near = min(
+                same,
+                key=lambda weight: (
+                    weight.shape != decision.shape,
+                    abs(weight.bits_per_weight - decision.bits_per_weight),
+                ),
+            )
             found[decision.name] = near
             same.remove(near)
     return _with_tied(decisions, found)
@@ -181,7 +219,9 @@ def _with_tied(decisions: Sequence[Any], found: dict[str, StoredWeight]) -> dict
     return found
 
 
-def _entry(decision: Any, matched: Mapping[str, StoredWeight], target_reason: str, checked: str | None) -> dict:
+def _entry(
+    decision: Any, matched: Mapping[str, StoredWeight], target_reason: str, checked: str | None
+) -> dict:
     weight = matched.get(decision.name)
     reasons = [decision.reason, target_reason]
     if weight is None:
@@ -202,12 +242,25 @@ def _entry(decision: Any, matched: Mapping[str, StoredWeight], target_reason: st
 
 def _unclaimed(weight: StoredWeight, decided: bool) -> dict:
     reason = "a constant of the graph that is no weight of the source by name" if decided else ""
-    entry = {"name": weight.name, "requested": "", "realised": weight.scheme, "bits_per_weight": weight.bits_per_weight, "reason": reason}
-    return entry | {"snr_db": None, "decoded": "not run: nothing to compare it with", "stored_as": weight.name}
+    entry = {
+        "name": weight.name,
+        "requested": "",
+        "realised": weight.scheme,
+        "bits_per_weight": weight.bits_per_weight,
+        "reason": reason,
+    }
+    return entry | {
+        "snr_db": None,
+        "decoded": "not run: nothing to compare it with",
+        "stored_as": weight.name,
+    }
 
 
-def _bytes(path: Path, package: Package | None, weights: Sequence[StoredWeight], again: set[str]) -> dict[str, int]:
-    """Bytes by kind, which add up to the artifact's size. Tensors are counted once, in whole bytes each; `again` are copies of others."""
+def _bytes(
+    path: Path, package: Package | None, weights: Sequence[StoredWeight], again: set[str]
+) -> dict[str, int]:
+    """Bytes by kind, which add up to the artifact's size. Tensors are counted once, in whole bytes each;
+    `again` are copies of others."""
     sizes = {file: file.stat().st_size for file in files_of(path)}
     parts = {part.name: part for weight in weights for part in weight.parts if part.name}
     kinds = Counter({"weights": 0})
@@ -219,4 +272,8 @@ def _bytes(path: Path, package: Package | None, weights: Sequence[StoredWeight],
     in_blobs = sum(size for file, size in sizes.items() if file.resolve() in blobs)
     graph = sum(size for file, size in sizes.items() if file.suffix == ".mlmodel")
     padding = in_blobs - kinds.total()
-    return dict(kinds) | {"padding": padding, "graph": graph, "metadata": sum(sizes.values()) - in_blobs - graph}
+    return dict(kinds) | {
+        "padding": padding,
+        "graph": graph,
+        "metadata": sum(sizes.values()) - in_blobs - graph,
+    }

@@ -1,6 +1,8 @@
-"""Named arrays of a reference and of an artifact in, one OutputError per output and a verdict out. Pure: numpy, no files, no torch.
+"""Named arrays of a reference and of an artifact in, one OutputError per output and a verdict out. Pure:
+numpy, no files, no torch.
 
-Running and judging are separate: runners give the arrays, this module measures them over all samples together.
+Running and judging are separate: runners give the arrays, this module measures them over all samples
+together.
 """
 
 import sys
@@ -9,11 +11,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# Least conversion PSNR by compute precision (DESIGN.md, report.json). 8-bit activations: where half precision lands on the other side of the
-# edge between two codes, a value moves by a whole step, and one in ten does; the conversion cannot be told closer than the rounding itself.
+# Least conversion PSNR by compute precision (DESIGN.md, report.json). 8-bit activations: where half precision
+# lands on the other side of the edge between two codes, a value moves by a whole step, and one in ten does;
+# the conversion cannot be told closer than the rounding itself.
 TOLERANCE_DB = {"float32": 60.0, "float16": 40.0, "int8": 25.0}
-LIMIT_DB = 200.0  # decibels are cut to [-200, 200], so that they stay JSON numbers: 200 means bit-exact or beyond float64's reach
-ROUNDING = 1e-6  # floats spread less than this, relative to their peak, are one constant and its float32 rounding noise
+# decibels are cut to [-200, 200], so that they stay JSON numbers: 200 means bit-exact or beyond float64's
+# reach
+LIMIT_DB = 200.0
+# floats spread less than this, relative to their peak, are one constant and its float32 rounding noise
+ROUNDING = 1e-6
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -22,11 +28,12 @@ Arrays = Mapping[str, np.ndarray]
 class OutputError:
     """How far one output is from its reference, over the elements of all samples.
 
-    shape: of the reference in the first sample. psnr_db = 20 log10(max|reference| / rms error), snr_db = 10 log10(sum reference^2 /
-    sum error^2), both within +-LIMIT_DB; a metric is None where it is undefined (nothing comparable, a zero vector, one class).
-    Metrics are over elements that are finite on both sides; `nonfinite` counts NaN and infinities where the reference is finite.
-    vacuous: the reference is constant, all zero, empty, or holds NaN, so that agreement proves nothing. `problem` says in words
-    why an output cannot be judged or must fail, and is empty otherwise.
+    shape: of the reference in the first sample. psnr_db = 20 log10(max|reference| / rms error), snr_db = 10
+    log10(sum reference^2 / sum error^2), both within +-LIMIT_DB; a metric is None where it is undefined
+    (nothing comparable, a zero vector, one class). Metrics are over elements that are finite on both sides;
+    `nonfinite` counts NaN and infinities where the reference is finite.
+    vacuous: the reference is constant, all zero, empty, or holds NaN, so that agreement proves nothing.
+    `problem` says in words why an output cannot be judged or must fail, and is empty otherwise.
     """
 
     output: str
@@ -50,7 +57,8 @@ class OutputError:
 
 
 def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> tuple[OutputError, ...]:
-    """One OutputError per output of the reference, in its order. `reference[i]` and `actual[i]` belong to the same sample."""
+    """One OutputError per output of the reference, in its order. `reference[i]` and `actual[i]` belong to the
+    same sample."""
     if len(reference) != len(actual):
         raise ValueError(f"{len(reference)} reference samples against {len(actual)} actual ones")
     names = dict.fromkeys(name for sample in reference for name in sample)
@@ -58,7 +66,8 @@ def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> tuple[Outp
 
 
 def verdict(errors: Sequence[OutputError], tolerance_db: float) -> str:
-    """ "pass" when there is at least one output and every one meets `tolerance_db`, else "fail". Vacuous is never a pass."""
+    """ "pass" when there is at least one output and every one meets `tolerance_db`, else "fail". Vacuous is
+    never a pass."""
     return "pass" if errors and all(meets(error, tolerance_db) for error in errors) else "fail"
 
 
@@ -75,10 +84,15 @@ def _compare_output(name: str, reference: Sequence[Arrays], actual: Sequence[Arr
             raise ValueError(f"reference sample {index} has no output {name!r}; sample 0 has")
         shape = np.shape(want[name])
         if name not in have:
-            problem = f"the artifact gives no output {name!r}; it gives {', '.join(map(repr, have)) or 'none'}"
+            problem = (
+                f"the artifact gives no output {name!r}; it gives {', '.join(map(repr, have)) or 'none'}"
+            )
             return OutputError(name, shape, problem=problem)
         if np.shape(have[name]) != shape:
-            problem = f"the artifact's output has shape {list(np.shape(have[name]))}, the reference has {list(shape)}"
+            problem = (
+                f"the artifact's output has shape {list(np.shape(have[name]))}, the reference has"
+                f" {list(shape)}"
+            )
             return OutputError(name, shape, problem=problem)
         pairs.append((np.asarray(want[name]), np.asarray(have[name])))
     return _measure(name, pairs)
@@ -91,7 +105,11 @@ def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputErr
     finite = np.isfinite(want)
     nonfinite = int(np.count_nonzero(finite & ~np.isfinite(have)))
     floating = np.issubdtype(pairs[0][0].dtype, np.floating)
-    vacuous, problem = _vacuous(want[finite], int(np.isnan(want).sum()), floating) if want.size else (True, "it has no elements")
+    vacuous, problem = (
+        _vacuous(want[finite], int(np.isnan(want).sum()), floating)
+        if want.size
+        else (True, "it has no elements")
+    )
     both = finite & np.isfinite(have)
     return OutputError(
         name,
@@ -109,7 +127,8 @@ def _float64(array: np.ndarray) -> np.ndarray:
 
 
 def _vacuous(finite: np.ndarray, nan_count: int, floating: bool) -> tuple[bool, str]:
-    """-> (vacuous, why). One single nonzero element is judged: there is nothing that it could be constant with."""
+    """-> (vacuous, why). One single nonzero element is judged: there is nothing that it could be constant
+    with."""
     if nan_count:
         return True, f"the source itself gives NaN in {nan_count} places of this output"
     if not finite.size:
@@ -123,7 +142,8 @@ def _vacuous(finite: np.ndarray, nan_count: int, floating: bool) -> tuple[bool, 
 
 
 def _lost_infinities(want: np.ndarray, have: np.ndarray) -> str:
-    """Where the reference is infinite (a mask), the artifact may saturate, but must stay beyond every finite reference value."""
+    """Where the reference is infinite (a mask), the artifact may saturate, but must stay beyond every finite
+    reference value."""
     infinite = np.isinf(want)
     if not infinite.any():
         return ""
@@ -136,7 +156,8 @@ def _lost_infinities(want: np.ndarray, have: np.ndarray) -> str:
 
 
 def _metrics(want: np.ndarray, have: np.ndarray) -> dict[str, float | None]:
-    """want, have: finite float64 [n]. Scaled by the reference's peak first, so that no square over- or underflows."""
+    """want, have: finite float64 [n]. Scaled by the reference's peak first, so that no square over- or
+    underflows."""
     if not want.size:
         return {}
     peak = float(np.abs(want).max())
@@ -169,7 +190,8 @@ def _cosine(want: np.ndarray, have: np.ndarray) -> float | None:
 
 
 def _argmax_agreement(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """The share of rows (last axis) whose largest element in the artifact is (one of) the largest in the reference.
+    """The share of rows (last axis) whose largest element in the artifact is (one of) the largest in the
+    reference.
 
     None where the last axis has fewer than two entries. A row with NaN never agrees.
     """

@@ -1,5 +1,6 @@
-"""What the stored weights of an artifact decompress to: a Graph read from a file enters, values leave, computed by the reference runner's
-own operators from the file's bytes, one weight at a time."""
+"""What the stored weights of an artifact decompress to: a Graph read from a file enters, values leave,
+computed by the reference runner's own operators from the file's bytes, one weight at a time."""
+
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -7,24 +8,28 @@ from itertools import permutations
 
 import torch
 
-from ..pte import mps_ops
 from ..graph import Graph, Node, interpret, load_constants, references
 from ..mil.run import call_operator, fold_constants, with_tensors
+from ..pte import mps_ops
 from .stored import StoredWeight
 
 LARGEST_RANK = 5  # of weights whose axes may have been reordered
 
 
 class Decoder:
-    """Decodes stored weights of a graph and of the delegates inside it. Nothing is kept between two weights."""
+    """Decodes stored weights of a graph and of the delegates inside it. Nothing is kept between two
+    weights."""
 
     def __init__(self, graph: Graph, program: Graph | None = None):
         """program: what a runner has made of the graph, where one has decoded it already."""
         self.graph = fold_constants(with_tensors(graph), call_operator) if program is None else program
-        self.delegates = [block for node in graph.nodes if node.op == "delegate:MPSBackend" for block in node.blocks]
+        self.delegates = [
+            block for node in graph.nodes if node.op == "delegate:MPSBackend" for block in node.blocks
+        ]
 
     def values(self, weight: StoredWeight) -> Iterator[torch.Tensor]:
-        """What a weight is decompressed to. In a delegate: every value on the way from the stored constant to where an input comes in."""
+        """What a weight is decompressed to. In a delegate: every value on the way from the stored constant to
+        where an input comes in."""
         if weight.name in self.graph.constants:
             constant = self.graph.constants[weight.name]
             yield constant() if callable(constant) else constant
@@ -35,7 +40,8 @@ class Decoder:
 
 
 def _along(block: Graph, name: str) -> Iterator[torch.Tensor]:
-    """The constant itself and, in order, every value that is computed from it and from other constants only."""
+    """The constant itself and, in order, every value that is computed from it and from other constants
+    only."""
     call = partial(mps_ops.call, rounding=True)
     environment: dict[str, torch.Tensor] = {}
     load_constants(block, [name], environment)
@@ -63,8 +69,9 @@ def _computed(block: Graph, last: Node, call) -> torch.Tensor:
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two weights hold the same values, rounded to float16, in the same order, with axes reordered or of length 1 left out, or turned as
-    the weight of a transposed convolution that is computed as a plain one."""
+    """Whether two weights hold the same values, rounded to float16, in the same order, with axes reordered or
+    of length 1 left out, or turned as the weight of a transposed convolution that is computed as a plain
+    one."""
     if found.numel() != expected.numel():
         return False
     found, expected = found.half(), expected.half()
@@ -75,16 +82,29 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     if squeezed.ndim > LARGEST_RANK or sorted(target) != sorted(squeezed.shape):
         return False
     found = found.reshape(target)
-    orders = (order for order in permutations(range(squeezed.ndim)) if [squeezed.shape[axis] for axis in order] == target)
+    orders = (
+        order
+        for order in permutations(range(squeezed.ndim))
+        if [squeezed.shape[axis] for axis in order] == target
+    )
     return any(torch.equal(found, squeezed.permute(order)) for order in orders)
 
 
 def _is_turned(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """expected [groups * in, out, *kernel], found [groups * out, in, *kernel] with the kernel read backwards."""
-    if expected.ndim < 3 or found.shape[0] % expected.shape[1] or expected.shape[0] % (groups := found.shape[0] // expected.shape[1]):
+    """expected [groups * in, out, *kernel], found [groups * out, in, *kernel] with the kernel read
+    backwards."""
+    if (
+        expected.ndim < 3
+        or found.shape[0] % expected.shape[1]
+        or expected.shape[0] % (groups := found.shape[0] // expected.shape[1])
+    ):
         return False
     kernel = list(expected.shape[2:])
-    turned = expected.reshape(groups, -1, expected.shape[1], *kernel).transpose(1, 2).flip(list(range(3, 3 + len(kernel))))
+    turned = (
+        expected.reshape(groups, -1, expected.shape[1], *kernel)
+        .transpose(1, 2)
+        .flip(list(range(3, 3 + len(kernel))))
+    )
     return torch.equal(found.reshape(-1), turned.reshape(-1))
 
 

@@ -1,7 +1,9 @@
-"""A Graph read from an artifact in; out come its stored weights: the tensors each is made of, its scheme in words and its exact bits.
+"""A Graph read from an artifact in; out come its stored weights: the tensors each is made of, its scheme in
+words and its exact bits.
 
-Core ML keeps a compressed weight as a chain of constexpr_* operations over constants, an MPS delegate as integer constants that are
-cast and multiplied by scales (or fed to its int4 node). Whatever else is constant is stored as it is.
+Core ML keeps a compressed weight as a chain of constexpr_* operations over constants, an MPS delegate as
+integer constants that are cast and multiplied by scales (or fed to its int4 node). Whatever else is constant
+is stored as it is.
 """
 
 import math
@@ -14,7 +16,11 @@ import numpy as np
 from ..graph import Graph, Node, Ref, Value, references
 
 KINDS = {"lut": "tables", "scale": "scales", "offset": "scales", "zero_point": "scales", "scales": "scales"}
-KINDS |= {"mask": "masks", "data_mask": "masks", "indices_mask": "masks"}  # every other parameter holds weights, codes or indices
+KINDS |= {
+    "mask": "masks",
+    "data_mask": "masks",
+    "indices_mask": "masks",
+}  # every other parameter holds weights, codes or indices
 SHAPING = ("MPSCast", "MPSView", "MPSPermute", "MPSExpand", "MPSSqueeze", "MPSUnsqueeze")
 COMBINING = {"MPSMul": "scales", "MPSSub": "scales", "MPSAdd": "tables", "MPSEmbedding": "tables"}
 BYTE_TYPES = {"bool": 8, "float8e4m3fn": 8, "float8e5m2": 8}
@@ -22,7 +28,8 @@ BYTE_TYPES = {"bool": 8, "float8e4m3fn": 8, "float8e5m2": 8}
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a stored weight. `name` is "" where the program itself holds the value instead of the weight data."""
+    """One tensor of a stored weight. `name` is "" where the program itself holds the value instead of the
+    weight data."""
 
     name: str
     kind: str  # "weights" | "tables" | "scales" | "masks"
@@ -36,7 +43,8 @@ class Part:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """`name` and `shape` as the graph's operations see the weight; `scheme` as in "int8 per channel" or "sparse 50 % palettize4"."""
+    """`name` and `shape` as the graph's operations see the weight; `scheme` as in "int8 per channel" or
+    "sparse 50 % palettize4"."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,8 +66,11 @@ def bits_of(dtype: str) -> int:
 
 
 def stored_weights(graph: Graph) -> list[StoredWeight]:
-    """All weights of a graph and of the graphs inside it, in order of first use; a weight used twice comes once."""
-    makers = {value.name: node for node in graph.nodes if node.op.startswith("constexpr_") for value in node.outputs}
+    """All weights of a graph and of the graphs inside it, in order of first use; a weight used twice comes
+    once."""
+    makers = {
+        value.name: node for node in graph.nodes if node.op.startswith("constexpr_") for value in node.outputs
+    }
     behind = _mps_parts(graph)
     hidden = {name for names in behind.values() for name in names}
     found: dict[str, StoredWeight] = {}
@@ -84,7 +95,8 @@ def _compressed(graph: Graph, makers: dict[str, Node], value: Value) -> StoredWe
 
 
 def _parts(graph: Graph, makers: dict[str, Node], name: str, kind: str, seen: set[str]) -> Iterator[Part]:
-    """Every stored tensor behind a name, once; what is behind a table belongs to the table, unless it is the table's own scale."""
+    """Every stored tensor behind a name, once; what is behind a table belongs to the table, unless it is the
+    table's own scale."""
     node = makers.get(name)
     key = node.outputs[0].name if node else name  # the operations on sparse weights have two results
     if key in seen:
@@ -116,7 +128,9 @@ def _scheme(graph: Graph, makers: dict[str, Node], value: Value) -> str:
         inner = _scheme(graph, makers, data)
         return sparse if inner == data.dtype else f"{sparse} {inner}"
     if kind in ("blockwise_shift_scale", "affine_dequantize", "sparse_blockwise_shift_scale"):
-        data = next(node.inputs[key] for key in ("data", "quantized_data", "nonzero_data") if key in node.inputs)
+        data = next(
+            node.inputs[key] for key in ("data", "quantized_data", "nonzero_data") if key in node.inputs
+        )
         scale = _tensor(graph, node.inputs["scale"])
         shape = _tensor(graph, node.inputs.get("data_mask", data)).shape
         dtype = _tensor(graph, data).dtype
@@ -142,11 +156,14 @@ def _palette_words(graph: Graph, node: Node) -> str:
 
 
 def _scaled_words(graph: Graph, node: Node, dtype: str, granularity: str) -> str:
-    """Scales after a table: of consecutive integers, which is integers of another width; of other int8 entries; of floats."""
+    """Scales after a table: of consecutive integers, which is integers of another width; of other int8
+    entries; of floats."""
     if dtype.startswith("float"):
         return f"{_palette_words(graph, node)} scaled {granularity}"
     lut = node.inputs["lut"]
-    codes = np.unique(np.asarray(graph.constants[lut.name]() if isinstance(lut, Ref) else lut).astype(np.int64))
+    codes = np.unique(
+        np.asarray(graph.constants[lut.name]() if isinstance(lut, Ref) else lut).astype(np.int64)
+    )
     if (np.diff(codes) == 1).all() and not len(codes) & (len(codes) - 1):
         return f"int{len(codes).bit_length() - 1} {granularity}"
     return f"{_palette_words(graph, node)} int8 table"
@@ -161,7 +178,8 @@ def _tensor(graph: Graph, argument: object) -> Value:
 
 
 def _granularity(scale: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """scale [64, 1], weight [64, 128] -> "per channel"; [64, 4] -> "block 32"; [1, 1] -> "per tensor". A flat scale is along one axis."""
+    """scale [64, 1], weight [64, 128] -> "per channel"; [64, 4] -> "block 32"; [1, 1] -> "per tensor". A flat
+    scale is along one axis."""
     if math.prod(scale) == 1:
         return "per tensor"
     if len(scale) != len(shape):
@@ -176,10 +194,17 @@ def _granularity(scale: tuple[int, ...], shape: tuple[int, ...]) -> str:
 def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
     """Integer constant -> the constants that it is combined with on its way to a weight, each with its kind.
 
-    Codes are multiplied by scales and less zero points; indices are added to the first row of their table and look rows of it up.
+    Codes are multiplied by scales and less zero points; indices are added to the first row of their table and
+    look rows of it up.
     """
-    integers = {name for name in graph.constants if re.fullmatch(r"u?int[1-8]", graph.values[name].dtype) and graph.values[name].shape}
-    origin = {name: name for name in graph.constants}  # value -> the constant that it is a cast or another shape of
+    integers = {
+        name
+        for name in graph.constants
+        if re.fullmatch(r"u?int[1-8]", graph.values[name].dtype) and graph.values[name].shape
+    }
+    origin = {
+        name: name for name in graph.constants
+    }  # value -> the constant that it is a cast or another shape of
     parts: dict[str, dict[str, str]] = {}
     for node in graph.nodes:
         sources = [origin.get(name) for name in references(node.inputs)]
@@ -198,19 +223,29 @@ def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
 
 def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
     parts = [Part(value.name, "weights", value.dtype, value.shape)]
-    parts += [Part(name, kind, graph.values[name].dtype, graph.values[name].shape) for name, kind in others.items()]
+    parts += [
+        Part(name, kind, graph.values[name].dtype, graph.values[name].shape) for name, kind in others.items()
+    ]
     tables = [part for part in parts if part.kind == "tables"]
     scales = [part for part in parts if part.kind == "scales"]
-    rows = next((part for part in tables if part.dtype.startswith("float") and len(part.shape) == 2), None)  # a damaged file may have none
+    rows = next(
+        (part for part in tables if part.dtype.startswith("float") and len(part.shape) == 2), None
+    )  # a damaged file may have none
     if rows is not None:
         vector = rows.shape[1]
-        return StoredWeight(value.name, (*value.shape, vector) if vector > 1 else value.shape, _mps_palette_words(rows, tables), tuple(parts))
+        return StoredWeight(
+            value.name,
+            (*value.shape, vector) if vector > 1 else value.shape,
+            _mps_palette_words(rows, tables),
+            tuple(parts),
+        )
     scheme = f"{value.dtype} {_granularity(scales[-1].shape, value.shape)}" if scales else value.dtype
     return StoredWeight(value.name, value.shape, scheme, tuple(parts))
 
 
 def _mps_palette_words(rows: Part, tables: list[Part]) -> str:
-    """Rows of all tables [64, 1] and, where there are several, the first row of each [4, 1] -> "palettize4 4 tables"."""
+    """Rows of all tables [64, 1] and, where there are several, the first row of each [4, 1] -> "palettize4 4
+    tables"."""
     count = max([math.prod(part.shape) for part in tables if part.dtype == "int32"], default=1)
     words = f"palettize{max(1, int(math.log2(rows.shape[0] // count)))}"
     words += f" {count} tables" if count > 1 else ""

@@ -1,19 +1,28 @@
-"""The border of a Core ML model as its description states it: which inputs are pictures, which sizes they allow, what they default to.
+"""The border of a Core ML model as its description states it: which inputs are pictures, which sizes they
+allow, what they default to.
 
-A model description (protobuf) enters, `Feature` records leave. The program itself declares only names, types and fixed dimensions.
+A model description (protobuf) enters, `Feature` records leave. The program itself declares only names, types
+and fixed dimensions.
 """
+
 from dataclasses import dataclass
 from typing import Any
 
-IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "F"}  # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+IMAGE_CHANNELS = {
+    10: "L",
+    20: "RGB",
+    30: "BGR",
+    40: "F",
+}  # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
 
 
 @dataclass(frozen=True)
 class Feature:
     """What is known of one input beyond its declared value.
 
-    channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the enumerated shapes; ranges: least and
-    greatest size of each dimension, None without bound. Of both, one at most. default: fills an input that is left out, None where it may not be.
+    channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the
+    enumerated shapes; ranges: least and greatest size of each dimension, None without bound. Of both, one at
+    most. default: fills an input that is left out, None where it may not be.
     usual: the shape that the description itself gives.
     """
 
@@ -26,7 +35,9 @@ class Feature:
     def allows(self, shape: tuple[int, ...]) -> bool:
         if self.shapes:
             return shape in self.shapes
-        return all(low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges))
+        return all(
+            low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges)
+        )
 
 
 def features_of(description: Any, function: str) -> dict[str, Feature]:
@@ -43,7 +54,11 @@ def feature_of(kind: Any) -> Feature:
         return Feature()
     array = kind.multiArrayType
     flexible, stated = array.WhichOneof("ShapeFlexibility"), array.WhichOneof("defaultOptionalValue")
-    shapes = tuple(tuple(entry.shape) for entry in array.enumeratedShapes.shapes) if flexible == "enumeratedShapes" else ()
+    shapes = (
+        tuple(tuple(entry.shape) for entry in array.enumeratedShapes.shapes)
+        if flexible == "enumeratedShapes"
+        else ()
+    )
     ranges = tuple(map(bounds, array.shapeRange.sizeRanges)) if flexible == "shapeRange" else ()
     default = (float(getattr(array, stated)) if stated else 0.0) if kind.isOptional else None
     return Feature(shapes=shapes, ranges=ranges, default=default, usual=tuple(array.shape))

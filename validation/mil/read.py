@@ -1,7 +1,10 @@
-"""An .mlpackage in (manifest, model protobuf, weight blob), a Graph per function and the model's interface out.
+"""An .mlpackage in (manifest, model protobuf, weight blob), a Graph per function and the model's interface
+out.
 
-Only the bytes are read: coremltools' generated protobuf classes decode messages, nothing of its converter or its model classes is used.
+Only the bytes are read: coremltools' generated protobuf classes decode messages, nothing of its converter or
+its model classes is used.
 """
+
 import importlib
 import importlib.util
 import json
@@ -18,10 +21,10 @@ import numpy as np
 import torch
 
 from ...models.errors import UnreadableArtifact
-from ..resources import free_bytes, in_words
 from ..graph import Graph, Node, Ref, Value, misuse
-from .interface import Feature, features_of
+from ..resources import free_bytes, in_words
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
+from .interface import Feature, features_of
 
 MODULE_MAP = "cidermill.modules"
 BLOCKS = {"cond": 2, "while_loop": 2}
@@ -53,32 +56,53 @@ class Package:
 
 
 def coreml_protos() -> tuple[Any, Any]:
-    """-> modules Model_pb2, MIL_pb2, loaded from coremltools' folder without importing coremltools (which takes seconds and prints)."""
+    """-> modules Model_pb2, MIL_pb2, loaded from coremltools' folder without importing coremltools (which
+    takes seconds and prints)."""
     if PROTO_PACKAGE not in sys.modules:
         found = importlib.util.find_spec("coremltools")
         if found is None:
-            raise UnreadableArtifact("reading an .mlpackage needs coremltools, which is not installed", "pip install coremltools==9.0")
+            raise UnreadableArtifact(
+                "reading an .mlpackage needs coremltools, which is not installed",
+                "pip install coremltools==9.0",
+            )
         folder = Path(found.submodule_search_locations[0]) / "proto"
-        spec = importlib.util.spec_from_file_location(PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         package = importlib.util.module_from_spec(spec)
         sys.modules[PROTO_PACKAGE] = package
         spec.loader.exec_module(package)
-    return importlib.import_module(f"{PROTO_PACKAGE}.Model_pb2"), importlib.import_module(f"{PROTO_PACKAGE}.MIL_pb2")
+    return importlib.import_module(f"{PROTO_PACKAGE}.Model_pb2"), importlib.import_module(
+        f"{PROTO_PACKAGE}.MIL_pb2"
+    )
 
 
 def read_package(path: str | Path) -> Package:
-    """Read an .mlpackage. Every weight record is checked here; the weights themselves are decoded when they are used.
+    """Read an .mlpackage. Every weight record is checked here; the weights themselves are decoded when they
+    are used.
 
-    Raises UnreadableArtifact, with one sentence, where the package is absent, truncated, corrupt or of an older kind.
+    Raises UnreadableArtifact, with one sentence, where the package is absent, truncated, corrupt or of an
+    older kind.
     """
     path = Path(path)
     try:
         return _read_package(path)
     except UnreadableArtifact:
         raise
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, OverflowError, RecursionError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OSError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         why = f"it names {error}, which it does not hold" if isinstance(error, KeyError) else error
-        raise UnreadableArtifact(f"{path} is not a readable ML Program: {why}", "convert the model again") from error
+        raise UnreadableArtifact(
+            f"{path} is not a readable ML Program: {why}", "convert the model again"
+        ) from error
 
 
 def _read_package(path: Path) -> Package:
@@ -86,10 +110,15 @@ def _read_package(path: Path) -> Package:
     model = parse_model(model_path)
     program = model.mlProgram
     if not program.functions:
-        raise UnreadableArtifact(f"{model_path} is truncated or corrupt: it holds no program", "convert the model again")
+        raise UnreadableArtifact(
+            f"{model_path} is truncated or corrupt: it holds no program", "convert the model again"
+        )
     reader = _Reader(path, model_path.parent)
     places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
-    functions = {name: with_places(reader.function(function), places) for name, function in sorted(program.functions.items())}
+    functions = {
+        name: with_places(reader.function(function), places)
+        for name, function in sorted(program.functions.items())
+    }
     name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
     graph = functions[name]
     states = {value.name for value in reader.states}
@@ -109,16 +138,22 @@ def _read_package(path: Path) -> Package:
 
 
 def operation_places(text: str) -> dict[str, tuple[str, str]]:
-    """The module map that cidermill writes into a package's metadata -> operation name -> (module path, "file.py:12")."""
+    """The module map that cidermill writes into a package's metadata -> operation name -> (module path,
+    "file.py:12")."""
     try:
         listed = json.loads(text) if text else {}
-        return {name: tuple(place.removesuffix(")").rsplit(" (", 1)) for place, names in listed.items() for name in names}
+        return {
+            name: tuple(place.removesuffix(")").rsplit(" (", 1))
+            for place, names in listed.items()
+            for name in names
+        }
     except (ValueError, AttributeError, TypeError, RecursionError):
         return {}  # somebody else's text under our key: the map only helps people to read a report
 
 
 def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
-    """Give operations that carry no module themselves the one that their name, without the converter's suffixes, has in the map."""
+    """Give operations that carry no module themselves the one that their name, without the converter's
+    suffixes, has in the map."""
     if not places:
         return graph
     nodes = []
@@ -129,7 +164,11 @@ def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
                 break
             name = CONVERTER_SUFFIX.sub("", name)
         found = places.get(name)
-        nodes.append(node if node.scope or found is None or len(found) != 2 else replace(node, scope=found[0], location=found[1]))
+        nodes.append(
+            node
+            if node.scope or found is None or len(found) != 2
+            else replace(node, scope=found[0], location=found[1])
+        )
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -140,16 +179,24 @@ def locate_model(path: Path) -> Path:
         raise UnreadableArtifact(f"{path} does not exist")
     if not manifest_path.is_file():
         inside_it = sorted(entry.name for entry in path.glob("*") if entry.suffix in (".mlpackage", ".pte"))
-        hint = f"It holds {', '.join(inside_it)}: give one of these." if inside_it else "Give the .mlpackage folder itself."
+        hint = (
+            f"It holds {', '.join(inside_it)}: give one of these."
+            if inside_it
+            else "Give the .mlpackage folder itself."
+        )
         raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json", hint)
     require_inside(path)
     if manifest_path.stat().st_size > MANIFEST_BYTES:
-        raise UnreadableArtifact(f"{manifest_path} is corrupt: {manifest_path.stat().st_size} bytes, a manifest has a few hundred")
+        raise UnreadableArtifact(
+            f"{manifest_path} is corrupt: {manifest_path.stat().st_size} bytes, a manifest has a few hundred"
+        )
     try:
         manifest = json.loads(manifest_path.read_text())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UnreadableArtifact(f"{manifest_path} is corrupt: it names no model ({type(error).__name__}: {error})") from error
+        raise UnreadableArtifact(
+            f"{manifest_path} is corrupt: it names no model ({type(error).__name__}: {error})"
+        ) from error
     model_path = inside(path, path / "Data", entry)
     if not model_path.is_file():
         raise UnreadableArtifact(f"{path} is incomplete: its manifest names {entry}, which does not exist")
@@ -157,7 +204,8 @@ def locate_model(path: Path) -> Path:
 
 
 def require_inside(package: Path) -> None:
-    """No link in a package may leave it, whether the program names the file or not: readers of sizes and checksums follow links too."""
+    """No link in a package may leave it, whether the program names the file or not: readers of sizes and
+    checksums follow links too."""
     for folder, folders, files in os.walk(package):
         for name in (*folders, *files):
             if os.path.islink(os.path.join(folder, name)):
@@ -169,10 +217,19 @@ def inside(package: Path, folder: Path, name: str) -> Path:
     try:
         target = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UnreadableArtifact(f"{package} names a file that cannot be found, {name[:200]!r}: {error}", "copy the whole package") from error
+        raise UnreadableArtifact(
+            f"{package} names a file that cannot be found, {name[:200]!r}: {error}", "copy the whole package"
+        ) from error
     if not target.is_relative_to(package.resolve()):
-        where = f"{name} (a link to {target})" if target != Path(os.path.normpath(folder / name)).absolute() else name
-        raise UnreadableArtifact(f"{package} names a file outside of itself: {where}", "do not use it; if you made its links, copy it with cp -RL")
+        where = (
+            f"{name} (a link to {target})"
+            if target != Path(os.path.normpath(folder / name)).absolute()
+            else name
+        )
+        raise UnreadableArtifact(
+            f"{package} names a file outside of itself: {where}",
+            "do not use it; if you made its links, copy it with cp -RL",
+        )
     return target
 
 
@@ -182,25 +239,35 @@ def parse_model(path: Path) -> Any:
 
     size = path.stat().st_size
     if size * PARSED_FACTOR > free_bytes():
-        raise UnreadableArtifact(f"{path} has {in_words(size)}: to read it could take {PARSED_FACTOR} times as much memory, which is not free",
-                                 "weights belong into the weight file: convert the model again")
+        raise UnreadableArtifact(
+            f"{path} has {in_words(size)}: to read it could take {PARSED_FACTOR} times as much memory, which"
+            " is not free",
+            "weights belong into the weight file: convert the model again",
+        )
     model = coreml_protos()[0].Model()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise UnreadableArtifact(f"{path} is truncated or corrupt: it is not a Core ML model", "convert the model again") from error
+        raise UnreadableArtifact(
+            f"{path} is truncated or corrupt: it is not a Core ML model", "convert the model again"
+        ) from error
     kind = model.WhichOneof("Type")
     if kind is None:
-        raise UnreadableArtifact(f"{path} is truncated or corrupt: it holds no model", "convert the model again")
+        raise UnreadableArtifact(
+            f"{path} is truncated or corrupt: it holds no model", "convert the model again"
+        )
     if kind != "mlProgram":
         raise UnreadableArtifact(
-            f"{path} holds a {kind} (specification version {model.specificationVersion}); only ML Programs (iOS15 and later) can be read",
-            "convert the model again from its source")
+            f"{path} holds a {kind} (specification version {model.specificationVersion}); only ML Programs"
+            " (iOS15 and later) can be read",
+            "convert the model again from its source",
+        )
     return model
 
 
 class _Reader:
-    """Translates protobuf messages into graphs; keeps the weight files that it opened and the states that it met."""
+    """Translates protobuf messages into graphs; keeps the weight files that it opened and the states that it
+    met."""
 
     def __init__(self, package: Path, folder: Path):
         self.package = package
@@ -212,14 +279,21 @@ class _Reader:
     def function(self, function: Any) -> Graph:
         blocks = function.block_specializations
         if function.opset not in blocks:
-            raise UnreadableArtifact(f"{self.folder} is corrupt: no block for the opset {function.opset!r} of its function")
+            raise UnreadableArtifact(
+                f"{self.folder} is corrupt: no block for the opset {function.opset!r} of its function"
+            )
         for value in function.inputs:
             if value.type.WhichOneof("type") == "stateType":
                 state = self.declared(value)
                 if None in state.shape or state.dtype not in NUMPY_TYPES:
-                    raise self.corrupt(f"its state {state.name!r} is {state.dtype} {list(state.shape)}, without a fixed shape")
+                    raise self.corrupt(
+                        f"its state {state.name!r} is {state.dtype} {list(state.shape)}, without a fixed"
+                        " shape"
+                    )
                 self.states.append(state)
-        graph = self.block(blocks[function.opset], tuple(self.declared(value) for value in function.inputs), ChainMap())
+        graph = self.block(
+            blocks[function.opset], tuple(self.declared(value) for value in function.inputs), ChainMap()
+        )
         if problem := misuse(graph):
             raise self.corrupt(problem)
         return graph
@@ -235,29 +309,48 @@ class _Reader:
             outputs = tuple(self.declared(value) for value in operation.outputs)
             for value in outputs:
                 if value.name in values:
-                    raise self.corrupt(f"its operator {operation.type} defines {value.name!r}, which is defined before it")
+                    raise self.corrupt(
+                        f"its operator {operation.type} defines {value.name!r}, which is defined before it"
+                    )
                 values[value.name] = value
             if operation.type == "const":
                 self.constant(operation.attributes["val"], outputs[0], literals, constants)
             else:
                 nodes.append(self.node(operation, outputs, literals, constants, values))
         if wrong := next((node for node in nodes if len(node.blocks) != BLOCKS.get(node.op, 0)), None):
-            raise self.corrupt(f"its operator {wrong.op} ({wrong.name}) has {len(wrong.blocks)} blocks instead of {BLOCKS.get(wrong.op, 0)}")
+            raise self.corrupt(
+                f"its operator {wrong.op} ({wrong.name}) has {len(wrong.blocks)} blocks instead of"
+                f" {BLOCKS.get(wrong.op, 0)}"
+            )
         constants |= {name: _as_constant(literals[name]) for name in block.outputs if name in literals}
         return Graph(inputs, tuple(block.outputs), tuple(nodes), constants, values)
 
-    def node(self, operation: Any, outputs: tuple[Value, ...], literals: dict, constants: dict, values: dict) -> Node:
-        attributes = {key: self.immediate(value) for key, value in operation.attributes.items() if value.HasField("immediateValue")}
+    def node(
+        self, operation: Any, outputs: tuple[Value, ...], literals: dict, constants: dict, values: dict
+    ) -> Node:
+        attributes = {
+            key: self.immediate(value)
+            for key, value in operation.attributes.items()
+            if value.HasField("immediateValue")
+        }
         name = str(attributes.pop("name", "") or (outputs[0].name if outputs else operation.type))
         scope, location = (str(attributes.pop(key, "")) for key in ("scope", "location"))
         inputs = dict(attributes)
         for key, value in operation.attributes.items():
-            if value.HasField("blobFileValue"):  # operations of iOS16 and 17 keep their compressed weights as attributes
+            if value.HasField(
+                "blobFileValue"
+            ):  # operations of iOS16 and 17 keep their compressed weights as attributes
                 inputs[key] = self.stored(value, f"{name}.{key}", constants, values)
         for key, argument in operation.inputs.items():
-            items = [self.binding(item, f"{name}.{key}.{i}", literals, constants, values) for i, item in enumerate(argument.arguments)]
+            items = [
+                self.binding(item, f"{name}.{key}.{i}", literals, constants, values)
+                for i, item in enumerate(argument.arguments)
+            ]
             inputs[key] = items[0] if len(items) == 1 else items
-        blocks = tuple(self.block(part, tuple(self.declared(value) for value in part.inputs), literals) for part in operation.blocks)
+        blocks = tuple(
+            self.block(part, tuple(self.declared(value) for value in part.inputs), literals)
+            for part in operation.blocks
+        )
         return Node(operation.type, inputs, outputs, name, scope, location, blocks)
 
     def binding(self, binding: Any, name: str, literals: dict, constants: dict, values: dict) -> Any:
@@ -278,7 +371,9 @@ class _Reader:
             return
         file = value.blobFileValue
         if file.fileName not in self.blobs:
-            self.blobs[file.fileName] = open_blob(inside(self.package, self.folder, file.fileName.removeprefix("@model_path/")))
+            self.blobs[file.fileName] = open_blob(
+                inside(self.package, self.folder, file.fileName.removeprefix("@model_path/"))
+            )
         blob = self.blobs[file.fileName]
         if None in declared.shape:
             raise self.corrupt(f"its constant {declared.name!r} has no fixed shape")
@@ -297,14 +392,23 @@ class _Reader:
         if which != "tensorType":
             return Value("", (which or "unknown").removesuffix("Type"), ())
         tensor = kind.tensorType
-        sizes = tuple(size.constant.size if size.WhichOneof("dimension") == "constant" else None for size in tensor.dimensions)
+        sizes = tuple(
+            size.constant.size if size.WhichOneof("dimension") == "constant" else None
+            for size in tensor.dimensions
+        )
         if len(sizes) > MOST_DIMENSIONS or math.prod(size for size in sizes if size) > MOST_ELEMENTS:
-            raise self.corrupt(f"a value of shape {str(list(sizes[:8]))[:-1]}{', ...' if len(sizes) > 8 else ''}] in its program")
-        any_rank = any(size.WhichOneof("dimension") == "unknown" and size.unknown.variadic for size in tensor.dimensions)
+            raise self.corrupt(
+                f"a value of shape {str(list(sizes[:8]))[:-1]}{', ...' if len(sizes) > 8 else ''}] in its"
+                " program"
+            )
+        any_rank = any(
+            size.WhichOneof("dimension") == "unknown" and size.unknown.variadic for size in tensor.dimensions
+        )
         return Value("", self.mil.DataType.Name(tensor.dataType).lower(), sizes, any_rank)
 
     def immediate(self, value: Any) -> Any:
-        """A value that is written into the program -> Python scalar, numpy array, or list (tuples, lists) of them."""
+        """A value that is written into the program -> Python scalar, numpy array, or list (tuples, lists) of
+        them."""
         kind = value.immediateValue.WhichOneof("value")
         if kind in ("tuple", "list"):
             return [self.immediate(item) for item in getattr(value.immediateValue, kind).values]
@@ -324,7 +428,9 @@ def _immediate_array(tensor: Any, declared: Value) -> np.ndarray:
         return np.array(stored, NUMPY_TYPES.get(declared.dtype))
     data = np.frombuffer(stored, np.uint8)
     if declared.dtype in PACKED_BITS:
-        return unpack(data, PACKED_BITS[declared.dtype], math.prod(declared.shape), declared.dtype.startswith("int"))
+        return unpack(
+            data, PACKED_BITS[declared.dtype], math.prod(declared.shape), declared.dtype.startswith("int")
+        )
     return np.frombuffer(stored, NUMPY_TYPES[declared.dtype])
 
 

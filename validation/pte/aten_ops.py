@@ -1,8 +1,9 @@
 """The operators of a .pte program that no delegate took: operator name -> Kernel, after ATen's own schemas.
 
-"aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that the program declares. The
-operators that exist only in ExecuTorch are in pte_kernels.
+"aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that
+the program declares. The operators that exist only in ExecuTorch are in pte_kernels.
 """
+
 import math
 from collections.abc import Callable
 from functools import cache
@@ -18,9 +19,11 @@ HALF = (torch.float16, torch.bfloat16)
 HALF_CODES = tuple(code for code, dtype in SCALAR_TYPES.items() if dtype in HALF)
 FLOAT_CODE = 6
 DTYPE_ARGUMENTS = ("dtype", "out_dtype", "output_dtype")
-# ATen's operators in ExecuTorch's own kernel libraries (kernels/portable/functions.yaml, custom_ops.yaml; kernels/optimized). No other of
-# torch's operators is called: many do not check their arguments, and some open files.
-PORTABLE = frozenset("""
+# ATen's operators in ExecuTorch's own kernel libraries (kernels/portable/functions.yaml, custom_ops.yaml;
+# kernels/optimized). No other of torch's operators is called: many do not check their arguments, and some
+# open files.
+PORTABLE = frozenset(
+    """
     _adaptive_avg_pool2d _cdist_forward _conj_physical _fft_c2r _fft_r2c _log_softmax _native_batch_norm_legit
     _native_batch_norm_legit_no_training _pdist_forward _softmax _to_copy _upsample_bilinear2d_aa abs acos acosh add addmm alias_copy
     allclose amax amin any arange argmax argmin as_strided_copy asin asinh atan atan2 atanh avg_pool2d bitwise_and bitwise_left_shift
@@ -35,7 +38,8 @@ PORTABLE = frozenset("""
     select_scatter sigmoid sign sin sinh slice_copy slice_scatter split_copy split_with_sizes_copy sqrt squeeze_copy stack sub sum t_copy
     tan tanh topk transpose_copy tril trunc unbind_copy unfold_copy unsqueeze_copy upsample_bilinear2d upsample_nearest2d var var_mean
     view_as_real_copy view_copy where zeros
-""".split())
+""".split()
+)
 OVERWRITING = ("copy_", "fill_", "zero_")  # what these write to need not have been written before
 
 
@@ -55,25 +59,38 @@ def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rou
 
 
 def _require_channels(arguments: dict[str, Any]) -> None:
-    """torch reads one number for each channel, however few there are: its checks are in a layer above these operators."""
+    """torch reads one number for each channel, however few there are: its checks are in a layer above these
+    operators."""
     channels = arguments.get("C") or (arguments["input"].shape[1] if arguments["input"].ndim > 1 else 0)
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = arguments.get(name)
         if tensor is not None and (tensor.numel() != channels or tensor.dtype != arguments["input"].dtype):
             have = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise ValueError(f"{name} is {have}, the input {list(arguments['input'].shape)} has {channels} channels")
+            raise ValueError(
+                f"{name} is {have}, the input {list(arguments['input'].shape)} has {channels} channels"
+            )
 
 
 def _require_positions(arguments: dict[str, Any]) -> None:
     """torch writes where the indices say, unchecked."""
     indices, plane = arguments["indices"], math.prod(arguments["self"].shape[-2:])
-    if indices.shape != arguments["grad_output"].shape or (indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < plane):
-        raise ValueError(f"its indices {list(indices.shape)} do not lie within 0..{plane - 1}, the plane of its input")
+    if indices.shape != arguments["grad_output"].shape or (
+        indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < plane
+    ):
+        raise ValueError(
+            f"its indices {list(indices.shape)} do not lie within 0..{plane - 1}, the plane of its input"
+        )
 
 
 CHECKS = {
     **dict.fromkeys(
-        ("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm", "native_group_norm"), _require_channels
+        (
+            "_native_batch_norm_legit_no_training",
+            "_native_batch_norm_legit",
+            "native_batch_norm",
+            "native_group_norm",
+        ),
+        _require_channels,
     ),
     "max_pool2d_with_indices_backward": _require_positions,
 }
@@ -107,7 +124,11 @@ def find_kernel(name: str) -> Kernel | None:
 def _aten_kernel(name: str) -> Kernel | None:
     namespace, _, rest = name.partition("::")
     packet_name, _, overload_name = rest.partition(".")
-    packet = getattr(torch.ops.aten, packet_name, None) if namespace == "aten" and packet_name in PORTABLE else None
+    packet = (
+        getattr(torch.ops.aten, packet_name, None)
+        if namespace == "aten" and packet_name in PORTABLE
+        else None
+    )
     overload = getattr(packet, overload_name or "default", None)
     if not isinstance(overload, torch._ops.OpOverload):
         return None
@@ -120,7 +141,12 @@ def _aten_kernel(name: str) -> Kernel | None:
         return Kernel(parameters, (_run_out_list if listed else _run_out)(overload, outs), outs, mutated)
     if len(mutated) != 1:
         return None
-    return Kernel(parameters, _run_in_place(overload, mutated[0]), mutated=mutated, overwrites=packet_name in OVERWRITING)
+    return Kernel(
+        parameters,
+        _run_in_place(overload, mutated[0]),
+        mutated=mutated,
+        overwrites=packet_name in OVERWRITING,
+    )
 
 
 def _run_out(overload: Any, outs: tuple[str, ...]) -> Callable[..., tuple]:

@@ -1,8 +1,11 @@
-"""Delegates of ExecuTorch's Core ML backend: the package in their bytes -> Graph of an ML Program, and how it is called.
+"""Delegates of ExecuTorch's Core ML backend: the package in their bytes -> Graph of an ML Program, and how it
+is called.
 
-The bytes are a flattened folder (backends/apple/coreml/runtime/inmemoryfs): the files' contents, then a list of nodes as JSON that is
-written backwards, so that it can be read from the end. Where several methods share a model, the bytes are "CMJR" and a JSON reference.
+The bytes are a flattened folder (backends/apple/coreml/runtime/inmemoryfs): the files' contents, then a list
+of nodes as JSON that is written backwards, so that it can be read from the end. Where several methods share a
+model, the bytes are "CMJR" and a JSON reference.
 """
+
 import json
 import math
 import tempfile
@@ -29,8 +32,11 @@ MAX_DEPTH = 32
 HINT = "Lower the model again with ExecuTorch 1.4's Core ML backend."
 
 
-def coreml_delegate(blob: memoryview, label: str, external: dict[str, NamedData]) -> tuple[Graph, tuple[Value, ...]]:
-    """-> (the function that the delegate runs, with its inputs and outputs in the order of the call; its states)."""
+def coreml_delegate(
+    blob: memoryview, label: str, external: dict[str, NamedData]
+) -> tuple[Graph, tuple[Value, ...]]:
+    """-> (the function that the delegate runs, with its inputs and outputs in the order of the call; its
+    states)."""
     function = "main"
     if bytes(blob[:4]) == REFERENCE:
         blob, function = _referenced(blob, label, external)
@@ -38,7 +44,11 @@ def coreml_delegate(blob: memoryview, label: str, external: dict[str, NamedData]
     if METADATA not in files:
         raise _unreadable(label, f"it holds {', '.join(sorted(files)[:5]) or 'nothing'} and no {METADATA}")
     if any(name.startswith(f"{COMPILED}/") for name in files):
-        raise _unreadable(label, "its model is compiled for Apple's runtime", "Lower it with model_type=MODEL instead of COMPILED_MODEL.")
+        raise _unreadable(
+            label,
+            "its model is compiled for Apple's runtime",
+            "Lower it with model_type=MODEL instead of COMPILED_MODEL.",
+        )
     metadata = _json(bytes(files[METADATA]), label)
     metadata = metadata.get("methods", {}).get(function, metadata)
     package = _package(files, label)
@@ -52,7 +62,11 @@ def _referenced(blob: memoryview, label: str, external: dict[str, NamedData]) ->
     reference = _json(bytes(blob[4:]), label)
     key = reference.get("key")
     if key not in external:
-        raise _unreadable(label, f"its model {key!r} is not among the program's named data", "Give the .ptd file as data=[...].")
+        raise _unreadable(
+            label,
+            f"its model {key!r} is not among the program's named data",
+            "Give the .ptd file as data=[...].",
+        )
     return external[key].data, str(reference.get("functionName", "main"))
 
 
@@ -62,7 +76,11 @@ def _ordered(graph: Graph, package: Package, metadata: dict, label: str) -> tupl
     names = [name for name in metadata.get("inputNames", []) if name in by_name]
     outputs = tuple(name for name in metadata.get("outputNames", []) if name in graph.outputs)
     if len(names) != len(by_name) or len(outputs) != len(graph.outputs):
-        raise _unreadable(label, f"its {METADATA} does not list the inputs {list(by_name)} and outputs {list(graph.outputs)} of its model")
+        raise _unreadable(
+            label,
+            f"its {METADATA} does not list the inputs {list(by_name)} and outputs {list(graph.outputs)} of"
+            " its model",
+        )
     return replace(graph, inputs=tuple(by_name[name] for name in names), outputs=outputs), states
 
 
@@ -79,22 +97,30 @@ def _package(files: dict[str, memoryview], label: str) -> Package:
 
 
 def unflatten(blob: memoryview, label: str) -> Iterator[tuple[str, memoryview]]:
-    """-> (path, content) of every file. Names that leave the folder, loops and regions outside the bytes are refused."""
+    """-> (path, content) of every file. Names that leave the folder, loops and regions outside the bytes are
+    refused."""
     nodes = _nodes(blob, label)
     waiting, seen = [("", len(nodes) - 1, 0)], set()
     while waiting:
         path, index, depth = waiting.pop()
         if not 0 <= index < len(nodes) or index in seen or depth > MAX_DEPTH:
-            raise _unreadable(label, f"its folders refer to node {index} of {len(nodes)} more than once or not at all")
+            raise _unreadable(
+                label, f"its folders refer to node {index} of {len(nodes)} more than once or not at all"
+            )
         seen.add(index)
         node = nodes[index]
         if node.get("kind") == FOLDER:
-            waiting += [(_joined(path, name, label), child, depth + 1) for name, child in dict(node["children"]).items()]
+            waiting += [
+                (_joined(path, name, label), child, depth + 1)
+                for name, child in dict(node["children"]).items()
+            ]
         else:
             region = node["dataRegion"]
             offset, size = int(region["offset"]), int(region["size"])
             if offset < 0 or size < 0 or offset + size > len(blob):
-                raise _unreadable(label, f"{path} lies at {offset} with {size} bytes, outside of its {len(blob)} bytes")
+                raise _unreadable(
+                    label, f"{path} lies at {offset} with {size} bytes, outside of its {len(blob)} bytes"
+                )
             yield path, blob[offset : offset + size]
 
 
@@ -133,18 +159,31 @@ def _unreadable(label: str, why: str, hint: str = HINT) -> UnreadableArtifact:
 
 
 def run_coreml(
-    node: Node, arguments: dict[str, Any], tap: Tap | None, rounding: bool, kept: dict[tuple[str, bool], Graph]
+    node: Node,
+    arguments: dict[str, Any],
+    tap: Tap | None,
+    rounding: bool,
+    kept: dict[tuple[str, bool], Graph],
 ) -> tuple:
-    """Inputs and results are converted between the program's types and the model's, as the delegate does; states change in place."""
+    """Inputs and results are converted between the program's types and the model's, as the delegate does;
+    states change in place."""
     call = partial(call_operator, rounding=rounding)
     if (node.name, rounding) not in kept:
         kept[node.name, rounding] = remember_constants(fold_constants(with_tensors(node.blocks[0]), call))
     block = kept[node.name, rounding]
-    given = {value.name: _entering(tensor, value, rounding) for value, tensor in zip(block.inputs, arguments["inputs"], strict=True)}
-    given |= {key.removeprefix("state:"): tensor for key, tensor in arguments.items() if key.startswith("state:")}
+    given = {
+        value.name: _entering(tensor, value, rounding)
+        for value, tensor in zip(block.inputs, arguments["inputs"], strict=True)
+    }
+    given |= {
+        key.removeprefix("state:"): tensor for key, tensor in arguments.items() if key.startswith("state:")
+    }
     inner = None if tap is None else lambda name, value: tap(arguments["prefix"] + name, value)
     results = interpret(block, call, given, inner)
-    return tuple(_leaving(results[name], value, rounding) for name, value in zip(block.outputs, node.outputs, strict=True))
+    return tuple(
+        _leaving(results[name], value, rounding)
+        for name, value in zip(block.outputs, node.outputs, strict=True)
+    )
 
 
 def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
@@ -152,7 +191,9 @@ def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tenso
         tensor = tensor.half()
     tensor = widened(tensor.to(STORED_AS[value.dtype]) if value.dtype in STORED_AS else tensor)
     fixed = None not in value.shape and math.prod(value.shape) == tensor.numel()
-    return tensor.reshape(value.shape) if fixed else tensor  # a number without dimensions enters Core ML as [1]
+    return (
+        tensor.reshape(value.shape) if fixed else tensor
+    )  # a number without dimensions enters Core ML as [1]
 
 
 def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:

@@ -1,7 +1,10 @@
-"""Where a .pte program keeps its numbers: inline, in segments behind the flatbuffer, or in `.ptd` files beside it.
+"""Where a .pte program keeps its numbers: inline, in segments behind the flatbuffer, or in `.ptd` files
+beside it.
 
-Formats: program.fbs and flat_tensor.fbs of ExecuTorch 1.4. Everything is mapped, not copied: a decoded weight shares the file's memory.
+Formats: program.fbs and flat_tensor.fbs of ExecuTorch 1.4. Everything is mapped, not copied: a decoded weight
+shares the file's memory.
 """
+
 import math
 import mmap
 from collections.abc import Callable, Sequence
@@ -11,18 +14,21 @@ from pathlib import Path
 import torch
 
 from ...models.errors import UnreadableArtifact, UserError
-from .flatbuffer import Buffer, Table
 from ..graph import Value
+from .flatbuffer import Buffer, Table
 from .kernels import DTYPES, SCALAR_TYPES
 
 EXTERNAL = 1  # ExtraTensorInfo.location of data that is found by name
 DEFAULT_NAME = "_default_external_constant.ptd"  # what ExecuTorch calls the file of external_constants=True
-DATA_HINT = "Put the .ptd file beside the .pte under the same name, or name it: open_runner(path, data=[...])."
+DATA_HINT = (
+    "Put the .ptd file beside the .pte under the same name, or name it: open_runner(path, data=[...])."
+)
 
 
 @dataclass(frozen=True)
 class NamedData:
-    """Bytes that are found by name. dtype, sizes and order (of dimensions in memory) where they are declared to be a tensor's."""
+    """Bytes that are found by name. dtype, sizes and order (of dimensions in memory) where they are declared
+    to be a tensor's."""
 
     data: memoryview
     dtype: torch.dtype | None = None
@@ -41,12 +47,15 @@ def map_file(path: Path, what: str = "an ExecuTorch program") -> memoryview:
 
 
 def segments_of(root: Table, field: int, magic: bytes, position: int) -> tuple[memoryview, ...]:
-    """The data segments that follow a flatbuffer; its extended header (`magic` at offset 8) says at `position` where they begin."""
+    """The data segments that follow a flatbuffer; its extended header (`magic` at offset 8) says at
+    `position` where they begin."""
     entries, buffer = root.tables(field), root.buffer
     if not entries:
         return ()
     has_header = bytes(buffer.span(8, 4)) == magic
-    base = buffer.number(position, "Q") if has_header else len(buffer.data)  # without a header, segments can only be empty
+    base = (
+        buffer.number(position, "Q") if has_header else len(buffer.data)
+    )  # without a header, segments can only be empty
     return tuple(buffer.span(base + entry.number(0, "Q"), entry.number(1, "Q")) for entry in entries)
 
 
@@ -56,7 +65,9 @@ def named_data(root: Table, field: int, segments: tuple[memoryview, ...]) -> dic
     for entry in root.tables(field):
         index, layout = entry.number(1, "I"), entry.table(2)
         if index >= len(segments):
-            raise root.buffer.corrupt(f"the data named {entry.string(0)!r} lie in segment {index} of {len(segments)}")
+            raise root.buffer.corrupt(
+                f"the data named {entry.string(0)!r} lie in segment {index} of {len(segments)}"
+            )
         found[entry.string(0) or ""] = NamedData(segments[index], *(_layout(layout) if layout else ()))
     return found
 
@@ -78,9 +89,12 @@ def read_ptd(path: Path) -> dict[str, NamedData]:
 
 
 def read_data_files(program: Path, given: Sequence[Path | str] | None) -> dict[str, NamedData]:
-    """The external data of a program: of the files given, else of those beside it that carry its name, or ExecuTorch's default name."""
+    """The external data of a program: of the files given, else of those beside it that carry its name, or
+    ExecuTorch's default name."""
     if given is None:
-        beside = [path for path in sorted(program.parent.glob("*.ptd")) if path.name.startswith(f"{program.stem}.")]
+        beside = [
+            path for path in sorted(program.parent.glob("*.ptd")) if path.name.startswith(f"{program.stem}.")
+        ]
         default = program.parent / DEFAULT_NAME
         given = beside or ([default] if default.exists() else [])
     elif isinstance(given, (str, Path)):
@@ -91,30 +105,49 @@ def read_data_files(program: Path, given: Sequence[Path | str] | None) -> dict[s
     return found
 
 
-def external_bytes(buffer: Buffer, external: dict[str, NamedData], name: str, value: Value, order: tuple[int, ...]) -> memoryview:
+def external_bytes(
+    buffer: Buffer, external: dict[str, NamedData], name: str, value: Value, order: tuple[int, ...]
+) -> memoryview:
     """The data of an external tensor, checked against its declaration in the program."""
     if name not in external:
-        where = f"the data given hold {', '.join(sorted(external)[:8])}" if external else "no data file was found"
-        raise UnreadableArtifact(f"{buffer.label} keeps the weight {name!r} in another file, and {where}.", DATA_HINT)
+        where = (
+            f"the data given hold {', '.join(sorted(external)[:8])}" if external else "no data file was found"
+        )
+        raise UnreadableArtifact(
+            f"{buffer.label} keeps the weight {name!r} in another file, and {where}.", DATA_HINT
+        )
     entry = external[name]
     if entry.dtype is not None and (entry.dtype, entry.sizes) != (DTYPES[value.dtype], value.shape):
         stored = f"{str(entry.dtype).removeprefix('torch.')} {list(entry.sizes)}"
-        message = f"{buffer.label} needs the weight {name!r} as {value.dtype} {list(value.shape)}, the data file has {stored}."
+        message = (
+            f"{buffer.label} needs the weight {name!r} as {value.dtype} {list(value.shape)}, the data file"
+            f" has {stored}."
+        )
         raise UnreadableArtifact(message, "Give the .ptd file that was written together with this program.")
     if entry.order and order and entry.order != order:
-        raise UnreadableArtifact(f"{buffer.label} and its data file lay {name!r} out differently ({order}, {entry.order}).", DATA_HINT)
+        raise UnreadableArtifact(
+            f"{buffer.label} and its data file lay {name!r} out differently ({order}, {entry.order}).",
+            DATA_HINT,
+        )
     return entry.data
 
 
-def decoder(buffer: Buffer, value: Value, order: tuple[int, ...], stored: memoryview) -> Callable[[], torch.Tensor]:
-    """-> function that gives the tensor. It is laid out by its dimension order: (0, 2, 3, 1) is channels last. Its size is checked now."""
+def decoder(
+    buffer: Buffer, value: Value, order: tuple[int, ...], stored: memoryview
+) -> Callable[[], torch.Tensor]:
+    """-> function that gives the tensor. It is laid out by its dimension order: (0, 2, 3, 1) is channels
+    last. Its size is checked now."""
     dtype, order = DTYPES[value.dtype], order or tuple(range(len(value.shape)))
     size = math.prod(value.shape) * dtype.itemsize
     if len(stored) < size or sorted(order) != list(range(len(value.shape))):
-        raise buffer.corrupt(f"{value.name} ({value.dtype} {list(value.shape)}) needs {size} bytes and {len(stored)} are left")
+        raise buffer.corrupt(
+            f"{value.name} ({value.dtype} {list(value.shape)}) needs {size} bytes and {len(stored)} are left"
+        )
 
     def decode() -> torch.Tensor:
         flat = torch.frombuffer(stored[:size], dtype=dtype) if size else torch.empty(0, dtype=dtype)
-        return flat.reshape([value.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(len(order))])
+        return flat.reshape([value.shape[axis] for axis in order]).permute(
+            [order.index(axis) for axis in range(len(order))]
+        )
 
     return decode

@@ -1,20 +1,36 @@
-"""Bounds-checked reading of flatbuffers without generated code: bytes enter, tables, strings and vectors leave.
+"""Bounds-checked reading of flatbuffers without generated code: bytes enter, tables, strings and vectors
+leave.
 
-Every position is checked against the buffer, and the number of elements read in all is limited by the buffer's size, so that
-a corrupt file ends in UnreadableArtifact and never in a crash or an endless loop.
-Format: https://flatbuffers.dev/internals/. Fields are addressed by their number in the schema, counted from 0.
+Every position is checked against the buffer, and the number of elements read in all is limited by the
+buffer's size, so that a corrupt file ends in UnreadableArtifact and never in a crash or an endless loop.
+Format: https://flatbuffers.dev/internals/. Fields are addressed by their number in the schema, counted from
+0.
 """
+
 import struct
 from dataclasses import dataclass
 
 from ...models.errors import UnreadableArtifact
 
-SIZES = {"b": 1, "B": 1, "?": 1, "h": 2, "H": 2, "i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}  # struct codes -> bytes
+SIZES = {
+    "b": 1,
+    "B": 1,
+    "?": 1,
+    "h": 2,
+    "H": 2,
+    "i": 4,
+    "I": 4,
+    "f": 4,
+    "q": 8,
+    "Q": 8,
+    "d": 8,
+}  # struct codes -> bytes
 
 
 @dataclass
 class Buffer:
-    """The bytes of one flatbuffer. `label` names it in errors; `budget` is how many more elements may be read."""
+    """The bytes of one flatbuffer. `label` names it in errors; `budget` is how many more elements may be
+    read."""
 
     data: memoryview
     label: str
@@ -24,7 +40,9 @@ class Buffer:
         self.budget = 4 * len(self.data) + 1000
 
     def corrupt(self, why: str) -> UnreadableArtifact:
-        return UnreadableArtifact(f"{self.label} is truncated or corrupt: {why}.", "Copy the file again, or write it again.")
+        return UnreadableArtifact(
+            f"{self.label} is truncated or corrupt: {why}.", "Copy the file again, or write it again."
+        )
 
     def spend(self, count: int) -> None:
         self.budget -= count
@@ -78,7 +96,8 @@ class Table:
         return self._field(field) != 0
 
     def number(self, field: int, code: str) -> int | float | bool:
-        """A scalar by its struct code: "i" int32, "q" int64, "f" float32, "d" float64, "?" bool, ...; zero where left out."""
+        """A scalar by its struct code: "i" int32, "q" int64, "f" float32, "d" float64, "?" bool, ...; zero
+        where left out."""
         slot = self._field(field)
         return self.buffer.number(slot, code) if slot else struct.unpack("<" + code, bytes(SIZES[code]))[0]
 

@@ -1,8 +1,11 @@
-"""The operators that exist only in ExecuTorch: operator name -> Kernel, a torch function behind the schema's parameters.
+"""The operators that exist only in ExecuTorch: operator name -> Kernel, a torch function behind the schema's
+parameters.
 
-executorch_prim::* (numbers, after kernels/prim_ops/register_prim_ops.cpp), dim_order_ops::*, et_copy::*, quantized_decomposed::*
-(kernels/quantized/quantized.yaml) and llama::* (extension/llm/custom_ops). ATen's operators are in aten_ops.
+executorch_prim::* (numbers, after kernels/prim_ops/register_prim_ops.cpp), dim_order_ops::*, et_copy::*,
+quantized_decomposed::* (kernels/quantized/quantized.yaml) and llama::* (extension/llm/custom_ops). ATen's
+operators are in aten_ops.
 """
+
 import math
 import operator
 from collections.abc import Callable
@@ -26,9 +29,10 @@ SMALLEST_SCALE = 6.1e-5  # choose_qparams' SMALL_SCALE_THRESHOLD
 class Kernel:
     """How to call one operator. `parameters` are in the order of the instruction's arguments.
 
-    `run(outputs, **arguments)` gets the declared results and every argument but those in `outs`, and returns the results: one for
-    each of `outs` (a list's tensors one by one); or, where there is none, one for each of `mutated`, then the operator's own result.
-    Arguments in `mutated` are changed in place; `overwrites`: what those held before does not count.
+    `run(outputs, **arguments)` gets the declared results and every argument but those in `outs`, and returns
+    the results: one for each of `outs` (a list's tensors one by one); or, where there is none, one for each
+    of `mutated`, then the operator's own result. Arguments in `mutated` are changed in place; `overwrites`:
+    what those held before does not count.
     """
 
     parameters: tuple[str, ...]
@@ -43,7 +47,12 @@ def _plain(function: Callable[..., Any], *parameters: str) -> Kernel:
     return Kernel(parameters, lambda outputs, **arguments: (function(**arguments),))
 
 
-def _out(function: Callable[..., Any], *parameters: str, outs: tuple[str, ...] = ("out",), mutated: tuple[str, ...] = ()) -> Kernel:
+def _out(
+    function: Callable[..., Any],
+    *parameters: str,
+    outs: tuple[str, ...] = ("out",),
+    mutated: tuple[str, ...] = (),
+) -> Kernel:
     """An operator whose last parameters are its results, computed by a functional equivalent."""
 
     def run(outputs: tuple, **arguments) -> tuple:
@@ -80,7 +89,11 @@ def remainder(a: int, b: int) -> int:
 
 def copy_index(copy_to: Tensor, copy_from: Tensor, index: int) -> Tensor:
     """Row `index` of copy_to [n, ...] becomes copy_from [...] (the results of torch.map and scan)."""
-    if copy_to.ndim != copy_from.ndim + 1 or not 0 <= index < copy_to.shape[0] or copy_to.shape[1:] != copy_from.shape:
+    if (
+        copy_to.ndim != copy_from.ndim + 1
+        or not 0 <= index < copy_to.shape[0]
+        or copy_to.shape[1:] != copy_from.shape
+    ):
         raise ValueError(f"row {index} of {list(copy_to.shape)} cannot hold {list(copy_from.shape)}")
     copy_to[index] = copy_from
     return copy_to
@@ -111,7 +124,8 @@ _PRIMS = {
 
 
 def copy_as(self, non_blocking=False, dim_order=None) -> Tensor:
-    """A copy in another memory layout or dtype; the dtype is the declared one, and layout does not show in values."""
+    """A copy in another memory layout or dtype; the dtype is the declared one, and layout does not show in
+    values."""
     return self.clone()
 
 
@@ -122,7 +136,9 @@ def all_close(self, other, rtol=1e-5, atol=1e-8, equal_nan=False, dummy_param=Fa
 _LAYOUT = {
     "dim_order_ops::_to_dim_order_copy.out": _out(copy_as, "self", "non_blocking", "dim_order"),
     "dim_order_ops::_clone_dim_order.out": _out(copy_as, "self", "non_blocking", "dim_order"),
-    "dim_order_ops::_empty_dim_order.out": _out(lambda size, dim_order: torch.zeros(size), "size", "dim_order"),
+    "dim_order_ops::_empty_dim_order.out": _out(
+        lambda size, dim_order: torch.zeros(size), "size", "dim_order"
+    ),
     "et_copy::_h2d_copy.out": _out(copy_as, "self"),
     "et_copy::_d2h_copy.out": _out(copy_as, "self"),
 }
@@ -131,8 +147,11 @@ _LAYOUT = {
 # Quantized operators
 
 
-def quantize(values: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int) -> Tensor:
-    """zero_point + the nearest integer to values * (1 / scale), both in float32, clamped (kernels/quantized/cpu/op_quantize.cpp)."""
+def quantize(
+    values: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int
+) -> Tensor:
+    """zero_point + the nearest integer to values * (1 / scale), both in float32, clamped
+    (kernels/quantized/cpu/op_quantize.cpp)."""
     inverse = 1.0 / torch.as_tensor(scale, dtype=torch.float32)
     return torch.clamp(torch.round(values.float() * inverse) + zero_point, quant_min, quant_max)
 
@@ -174,11 +193,15 @@ def qparams(low: float, high: float, quant_min: int, quant_max: int) -> tuple[fl
     """Scale and zero point for values in low..high (kernels/quantized/cpu/op_choose_qparams.cpp)."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / (quant_max - quant_min)
-    if torch.tensor(scale, dtype=torch.float32) == 0 or torch.isinf(1 / torch.tensor(scale, dtype=torch.float32)):
+    if torch.tensor(scale, dtype=torch.float32) == 0 or torch.isinf(
+        1 / torch.tensor(scale, dtype=torch.float32)
+    ):
         scale = 0.1
     if scale < SMALLEST_SCALE:
         factor, scale = SMALLEST_SCALE / scale, SMALLEST_SCALE
-        low, high = (low * factor, high * factor) if low and high else (-bool(low) * scale, bool(high) * scale)
+        low, high = (
+            (low * factor, high * factor) if low and high else (-bool(low) * scale, bool(high) * scale)
+        )
         if not (low and high):
             low, high = low * (quant_max - quant_min), high * (quant_max - quant_min)
     from_low = abs(quant_min) - abs(low / scale) < abs(quant_max) - abs(high / scale)
@@ -195,19 +218,24 @@ def choose_qparams_per_token_asymmetric(input, dtype):
     rows = input.float().reshape(-1, input.shape[-1])
     found = [qparams(row.min().item(), row.max().item(), -128, 127) for row in rows]
     shape = (*input.shape[:-1], 1)
-    return torch.tensor([scale for scale, _ in found], dtype=torch.float64).reshape(shape), torch.tensor([z for _, z in found]).reshape(shape)
+    return torch.tensor([scale for scale, _ in found], dtype=torch.float64).reshape(shape), torch.tensor(
+        [z for _, z in found]
+    ).reshape(shape)
 
 
 def quantized_add(
     a, a_scale, a_zero_point, a_quant_min, a_quant_max, b, b_scale, b_zero_point, b_quant_min, b_quant_max, out_scale, out_zero_point,
     out_quant_min, out_quant_max,
 ):  # fmt: skip
-    total = dequantize_per_tensor(a, a_scale, a_zero_point, 0, 0, 0) + dequantize_per_tensor(b, b_scale, b_zero_point, 0, 0, 0)
+    total = dequantize_per_tensor(a, a_scale, a_zero_point, 0, 0, 0) + dequantize_per_tensor(
+        b, b_scale, b_zero_point, 0, 0, 0
+    )
     return quantize(total, out_scale, out_zero_point, out_quant_min, out_quant_max)
 
 
 def unpack(weight: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, bytes] -> codes [rows, bytes * 8/bits]: 4 bits with the first in the high nibble, 2 bits with the first lowest."""
+    """uint8 [rows, bytes] -> codes [rows, bytes * 8/bits]: 4 bits with the first in the high nibble, 2 bits
+    with the first lowest."""
     shifts = {4: (4, 0), 2: (0, 2, 4, 6), 8: (0,)}[bits]
     codes = torch.stack([(weight.int() >> shift) & ((1 << bits) - 1) for shift in shifts], -1)
     return codes.reshape(weight.shape[0], -1) - (1 << (bits - 1))
@@ -216,10 +244,15 @@ def unpack(weight: Tensor, bits: int) -> Tensor:
 def embedding(bits: int) -> Callable[..., Tensor]:
     """Rows of a quantized table. weight_scales [rows] or [rows, groups]."""
 
-    def run(weight, weight_scales, weight_zero_points, weight_quant_min, weight_quant_max, indices, dtype=None):
+    def run(
+        weight, weight_scales, weight_zero_points, weight_quant_min, weight_quant_max, indices, dtype=None
+    ):
         rows = weight[indices.long().flatten()]
         codes = rows.float() if bits == 8 else unpack(rows, bits).float()
-        scales, zeros = (None if part is None else spread(part[indices.long().flatten()], codes) for part in (weight_scales, weight_zero_points))
+        scales, zeros = (
+            None if part is None else spread(part[indices.long().flatten()], codes)
+            for part in (weight_scales, weight_zero_points)
+        )
         return ((codes if zeros is None else codes - zeros) * scales).reshape(*indices.shape, codes.shape[1])
 
     return run
@@ -237,7 +270,8 @@ def mixed_mm(input, weight, weight_scales, weight_zero_points):
 
 
 def mixed_linear(input, weight, weight_scales, weight_zero_points, dtype=None):
-    """input [m, n], weight int8 [p, n], weight_scales [p] or [p, groups] -> [m, p]. A last group may be smaller."""
+    """input [m, n], weight int8 [p, n], weight_scales [p] or [p, groups] -> [m, p]. A last group may be
+    smaller."""
     scales = weight_scales.float().reshape(weight.shape[0], -1)
     group = -(-weight.shape[1] // scales.shape[1])
     return input.float() @ (weight.float() * scales.repeat_interleave(group, 1)[:, : weight.shape[1]]).T
@@ -261,13 +295,24 @@ _QUANTIZED = {
     "dequantize_per_channel.out": _out(dequantize_per_channel, *_CHANNEL, "out_dtype"),
     "quantize_per_token.out": _out(quantize_per_token, *_TOKEN),
     "dequantize_per_token.out": _out(dequantize_per_token, *_TOKEN, "output_dtype"),
-    "choose_qparams.Tensor_out": _out(choose_qparams, "input", "quant_min", "quant_max", "eps", "dtype", outs=_QPARAMS),
-    "choose_qparams_per_token_asymmetric.out": _out(choose_qparams_per_token_asymmetric, "input", "dtype", outs=_QPARAMS),
+    "choose_qparams.Tensor_out": _out(
+        choose_qparams, "input", "quant_min", "quant_max", "eps", "dtype", outs=_QPARAMS
+    ),
+    "choose_qparams_per_token_asymmetric.out": _out(
+        choose_qparams_per_token_asymmetric, "input", "dtype", outs=_QPARAMS
+    ),
     "add.out": _out(
-        quantized_add, "a", *(f"a_{part}" for part in _SIDE), "b", *(f"b_{part}" for part in _SIDE), *(f"out_{part}" for part in _SIDE)
+        quantized_add,
+        "a",
+        *(f"a_{part}" for part in _SIDE),
+        "b",
+        *(f"b_{part}" for part in _SIDE),
+        *(f"out_{part}" for part in _SIDE),
     ),
     **{
-        f"embedding_{name}.{overload}": _out(embedding(bits), *_TABLE, *(("dtype",) if overload == "dtype_out" else ()))
+        f"embedding_{name}.{overload}": _out(
+            embedding(bits), *_TABLE, *(("dtype",) if overload == "dtype_out" else ())
+        )
         for name, bits in (("byte", 8), ("4bit", 4), ("2bit", 2))
         for overload in ("out", "dtype_out")
     },
@@ -282,7 +327,9 @@ _QUANTIZED = {
 def update_cache(value, cache, start_pos):
     """Rows start_pos.. of the cache become the value's."""
     if not 0 <= start_pos <= cache.shape[1] - value.shape[1]:
-        raise IndexError(f"positions {start_pos}..{start_pos + value.shape[1] - 1} of a cache of {cache.shape[1]}")
+        raise IndexError(
+            f"positions {start_pos}..{start_pos + value.shape[1] - 1} of a cache of {cache.shape[1]}"
+        )
     cache[:, start_pos : start_pos + value.shape[1]] = value.to(cache.dtype)
 
 
@@ -295,7 +342,8 @@ def update_cache_with_indices(value, cache, start_pos, indices):
 
 
 def attention(query, key, value, start_pos, attn_mask=None, drpout_p=0.0, is_causal=False, scale=None):
-    """query [batch, sequence, heads, features]; keys and values may have fewer heads; queries begin at position start_pos."""
+    """query [batch, sequence, heads, features]; keys and values may have fewer heads; queries begin at
+    position start_pos."""
     positions, keys = start_pos + query.shape[1], key.shape[1]
     if is_causal and attn_mask is None:
         keys = min(keys, positions)
@@ -305,16 +353,37 @@ def attention(query, key, value, start_pos, attn_mask=None, drpout_p=0.0, is_cau
         attn_mask = attn_mask[..., :keys]
     parts = [part.transpose(1, 2).float() for part in (query, key[:, :keys], value[:, :keys])]
     mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    return F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True).transpose(
+        1, 2
+    )
 
 
 def sdpa_with_kv_cache(
-    query, key, value, key_cache, value_cache, start_pos, seq_len, attn_mask=None, drpout_p=0.0, is_causal=False, scale=None
+    query,
+    key,
+    value,
+    key_cache,
+    value_cache,
+    start_pos,
+    seq_len,
+    attn_mask=None,
+    drpout_p=0.0,
+    is_causal=False,
+    scale=None,
 ):
     update_cache(key, key_cache, start_pos)
     update_cache(value, value_cache, start_pos)
     end = start_pos + seq_len
-    return attention(query, key_cache[:, :end], value_cache[:, :end], start_pos, attn_mask, 0.0, is_causal or attn_mask is None, scale)
+    return attention(
+        query,
+        key_cache[:, :end],
+        value_cache[:, :end],
+        start_pos,
+        attn_mask,
+        0.0,
+        is_causal or attn_mask is None,
+        scale,
+    )
 
 
 def hadamard(mat: Tensor) -> Tensor:
@@ -345,17 +414,32 @@ _ATTENTION = ("start_pos", "attn_mask", "drpout_p", "is_causal", "scale")
 
 _LLAMA = {
     "update_cache.out": _cache_kernel(update_cache, "value", "cache", "start_pos"),
-    "update_cache_with_indices.out": _cache_kernel(update_cache_with_indices, "value", "cache", "start_pos", "indices"),
+    "update_cache_with_indices.out": _cache_kernel(
+        update_cache_with_indices, "value", "cache", "start_pos", "indices"
+    ),
     "custom_sdpa.out": _out(attention, "query", "key", "value", *_ATTENTION),
     "sdpa_with_kv_cache.out": _out(
-        sdpa_with_kv_cache, "query", "key", "value", *_CACHES, "start_pos", "seq_len", *_ATTENTION[1:], mutated=_CACHES
+        sdpa_with_kv_cache,
+        "query",
+        "key",
+        "value",
+        *_CACHES,
+        "start_pos",
+        "seq_len",
+        *_ATTENTION[1:],
+        mutated=_CACHES,
     ),
     "fast_hadamard_transform.out": _out(hadamard, "mat"),
 }
 
+
 def portable_remainder(self: Tensor | float, other: Tensor | float) -> Tensor:
-    """The portable kernel takes C's % for integers (the sign of the dividend), where ATen takes Python's. Measured with ExecuTorch 1.4.1."""
-    whole = not any(isinstance(side, float) or (isinstance(side, Tensor) and side.is_floating_point()) for side in (self, other))
+    """The portable kernel takes C's % for integers (the sign of the dividend), where ATen takes Python's.
+    Measured with ExecuTorch 1.4.1."""
+    whole = not any(
+        isinstance(side, float) or (isinstance(side, Tensor) and side.is_floating_point())
+        for side in (self, other)
+    )
     return torch.fmod(torch.as_tensor(self), other) if whole else torch.remainder(self, other)
 
 

@@ -1,7 +1,10 @@
-"""The tables of one method of a .pte program (program.fbs of ExecuTorch 1.4) -> declared values, stored tensors and arguments.
+"""The tables of one method of a .pte program (program.fbs of ExecuTorch 1.4) -> declared values, stored
+tensors and arguments.
 
-Read by field number, without ExecuTorch. `read_plan` finds the method; the functions below it decode single values.
+Read by field number, without ExecuTorch. `read_plan` finds the method; the functions below it decode single
+values.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,23 +12,37 @@ from typing import Any
 import torch
 
 from ...models.errors import UnreadableArtifact
-from .flatbuffer import Buffer, Table
 from ..graph import Ref, Value
 from .data import EXTERNAL, NamedData, decoder, external_bytes, named_data, segments_of
+from .flatbuffer import Buffer, Table
 from .kernels import SCALAR_TYPES
 
 KERNEL, DELEGATE, MOVE, JUMP_FALSE, FREE = range(1, 6)  # InstructionArguments
-NULL, INT, BOOL, DOUBLE, TENSOR, STRING, INT_LIST, DOUBLE_LIST, BOOL_LIST, TENSOR_LIST, OPTIONAL_TENSOR_LIST = range(1, 12)  # KernelTypes
+(
+    NULL,
+    INT,
+    BOOL,
+    DOUBLE,
+    TENSOR,
+    STRING,
+    INT_LIST,
+    DOUBLE_LIST,
+    BOOL_LIST,
+    TENSOR_LIST,
+    OPTIONAL_TENSOR_LIST,
+) = range(1, 12)  # KernelTypes
 SCALARS = {INT: ("q", "int64"), BOOL: ("?", "bool"), DOUBLE: ("d", "float64")}
 STATIC = 0  # TensorShapeDynamism: the declared sizes are the sizes; else they are upper bounds
-SHARED_MEMORY = 2  # memories from this id on hold the buffers that methods share (MemoryPlanningPass, share_mutable_buffers)
+# memories from this id on hold the buffers that methods share (MemoryPlanningPass, share_mutable_buffers)
+SHARED_MEMORY = 2
 NAMES = ("cidermill_inputs", "cidermill_outputs")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One ExecutionPlan. `instructions`: (kind, arguments); `names`: those of inputs and named buffers; `written`: values that
-    instructions compute; `external`: data from .ptd files and the program's own named data."""
+    """One ExecutionPlan. `instructions`: (kind, arguments); `names`: those of inputs and named buffers;
+    `written`: values that instructions compute; `external`: data from .ptd files and the program's own named
+    data."""
 
     root: Table
     values: tuple[Table, ...]
@@ -48,7 +65,8 @@ class Plan:
 
 
 def read_plan(root: Table, method: str, external: dict[str, NamedData]) -> Plan:
-    """Find a method of the program and read its lists. "main" stands for forward, or for the only method. Raises UnreadableArtifact."""
+    """Find a method of the program and read its lists. "main" stands for forward, or for the only method.
+    Raises UnreadableArtifact."""
     methods = {table.string(0): table for table in root.tables(1)}
     table = methods[_method_name(root, methods, method)]
     chains = table.tables(5)
@@ -78,15 +96,22 @@ def read_plan(root: Table, method: str, external: dict[str, NamedData]) -> Plan:
 def _method_name(root: Table, methods: dict[str | None, Table], method: str) -> str:
     if method in methods:
         return method
-    own = [name for name, table in methods.items() if name not in NAMES and any(chain.tables(2) for chain in table.tables(5))]
+    own = [
+        name
+        for name, table in methods.items()
+        if name not in NAMES and any(chain.tables(2) for chain in table.tables(5))
+    ]
     if method == "main" and ("forward" in methods or len(own) == 1):
         return "forward" if "forward" in methods else own[0]
     names = ", ".join(repr(name) for name in methods if name not in NAMES)
-    raise UnreadableArtifact(f"{root.buffer.label} has no method {method!r}; it has {names}.", "Name one of these methods.")
+    raise UnreadableArtifact(
+        f"{root.buffer.label} has no method {method!r}; it has {names}.", "Name one of these methods."
+    )
 
 
 def _buffer_names(plan: Plan) -> dict[int, str]:
-    """Names of mutable buffers, where the file has them (emit_mutable_buffer_names), or where methods share them: by their place.
+    """Names of mutable buffers, where the file has them (emit_mutable_buffer_names), or where methods share
+    them: by their place.
 
     A view of a buffer carries the same name: the first value of a name is the buffer.
     """
@@ -115,13 +140,18 @@ def _operator_name(entry: Table) -> str:
 
 
 def _stored_names(constant_method: Table | None, default: str, count: int) -> tuple[str, ...]:
-    """The strings that a constant method returns, where there are `count` different ones; else "input_0", "input_1", ..."""
+    """The strings that a constant method returns, where there are `count` different ones; else "input_0",
+    "input_1", ..."""
     names = ()
     if constant_method is not None:
         values = constant_method.tables(2)
         chosen = [values[index] for index in constant_method.numbers(4, "i") if 0 <= index < len(values)]
         names = tuple(value.table(1).string(0) for value in chosen if value.number(0, "B") == STRING)
-    return names if len(names) == count == len(set(names)) else tuple(f"{default}_{index}" for index in range(count))
+    return (
+        names
+        if len(names) == count == len(set(names))
+        else tuple(f"{default}_{index}" for index in range(count))
+    )
 
 
 def _written_values(plan: Plan) -> frozenset[int]:
@@ -181,12 +211,15 @@ def argument(plan: Plan, index: int, nested: bool = False) -> Any:
         raise plan.buffer.corrupt(f"value {index} is of the unexpected kind {kind}")
     if kind in (DOUBLE_LIST, BOOL_LIST):
         return list(table.numbers(0, "d" if kind == DOUBLE_LIST else "?"))
-    items = table.numbers(0, "q" if kind == INT_LIST else "i")  # a list of integers stores the indices of their values
+    items = table.numbers(
+        0, "q" if kind == INT_LIST else "i"
+    )  # a list of integers stores the indices of their values
     return [None if item == -1 else argument(plan, item, nested=True) for item in items]
 
 
 def place_of(plan: Plan, index: int) -> tuple[int, int] | None:
-    """-> (memory, offset) that the memory plan gives a tensor; None for constants, numbers and unplanned tensors."""
+    """-> (memory, offset) that the memory plan gives a tensor; None for constants, numbers and unplanned
+    tensors."""
     kind, table = value_table(plan, index)
     planned = table.table(6) if kind == TENSOR and table is not None else None
     if planned is None:
@@ -202,7 +235,11 @@ def dynamic(plan: Plan, index: int) -> bool:
 
 def constants_of(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
     """Every constant tensor: name -> function that decodes it. Sizes are checked now."""
-    return {value_name(plan, index): decode for index, decode in _stored_tensors(plan) if place_of(plan, index) is None}
+    return {
+        value_name(plan, index): decode
+        for index, decode in _stored_tensors(plan)
+        if place_of(plan, index) is None
+    }
 
 
 def initial_buffers(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
@@ -230,12 +267,15 @@ def _stored_tensors(plan: Plan) -> list[tuple[int, Callable[[], torch.Tensor]]]:
 
 
 def _stored_bytes(plan: Plan, tensor: Table, value: Value, order: tuple[int, ...]) -> memoryview | None:
-    """Where a tensor's data lies: from its first byte to the end of what holds it; None for computed tensors."""
+    """Where a tensor's data lies: from its first byte to the end of what holds it; None for computed
+    tensors."""
     index, extra, root = tensor.number(5, "I"), tensor.table(9), plan.root
     if extra is not None and extra.number(2, "b") == EXTERNAL:
         return external_bytes(plan.buffer, plan.external, extra.string(1) or "", value, order)
     if index == 0:
-        return memoryview(b"") if 0 in value.shape and not tensor.has(6) else None  # an omitted argument is an empty tensor
+        return (
+            memoryview(b"") if 0 in value.shape and not tensor.has(6) else None
+        )  # an omitted argument is an empty tensor
     mutable = tensor.has(6)  # has a place in the activation memory as well: an initial state
     if not mutable and not root.has(5):
         return root.tables(2)[index].raw(0)

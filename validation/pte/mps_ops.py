@@ -1,11 +1,14 @@
-"""One function per node type of the MPS delegate: torch tensors enter, what the MPS runtime would compute leaves.
+"""One function per node type of the MPS delegate: torch tensors enter, what the MPS runtime would compute
+leaves.
 
-Written after pytorch/executorch, backends/apple/mps/runtime/operations/*.mm, defects included: where the runtime aborts, the
-function raises; where it computes something else than ATen, so does the function. Each MPSGraph operation that the runtime
-creates is computed in float32 and rounded to the dtype of its operands, which MPSGraph infers; the declared dtype is not used. One
+Written after pytorch/executorch, backends/apple/mps/runtime/operations/*.mm, defects included: where the
+runtime aborts, the function raises; where it computes something else than ATen, so does the function. Each
+MPSGraph operation that the runtime creates is computed in float32 and rounded to the dtype of its operands,
+which MPSGraph infers; the declared dtype is not used. One
 exception: what the runtime only leaves for later is computed as ATen does (`unimplemented`).
 Parameters are the schema's field names (mps_read.NODE_FIELDS).
 """
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +20,8 @@ from torch import Tensor
 from ..graph import Node
 from .mps_read import DTYPES
 
-# Arguments that may be absent. Every other id of -1 (or null string) makes the runtime read outside its vectors.
+# Arguments that may be absent. Every other id of -1 (or null string) makes the runtime read outside its
+# vectors.
 OPTIONAL = {
     ("MPSConv2D", "input3"), ("MPSDepthwiseConv2D", "input3"), ("MPSDiv", "rounding_mode"), ("MPSFmod", "rounding_mode"),
     ("MPSRemainder", "rounding_mode"),
@@ -25,12 +29,16 @@ OPTIONAL = {
 
 
 def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rounding: bool = True) -> tuple:
-    """Compute one node, for graph.interpret. Without `rounding`, nothing becomes half precision: give it float32 inputs and constants."""
+    """Compute one node, for graph.interpret. Without `rounding`, nothing becomes half precision: give it
+    float32 inputs and constants."""
     if not rounding and arguments.get("dtype") == "float16":
         arguments = {**arguments, "dtype": "float32"}
     for name, value in arguments.items():
         if value is None and (node.op, name) not in OPTIONAL:
-            raise ValueError(f"{name} is missing (id -1), which the MPS runtime does not check: it reads outside its tables")
+            raise ValueError(
+                f"{name} is missing (id -1), which the MPS runtime does not check: it reads outside its"
+                " tables"
+            )
     result = OPERATORS[node.op](**arguments)
     return result if isinstance(result, tuple) else (result,)
 
@@ -63,12 +71,15 @@ def scalar(value: float, like: Tensor) -> Tensor:
 
 
 def promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """binaryOpTensor's promotion, which can only cast to float16 and float32 (BinaryOps.mm, getMPSScalarType)."""
+    """binaryOpTensor's promotion, which can only cast to float16 and float32 (BinaryOps.mm,
+    getMPSScalarType)."""
     if a.dtype == b.dtype:
         return a, b
     common = torch.promote_types(a.dtype, b.dtype)
     if common not in (torch.float16, torch.float32):
-        raise TypeError(f"the MPS runtime promotes operands to float16 and float32 only, got {a.dtype} and {b.dtype}")
+        raise TypeError(
+            f"the MPS runtime promotes operands to float16 and float32 only, got {a.dtype} and {b.dtype}"
+        )
     return a.to(common), b.to(common)
 
 
@@ -81,7 +92,8 @@ def hardtanh(input1, min_value, max_value):
 
 
 def gelu(input1, approximate):
-    """ "tanh" is x * tanh(x): mpsGELUOp calls mpsTanhOp on the input itself (ActivationOps.mm), which is not GELU."""
+    """ "tanh" is x * tanh(x): mpsGELUOp calls mpsTanhOp on the input itself (ActivationOps.mm), which is not
+    GELU."""
     if approximate == "tanh":
         return rounded_float(torch.mul, rounded_float(torch.tanh, input1), input1)
     scaled = rounded_float(torch.mul, input1, scalar(math.sqrt(0.5), input1))
@@ -138,7 +150,9 @@ def division(default_mode: str | None, op: str) -> Callable[..., Tensor]:
 
 
 def no_case(*_, **__):
-    raise NotImplementedError("the MPS runtime has no case for this node type (OperationUtils.mm, addNodeToMPSGraph)")
+    raise NotImplementedError(
+        "the MPS runtime has no case for this node type (OperationUtils.mm, addNodeToMPSGraph)"
+    )
 
 
 # Unary
@@ -202,7 +216,8 @@ def where(input1, input2, input3):
 
 
 def gather(data: Tensor, index: Tensor, axis: int) -> Tensor:
-    """gatherWithUpdatesTensor: index of any rank; ids are not wrapped, so those outside 0..size-1 are refused here."""
+    """gatherWithUpdatesTensor: index of any rank; ids are not wrapped, so those outside 0..size-1 are refused
+    here."""
     size = data.shape[axis]
     if index.numel() and not (0 <= index.min() and index.max() < size):
         raise IndexError(f"an index outside 0..{size - 1} (MPSGraph does not wrap negative indices)")
@@ -218,7 +233,11 @@ def index_select(input1, dim, index):
 def embedding(input1, input2, padding_idx):
     """Rows of the padding index are zero here; ATen returns the stored row."""
     rows = gather(input1, input2, 0)
-    return rows if padding_idx == -1 else torch.where((input2 != padding_idx)[..., None], rows, torch.zeros_like(rows))
+    return (
+        rows
+        if padding_idx == -1
+        else torch.where((input2 != padding_idx)[..., None], rows, torch.zeros_like(rows))
+    )
 
 
 def single_index(indices: list[Tensor | None]) -> tuple[int, Tensor] | None:
@@ -230,7 +249,8 @@ def single_index(indices: list[Tensor | None]) -> tuple[int, Tensor] | None:
 
 
 def unimplemented(node: Node) -> bool:
-    """Whether the runtime of ExecuTorch 1.4 stops at a node ("not yet implemented") whose meaning is clear and computed here.
+    """Whether the runtime of ExecuTorch 1.4 stops at a node ("not yet implemented") whose meaning is clear
+    and computed here.
 
     Indexing with several tensors, in an MPSGraph or as a Metal kernel (IndexingOps.mm).
     """
@@ -254,7 +274,9 @@ def index_put(input1, indices, values_shape, values, metal_kernel=False):
     axis, index = single
     wanted = (*input1.shape[:axis], *index.shape, *input1.shape[axis + 1 :])
     if tuple(updates.shape) != wanted or index.ndim != 1:
-        raise ValueError(f"MPSGraph's scatter needs updates of shape {list(wanted)}, got {list(updates.shape)}")
+        raise ValueError(
+            f"MPSGraph's scatter needs updates of shape {list(wanted)}, got {list(updates.shape)}"
+        )
     return input1.index_copy(axis, index.long(), updates)
 
 
@@ -275,7 +297,10 @@ def mean(input1, num_dims, dims, keep_dims):
 
 def permute(input1, num_dims, perm):
     if sorted(perm[:num_dims]) != list(range(input1.ndim)):
-        raise ValueError(f"the MPS runtime needs a permutation of 0..{input1.ndim - 1} without negative axes, got {list(perm)}")
+        raise ValueError(
+            f"the MPS runtime needs a permutation of 0..{input1.ndim - 1} without negative axes, got"
+            f" {list(perm)}"
+        )
     return input1.permute(perm[:num_dims])
 
 
@@ -335,16 +360,32 @@ def cast(input1, dtype):
 
 
 def conv2d(
-    input1, input2, input3, stride_x, stride_y, dilation_x, dilation_y, groups, padding_left, padding_right, padding_top, padding_bottom
+    input1,
+    input2,
+    input3,
+    stride_x,
+    stride_y,
+    dilation_x,
+    dilation_y,
+    groups,
+    padding_left,
+    padding_right,
+    padding_top,
+    padding_bottom,
 ):
-    """Weights [out, in/groups, h, w], or [out, in/groups, w] with the height dimension added around the operation."""
+    """Weights [out, in/groups, h, w], or [out, in/groups, w] with the height dimension added around the
+    operation."""
     one_dimension = input2.ndim == 3
     if input2.ndim not in (3, 4):
-        raise ValueError(f"the MPS runtime convolves in one or two dimensions, got a weight of shape {list(input2.shape)}")
+        raise ValueError(
+            f"the MPS runtime convolves in one or two dimensions, got a weight of shape {list(input2.shape)}"
+        )
     source, weight = (input1.unsqueeze(2), input2.unsqueeze(2)) if one_dimension else (input1, input2)
     pads = (padding_left, padding_right, padding_top, padding_bottom)
     stride, dilation = (stride_y, stride_x), (dilation_y, dilation_x)
-    result = rounded_float(lambda x, w: F.conv2d(F.pad(x, pads), w, None, stride, 0, dilation, groups), source, weight)
+    result = rounded_float(
+        lambda x, w: F.conv2d(F.pad(x, pads), w, None, stride, 0, dilation, groups), source, weight
+    )
     if input3 is not None:
         result = rounded(torch.add, result, input3.reshape(1, -1, 1, 1))
     return result.squeeze(2) if one_dimension else result
@@ -357,17 +398,23 @@ def depthwise_conv2d(input2, **arguments):
 
 
 def batch_norm(input, mean, var, weight, bias, epsilon):
-    """-> (result, mean): the runtime writes the saved mean and variance to one id and leaves the third result unset."""
+    """-> (result, mean): the runtime writes the saved mean and variance to one id and leaves the third result
+    unset."""
     shape = (1, -1, *(1,) * (input.ndim - 2))
     statistics = [tensor.reshape(shape) for tensor in (mean, var, weight, bias)]
-    return rounded_float(lambda x, m, v, w, b: (x - m) / torch.sqrt(v + epsilon) * w + b, input, *statistics), mean
+    return (
+        rounded_float(lambda x, m, v, w, b: (x - m) / torch.sqrt(v + epsilon) * w + b, input, *statistics),
+        mean,
+    )
 
 
 def layer_norm(input1, normalized_shape, weight, bias, eps):
     axes = list(range(input1.ndim - len(normalized_shape), input1.ndim))
     mean_ = rounded_float(lambda x: x.mean(axes, keepdim=True), input1)
     variance = rounded_float(lambda x, m: ((x - m) ** 2).mean(axes, keepdim=True), input1, mean_)
-    result = rounded_float(lambda x, m, v, w, b: (x - m) / torch.sqrt(v + eps) * w + b, input1, mean_, variance, weight, bias)
+    result = rounded_float(
+        lambda x, m, v, w, b: (x - m) / torch.sqrt(v + eps) * w + b, input1, mean_, variance, weight, bias
+    )
     return result, mean_, variance
 
 
@@ -377,12 +424,20 @@ def max_pool2d(
 ):  # fmt: skip
     """-> (values, int32 positions in the unpadded plane of [height, width])."""
     height, width = input1.shape[-2:]
-    rows = pooled_size(height + padding_top + padding_bottom, kernel_height, stride_height, dilation_height, ceil_mode)
-    columns = pooled_size(width + padding_left + padding_right, kernel_width, stride_width, dilation_width, ceil_mode)
+    rows = pooled_size(
+        height + padding_top + padding_bottom, kernel_height, stride_height, dilation_height, ceil_mode
+    )
+    columns = pooled_size(
+        width + padding_left + padding_right, kernel_width, stride_width, dilation_width, ceil_mode
+    )
     bottom = (rows - 1) * stride_height + dilation_height * (kernel_height - 1) + 1 - height - padding_top
     right = (columns - 1) * stride_width + dilation_width * (kernel_width - 1) + 1 - width - padding_left
     padded = F.pad(input1.float(), (padding_left, right, padding_top, bottom), value=-math.inf)
-    kernel, stride, dilation = (kernel_height, kernel_width), (stride_height, stride_width), (dilation_height, dilation_width)
+    kernel, stride, dilation = (
+        (kernel_height, kernel_width),
+        (stride_height, stride_width),
+        (dilation_height, dilation_width),
+    )
     values, flat = F.max_pool2d(padded, kernel, stride, 0, dilation, return_indices=True)
     y, x = flat // padded.shape[-1] - padding_top, flat % padded.shape[-1] - padding_left
     return values.to(input1.dtype), (y * width + x).int()
@@ -397,13 +452,16 @@ def avg_pool2d(
     input1, kernel_height, kernel_width, stride_height, stride_width, padding_left, padding_right, padding_top, padding_bottom,
     dilation_height, dilation_width, ceil_mode, count_include_pad, divisor_override,
 ):  # fmt: skip
-    """ceil_mode is not passed on to MPSGraph for averages; only the padding that the serializer enlarged for it counts."""
+    """ceil_mode is not passed on to MPSGraph for averages; only the padding that the serializer enlarged for
+    it counts."""
     if (dilation_height, dilation_width) != (1, 1):
         raise ValueError("a dilated average pool")
     pads = (padding_left, padding_right, padding_top, padding_bottom)
 
     def average(x: Tensor) -> Tensor:
-        pool = lambda t: F.avg_pool2d(F.pad(t, pads), (kernel_height, kernel_width), (stride_height, stride_width))  # noqa: E731
+        pool = lambda t: F.avg_pool2d(
+            F.pad(t, pads), (kernel_height, kernel_width), (stride_height, stride_width)
+        )  # noqa: E731
         return pool(x) if count_include_pad or divisor_override else pool(x) / pool(torch.ones_like(x))
 
     result = rounded_float(average, input1)
@@ -414,18 +472,23 @@ def avg_pool2d(
 
 def constant_pad_nd(input1, pad, value):
     if len(pad) not in (2, 4, 6) or any(size < 0 for size in pad):
-        raise ValueError(f"the MPS runtime pads one to three dimensions by sizes of at least 0, got {list(pad)}")
+        raise ValueError(
+            f"the MPS runtime pads one to three dimensions by sizes of at least 0, got {list(pad)}"
+        )
     return F.pad(input1, pad, value=scalar(value, input1).item())
 
 
 def arange(start, end, step, dtype):
     count = torch.arange(math.ceil((end - start) / step))
     coordinates = count.to(DTYPES[dtype])
-    return rounded(torch.add, rounded(torch.mul, coordinates, scalar(step, coordinates)), scalar(start, coordinates))
+    return rounded(
+        torch.add, rounded(torch.mul, coordinates, scalar(step, coordinates)), scalar(start, coordinates)
+    )
 
 
 def dequantize_per_channel_group(input1, scales, dtype):
-    """Codes [64, 128] (int4), scales [64, 4] -> float16 [64, 128], whatever dtype the node declares; the zero point is 0."""
+    """Codes [64, 128] (int4), scales [64, 4] -> float16 [64, 128], whatever dtype the node declares; the zero
+    point is 0."""
     for axis, (have, want) in enumerate(zip(scales.shape, input1.shape, strict=True)):
         scales = scales.repeat_interleave(want // have, dim=axis)
     return (input1.float() * scales.float()).to(DTYPES[dtype])
@@ -435,7 +498,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "MPSHardTanh": hardtanh,
     "MPSReLU": unary(torch.relu),
     "MPSGELU": gelu,
-    "MPSLeakyReLU": lambda input1, negative_slope: rounded_float(lambda x: F.leaky_relu(x, negative_slope), input1),
+    "MPSLeakyReLU": lambda input1, negative_slope: rounded_float(
+        lambda x: F.leaky_relu(x, negative_slope), input1
+    ),
     "MPSSoftmax": softmax,
     "MPSLogSoftmax": log_softmax,
     "MPSAdd": binary_with_alpha(torch.add),

@@ -1,21 +1,27 @@
-"""The blob of an MPS delegate -> Graph: header, flatbuffer (`schema.fbs` of ExecuTorch 1.4, "MP00") and constant segment.
+"""The blob of an MPS delegate -> Graph: header, flatbuffer (`schema.fbs` of ExecuTorch 1.4, "MP00") and
+constant segment.
 
-What leaves is what the MPS runtime builds from the same bytes (pytorch/executorch, backends/apple/mps/runtime): constants
-and placeholders without dimensions have shape [1], ids of -1 are None, fields that the runtime does not read are left out.
-Node inputs carry the schema's field names without "_id": "input1", "weight", "dim".
+What leaves is what the MPS runtime builds from the same bytes (pytorch/executorch,
+backends/apple/mps/runtime): constants and placeholders without dimensions have shape [1], ids of -1 are None,
+fields that the runtime does not read are left out. Node inputs carry the schema's field names without "_id":
+"input1", "weight", "dim".
 """
+
 import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .flatbuffer import Buffer, Table
 from ..graph import Graph, Node, Ref, Value, references
+from .flatbuffer import Buffer, Table
 
-HEADER_BYTES = 24  # 4 zero bytes, "MP00", u64 offset and u64 size of the constant segment (MPSDelegateHeader.h)
+HEADER_BYTES = (
+    24  # 4 zero bytes, "MP00", u64 offset and u64 size of the constant segment (MPSDelegateHeader.h)
+)
 
-# MPSDataType in schema order. Those without a torch dtype abort the runtime (OperationUtils.mm, getMPSDataType).
+# MPSDataType in schema order. Those without a torch dtype abort the runtime (OperationUtils.mm,
+# getMPSDataType).
 DTYPE_NAMES = (
     "invalid", "float16", "float32", "float64", "bfloat16", "int4", "int8", "int16", "int32", "int64",
     "uint4", "uint8", "uint16", "uint32", "uint64", "bool", "complex32", "complex64",
@@ -25,19 +31,19 @@ DTYPES = {
     "int32": torch.int32, "int64": torch.int64, "bool": torch.bool,
 }  # fmt: skip
 
-# Fields of each table of the node union, in schema order, as "name:kind". Kinds: in, out (value ids), ins, outs (lists of ids),
-# int, long, float, bool, string, ints, dtype, and skip (not read by the runtime).
+# Fields of each table of the node union, in schema order, as "name:kind". Kinds: in, out (value ids), ins,
+# outs (lists of ids), int, long, float, bool, string, ints, dtype, and skip (not read by the runtime).
 UNARY = "input1:in output:out"
 BINARY = "input1:in input2:in output:out"
 TERNARY = "input1:in input2:in input3:in output:out"
 DIVISION = BINARY + " rounding_mode:string"
 POOLING = (
-    "input1:in kernel_height:int kernel_width:int stride_height:int stride_width:int padding_left:int padding_right:int padding_top:int"
-    " padding_bottom:int dilation_height:int dilation_width:int ceil_mode:bool count_include_pad:bool divisor_override:int"
-    " output1:out output2:out"
+    "input1:in kernel_height:int kernel_width:int stride_height:int stride_width:int padding_left:int"
+    " padding_right:int padding_top:int padding_bottom:int dilation_height:int dilation_width:int"
+    " ceil_mode:bool count_include_pad:bool divisor_override:int output1:out output2:out"
 )
-CONVOLUTION = TERNARY + (
-    " stride_x:int stride_y:int dilation_x:int dilation_y:int groups:int"
+CONVOLUTION = (
+    TERNARY + " stride_x:int stride_y:int dilation_x:int dilation_y:int groups:int"
     " padding_left:int padding_right:int padding_top:int padding_bottom:int"
 )
 NODE_FIELDS = {
@@ -107,21 +113,31 @@ NUMBERS = {"int": "i", "long": "q", "float": "f", "bool": "?"}
 
 
 def read_delegate(blob: memoryview, label: str, prefix: str = "") -> Graph:
-    """One MPS delegate. Values are named `prefix` + "v" + id; `label` names the delegate in errors (UnreadableArtifact)."""
+    """One MPS delegate. Values are named `prefix` + "v" + id; `label` names the delegate in errors
+    (UnreadableArtifact)."""
     whole = Buffer(blob, label)
     if bytes(whole.span(4, 4)) != b"MP00":
         raise whole.corrupt(f"an MPS delegate has b'MP00' at offset 4, this one {bytes(whole.span(4, 4))!r}")
-    segment = Buffer(whole.span(whole.number(8, "Q"), whole.number(16, "Q")), f"the constant segment of {label}")
+    segment = Buffer(
+        whole.span(whole.number(8, "Q"), whole.number(16, "Q")), f"the constant segment of {label}"
+    )
     buffer = Buffer(blob[HEADER_BYTES:], label)
     if bytes(buffer.span(4, 4)) != b"MP00":
-        raise buffer.corrupt(f"its flatbuffer should be an MPSGraph (b'MP00'), got {bytes(buffer.span(4, 4))!r}")
+        raise buffer.corrupt(
+            f"its flatbuffer should be an MPSGraph (b'MP00'), got {bytes(buffer.span(4, 4))!r}"
+        )
     root = buffer.root()
     tensors, input_ids, constant_ids = root.tables(2), root.numbers(3, "i"), root.numbers(5, "i")
     if input_ids != tuple(range(len(input_ids))):
-        raise buffer.corrupt(f"inputs must have the ids 0, 1, 2, ... (the runtime uses an id as the argument's position), got {input_ids}")
+        raise buffer.corrupt(
+            "inputs must have the ids 0, 1, 2, ... (the runtime uses an id as the argument's position), got"
+            f" {input_ids}"
+        )
     values = [_value(tensor, f"{prefix}v{index}") for index, tensor in enumerate(tensors)]
     metal_kernel = root.number(6, "h") == METAL_KERNEL
-    nodes = tuple(_node(table, values, index, prefix, metal_kernel) for index, table in enumerate(root.tables(1)))
+    nodes = tuple(
+        _node(table, values, index, prefix, metal_kernel) for index, table in enumerate(root.tables(1))
+    )
     constants = {_at(values, i, buffer).name: _constant(tensors[i], values[i], segment) for i in constant_ids}
     for index in input_ids:
         _torch_dtype(_at(values, index, buffer), buffer)
@@ -130,7 +146,13 @@ def read_delegate(blob: memoryview, label: str, prefix: str = "") -> Graph:
     named = {value.name: value for value in values}
     kinds = {name: named[name].dtype if named[name].dtype != "int4" else "int8" for name in constants}
     nodes = _with_computed_dtypes(nodes, kinds | {value.name: value.dtype for value in inputs})
-    return Graph(inputs, outputs, nodes, constants, named | {value.name: value for node in nodes for value in node.outputs})
+    return Graph(
+        inputs,
+        outputs,
+        nodes,
+        constants,
+        named | {value.name: value for node in nodes for value in node.outputs},
+    )
 
 
 def _at(values: list[Value], index: int, buffer: Buffer) -> Value:
@@ -147,12 +169,16 @@ def _dtype_name(code: int, buffer: Buffer) -> str:
 
 def _torch_dtype(value: Value, buffer: Buffer) -> torch.dtype:
     if value.dtype not in DTYPES:
-        raise buffer.corrupt(f"its {value.name} has dtype {value.dtype}; the MPS runtime accepts {', '.join(DTYPES)} and int4 constants")
+        raise buffer.corrupt(
+            f"its {value.name} has dtype {value.dtype}; the MPS runtime accepts {', '.join(DTYPES)} and int4"
+            " constants"
+        )
     return DTYPES[value.dtype]
 
 
 def _value(tensor: Table, name: str) -> Value:
-    """A value's declaration. Results of nodes may have another dtype at run time: the delegate computes in that of its operands."""
+    """A value's declaration. Results of nodes may have another dtype at run time: the delegate computes in
+    that of its operands."""
     rank, dims = tensor.number(1, "i"), tensor.numbers(2, "i")
     if rank > len(dims) or any(size < 0 for size in dims):
         raise tensor.buffer.corrupt(f"its {name} claims {rank} dimensions and lists {dims}")
@@ -160,9 +186,14 @@ def _value(tensor: Table, name: str) -> Value:
 
 
 def _constant(tensor: Table, value: Value, segment: Buffer):
-    """-> zero-argument function that decodes one constant from the segment; its place and size are checked now."""
+    """-> zero-argument function that decodes one constant from the segment; its place and size are checked
+    now."""
     inline = tensor.table(4)  # deprecated in the schema: files of before the constant segment have it
-    stored = inline.raw(0) if inline is not None and inline.raw(0) else segment.span(tensor.number(5, "Q"), tensor.number(3, "Q"))
+    stored = (
+        inline.raw(0)
+        if inline is not None and inline.raw(0)
+        else segment.span(tensor.number(5, "Q"), tensor.number(3, "Q"))
+    )
     count = math.prod(value.shape)
     if value.dtype == "int4":
         need = -(-count // 2)
@@ -170,25 +201,40 @@ def _constant(tensor: Table, value: Value, segment: Buffer):
         dtype = _torch_dtype(value, tensor.buffer)
         need = count * dtype.itemsize
     if len(stored) < max(need, 1):
-        raise tensor.buffer.corrupt(f"constant {value.name} ({value.dtype} {list(value.shape)}) needs {need} bytes and holds {len(stored)}")
+        raise tensor.buffer.corrupt(
+            f"constant {value.name} ({value.dtype} {list(value.shape)}) needs {need} bytes and holds"
+            f" {len(stored)}"
+        )
     if value.dtype == "int4":
         return lambda: unpack_int4(stored[:need], value.shape)
-    return lambda: torch.frombuffer(bytearray(stored[:need]) if stored.readonly else stored[:need], dtype=dtype).reshape(value.shape)
+    return lambda: torch.frombuffer(
+        bytearray(stored[:need]) if stored.readonly else stored[:need], dtype=dtype
+    ).reshape(value.shape)
 
 
 def unpack_int4(stored: memoryview, shape: tuple[int, ...]) -> torch.Tensor:
-    """Two's complement nibbles, the even element in the low one (torch's weight_to_int4pack on mps) -> int8 [*shape]."""
+    """Two's complement nibbles, the even element in the low one (torch's weight_to_int4pack on mps) -> int8
+    [*shape]."""
     packed = torch.frombuffer(bytearray(stored), dtype=torch.int8)
     low, high = (packed << 4) >> 4, packed >> 4
     return torch.stack([low, high], dim=1).flatten()[: math.prod(shape)].reshape(shape)
 
 
 def _with_computed_dtypes(nodes: tuple[Node, ...], kinds: dict[str, str]) -> tuple[Node, ...]:
-    """Results with the dtypes that MPSGraph infers from the operands, which need not be those declared. kinds: of inputs and constants."""
+    """Results with the dtypes that MPSGraph infers from the operands, which need not be those declared.
+    kinds: of inputs and constants."""
     typed = []
     for node in nodes:
-        operands = [kinds.get(name, "float32") for key, item in node.inputs.items() if key not in INDICES for name in references(item)]
-        outputs = tuple(replace(value, dtype=_computed(node, number, operands, value)) for number, value in enumerate(node.outputs))
+        operands = [
+            kinds.get(name, "float32")
+            for key, item in node.inputs.items()
+            if key not in INDICES
+            for name in references(item)
+        ]
+        outputs = tuple(
+            replace(value, dtype=_computed(node, number, operands, value))
+            for number, value in enumerate(node.outputs)
+        )
         kinds = kinds | {value.name: value.dtype for value in outputs}
         typed.append(replace(node, outputs=outputs))
     return tuple(typed)
@@ -206,7 +252,9 @@ def _computed(node: Node, number: int, operands: list[str], value: Value) -> str
     if node.op in PROMOTING and set(operands) == {"float16", "float32"}:
         return "float32"
     floats = [kind for kind in operands if kind.startswith("float")]
-    return (floats or operands or [value.dtype])[0] if node.op in PROMOTING else (operands or [value.dtype])[0]
+    return (
+        (floats or operands or [value.dtype])[0] if node.op in PROMOTING else (operands or [value.dtype])[0]
+    )
 
 
 def _node(table: Table, values: list[Value], index: int, prefix: str, metal_kernel: bool) -> Node:

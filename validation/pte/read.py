@@ -1,9 +1,11 @@
 """A .pte file -> Program: its instruction list as a Graph, with the delegates read in, ready to run.
 
-One instruction is one Node: a kernel call has the operator's name ("aten::add.out") and its schema's parameter names, a delegate
-call is "delegate:" + backend with the delegate's graph as its block, "move", "jump_false" and "free" are ExecuTorch's own. A "view"
-is a reshape that needs no instruction, because its result lies in the same place.
+One instruction is one Node: a kernel call has the operator's name ("aten::add.out") and its schema's
+parameter names, a delegate call is "delegate:" + backend with the delegate's graph as its block, "move",
+"jump_false" and "free" are ExecuTorch's own. A "view" is a reshape that needs no instruction, because its
+result lies in the same place.
 """
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +13,11 @@ from typing import Any
 
 import torch
 
-from . import aten_ops, mps_ops
-from .flatbuffer import Buffer, Table
 from ..graph import Graph, Node, Ref, Tap, Value, references
-from .mps_read import read_delegate
+from . import aten_ops, mps_ops
 from .coreml import coreml_delegate
 from .data import map_file, read_data_files
+from .flatbuffer import Buffer, Table
 from .kernels import DTYPES
 from .methods import (
     DELEGATE,
@@ -37,6 +38,7 @@ from .methods import (
     value_name,
     value_table,
 )
+from .mps_read import read_delegate
 from .run import Kept, require_operators, run_program
 
 MAGIC = (b"ET12", b"ET13")
@@ -44,9 +46,11 @@ MAGIC = (b"ET12", b"ET13")
 
 @dataclass(frozen=True)
 class Memory:
-    """A tensor that instructions change in place. `initial`: decodes its first content; zeros where the file has none.
+    """A tensor that instructions change in place. `initial`: decodes its first content; zeros where the file
+    has none.
 
-    `kept`: it is a buffer of the model, which outlives a call; without, room for results that are collected within one call.
+    `kept`: it is a buffer of the model, which outlives a call; without, room for results that are collected
+    within one call.
     """
 
     value: Value
@@ -55,17 +59,23 @@ class Memory:
 
     def make(self, rounding: bool = True) -> torch.Tensor:
         """A tensor with the first content, of its own. Half precision becomes float32 without `rounding`."""
-        tensor = torch.zeros(self.value.shape, dtype=DTYPES[self.value.dtype]) if self.initial is None else self.initial().clone()
+        tensor = (
+            torch.zeros(self.value.shape, dtype=DTYPES[self.value.dtype])
+            if self.initial is None
+            else self.initial().clone()
+        )
         return tensor if rounding else aten_ops.widened(tensor)
 
 
 @dataclass(frozen=True)
 class Program:
-    """One method of a .pte file. `graph` holds all instructions; `precision` is "float16" where anything computes in half.
+    """One method of a .pte file. `graph` holds all instructions; `precision` is "float16" where anything
+    computes in half.
 
-    Inputs and outputs are named by the constant methods "cidermill_inputs" and "cidermill_outputs" of the file, where it has them, else
-    "input_0", "output_0", ... Dimensions of dynamic inputs are None; `graph.inputs` has their upper bounds. `numbers` are the stored
-    values of numbers that instructions change (counters of loops). `notes` says where the runtime is known to do something else.
+    Inputs and outputs are named by the constant methods "cidermill_inputs" and "cidermill_outputs" of the
+    file, where it has them, else "input_0", "output_0", ... Dimensions of dynamic inputs are None;
+    `graph.inputs` has their upper bounds. `numbers` are the stored values of numbers that instructions change
+    (counters of loops). `notes` says where the runtime is known to do something else.
     """
 
     inputs: tuple[Value, ...]
@@ -84,23 +94,31 @@ class Program:
         return tuple(memory.value for memory in self.memories if memory.kept)
 
     def run(
-        self, inputs: dict[str, Any], tap: Tap | None = None, state: dict[str, torch.Tensor] | None = None, rounding: bool = True
+        self,
+        inputs: dict[str, Any],
+        tap: Tap | None = None,
+        state: dict[str, torch.Tensor] | None = None,
+        rounding: bool = True,
     ) -> dict[str, Any]:
-        """inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises UnsupportedOperators, OperatorFailed.
+        """inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises
+        UnsupportedOperators, OperatorFailed.
 
-        Without `state` every call starts from the buffers' stored content; with one, it reads and changes that state (as the runtime
-        does from call to call). Without `rounding`, everything declared half is computed and kept in float32.
+        Without `state` every call starts from the buffers' stored content; with one, it reads and changes
+        that state (as the runtime does from call to call). Without `rounding`, everything declared half is
+        computed and kept in float32.
         """
         require_operators(self.graph)
         return run_program(self, inputs, tap, state, rounding)
 
     def make_state(self, rounding: bool = True) -> dict[str, torch.Tensor]:
-        """The mutable buffers as a freshly loaded program has them. Methods that share buffers may be called with one state."""
+        """The mutable buffers as a freshly loaded program has them. Methods that share buffers may be called
+        with one state."""
         return {memory.value.name: memory.make(rounding) for memory in self.memories if memory.kept}
 
 
 def open_program(path: Path | str, method: str = "main", data: Sequence[Path | str] | None = None) -> Program:
-    """Read one method of a .pte file; "main" stands for forward or the only method. Raises UnreadableArtifact.
+    """Read one method of a .pte file; "main" stands for forward or the only method. Raises
+    UnreadableArtifact.
 
     data: the .ptd files with its external weights; by default those beside it that carry its name.
     """
@@ -123,9 +141,14 @@ def _program(plan: Plan) -> Program:
     constants = constants_of(plan)
     nodes, memories = _nodes(plan, set(constants))
     outputs = tuple(
-        replace(_border(plan, index), name=name) for index, name in zip(plan.outputs, plan.output_names, strict=True)
+        replace(_border(plan, index), name=name)
+        for index, name in zip(plan.outputs, plan.output_names, strict=True)
     )
-    values = {value.name: value for value in (declared(plan, index) for index in range(len(plan.values))) if value.dtype != "none"}
+    values = {
+        value.name: value
+        for value in (declared(plan, index) for index in range(len(plan.values)))
+        if value.dtype != "none"
+    }
     inputs = tuple(declared(plan, index) for index in plan.inputs)
     graph = Graph(inputs, tuple(value_name(plan, index) for index in plan.outputs), nodes, constants, values)
     return Program(
@@ -136,7 +159,9 @@ def _program(plan: Plan) -> Program:
         method=plan.method,
         memories=memories,
         numbers=_numbers(plan),
-        notes=tuple(note for node in nodes for block in node.blocks for inner in block.nodes for note in _note(inner)),
+        notes=tuple(
+            note for node in nodes for block in node.blocks for inner in block.nodes for note in _note(inner)
+        ),
     )
 
 
@@ -157,13 +182,17 @@ def _numbers(plan: Plan) -> dict[str, Any]:
 def _note(node: Node) -> list[str]:
     if node.op in mps_ops.OPERATORS and mps_ops.unimplemented(node):
         kind = "a Metal kernel" if "metal_kernel" in node.inputs else "indexing with several tensors"
-        return [f"{node.op} ({node.name}) is {kind}: computed as ATen does, but ExecuTorch 1.4's own runtime stops at it"]
+        return [
+            f"{node.op} ({node.name}) is {kind}: computed as ATen does, but ExecuTorch 1.4's own runtime"
+            " stops at it"
+        ]
     return []
 
 
 @dataclass
 class _Reading:
-    """What is known while the instructions are read in order. known: names that have a value; latest: what lies in each place."""
+    """What is known while the instructions are read in order. known: names that have a value; latest: what
+    lies in each place."""
 
     plan: Plan
     known: set[str]
@@ -173,10 +202,11 @@ class _Reading:
 
 
 def _nodes(plan: Plan, constants: set[str]) -> tuple[tuple[Node, ...], tuple[Memory, ...]]:
-    """Instructions in order, with a "view" wherever the memory plan left a reshape out, and the tensors that they change in place.
+    """Instructions in order, with a "view" wherever the memory plan left a reshape out, and the tensors that
+    they change in place.
 
-    A tensor that no instruction writes lies at the place of one written before (ExecuTorch elides views that way); where there is none,
-    it is a buffer of the model. `constants` are the names of constants.
+    A tensor that no instruction writes lies at the place of one written before (ExecuTorch elides views that
+    way); where there is none, it is a buffer of the model. `constants` are the names of constants.
     """
     names = {value_name(plan, index): index for index in range(len(plan.values) - 1, -1, -1)}
     latest = {place_of(plan, index): value_name(plan, index) for index in plan.inputs}
@@ -185,7 +215,9 @@ def _nodes(plan: Plan, constants: set[str]) -> tuple[tuple[Node, ...], tuple[Mem
         _remember(reading, names[name], Memory(declared(plan, names[name]), initial))
     starts = []
     for index, (kind, table) in enumerate(plan.instructions):
-        node = replace(READERS[kind](plan, table), name=f"instruction_{index}", location=_location(plan.frames, index))
+        node = replace(
+            READERS[kind](plan, table), name=f"instruction_{index}", location=_location(plan.frames, index)
+        )
         starts.append(len(reading.nodes))
         kernel = aten_ops.find_kernel(node.op)
         changed = set(references([node.inputs[key] for key in kernel.mutated])) if kernel else set()
@@ -202,7 +234,9 @@ def _nodes(plan: Plan, constants: set[str]) -> tuple[tuple[Node, ...], tuple[Mem
     return tuple(_with_destination(node, starts) for node in reading.nodes), tuple(reading.memories.values())
 
 
-def _add_views(reading: _Reading, names: dict[str, int], needed: Iterable[str], overwritten: set[str]) -> None:
+def _add_views(
+    reading: _Reading, names: dict[str, int], needed: Iterable[str], overwritten: set[str]
+) -> None:
     for name in needed:
         place = None if name in reading.known else place_of(reading.plan, names[name])
         if place is None:
@@ -257,12 +291,18 @@ def _kernel_node(plan: Plan, table: Table) -> Node:
     name, ids = _entry(plan, plan.operators, table.number(0, "i"), "operator"), table.numbers(1, "i")
     kernel = aten_ops.find_kernel(name)
     if kernel is None:
-        return Node(name, {f"argument_{i}": argument(plan, index) for i, index in enumerate(ids[:-1])}, declared_results(plan, ids[-1:]))
+        return Node(
+            name,
+            {f"argument_{i}": argument(plan, index) for i, index in enumerate(ids[:-1])},
+            declared_results(plan, ids[-1:]),
+        )
     if len(ids) < len(kernel.parameters):
         raise plan.buffer.corrupt(f"{name} has {len(ids)} arguments of {len(kernel.parameters)}")
     by_name = dict(zip(kernel.parameters, ids))
     inputs = {key: argument(plan, index) for key, index in by_name.items() if key not in kernel.outs}
-    results = [by_name[key] for key in kernel.outs] or [by_name[key] for key in kernel.mutated] + list(ids[len(kernel.parameters) :])
+    results = [by_name[key] for key in kernel.outs] or [by_name[key] for key in kernel.mutated] + list(
+        ids[len(kernel.parameters) :]
+    )
     return Node(name, inputs, declared_results(plan, results))
 
 
@@ -272,7 +312,11 @@ def _delegate_node(plan: Plan, table: Table) -> Node:
     backend, reference = delegate.string(0), delegate.table(1)
     label, prefix = f"{backend} delegate {number} of {plan.buffer.label}", f"d{number}."
     if backend not in ("MPSBackend", "CoreMLBackend"):
-        return Node(f"delegate:{backend}", {"inputs": [argument(plan, index) for index in ids[:-1]]}, declared_results(plan, ids[-1:]))
+        return Node(
+            f"delegate:{backend}",
+            {"inputs": [argument(plan, index) for index in ids[:-1]]},
+            declared_results(plan, ids[-1:]),
+        )
     index, in_segment = reference.number(1, "I"), reference.number(0, "b") == 1
     blob = _entry(plan, plan.segments, index, "segment") if in_segment else plan.root.tables(3)[index].raw(0)
     states: tuple[Value, ...] = ()
@@ -282,29 +326,45 @@ def _delegate_node(plan: Plan, table: Table) -> Node:
         graph, states = coreml_delegate(blob, label, plan.external)
     count = len(graph.inputs)
     if len(ids) != count + len(graph.outputs):
-        raise plan.buffer.corrupt(f"delegate {number} has {count} inputs and {len(graph.outputs)} outputs, its call {len(ids)} values")
+        raise plan.buffer.corrupt(
+            f"delegate {number} has {count} inputs and {len(graph.outputs)} outputs, its call {len(ids)}"
+            " values"
+        )
     arguments = {"inputs": [argument(plan, index) for index in ids[:count]]}
     if backend == "CoreMLBackend":
-        arguments |= {"prefix": prefix, **{f"state:{value.name}": Ref(prefix + value.name) for value in states}}
+        arguments |= {
+            "prefix": prefix,
+            **{f"state:{value.name}": Ref(prefix + value.name) for value in states},
+        }
     return Node(f"delegate:{backend}", arguments, declared_results(plan, ids[count:]), blocks=(graph,))
 
 
 def _move_node(plan: Plan, table: Table) -> Node:
-    return Node("move", {"source": argument(plan, table.number(0, "i"))}, (declared(plan, table.number(1, "i")),))
+    return Node(
+        "move", {"source": argument(plan, table.number(0, "i"))}, (declared(plan, table.number(1, "i")),)
+    )
 
 
 def _jump_node(plan: Plan, table: Table) -> Node:
     destination = table.number(1, "i")
     if not 0 <= destination <= len(plan.instructions):
         raise plan.buffer.corrupt(f"it jumps to instruction {destination} of {len(plan.instructions)}")
-    return Node("jump_false", {"condition": argument(plan, table.number(0, "i")), "destination": destination}, ())
+    return Node(
+        "jump_false", {"condition": argument(plan, table.number(0, "i")), "destination": destination}, ()
+    )
 
 
 def _free_node(plan: Plan, table: Table) -> Node:
     return Node("free", {}, ())  # the interpreter frees values by itself
 
 
-READERS = {KERNEL: _kernel_node, DELEGATE: _delegate_node, MOVE: _move_node, JUMP_FALSE: _jump_node, FREE: _free_node}
+READERS = {
+    KERNEL: _kernel_node,
+    DELEGATE: _delegate_node,
+    MOVE: _move_node,
+    JUMP_FALSE: _jump_node,
+    FREE: _free_node,
+}
 
 
 def _precision(graph: Graph) -> str:

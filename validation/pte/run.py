@@ -1,8 +1,10 @@
-"""Running a Program: its instructions through the one interpreter, its delegates through their own operator tables.
+"""Running a Program: its instructions through the one interpreter, its delegates through their own operator
+tables.
 
-Numbers are tensors of the declared dtype; views share memory as they do in the runtime, so that what is changed in place is seen
-everywhere. Without `rounding`, everything that is declared half is float32 instead.
+Numbers are tensors of the declared dtype; views share memory as they do in the runtime, so that what is
+changed in place is seen everywhere. Without `rounding`, everything that is declared half is float32 instead.
 """
+
 import math
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -11,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.errors import UnsupportedOperators, UserError
-from . import aten_ops, mps_ops
-from ..resources import begin_turn
 from ..graph import Graph, Node, OperatorFailed, Tap, Value, interpret, references, resolve
 from ..mil.run import require_operators as require_mil_operators
+from ..resources import begin_turn
+from . import aten_ops, mps_ops
 from .coreml import run_coreml
 
 if TYPE_CHECKING:
@@ -34,11 +36,15 @@ class Kept:
 
 def require_operators(graph: Graph) -> None:
     """Raises UnsupportedOperators once, for all instructions that cannot be run here."""
-    missing = {node.op: node for node in graph.nodes if node.op not in OWN and aten_ops.find_kernel(node.op) is None}
+    missing = {
+        node.op: node for node in graph.nodes if node.op not in OWN and aten_ops.find_kernel(node.op) is None
+    }
     lines = [
-        f"{op.removeprefix('delegate:')}: a delegate for another backend ({node.name})"
-        if op.startswith("delegate:")
-        else f"{op} ({node.location or node.name})"
+        (
+            f"{op.removeprefix('delegate:')}: a delegate for another backend ({node.name})"
+            if op.startswith("delegate:")
+            else f"{op} ({node.location or node.name})"
+        )
         for op, node in missing.items()
     ]
     if missing:
@@ -48,19 +54,26 @@ def require_operators(graph: Graph) -> None:
             require_mil_operators(node.blocks[0])
 
 
-def run_program(program: "Program", inputs: dict[str, Any], tap: Tap | None, state: dict[str, Any] | None, rounding: bool) -> dict[str, Any]:
+def run_program(
+    program: "Program", inputs: dict[str, Any], tap: Tap | None, state: dict[str, Any] | None, rounding: bool
+) -> dict[str, Any]:
     graph = program.graph
     given = {value.name: inputs[value.name] for value in graph.inputs}
     _check_bounds(program, given)
     memories = _memories(program, state, rounding)
     if not changed_names(graph) <= set(memories):
-        given = {name: item.clone() if isinstance(item, torch.Tensor) else item for name, item in given.items()}
+        given = {
+            name: item.clone() if isinstance(item, torch.Tensor) else item for name, item in given.items()
+        }
     if not rounding:
         given = {name: aten_ops.widened(item) for name, item in given.items()}
     call = partial(_call, tap=tap, rounding=rounding, kept=program.kept)
     results = run_instructions(graph, {**program.numbers, **memories, **given}, call, tap)
     own = {tensor.untyped_storage().data_ptr() for tensor in memories.values()}
-    return {value.name: _detached(results[name], own) for value, name in zip(program.outputs, graph.outputs, strict=True)}
+    return {
+        value.name: _detached(results[name], own)
+        for value, name in zip(program.outputs, graph.outputs, strict=True)
+    }
 
 
 def _check_bounds(program: "Program", given: dict[str, Any]) -> None:
@@ -69,19 +82,25 @@ def _check_bounds(program: "Program", given: dict[str, Any]) -> None:
         if None in value.shape:
             sizes = given[bound.name].shape
             if any(size > limit for size, limit in zip(sizes, bound.shape)):
-                message = f"{bound.name} is {list(sizes)}, the program was exported for at most {list(bound.shape)}"
+                message = (
+                    f"{bound.name} is {list(sizes)}, the program was exported for at most {list(bound.shape)}"
+                )
                 raise UserError(message, "give a smaller input, or export the model with larger bounds")
 
 
 def _memories(program: "Program", state: dict[str, Any] | None, rounding: bool) -> dict[str, torch.Tensor]:
-    """The tensors that instructions change in place: those of the state, which is completed, and fresh ones."""
+    """The tensors that instructions change in place: those of the state, which is completed, and fresh
+    ones."""
     state = {} if state is None else state
     memories = {}
     for memory in program.memories:
         value = memory.value
         tensor = state[value.name] if memory.kept and value.name in state else memory.make(rounding)
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != value.shape:
-            message = f"the state's {value.name} does not fit {program.method}, which has {value.dtype} {list(value.shape)}"
+            message = (
+                f"the state's {value.name} does not fit {program.method}, which has {value.dtype}"
+                f" {list(value.shape)}"
+            )
             raise UserError(message, "use a state made by make_state() of this program")
         if memory.kept:
             state[value.name] = tensor
@@ -101,15 +120,23 @@ def changed_names(graph: Graph) -> set[str]:
 
 def _detached(result: Any, own: set[int]) -> Any:
     """A result that lies in a buffer of the program is copied: the next call may change that buffer."""
-    return result.clone() if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() in own else result
+    return (
+        result.clone()
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() in own
+        else result
+    )
 
 
-def run_instructions(graph: Graph, environment: dict[str, Any], call: Any, tap: Tap | None = None) -> dict[str, Any]:
+def run_instructions(
+    graph: Graph, environment: dict[str, Any], call: Any, tap: Tap | None = None
+) -> dict[str, Any]:
     """-> the values of graph.outputs by name. Straight runs between jumps go through the one interpreter."""
     jumps = [index for index, node in enumerate(graph.nodes) if node.op == "jump_false"]
     if not jumps:
         return interpret(graph, call, environment, tap)
-    starts = sorted({0, *(index + 1 for index in jumps), *(graph.nodes[index].inputs["destination"] for index in jumps)})
+    starts = sorted(
+        {0, *(index + 1 for index in jumps), *(graph.nodes[index].inputs["destination"] for index in jumps)}
+    )
     blocks = {start: _block(graph, start, end) for start, end in zip(starts, [*starts[1:], len(graph.nodes)])}
     environment, position = dict(environment), 0
     for _ in range(MAX_STEPS):
@@ -128,11 +155,14 @@ def _condition(jump: Node, environment: dict[str, Any]) -> bool:
     try:
         return bool(resolve(jump.inputs["condition"], environment))
     except (KeyError, RuntimeError) as error:  # nothing computed it, or it has more than one element
-        raise OperatorFailed(f"operator jump_false ({jump.name}) failed: its condition is no single value ({error})") from error
+        raise OperatorFailed(
+            f"operator jump_false ({jump.name}) failed: its condition is no single value ({error})"
+        ) from error
 
 
 def _block(graph: Graph, start: int, end: int) -> tuple[Graph, Node | None]:
-    """-> (the straight nodes of start..end, the jump that ends them). A block's outputs are all that it writes."""
+    """-> (the straight nodes of start..end, the jump that ends them). A block's outputs are all that it
+    writes."""
     nodes = graph.nodes[start:end]
     jump = nodes[-1] if nodes and nodes[-1].op == "jump_false" else None
     nodes = nodes[:-1] if jump else nodes
@@ -140,7 +170,14 @@ def _block(graph: Graph, start: int, end: int) -> tuple[Graph, Node | None]:
     return replace(graph, nodes=nodes, outputs=written), jump
 
 
-def _call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], tap: Tap | None, rounding: bool, kept: Kept) -> tuple:
+def _call(
+    node: Node,
+    arguments: dict[str, Any],
+    environment: dict[str, Any],
+    tap: Tap | None,
+    rounding: bool,
+    kept: Kept,
+) -> tuple:
     if node.op == "delegate:MPSBackend":
         return _call_mps(node, arguments["inputs"], tap, rounding, kept)
     if node.op == "delegate:CoreMLBackend":
@@ -152,8 +189,11 @@ def _call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], ta
     return () if node.op == "free" else aten_ops.call(node, arguments, environment, rounding)
 
 
-def _call_mps(node: Node, arguments: list[torch.Tensor], tap: Tap | None, rounding: bool, kept: Kept) -> tuple:
-    """The delegate reads and writes raw bytes: dtypes must be those declared on both sides, and shapes hold as many elements."""
+def _call_mps(
+    node: Node, arguments: list[torch.Tensor], tap: Tap | None, rounding: bool, kept: Kept
+) -> tuple:
+    """The delegate reads and writes raw bytes: dtypes must be those declared on both sides, and shapes hold
+    as many elements."""
     if (node.name, rounding) not in kept.delegates:
         kept.delegates[node.name, rounding] = _prepared(node.blocks[0], rounding)
     block = kept.delegates[node.name, rounding]
@@ -170,7 +210,10 @@ def _call_mps(node: Node, arguments: list[torch.Tensor], tap: Tap | None, roundi
 
 def _prepared(block: Graph, rounding: bool) -> Graph:
     """Constants decoded at most once, and without rounding as float32."""
-    decode = {name: constant if rounding else partial(_widened, constant) for name, constant in block.constants.items()}
+    decode = {
+        name: constant if rounding else partial(_widened, constant)
+        for name, constant in block.constants.items()
+    }
     return replace(block, constants={name: cache(constant) for name, constant in decode.items()})
 
 
@@ -182,4 +225,7 @@ def _require_same_bytes(tensor: torch.Tensor, value: Value, verb: str, rounding:
     have = str(tensor.dtype).removeprefix("torch.")
     want = value.dtype if rounding or value.dtype != "float16" else "float32"
     if have != want or tensor.numel() != math.prod(value.shape):
-        raise TypeError(f"the delegate {verb} {value.name} as {want} {list(value.shape)}, but it is {have} {list(tensor.shape)}")
+        raise TypeError(
+            f"the delegate {verb} {value.name} as {want} {list(value.shape)}, but it is {have}"
+            f" {list(tensor.shape)}"
+        )

@@ -1,4 +1,6 @@
-"""W8A8 artifacts: the saved bytes hold quantize and dequantize around int8 weights, and compute what torch computes on the same grids."""
+"""W8A8 artifacts: the saved bytes hold quantize and dequantize around int8 weights, and compute what torch
+computes on the same grids."""
+
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.converters.coreml.write.activations import activation_warnings
+from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.evaluate import evaluate
@@ -22,9 +24,11 @@ from cidermill.validation.mil.read import read_package
 
 
 class Net(torch.nn.Module):
-    """A convolution on values of both signs, one after a ReLU, a linear layer, and a layer too small to be compressed.
+    """A convolution on values of both signs, one after a ReLU, a linear layer, and a layer too small to be
+    compressed.
 
-    Weights and biases are whole numbers of 1/1024 up to 127: int8 and float16 hold them exactly, so that only activations are rounded.
+    Weights and biases are whole numbers of 1/1024 up to 127: int8 and float16 hold them exactly, so that only
+    activations are rounded.
     """
 
     def __init__(self):
@@ -46,8 +50,14 @@ class Net(torch.nn.Module):
 @pytest.fixture(scope="module")
 def captured():
     generator = np.random.default_rng(0)
-    batches = tuple({"x": generator.standard_normal((1, 16, 8, 8)).astype(np.float16).astype(np.float32)} for _ in range(6))
-    return capture(Source(Path("net.pt"), "module", "0", Net().eval(), (TensorSpec("x", (1, 16, 8, 8), "float32"),)), Samples("real", batches))
+    batches = tuple(
+        {"x": generator.standard_normal((1, 16, 8, 8)).astype(np.float16).astype(np.float32)}
+        for _ in range(6)
+    )
+    return capture(
+        Source(Path("net.pt"), "module", "0", Net().eval(), (TensorSpec("x", (1, 16, 8, 8), "float32"),)),
+        Samples("real", batches),
+    )
 
 
 @pytest.mark.parametrize("target", ["iOS17", "iOS18"])
@@ -57,12 +67,19 @@ def test_coreml_computes_on_the_same_grids(captured, tmp_path, recipe, target):
     write_mlpackage(compressed, tmp_path / "net.mlpackage", target)
     count = Counter(node.op for node in read_package(tmp_path / "net.mlpackage").functions["main"].nodes)
     assert count["quantize"] == count["dequantize"] == 3
-    assert count["constexpr_blockwise_shift_scale"] + count["constexpr_affine_dequantize"] == 3, "the weights stay compressed"
+    assert count["constexpr_blockwise_shift_scale"] + count["constexpr_affine_dequantize"] == 3, (
+        "the weights stay compressed"
+    )
     expected = evaluate(decompressed(compressed), captured)
     runner = open_runner(tmp_path / "net.mlpackage", host="reference", precision="float32")
     answers = [runner(batch) for batch in captured.samples.batches]
-    exact = [compare(expected[index : index + 1], answers[index : index + 1])[0].psnr_db for index in range(len(answers))]
-    assert np.median(exact) > 90 and min(exact) > 45, "only a value on the very edge of two codes may differ, where torch multiplies by 1/scale"
+    exact = [
+        compare(expected[index : index + 1], answers[index : index + 1])[0].psnr_db
+        for index in range(len(answers))
+    ]
+    assert np.median(exact) > 90 and min(exact) > 45, (
+        "only a value on the very edge of two codes may differ, where torch multiplies by 1/scale"
+    )
     runner = open_runner(tmp_path / "net.mlpackage", host="reference")
     rounded = compare(expected, [runner(batch) for batch in captured.samples.batches])[0]
     assert rounded.psnr_db > 40
@@ -92,5 +109,7 @@ def test_warnings_name_the_layers_left_in_float_and_random_inputs(captured):
     random = replace(captured, samples=Samples("synthetic", captured.samples.batches, 0))
     found = activation_warnings(Compressed(random, parse_recipe("w8a8"), {}, (), plan))
     assert "calibrated on random inputs" in found[0] and "--samples" in found[0]
-    assert found[1].startswith("10 layers keep float activations: layer0.weight: its reason; ") and found[1].endswith("; and 2 more")
+    assert found[1].startswith("10 layers keep float activations: layer0.weight: its reason; ") and found[
+        1
+    ].endswith("; and 2 more")
     assert activation_warnings(Compressed(random, parse_recipe("int8"), {}, ())) == ()

@@ -1,4 +1,6 @@
-"""converters/coreml/lower.py and its rules: each rewrite computes the same in torch, and so does the saved package, run from its bytes."""
+"""converters/coreml/lower.py and its rules: each rewrite computes the same in torch, and so does the saved
+package, run from its bytes."""
+
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.converters.coreml.write.lower import lower
+from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators
 from cidermill.models.evaluate import evaluate
@@ -34,7 +36,10 @@ class Calls(nn.Module):
 
 
 def captured_of(function, inputs, modules=()):
-    arrays = {f"in{index}": value.int().numpy() if value.dtype == torch.int64 else value.numpy() for index, value in enumerate(inputs)}
+    arrays = {
+        f"in{index}": value.int().numpy() if value.dtype == torch.int64 else value.numpy()
+        for index, value in enumerate(inputs)
+    }
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
     source = Source(Path("calls.pt"), "module", "0", Calls(function, modules).eval(), specs)
     return capture(source, Samples("synthetic", (arrays,), 0))
@@ -96,7 +101,9 @@ REDUCTIONS = {
     "log_softmax far apart": lambda x: F.log_softmax(x * 40, 1),
     "log of softmax": lambda x: torch.log(F.softmax(x * 10, 1)),
     "prod": lambda x: (x.prod(1), x[:, :5].prod(1, keepdim=True)),
-    "all of it behind a transpose": lambda x: torch.stack([(x.t() + 1).sum(), (x.t() + 1).mean(), (x.t() * 2).max(), x.t().amin()]),
+    "all of it behind a transpose": lambda x: torch.stack(
+        [(x.t() + 1).sum(), (x.t() + 1).mean(), (x.t() * 2).max(), x.t().amin()]
+    ),
     "argmax of everything": lambda x: torch.stack([x.argmax(), x.argmin()]),
     "bucketize": lambda x: (torch.bucketize(x, EDGES), torch.searchsorted(EDGES, x, right=True)),
     "histc": lambda x: torch.histc(x, 8, -2, 2),
@@ -140,7 +147,13 @@ INDEXING = {
     "scatter": (lambda x, i: (x.scatter(1, i, x * 2), x.scatter_add(1, i, x), x.scatter(1, i, 1.5)), V, I),
     "scatter of fewer rows": (lambda x, i: (x.scatter(1, i[:1], x * 2), x.gather(1, i[:1])), V, I),
     "scatter_reduce": (
-        lambda x, i: (x.scatter_reduce(1, i, x[:, :6], "amax"), x.scatter_reduce(1, i, x, "amin", include_self=False)), V, I),
+        lambda x, i: (
+            x.scatter_reduce(1, i, x[:, :6], "amax"),
+            x.scatter_reduce(1, i, x, "amin", include_self=False),
+        ),
+        V,
+        I,
+    ),
     "max_pool without a stride": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], X),
     "cumsum from the end": (lambda x: x.reshape(2, 3, 2, 4, 8).cumsum(-2), X),
 }
@@ -173,7 +186,9 @@ IMAGES = {
     "antialias bilinear": lambda x: F.interpolate(x, size=(4, 5), mode="bilinear", antialias=True),
     "antialias bicubic": lambda x: F.interpolate(x, size=(5, 12), mode="bicubic", antialias=True),
     "grid_sample": lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False),
-    "grid_sample at the border": lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), padding_mode="border", align_corners=True),
+    "grid_sample at the border": lambda x: F.grid_sample(
+        x, x[:, :2].permute(0, 2, 3, 1), padding_mode="border", align_corners=True
+    ),
 }
 
 
@@ -183,20 +198,37 @@ def test_images(name, tmp_path):
 
 
 def rotary(x):
-    turns = torch.polar(torch.ones(6, 4), torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01, 0.001])))
+    turns = torch.polar(
+        torch.ones(6, 4), torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    )
     pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], 4, 2))
     return torch.view_as_real(pairs * turns[None]).flatten(2)
 
 
 COMPLEX = {
     "rotary embedding": (rotary, normal(2, 6, 8)),
-    "fft": (lambda x: (torch.fft.fft(x).real, torch.fft.ifft(x).imag, torch.fft.fft(x, norm="ortho").abs()), V),
+    "fft": (
+        lambda x: (torch.fft.fft(x).real, torch.fft.ifft(x).imag, torch.fft.fft(x, norm="ortho").abs()),
+        V,
+    ),
     "fft2": (lambda x: torch.fft.fft2(x, norm="ortho").real, X),
     "rfft and back": (
-        lambda x: (torch.fft.rfft(x).abs(), torch.fft.irfft(torch.fft.rfft(x) * 2, n=12), torch.fft.irfft(torch.fft.rfft(x[:, :11]), n=11)), V),
+        lambda x: (
+            torch.fft.rfft(x).abs(),
+            torch.fft.irfft(torch.fft.rfft(x) * 2, n=12),
+            torch.fft.irfft(torch.fft.rfft(x[:, :11]), n=11),
+        ),
+        V,
+    ),
     "rfft2 and back": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), norm="ortho"), X),
-    "stft": (lambda x: torch.stft(x, 16, 4, window=torch.hann_window(16), return_complex=True).abs(), normal(1, 64)),
-    "quotient and sum": (lambda x: torch.abs((torch.complex(x, x + 1) + 1) / torch.complex(x.abs() + 1, x) - 2), V),
+    "stft": (
+        lambda x: torch.stft(x, 16, 4, window=torch.hann_window(16), return_complex=True).abs(),
+        normal(1, 64),
+    ),
+    "quotient and sum": (
+        lambda x: torch.abs((torch.complex(x, x + 1) + 1) / torch.complex(x.abs() + 1, x) - 2),
+        V,
+    ),
     "angle": (lambda x: torch.angle(torch.complex(x.abs() + 0.1, x)), V),
 }
 
@@ -211,13 +243,20 @@ def scores(q, mask):
 
 
 MASKS = {
-    "lowest number": lambda q, m: scores(q, torch.zeros(2, 1, 5, 5).masked_fill(m[:, None, None] == 0, LOWEST)),
+    "lowest number": lambda q, m: scores(
+        q, torch.zeros(2, 1, 5, 5).masked_fill(m[:, None, None] == 0, LOWEST)
+    ),
     "product with the lowest number": lambda q, m: scores(q, (1 - m[:, None, None].float()) * LOWEST),
     "product with -1e9": lambda q, m: scores(q, (1 - m[:, None, None].float()) * -1e9),
     "whole -1000000": lambda q, m: scores(q, (1 - m[:, None, None]) * -1000000),
     "less 1e30": lambda q, m: scores(q, -(1e30 * (1 - m[:, None, None].float()))),
-    "two masks": lambda q, m: scores(q, (1 - m[:, None, None].float()) * LOWEST) + scores(q, (1 - m[:, None, None].float()) * -2e9),
-    "comparison with a mask": lambda q, m: torch.where((1 - m.float()) * -1e9 < -1e8, -1.0, 1.0) * q[:, 0, :, 0],
+    "two masks": (
+        lambda q, m: scores(q, (1 - m[:, None, None].float()) * LOWEST)
+        + scores(q, (1 - m[:, None, None].float()) * -2e9)
+    ),
+    "comparison with a mask": (
+        lambda q, m: torch.where((1 - m.float()) * -1e9 < -1e8, -1.0, 1.0) * q[:, 0, :, 0]
+    ),
 }
 
 
@@ -235,7 +274,11 @@ def test_queries_that_see_nothing_give_zeros(tmp_path):
 
 
 def test_fewer_key_heads_than_query_heads(tmp_path):
-    check(tmp_path, lambda q: F.scaled_dot_product_attention(q, q[:, :2], q[:, 2:], enable_gqa=True, scale=0.3), Q)
+    check(
+        tmp_path,
+        lambda q: F.scaled_dot_product_attention(q, q[:, :2], q[:, 2:], enable_gqa=True, scale=0.3),
+        Q,
+    )
 
 
 def rms_norm(x):
@@ -244,12 +287,24 @@ def rms_norm(x):
 
 LARGE = {
     "RMSNorm": (lambda x: rms_norm(x * 3000), V, ()),
-    "RMSNorm by division": (lambda x: (x * 3000) / torch.sqrt((x * 3000).square().mean(-1, keepdim=True)), V, ()),
+    "RMSNorm by division": (
+        lambda x: (x * 3000) / torch.sqrt((x * 3000).square().mean(-1, keepdim=True)),
+        V,
+        (),
+    ),
     "RMSNorm of small numbers": (lambda x: rms_norm(x * 0.01), V, ()),
     "RMSNorm of zeros": (lambda x: rms_norm(x * torch.tensor([[0.0], [1.0]])), V, ()),
-    "standard deviation": (lambda x: (x * 3000 - (x * 3000).mean(1, keepdim=True)) / (x * 3000).std(1, keepdim=True), V, ()),
+    "standard deviation": (
+        lambda x: (x * 3000 - (x * 3000).mean(1, keepdim=True)) / (x * 3000).std(1, keepdim=True),
+        V,
+        (),
+    ),
     "GroupNorm": (lambda x, norm: norm(x * 3000), normal(2, 8, 4, 4), [lambda: nn.GroupNorm(4, 8)]),
-    "InstanceNorm": (lambda x, norm: norm(x * 3000), normal(2, 8, 4, 4), [lambda: nn.InstanceNorm2d(8, affine=True)]),
+    "InstanceNorm": (
+        lambda x, norm: norm(x * 3000),
+        normal(2, 8, 4, 4),
+        [lambda: nn.InstanceNorm2d(8, affine=True)],
+    ),
 }
 
 
@@ -260,11 +315,19 @@ def test_norms_of_large_numbers_do_not_overflow(name, tmp_path):
 
 
 RANKS = {
-    "elementwise and select": lambda x: (x.reshape(1, 2, 1, 3, 8, 8) * x.reshape(2, 1, 3, 8, 8)[:, :, :, :1] + 1)[..., 3, 2],
-    "permute, slice and sum": lambda x: x.reshape(1, 2, 3, 1, 8, 8).permute(4, 0, 3, 2, 1, 5)[2:5, :, :, 1:].sum((2, 5)),
-    "maximum and join": lambda x: torch.cat([x.reshape(1, 2, 3, 8, 1, 8), x.reshape(1, 2, 3, 8, 1, 8) * 2], 4).max(2)[0],
+    "elementwise and select": lambda x: (
+        x.reshape(1, 2, 1, 3, 8, 8) * x.reshape(2, 1, 3, 8, 8)[:, :, :, :1] + 1
+    )[..., 3, 2],
+    "permute, slice and sum": (
+        lambda x: x.reshape(1, 2, 3, 1, 8, 8).permute(4, 0, 3, 2, 1, 5)[2:5, :, :, 1:].sum((2, 5))
+    ),
+    "maximum and join": (
+        lambda x: torch.cat([x.reshape(1, 2, 3, 8, 1, 8), x.reshape(1, 2, 3, 8, 1, 8) * 2], 4).max(2)[0]
+    ),
     "expand": lambda x: x.reshape(1, 2, 1, 3, 64).unsqueeze(2).expand(1, 2, 4, 1, 3, 64).mean(4),
-    "constant": lambda x: (x.reshape(1, 2, 3, 1, 8, 8) + torch.arange(8.0).reshape(1, 1, 1, 1, 1, 8)).squeeze(0),
+    "constant": (
+        lambda x: (x.reshape(1, 2, 3, 1, 8, 8) + torch.arange(8.0).reshape(1, 1, 1, 1, 1, 8)).squeeze(0)
+    ),
 }
 
 
@@ -274,7 +337,8 @@ def test_axes_of_size_one_do_not_count_as_rank(name, tmp_path):
 
 
 def test_sorted_experts(tmp_path):
-    """A mixture of experts as transformers writes it: rows sorted by expert, ends of the rows counted by histc."""
+    """A mixture of experts as transformers writes it: rows sorted by expert, ends of the rows counted by
+    histc."""
     pytest.importorskip("transformers.integrations.moe")
 
     def mix(x, experts, weight):
@@ -309,10 +373,19 @@ def test_float32_keeps_large_numbers():
 
 
 def test_all_missing_operators_are_named_at_once(tmp_path):
-    captured = captured_of(lambda x: (torch.special.gammaln(x), torch.linalg.qr(x.T @ x)[1], torch.special.gammaln(x + 1)), [V])
-    with pytest.raises(UnsupportedOperators, match="Core ML cannot express 3 operators of this model") as caught:
+    captured = captured_of(
+        lambda x: (torch.special.gammaln(x), torch.linalg.qr(x.T @ x)[1], torch.special.gammaln(x + 1)), [V]
+    )
+    with pytest.raises(
+        UnsupportedOperators, match="Core ML cannot express 3 operators of this model"
+    ) as caught:
         package_of(captured, tmp_path)
-    assert sum("aten.lgamma.default" in line or "aten.special_gammaln" in line for line in caught.value.operators) == 2
+    assert (
+        sum(
+            "aten.lgamma.default" in line or "aten.special_gammaln" in line for line in caught.value.operators
+        )
+        == 2
+    )
     assert all("test_lower_coreml.py:" in line and "float32[" in line for line in caught.value.operators)
 
 
@@ -321,11 +394,17 @@ def test_what_coremltools_refuses_is_named_with_its_line(tmp_path):
     with pytest.raises(UnsupportedOperators) as caught:
         package_of(captured, tmp_path)
     line = caught.value.operators[0]
-    assert line.startswith("aten.bitwise_and.Tensor (test_lower_coreml.py:") and "only supports boolean input" in line
+    assert (
+        line.startswith("aten.bitwise_and.Tensor (test_lower_coreml.py:")
+        and "only supports boolean input" in line
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_rank_that_no_rewrite_lowers_is_named(tmp_path):
     captured = captured_of(lambda x: (x.reshape(2, 3, 2, 4, 2, 4).transpose(1, 3) + 1).sum(), [X])
-    with pytest.raises(UnsupportedOperators, match=r"-> float32\[2, 3, 2, 4, 2, 4\]: Core ML only supports tensors with rank <= 5"):
+    with pytest.raises(
+        UnsupportedOperators,
+        match=r"-> float32\[2, 3, 2, 4, 2, 4\]: Core ML only supports tensors with rank <= 5",
+    ):
         package_of(captured, tmp_path)

@@ -1,4 +1,6 @@
-"""How Core ML holds each form: the storable form has the same values, and the saved file has exactly its bits."""
+"""How Core ML holds each form: the storable form has the same values, and the saved file has exactly its
+bits."""
+
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.write import write_mlpackage
-from cidermill.converters.coreml.write.storage import storable, stored_bits
 from cidermill.converters.coreml.write.deployment import required_target
+from cidermill.converters.coreml.write.storage import storable, stored_bits
+from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.source import Samples, Source, TensorSpec
@@ -26,13 +28,22 @@ def codes(bits, blocks, zero_point=False):
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
     drawn = torch.randint(low, high, (ROWS, COLUMNS), generator=generator, dtype=torch.int8)
     scale = (torch.rand(blocks, generator=generator) + 0.1).half().float()
-    return Codes(bits, drawn, scale, torch.randint(low, high, blocks, generator=generator, dtype=torch.int8) if zero_point else None)
+    return Codes(
+        bits,
+        drawn,
+        scale,
+        torch.randint(low, high, blocks, generator=generator, dtype=torch.int8) if zero_point else None,
+    )
 
 
 def palette(bits, groups=(1, 1), vector=1, scaled=False, int8=False):
-    indices = torch.randint(0, 2**bits, (ROWS // vector, COLUMNS), generator=generator, dtype=torch.int32).to(torch.uint8)
+    indices = torch.randint(0, 2**bits, (ROWS // vector, COLUMNS), generator=generator, dtype=torch.int32).to(
+        torch.uint8
+    )
     lut = torch.randn(*groups, 2**bits, vector, generator=generator).half().float()
-    table_scale = (torch.rand(*groups, 1, 1, generator=generator) * 0.01 + 0.001).half().float() if int8 else None
+    table_scale = (
+        (torch.rand(*groups, 1, 1, generator=generator) * 0.01 + 0.001).half().float() if int8 else None
+    )
     if int8:
         lut = (torch.randint(-127, 128, lut.shape, generator=generator) * table_scale).half().float()
     scale = (torch.rand(ROWS, 1, generator=generator) + 0.5).half().float() if scaled else None
@@ -61,7 +72,13 @@ def captured():
 
 
 def made(form, pruned):
-    mask = (torch.rand(ROWS // 4, COLUMNS, generator=torch.Generator().manual_seed(1)) > 0.5).repeat_interleave(4, 0) if pruned else None
+    mask = (
+        (torch.rand(ROWS // 4, COLUMNS, generator=torch.Generator().manual_seed(1)) > 0.5).repeat_interleave(
+            4, 0
+        )
+        if pruned
+        else None
+    )
     return CompressedWeight("0.weight", (ROWS, COLUMNS), FORMS[form], mask)
 
 
@@ -73,39 +90,59 @@ def audited(captured, weight, write):
     return artifact, section, entry
 
 
-# In CI: every way in which a target stores a weight once, dense or pruned by turns, and both systems where their files differ. The rest is slow.
+# In CI: every way in which a target stores a weight once, dense or pruned by turns, and both systems where
+# their files differ. The rest is slow.
 PACKAGED = ("int2", "int3 asymmetric", "int5", "int6 block16", "int8 table", "scaled", "int4", "int7", "int8 asymmetric", "int4 block16",
             "int5 per-tensor", "palettize1", "palettize3", "palettize4", "palettize8", "group8", "vector4", "scaled 1 bit",
             "scaled vector2 group8", "int8 tables", "int8 vector2 scaled")  # fmt: skip
 DIFFER = 5  # of these, the first, are stored otherwise from iOS26 on
 DELEGATED = ("int2", "int4", "int4 block16", "int4 asymmetric", "int8 asymmetric", "palettize1", "palettize8", "vector4", "group8",
              "palettize8", "scaled", "scaled vector2 group8", "int8 table", "int8")  # fmt: skip
-PACKAGES_IN_CI = {(("iOS18", "iOS26")[place // 2 % 2], form, place % 2 == 1) for place, form in enumerate(PACKAGED)}
-PACKAGES_IN_CI |= {(("iOS26", "iOS18")[place // 2 % 2], form, place % 2 == 0) for place, form in enumerate(PACKAGED[:DIFFER])}
+PACKAGES_IN_CI = {
+    (("iOS18", "iOS26")[place // 2 % 2], form, place % 2 == 1) for place, form in enumerate(PACKAGED)
+}
+PACKAGES_IN_CI |= {
+    (("iOS26", "iOS18")[place // 2 % 2], form, place % 2 == 0) for place, form in enumerate(PACKAGED[:DIFFER])
+}
 DELEGATES_IN_CI = {(form, place % 2 == 1) for place, form in enumerate(DELEGATED)}
 
 
 def cases(every, chosen):
-    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.slow, id="-".join(map(str, case))) for case in every]
+    return [
+        pytest.param(*case, marks=() if case in chosen else pytest.mark.slow, id="-".join(map(str, case)))
+        for case in every
+    ]
 
 
-@pytest.mark.parametrize("target, form, pruned", cases(itertools.product(("iOS18", "iOS26"), FORMS, (False, True)), PACKAGES_IN_CI))
-def test_the_package_decodes_to_what_was_made_in_as_many_bits_as_said(captured, tmp_path, target, form, pruned):
+@pytest.mark.parametrize(
+    "target, form, pruned", cases(itertools.product(("iOS18", "iOS26"), FORMS, (False, True)), PACKAGES_IN_CI)
+)
+def test_the_package_decodes_to_what_was_made_in_as_many_bits_as_said(
+    captured, tmp_path, target, form, pruned
+):
     weight = made(form, pruned)
     stored, _ = storable(weight, target == "iOS26")
     assert torch.equal(stored.dense(), weight.dense())
-    artifact, section, entry = audited(captured, weight, lambda compressed: write_mlpackage(compressed, tmp_path / "m.mlpackage", target))
+    artifact, section, entry = audited(
+        captured, weight, lambda compressed: write_mlpackage(compressed, tmp_path / "m.mlpackage", target)
+    )
     assert section["verdict"] == "pass" and entry["decoded"] == "equal"
     assert artifact.realised[weight.name][1] == pytest.approx(stored_bits(stored) / weight.dense().numel())
-    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.02)  # the axis of a vector takes 4 bytes
+    assert entry["bits_per_weight"] == pytest.approx(
+        artifact.realised[weight.name][1], abs=0.02
+    )  # the axis of a vector takes 4 bytes
 
 
 @pytest.mark.parametrize("form, pruned", cases(itertools.product(FORMS, (False, True)), DELEGATES_IN_CI))
 def test_the_delegate_decodes_to_what_was_made(captured, tmp_path, form, pruned):
     weight = made(form, pruned)
-    artifact, section, entry = audited(captured, weight, lambda compressed: write_pte(compressed, tmp_path / "m.pte"))
+    artifact, section, entry = audited(
+        captured, weight, lambda compressed: write_pte(compressed, tmp_path / "m.pte")
+    )
     assert section["verdict"] == "pass" and entry["decoded"] == "equal"
-    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.04)  # an index offset of 8 bytes
+    assert entry["bits_per_weight"] == pytest.approx(
+        artifact.realised[weight.name][1], abs=0.04
+    )  # an index offset of 8 bytes
 
 
 def test_a_table_per_channel_is_taken_only_where_it_is_cheap():

@@ -1,4 +1,6 @@
-"""converters/coreml/write.py: the saved package holds the codes that the recipe made, computes what they say, and is the same every time."""
+"""converters/coreml/write.py: the saved package holds the codes that the recipe made, computes what they say,
+and is the same every time."""
+
 import os
 import subprocess
 import sys
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.converters.coreml.write.deployment import check_target
+from cidermill.converters.coreml.write.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators, UserError
 from cidermill.models.evaluate import evaluate
@@ -29,11 +31,21 @@ RECIPES = [
     "prune50:global", "prune50:channels", "prune50:block4", "prune:2of4", "prune50:sparsegpt", "prune50:block4+palettize4:vector2",
     "int4; linear=int8; type:convolution=palettize4",
 ]  # fmt: skip
-OLDER = ["float16", "int8", "int8:per-tensor", "int8:asymmetric", "palettize4", "palettize8", "prune50", "prune:2of4"]
+OLDER = [
+    "float16",
+    "int8",
+    "int8:per-tensor",
+    "int8:asymmetric",
+    "palettize4",
+    "palettize8",
+    "prune50",
+    "prune:2of4",
+]
 
 
 class Net(torch.nn.Module):
-    """Every kind of weight that is compressed: convolution, transposed convolution, linear, embedding, a weight used as [in, out]."""
+    """Every kind of weight that is compressed: convolution, transposed convolution, linear, embedding, a
+    weight used as [in, out]."""
 
     def __init__(self):
         super().__init__()
@@ -53,9 +65,14 @@ class Net(torch.nn.Module):
 @pytest.fixture(scope="module")
 def captured():
     generator = np.random.default_rng(0)
-    arrays = {"image": generator.standard_normal((1, 16, 8, 8)).astype(np.float32), "tokens": np.arange(12, dtype=np.int32)[None]}
+    arrays = {
+        "image": generator.standard_normal((1, 16, 8, 8)).astype(np.float32),
+        "tokens": np.arange(12, dtype=np.int32)[None],
+    }
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
-    return capture(Source(Path("net.pt"), "module", "0", Net().eval(), specs), Samples("synthetic", (arrays,), 0))
+    return capture(
+        Source(Path("net.pt"), "module", "0", Net().eval(), specs), Samples("synthetic", (arrays,), 0)
+    )
 
 
 def errors_of(captured, recipe, path, **options):
@@ -95,8 +112,14 @@ def test_every_stored_weight_decodes_to_the_weight_that_was_made(captured, tmp_p
 def test_names_and_types_are_the_models_own(captured, tmp_path):
     artifact, _, _ = errors_of(captured, "int8", tmp_path / "net.mlpackage")
     runner = open_runner(artifact.path)
-    assert [(value.name, value.dtype, value.shape) for value in runner.inputs] == [("image", "float32", (1, 16, 8, 8)), ("tokens", "int32", (1, 12))]
-    assert [(value.name, value.dtype) for value in runner.outputs] == [("picture", "float32"), ("text", "float32")]
+    assert [(value.name, value.dtype, value.shape) for value in runner.inputs] == [
+        ("image", "float32", (1, 16, 8, 8)),
+        ("tokens", "int32", (1, 12)),
+    ]
+    assert [(value.name, value.dtype) for value in runner.outputs] == [
+        ("picture", "float32"),
+        ("text", "float32"),
+    ]
 
 
 def test_a_buffer_that_serves_as_a_weight_is_compressed_too(tmp_path):
@@ -113,14 +136,20 @@ def test_a_buffer_that_serves_as_a_weight_is_compressed_too(tmp_path):
     found = capture(source, Samples("synthetic", ({"x": array},), 0))
     artifact, _, errors = errors_of(found, "int4", tmp_path / "m.mlpackage")
     assert verdict(errors, 40) == "pass"
-    assert "constexpr_blockwise_shift_scale" in {node.op for node in read_package(artifact.path).functions["main"].nodes}
+    assert "constexpr_blockwise_shift_scale" in {
+        node.op for node in read_package(artifact.path).functions["main"].nodes
+    }
 
 
 def test_operations_are_traced_back_to_module_and_line(captured, tmp_path):
     artifact, _, _ = errors_of(captured, "int8", tmp_path / "net.mlpackage")
     nodes = read_package(artifact.path).functions["main"].nodes
     scopes = {node.op: (node.scope, node.location.split(":")[0]) for node in nodes}
-    assert scopes["conv"] == ("conv", "conv.py") and scopes["conv_transpose"] == ("up", "conv.py") and scopes["gather"] == ("embed", "sparse.py")
+    assert (
+        scopes["conv"] == ("conv", "conv.py")
+        and scopes["conv_transpose"] == ("up", "conv.py")
+        and scopes["gather"] == ("embed", "sparse.py")
+    )
 
 
 BUILD = """
@@ -146,13 +175,17 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         digests.add(done.stdout)
-        names = sorted(str(path.relative_to(tmp_path / seed)) for path in (tmp_path / seed).rglob("*") if path.is_file())
+        names = sorted(
+            str(path.relative_to(tmp_path / seed)) for path in (tmp_path / seed).rglob("*") if path.is_file()
+        )
     assert len(digests) == 1
     assert names == [f"net.mlpackage/{name}" for name in (
         "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin", "Manifest.json")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("recipe", "bits"), [("int8", 8.0), ("int4:block32", 4.5), ("palettize4", 4.0), ("float16", 16.0)])
+@pytest.mark.parametrize(
+    ("recipe", "bits"), [("int8", 8.0), ("int4:block32", 4.5), ("palettize4", 4.0), ("float16", 16.0)]
+)
 def test_the_file_is_as_small_as_the_recipe_promises(tmp_path, recipe, bits):
     """Within 2 % of the weights' bits plus, for int8, their scales of two bytes an output channel."""
     torch.manual_seed(0)
@@ -203,9 +236,15 @@ def test_a_scalar_input_keeps_its_name(tmp_path):
         def forward(self, x, gain, steps):
             return x * gain + steps
 
-    arrays = {"x": np.ones((1, 8), np.float32), "gain": np.array(2.5, np.float32), "steps": np.array(3, np.int32)}
+    arrays = {
+        "x": np.ones((1, 8), np.float32),
+        "gain": np.array(2.5, np.float32),
+        "steps": np.array(3, np.int32),
+    }
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
-    scalars = capture(Source(Path("gain.pt"), "module", "0", Gain().eval(), specs), Samples("synthetic", (arrays,), 0))
+    scalars = capture(
+        Source(Path("gain.pt"), "module", "0", Gain().eval(), specs), Samples("synthetic", (arrays,), 0)
+    )
     write_mlpackage(compress(scalars, parse_recipe("float16")), tmp_path / "gain.mlpackage")
     runner = open_runner(tmp_path / "gain.mlpackage")
     assert {value.name: value.shape for value in runner.inputs} == {"x": (1, 8), "gain": (1,), "steps": (1,)}

@@ -1,4 +1,6 @@
-"""converters/mps/lower.py and mps_rules.py: the lowered program computes what the source computes, in operators the runtime has."""
+"""converters/mps/lower.py and mps_rules.py: the lowered program computes what the source computes, in
+operators the runtime has."""
+
 import math
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def captured_of(module, *arrays):
     named = {f"x{index}": np.asarray(array) for index, array in enumerate(arrays)}
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in named.items())
     module = module if isinstance(module, torch.nn.Module) else Function(module)
-    return capture(Source(Path("toy.pt"), "module", "0", module.eval(), specs), Samples("synthetic", (named,), 0))
+    return capture(
+        Source(Path("toy.pt"), "module", "0", module.eval(), specs), Samples("synthetic", (named,), 0)
+    )
 
 
 def random(*shape):
@@ -48,14 +52,20 @@ def check(module, *arrays, half_tolerance=4e-3):
         results = evaluate(program, captured)[0]
         for name, expected in captured.reference[0].items():
             scale = max(np.abs(expected).max(), 1e-3)
-            np.testing.assert_allclose(results[name] / scale, expected / scale, atol=tolerance, err_msg=f"half={half}")
+            np.testing.assert_allclose(
+                results[name] / scale, expected / scale, atol=tolerance, err_msg=f"half={half}"
+            )
     left = {node.target for node in program.graph.nodes if node.op == "call_function"}
     assert not (left & (set(RULES) | set(FIRST_OF_TUPLE))) - LEFT_AS_THEY_ARE
     return program
 
 
 def heads(length=5, width=8):
-    return random(1, 4, length, width), random(1, 4, length, width)[..., ::-1].copy(), random(1, 4, length, width) * 0.5
+    return (
+        random(1, 4, length, width),
+        random(1, 4, length, width)[..., ::-1].copy(),
+        random(1, 4, length, width) * 0.5,
+    )
 
 
 UNARY = {
@@ -145,11 +155,16 @@ def test_attention(name):
         key, value = key[:, :2], value[:, :2]
     program = check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options), query, key, value)
     names = {str(node.target) for node in program.graph.nodes}
-    assert not names & {"aten.logical_not.default", "aten.any.dim", "aten.eq.Scalar"}  # the safe-softmax pattern
+    assert not names & {
+        "aten.logical_not.default",
+        "aten.any.dim",
+        "aten.eq.Scalar",
+    }  # the safe-softmax pattern
 
 
 def test_attention_rows_that_a_mask_input_closes_give_zeros():
-    """Left padding under a causal mask: torch gives zeros, a finite mask alone would give the mean of the values."""
+    """Left padding under a causal mask: torch gives zeros, a finite mask alone would give the mean of the
+    values."""
     query, key, value = heads()
     keep = np.array([[0, 0, 1, 1, 1]], np.int32)
 
@@ -161,17 +176,25 @@ def test_attention_rows_that_a_mask_input_closes_give_zeros():
 
 
 def test_mask_of_ones_costs_nothing():
-    program = check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(5, 5).bool()), *heads())
+    program = check(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(5, 5).bool()), *heads()
+    )
     assert aten.where.self not in {node.target for node in program.graph.nodes}
 
 
 MODULES = {
     "transposed": (torch.nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1), (1, 4, 5, 6)),
-    "transposed groups": (torch.nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), groups=2, dilation=(1, 2)), (1, 4, 5, 6)),
+    "transposed groups": (
+        torch.nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), groups=2, dilation=(1, 2)),
+        (1, 4, 5, 6),
+    ),
     "transposed 1d": (torch.nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1), (1, 4, 5)),
     "depthwise": (torch.nn.Conv2d(4, 8, 3, groups=4, padding=1), (1, 4, 5, 6)),
     "depthwise 1d": (torch.nn.Conv1d(4, 4, 3, groups=4, padding=2), (1, 4, 9)),
-    "embedding": (torch.nn.Sequential(torch.nn.Embedding(9, 4, padding_idx=2), torch.nn.Linear(4, 3, bias=False)), None),
+    "embedding": (
+        torch.nn.Sequential(torch.nn.Embedding(9, 4, padding_idx=2), torch.nn.Linear(4, 3, bias=False)),
+        None,
+    ),
     "batch norm": (torch.nn.BatchNorm1d(6), (2, 6, 4)),
     "group norm": (torch.nn.GroupNorm(2, 6), (2, 6, 4)),
     "gru cell": (torch.nn.GRUCell(4, 6), (2, 4)),
@@ -209,12 +232,20 @@ INTEGERS = {
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers(name):
     program = check(INTEGERS[name], np.array([[4, 1, 7, 3]], np.int32))
-    kinds = {node.meta["val"].dtype for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+    kinds = {
+        node.meta["val"].dtype
+        for node in program.graph.nodes
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    }
     assert torch.int64 not in kinds and torch.float64 not in kinds
 
 
 def test_operands_agree_in_type_and_scalars_are_constants():
-    program = check(lambda x, ids: (x + ids) * 2 - torch.where(ids > 2, x, 1.0), random(1, 4), np.array([[4, 1, 7, 3]], np.int32))
+    program = check(
+        lambda x, ids: (x + ids) * 2 - torch.where(ids > 2, x, 1.0),
+        random(1, 4),
+        np.array([[4, 1, 7, 3]], np.int32),
+    )
     for node in program.graph.nodes:
         if node.target in (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor):
             assert len({argument.meta["val"].dtype for argument in node.args}) == 1
@@ -229,8 +260,13 @@ def test_constants_beyond_float16_are_limited_and_reported():
 
 def test_lower_leaves_the_captured_program_alone():
     captured = captured_of(Positional(torch.nn.Linear(4, 4)), random(2, 4))
-    before = str(captured.program.graph), {name: tensor.clone() for name, tensor in captured.program.state_dict.items()}
-    lower(captured.program, half=True, dense=lambda name: torch.zeros(4, 4) if name.endswith("weight") else None)
+    before = (
+        str(captured.program.graph),
+        {name: tensor.clone() for name, tensor in captured.program.state_dict.items()},
+    )
+    lower(
+        captured.program, half=True, dense=lambda name: torch.zeros(4, 4) if name.endswith("weight") else None
+    )
     assert str(captured.program.graph) == before[0]
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in captured.program.state_dict.items())
 
@@ -240,7 +276,9 @@ def test_bfloat16_inside_becomes_the_compute_type():
     captured = captured_of(lambda x: linear(x.bfloat16()).float(), random(1, 8))
     for half in (False, True):
         program = finish(lower(captured.program, half)[0])
-        assert torch.bfloat16 not in {node.meta["val"].dtype for node in program.graph.nodes if "val" in node.meta}
+        assert torch.bfloat16 not in {
+            node.meta["val"].dtype for node in program.graph.nodes if "val" in node.meta
+        }
         error = evaluate(program, captured)[0]["output"] - captured.reference[0]["output"]
         assert np.abs(error).max() < 0.02  # bfloat16 keeps 8 bits
 

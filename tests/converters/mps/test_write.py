@@ -1,4 +1,6 @@
-"""converters/mps/write.py: the saved .pte is one MPS delegate with the recipe's codes, computes what they say, and is always the same."""
+"""converters/mps/write.py: the saved .pte is one MPS delegate with the recipe's codes, computes what they
+say, and is always the same."""
+
 import logging
 import os
 import subprocess
@@ -23,7 +25,8 @@ QUICK = ["bert", "segformer"]  # all of them go through tests/pipeline/test_zoo.
 
 
 class Net(torch.nn.Module):
-    """Every kind of weight: convolution, embedding tied to an output layer, linear, a weight used as [in, out]."""
+    """Every kind of weight: convolution, embedding tied to an output layer, linear, a weight used as [in,
+    out]."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +55,9 @@ class Function(torch.nn.Module):
 
 def captured_of(module, **arrays):
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
-    return capture(Source(Path("toy.pt"), "module", "0", module.eval(), specs), Samples("synthetic", (arrays,), 0))
+    return capture(
+        Source(Path("toy.pt"), "module", "0", module.eval(), specs), Samples("synthetic", (arrays,), 0)
+    )
 
 
 def image(*shape):
@@ -68,10 +73,18 @@ def net():
 def zoo_captured(zoo):
     def build(name):
         module, inputs = zoo.build(name)
-        arrays = {key: (value.int() if value.dtype == torch.int64 else value).numpy() for key, value in inputs.items()}
+        arrays = {
+            key: (value.int() if value.dtype == torch.int64 else value).numpy()
+            for key, value in inputs.items()
+        }
         specs = tuple(TensorSpec(key, array.shape, str(array.dtype)) for key, array in arrays.items())
-        program = torch.export.export(zoo.FirstOutput(module, list(inputs)).eval(), tuple(inputs.values()), strict=False)
-        return capture(Source(Path(f"{name}.pt2"), "exported-program", "0", module, specs, program), Samples("synthetic", (arrays,), 0))
+        program = torch.export.export(
+            zoo.FirstOutput(module, list(inputs)).eval(), tuple(inputs.values()), strict=False
+        )
+        return capture(
+            Source(Path(f"{name}.pt2"), "exported-program", "0", module, specs, program),
+            Samples("synthetic", (arrays,), 0),
+        )
 
     return build
 
@@ -82,18 +95,29 @@ def psnr_db(expected, result):
 
 
 def written(captured, recipe, path):
-    """-> (artifact, compressed, operators at the top of the program, worst PSNR of its reference run in dB)"""
+    """-> (artifact, compressed, operators at the top of the program, worst PSNR of its reference run in
+    dB)"""
     compressed = compress(captured, parse_recipe(recipe))
     artifact = write_pte(compressed, path)
     runner = open_runner(path, host="reference")
     results = runner(captured.samples.batches[0])
     expected = evaluate(decompressed(compressed), captured)[0]
     assert list(results) == list(expected)  # the names survive
-    return artifact, compressed, [node.op for node in runner.graph.nodes], min(psnr_db(expected[name], results[name]) for name in expected)
+    return (
+        artifact,
+        compressed,
+        [node.op for node in runner.graph.nodes],
+        min(psnr_db(expected[name], results[name]) for name in expected),
+    )
 
 
 def delegate_nodes(path):
-    return [inner for node in open_runner(path, host="reference").graph.nodes for block in node.blocks for inner in block.nodes]
+    return [
+        inner
+        for node in open_runner(path, host="reference").graph.nodes
+        for block in node.blocks
+        for inner in block.nodes
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["float16", "int8", "int4"])
@@ -127,7 +151,9 @@ def test_recipes_are_stored_as_realised_says(net, recipe, schemes, tmp_path):
     plain = write_pte(compress(net, parse_recipe("float16")), tmp_path / "plain.pte")
     others = plain.size_bytes - sum(2 * size for size in distinct.values())
     nodes = len(delegate_nodes(artifact.path)) - len(delegate_nodes(plain.path))
-    assert abs(artifact.size_bytes - others - stored) < 0.02 * stored + 140 * nodes  # a node that decompresses, with its values, takes some 110
+    assert (
+        abs(artifact.size_bytes - others - stored) < 0.02 * stored + 140 * nodes
+    )  # a node that decompresses, with its values, takes some 110
 
 
 def test_dense_weights_say_why(net, tmp_path):
@@ -142,7 +168,10 @@ def test_int4_that_the_node_cannot_hold_is_stored_in_bytes(tmp_path):
     artifact, _, _, psnr = written(captured, "int4:per-channel", tmp_path / "m.pte")
     ((scheme, bits, reason),) = artifact.realised.values()
     assert scheme == "int8-storage" and 8 < bits < 9 and psnr >= 40
-    assert reason == "the MPS delegate's int4 node needs rows and blocks of an even length, not 27 in blocks of 27"
+    assert (
+        reason
+        == "the MPS delegate's int4 node needs rows and blocks of an even length, not 27 in blocks of 27"
+    )
 
 
 def test_int4_nibbles():
@@ -151,28 +180,43 @@ def test_int4_nibbles():
 
 
 def test_operators_without_an_mps_form_run_as_portable_kernels(tmp_path):
-    captured = captured_of(Function(lambda x: torch.relu(x) + torch.topk(x * 2, 3).values.sum()), x=image(2, 8))
+    captured = captured_of(
+        Function(lambda x: torch.relu(x) + torch.topk(x * 2, 3).values.sum()), x=image(2, 8)
+    )
     artifact, _, operators, psnr = written(captured, "float16", tmp_path / "m.pte")
-    assert any("topk" in operator for operator in operators) and operators.count("delegate:MPSBackend") == 2 and psnr > 40
+    assert (
+        any("topk" in operator for operator in operators)
+        and operators.count("delegate:MPSBackend") == 2
+        and psnr > 40
+    )
     assert len(artifact.warnings) == 1
-    assert artifact.warnings[0].startswith("outside the MPS delegate, as portable CPU kernels: aten.topk.default (")
+    assert artifact.warnings[0].startswith(
+        "outside the MPS delegate, as portable CPU kernels: aten.topk.default ("
+    )
     assert "test_write.py:" in artifact.warnings[0] and "float16[2, 8]" in artifact.warnings[0]
 
 
 def test_operators_that_nothing_computes_are_all_named(tmp_path):
-    captured = captured_of(Function(lambda x: torch.special.bessel_j0(x) + torch.special.bessel_j1(x)), x=image(2, 3))
+    captured = captured_of(
+        Function(lambda x: torch.special.bessel_j0(x) + torch.special.bessel_j1(x)), x=image(2, 3)
+    )
     with pytest.raises(UnsupportedOperators) as failure:
         write_pte(compress(captured, parse_recipe("float32")), tmp_path / "m.pte")
     lines = str(failure.value).splitlines()
     assert lines[0] == "ExecuTorch's MPS target cannot express 2 operators of this model:"
-    assert "special_bessel_j0" in lines[1] and "test_write.py:" in lines[1] and "float32[2, 3] -> float32[2, 3]" in lines[1]
+    assert (
+        "special_bessel_j0" in lines[1]
+        and "test_write.py:" in lines[1]
+        and "float32[2, 3] -> float32[2, 3]" in lines[1]
+    )
     assert "special_bessel_j1" in lines[2]
     assert lines[3] == "Replace these operators in the model, or convert it with --target coreml."
     assert not (tmp_path / "m.pte").exists()
 
 
 def test_shared_ids_of_the_stock_serializer(tmp_path):
-    """Its table of scalars outlives a program and takes 1, 1.0 and True for one: a second file would refer to values it does not have."""
+    """Its table of scalars outlives a program and takes 1, 1.0 and True for one: a second file would refer to
+    values it does not have."""
     function = Function(lambda x: (x + 1) * 1.0 - (x > 1).float() * -1 - (x > -2).int() * -2)
     captured = captured_of(function, x=image(3, 4))
     first, *_, psnr = written(captured, "float16", tmp_path / "a.pte")
@@ -200,8 +244,20 @@ print(t.write_pte(compress(net, parse_recipe("int8")), pathlib.Path(sys.argv[1])
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     digests = set()
     for seed in ("1", "2"):
-        command = [sys.executable, "-c", DETERMINISM.format(folder=str(Path(__file__).parent)), str(tmp_path / f"{seed}.pte")]
-        run = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=tmp_path, capture_output=True, text=True, check=True)
+        command = [
+            sys.executable,
+            "-c",
+            DETERMINISM.format(folder=str(Path(__file__).parent)),
+            str(tmp_path / f"{seed}.pte"),
+        ]
+        run = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         digests.add(run.stdout.split()[-1])
     assert len(digests) == 1
 

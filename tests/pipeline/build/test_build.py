@@ -1,4 +1,6 @@
-"""`cidermill build` as a user meets it: everything in the file is made, what fails is no end, and a bad file changes nothing."""
+"""`cidermill build` as a user meets it: everything in the file is made, what fails is no end, and a bad file
+changes nothing."""
+
 import hashlib
 import json
 import os
@@ -51,10 +53,17 @@ def make_project(folder):
     torch.manual_seed(0)
     (folder / "models").mkdir(parents=True)
     (folder / "recipes").mkdir()
-    torch.save(torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)).eval(), folder / "models/net.pt")
-    np.savez(folder / "samples.npz", input=np.random.default_rng(0).standard_normal((3, 64), dtype=np.float32))
+    torch.save(
+        torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 8)).eval(),
+        folder / "models/net.pt",
+    )
+    np.savez(
+        folder / "samples.npz", input=np.random.default_rng(0).standard_normal((3, 64), dtype=np.float32)
+    )
     (folder / "recipes/mine.toml").write_text('recipe = "float16"\n[layers]\n"0.*" = "int8"\n')
-    (folder / "my_data.py").write_text("import numpy\ndef batches():\n    yield {'input': numpy.ones(64, numpy.float32)}\n")
+    (folder / "my_data.py").write_text(
+        "import numpy\ndef batches():\n    yield {'input': numpy.ones(64, numpy.float32)}\n"
+    )
     return folder
 
 
@@ -97,15 +106,29 @@ def several(tmp_path_factory):
 def test_everything_is_made_but_what_cannot(several):
     folder, result = several
     assert result.exit_code == 2, result.output  # the worst of them
-    assert sorted(path.name for path in (folder / "build").iterdir()) == ["build.json", "net", "other-coarse", "other-file"]
-    assert sorted(path.name for path in (folder / "build/net").iterdir()) == ["net.mlpackage", "net.pte", "report.html", "report.json"]
+    assert sorted(path.name for path in (folder / "build").iterdir()) == [
+        "build.json",
+        "net",
+        "other-coarse",
+        "other-file",
+    ]
+    assert sorted(path.name for path in (folder / "build/net").iterdir()) == [
+        "net.mlpackage",
+        "net.pte",
+        "report.html",
+        "report.json",
+    ]
     content = json.loads((folder / "build/build.json").read_text())
     assert content["schema"] == "cidermill.build/1"
     assert content["verdict"] == "fail"
     assert "only" not in content
     rows = {(row["model"], row["variant"]): row for row in content["conversions"]}
     assert [(*key, row["verdict"]) for key, row in rows.items()] == [
-        ("net", None, "pass"), ("other", "coarse", "fail"), ("other", "impossible", "not made"), ("other", "file", "pass")]
+        ("net", None, "pass"),
+        ("other", "coarse", "fail"),
+        ("other", "impossible", "not made"),
+        ("other", "file", "pass"),
+    ]
     assert "1kB" in rows["other", "impossible"]["reason"]
     assert "--min-psnr" in rows["other", "coarse"]["reason"]
     assert rows["net", None]["reason"] is None
@@ -123,7 +146,9 @@ def test_the_summary_says_what_is_on_disk(several):
     package, program = row["artifacts"]
     assert program["sha256"] == hashlib.sha256((folder / "build/net/net.pte").read_bytes()).hexdigest()
     assert program["size_bytes"] == (folder / "build/net/net.pte").stat().st_size
-    assert package["size_bytes"] == sum(path.stat().st_size for path in (folder / "build/net/net.mlpackage").rglob("*") if path.is_file())
+    assert package["size_bytes"] == sum(
+        path.stat().st_size for path in (folder / "build/net/net.mlpackage").rglob("*") if path.is_file()
+    )
     report = json.loads((folder / "build" / row["report"]).read_text())
     assert [one["sha256"] for one in report["artifacts"]] == [package["sha256"], program["sha256"]]
     assert report["source"]["path"] == "models/net.pt"
@@ -143,10 +168,22 @@ def test_a_person_is_told(several):
 def test_a_folder_is_what_convert_writes(several, tmp_path, monkeypatch):
     folder, _ = several
     monkeypatch.chdir(folder)
-    command = ["models/net.pt", "--input", "input:1x64", "--quant", "recipes/mine.toml", "--samples", "samples.npz", "--out", str(tmp_path / "out")]
+    command = [
+        "models/net.pt",
+        "--input",
+        "input:1x64",
+        "--quant",
+        "recipes/mine.toml",
+        "--samples",
+        "samples.npz",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert CliRunner().invoke(convert, [*command, "--device", "A14", "--quiet"]).exit_code == 0
     made = folder / "build/other-file"
-    artifacts = [path.relative_to(made) for path in made.rglob("*") if path.is_file() and ".mlpackage" in str(path)]
+    artifacts = [
+        path.relative_to(made) for path in made.rglob("*") if path.is_file() and ".mlpackage" in str(path)
+    ]
     assert len(artifacts) == 3
     for path in artifacts:
         assert (made / path).read_bytes() == (tmp_path / "out" / path).read_bytes(), path
@@ -155,22 +192,78 @@ def test_a_folder_is_what_convert_writes(several, tmp_path, monkeypatch):
 BAD = {
     "a file that is not there": (None, [], ["cidermill.toml does not exist"]),
     "an unknown key": (NET + "qaunt = 'int4'\n", [], ["[models.net]", "did you mean quant?"]),
-    "a model that is not there": (NET + "[models.b]\npath = 'models/none.pt'\n", [], ["cidermill.toml, [models.b]: models/none.pt does not exist"]),
-    "a model that is none": (NET + "[models.b]\npath = 'my_data.py'\n", [], ["cidermill.toml, [models.b]: my_data.py"]),
-    "a recipe that is none": (NET + "[models.b]\npath = 'models/net.pt'\nquant = 'int9'\n", [], ["cidermill.toml, [models.b]: ", "int9"]),
-    "a recipe file that is not there": (NET + "[models.b]\npath = 'models/net.pt'\nquant = 'b.toml'\n", [], ["recipe file b.toml does not exist"]),
-    "a scheme that is none": (NET + "[models.b]\npath = 'models/net.pt'\nbudget = '1MB'\nschemes = 'int8,,'\n", [], ["[models.b]: --schemes"]),
-    "a target too old": (NET + "deployment-target = 'iOS14'\n", [], ["cidermill.toml, [models.net]: ", "iOS14"]),
+    "a model that is not there": (
+        NET + "[models.b]\npath = 'models/none.pt'\n",
+        [],
+        ["cidermill.toml, [models.b]: models/none.pt does not exist"],
+    ),
+    "a model that is none": (
+        NET + "[models.b]\npath = 'my_data.py'\n",
+        [],
+        ["cidermill.toml, [models.b]: my_data.py"],
+    ),
+    "a recipe that is none": (
+        NET + "[models.b]\npath = 'models/net.pt'\nquant = 'int9'\n",
+        [],
+        ["cidermill.toml, [models.b]: ", "int9"],
+    ),
+    "a recipe file that is not there": (
+        NET + "[models.b]\npath = 'models/net.pt'\nquant = 'b.toml'\n",
+        [],
+        ["recipe file b.toml does not exist"],
+    ),
+    "a scheme that is none": (
+        NET + "[models.b]\npath = 'models/net.pt'\nbudget = '1MB'\nschemes = 'int8,,'\n",
+        [],
+        ["[models.b]: --schemes"],
+    ),
+    "a target too old": (
+        NET + "deployment-target = 'iOS14'\n",
+        [],
+        ["cidermill.toml, [models.net]: ", "iOS14"],
+    ),
     "a device that is none": (NET + "device = 'iPhone 99'\n", [], ["[models.net]: ", "iPhone 99"]),
-    "an input that is none": (NET.replace("input:1x64", "input:axb"), [], ["[models.net]: --input 'input:axb'"]),
-    "samples that are not there": (NET + "samples = 'none.npz'\n", [], ["[models.net]: --samples none.npz is not a file"]),
-    "samples of no module": (NET + "samples = 'no_data:batches'\n", [], ["[models.net]: --samples no_data:batches: importing no_data failed"]),
-    "a class of no module": (NET + "model-class = 'my_data:Net'\n", [], ["[models.net]: --model-class my_data:Net: my_data has no Net"]),
-    "a table that is not there": (NET.replace('quant = "int8"', 'budget = "1MB"\nsensitivity = "s.json"'), [], ["--sensitivity s.json is not"]),
+    "an input that is none": (
+        NET.replace("input:1x64", "input:axb"),
+        [],
+        ["[models.net]: --input 'input:axb'"],
+    ),
+    "samples that are not there": (
+        NET + "samples = 'none.npz'\n",
+        [],
+        ["[models.net]: --samples none.npz is not a file"],
+    ),
+    "samples of no module": (
+        NET + "samples = 'no_data:batches'\n",
+        [],
+        ["[models.net]: --samples no_data:batches: importing no_data failed"],
+    ),
+    "a class of no module": (
+        NET + "model-class = 'my_data:Net'\n",
+        [],
+        ["[models.net]: --model-class my_data:Net: my_data has no Net"],
+    ),
+    "a table that is not there": (
+        NET.replace('quant = "int8"', 'budget = "1MB"\nsensitivity = "s.json"'),
+        [],
+        ["--sensitivity s.json is not"],
+    ),
     "a calibration that is not there": (NET + "calibration = 'm2.json'\n", [], ["[models.net]: ", "m2.json"]),
-    "a folder of others": (NET + "out = 'models'\n", [], ["[models.net]: The output folder models holds files that cidermill did not write"]),
-    "the file's own folder": (NET + "out = '.'\n", [], ["[models.net]: The output folder . is the current folder"]),
-    "an unknown name": (NET, ["--only", "nett"], ["--only 'nett' is not in cidermill.toml; did you mean net?", "It has net."]),
+    "a folder of others": (
+        NET + "out = 'models'\n",
+        [],
+        ["[models.net]: The output folder models holds files that cidermill did not write"],
+    ),
+    "the file's own folder": (
+        NET + "out = '.'\n",
+        [],
+        ["[models.net]: The output folder . is the current folder"],
+    ),
+    "an unknown name": (
+        NET,
+        ["--only", "nett"],
+        ["--only 'nett' is not in cidermill.toml; did you mean net?", "It has net."],
+    ),
 }
 
 
@@ -215,13 +308,18 @@ def test_dry_run_says_what_would_be_made_and_writes_nothing(project):
     assert listing(Path()) == before
     rows = json.loads(result.stdout)["conversions"]
     assert [(row["model"], row["variant"], row["folder"], row["targets"]) for row in rows] == [
-        ("net", None, "build/net", ["coreml", "executorch-mps"]), ("other", "coarse", "build/other-coarse", ["coreml"]),
-        ("other", "impossible", "build/other-impossible", ["coreml"]), ("other", "file", "build/other-file", ["coreml"])]
+        ("net", None, "build/net", ["coreml", "executorch-mps"]),
+        ("other", "coarse", "build/other-coarse", ["coreml"]),
+        ("other", "impossible", "build/other-impossible", ["coreml"]),
+        ("other", "file", "build/other-file", ["coreml"]),
+    ]
     assert [one["recipe"] for one in rows[0]["recipes"]] == ["int8"]
     assert set(rows[0]["recipes"][0]["size_bytes"]) == {"coreml", "executorch-mps"}
     assert len(rows[2]["recipes"]) > 1  # what the budget chooses from
-    assert rows[0]["command"] == (
-        "convert models/net.pt --device=A14 --input=input:1x64 --target=coreml --target=executorch-mps --quant=int8 --out=build/net"
+    assert (
+        rows[0]["command"]
+        == "convert models/net.pt --device=A14 --input=input:1x64 --target=coreml --target=executorch-mps"
+        " --quant=int8 --out=build/net"
     )
     shown = build(SEVERAL, "--dry-run", "--only", "net", "--quiet")
     assert (shown.exit_code, shown.output) == (0, "")
@@ -260,7 +358,10 @@ def test_a_file_elsewhere_is_built_in_its_folder(project, tmp_path, monkeypatch)
     assert Path.cwd() == tmp_path / "desk"
     assert not listing(tmp_path / "desk")
     assert (tmp_path / "project/build/net/net.pte").is_file()
-    assert json.loads((tmp_path / "project/build/net/report.json").read_text())["source"]["samples"]["kind"] == "real"
+    assert (
+        json.loads((tmp_path / "project/build/net/report.json").read_text())["source"]["samples"]["kind"]
+        == "real"
+    )
     assert str(tmp_path) not in (tmp_path / "project/build/build.json").read_text()
     assert "Results in ../project/build: net, build.json" in result.stdout
 
@@ -287,8 +388,12 @@ def test_leftovers_of_a_killed_build_are_removed(project):
 
 def test_a_stopped_build_says_what_is_done(project):
     """After SIGTERM: what was finished stays, nothing else is left, and the message says so."""
-    Path("cidermill.toml").write_text(NET + "".join(f'[models.n{i}]\npath = "models/net.pt"\ninput = "input:1x64"\n' for i in range(40)))
-    process = subprocess.Popen([CIDERMILL, "build"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    Path("cidermill.toml").write_text(
+        NET + "".join(f'[models.n{i}]\npath = "models/net.pt"\ninput = "input:1x64"\n' for i in range(40))
+    )
+    process = subprocess.Popen(
+        [CIDERMILL, "build"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 60
     while not Path("build/net/report.json").exists() and time.monotonic() < until:
         time.sleep(0.02)
@@ -309,7 +414,9 @@ def test_without_the_cache_everything_is_made_anew(project):
     stages = []
     for options in ([], [], ["--no-cache"]):
         assert build(NET, "--quiet", *options).exit_code == 0
-        stages.append({stage["cached"] for stage in json.loads(Path("build/net/report.json").read_text())["stages"]})
+        stages.append(
+            {stage["cached"] for stage in json.loads(Path("build/net/report.json").read_text())["stages"]}
+        )
     assert stages[1:] == [{True}, {False}]
 
 
@@ -319,12 +426,18 @@ def test_what_continuous_integration_is_told(project, monkeypatch):
     assert result.exit_code == 2
     lines = result.stdout.splitlines()
     assert [line.partition("::")[2].partition("::")[0] for line in lines if line.startswith("::error")] == [
-        "error title=other/coarse coreml palettize1 fails", "error title=other/impossible coreml chosen recipe fails"]
+        "error title=other/coarse coreml palettize1 fails",
+        "error title=other/impossible coreml chosen recipe fails",
+    ]
     assert "Not made: No choice of" in result.stdout
     assert lines[-1].endswith("3 of 5 artifacts pass.")
     root = ElementTree.parse("results/junit.xml").getroot()
     assert [(suite.get("name"), suite.get("failures") == "0") for suite in root] == [
-        ("net", True), ("other/coarse", False), ("other/impossible", False), ("other/file", True)]
+        ("net", True),
+        ("other/coarse", False),
+        ("other/impossible", False),
+        ("other/file", True),
+    ]
     assert "cidermill: fail" in Path("summary.md").read_text()
     assert "other/impossible" in Path("summary.md").read_text()
 
@@ -332,12 +445,19 @@ def test_what_continuous_integration_is_told(project, monkeypatch):
 def test_bad_input_is_annotated_too(project):
     result = build(NET + "qaunt = 'int4'\n", "--ci")
     assert result.exit_code == 2
-    assert result.stdout.startswith("::error title=cidermill::cidermill.toml, [models.net]: unknown key 'qaunt'")
+    assert result.stdout.startswith(
+        "::error title=cidermill::cidermill.toml, [models.net]: unknown key 'qaunt'"
+    )
 
 
 @pytest.mark.parametrize(
     ("report", "error", "code"),
-    [({"verdict": "pass"}, None, 0), ({"verdict": "fail"}, None, 1), (None, UserError("bad"), 2), (None, RuntimeError("ours"), 70)],
+    [
+        ({"verdict": "pass"}, None, 0),
+        ({"verdict": "fail"}, None, 1),
+        (None, UserError("bad"), 2),
+        (None, RuntimeError("ours"), 70),
+    ],
 )
 def test_an_outcome_has_the_exit_code_of_convert(report, error, code):
     assert Outcome(None, report, error).code == code

@@ -1,4 +1,6 @@
-"""cidermill.toml: every option of `convert` is a key and arrives; everything that is wrong is one message with its place, before any work."""
+"""cidermill.toml: every option of `convert` is a key and arrives; everything that is wrong is one message
+with its place, before any work."""
+
 from pathlib import Path
 
 import click
@@ -10,7 +12,8 @@ from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.build.config import read_config, select
 from cidermill.pipeline.build.keys import option_keys
 
-# key -> (what stands in the file, where it arrives in the Plan, as what). Written by hand: an option that `convert` gains needs its line here.
+# key -> (what stands in the file, where it arrives in the Plan, as what). Written by hand: an option that
+# `convert` gains needs its line here.
 KEYS = {
     "target": ('["executorch-mps", "coreml"]', "targets", ("executorch-mps", "coreml")),
     "quant": ('"int4:block32; lm_head*=int8"', "recipe", "int4:block32; lm_head*=int8"),
@@ -80,7 +83,9 @@ def test_there_are_no_other_keys():
 
 
 def test_without_keys_a_plan_is_that_of_convert_without_options(tmp_path):
-    assert plans(tmp_path, '[models.net]\npath = "net.pt"\n') == {"net": Plan(Path("net.pt"), out=Path("build/net"))}
+    assert plans(tmp_path, '[models.net]\npath = "net.pt"\n') == {
+        "net": Plan(Path("net.pt"), out=Path("build/net"))
+    }
 
 
 def test_the_nearer_table_wins(tmp_path):
@@ -121,64 +126,150 @@ def test_the_nearer_table_wins(tmp_path):
 
 
 def test_a_job_tells_the_convert_command_that_does_the_same(tmp_path):
-    (job,) = read_config(write(tmp_path, '[models.net]\npath = "my net.pt"\ndevice = ["iPhone 12", "A14"]\nmeasure = false\n')).jobs
+    (job,) = read_config(
+        write(tmp_path, '[models.net]\npath = "my net.pt"\ndevice = ["iPhone 12", "A14"]\nmeasure = false\n')
+    ).jobs
     assert job.command == "convert 'my net.pt' '--device=iPhone 12' --device=A14 --no-measure --out=build/net"
 
 
 MODEL = '[models.net]\npath = "net.pt"\n'
 VARIANTS = '[models.a]\npath = "a.pt"\n[[models.a.variants]]\n'
 BAD = {
-    "no TOML": ('[models.net]\npath = \n', ["cidermill.toml:2:8: no TOML: Invalid value, in: path ="]),
-    "TOML that ends early": ('[models.net]\npath = "net.pt"\ndevice = [\n', ["cidermill.toml:3:11: no TOML:", "device = ["]),
+    "no TOML": ("[models.net]\npath = \n", ["cidermill.toml:2:8: no TOML: Invalid value, in: path ="]),
+    "TOML that ends early": (
+        '[models.net]\npath = "net.pt"\ndevice = [\n',
+        ["cidermill.toml:3:11: no TOML:", "device = ["],
+    ),
     "a table twice": (MODEL + MODEL, ["cidermill.toml:3:12: no TOML: Cannot declare", "in: [models.net]"]),
     "nothing": ("", ["cidermill.toml names no model", "[models.encoder]"]),
     "no models": ('[defaults]\nquant = "int8"\n', ["cidermill.toml names no model"]),
     "models that are no table": ("models = 3\n", ["models is no table, but 3"]),
     "a model that is no table": ('[models]\nnet = "net.pt"\n', ["models.net is no table, but 'net.pt'"]),
-    "an option above the tables": ('quant = "int8"\n' + MODEL, ["quant stands above the tables", "[defaults]"]),
+    "an option above the tables": (
+        'quant = "int8"\n' + MODEL,
+        ["quant stands above the tables", "[defaults]"],
+    ),
     "an unknown table": ('[model.net]\npath = "net.pt"\n', ["unknown table 'model'; did you mean models?"]),
-    "an unknown table that is like none": (MODEL + "[zzz]\n", ["unknown table 'zzz'.", "[defaults] and [models.NAME]"]),
-    "a key nearly right": (MODEL + "min-pnsr = 30\n", ["[models.net]: unknown key 'min-pnsr'; did you mean min-psnr?"]),
-    "a key with an underscore": (MODEL + "min_psnr = 30\n", ["unknown key 'min_psnr'; did you mean min-psnr?"]),
+    "an unknown table that is like none": (
+        MODEL + "[zzz]\n",
+        ["unknown table 'zzz'.", "[defaults] and [models.NAME]"],
+    ),
+    "a key nearly right": (
+        MODEL + "min-pnsr = 30\n",
+        ["[models.net]: unknown key 'min-pnsr'; did you mean min-psnr?"],
+    ),
+    "a key with an underscore": (
+        MODEL + "min_psnr = 30\n",
+        ["unknown key 'min_psnr'; did you mean min-psnr?"],
+    ),
     "a key in the plural": (MODEL + 'devices = "A14"\n', ["unknown key 'devices'; did you mean device?"]),
-    "the recipe by its other name": (MODEL + 'recipe = "int8"\n', ["unknown key 'recipe'; did you mean quant?"]),
-    "the path by its other name": ('[models.net]\nmodel = "net.pt"\n', ["unknown key 'model'; did you mean path?"]),
+    "the recipe by its other name": (
+        MODEL + 'recipe = "int8"\n',
+        ["unknown key 'recipe'; did you mean quant?"],
+    ),
+    "the path by its other name": (
+        '[models.net]\nmodel = "net.pt"\n',
+        ["unknown key 'model'; did you mean path?"],
+    ),
     "a path for all": ('[defaults]\npath = "net.pt"\n' + MODEL, ["[defaults]: unknown key 'path'"]),
-    "a key like none": (MODEL + "xyzzy = 1\n", ["unknown key 'xyzzy'.", "The keys here are path, variants, target, quant"]),
+    "a key like none": (
+        MODEL + "xyzzy = 1\n",
+        ["unknown key 'xyzzy'.", "The keys here are path, variants, target, quant"],
+    ),
     "a flag of the command": (MODEL + "dry-run = true\n", ["[models.net]: unknown key 'dry-run'"]),
-    "a name with a dot, unquoted": ('[models.net.v2]\npath = "net.pt"\n', ["[models.net]: unknown key 'v2'", "needs quotes"]),
-    "a key in [defaults]": ("[defaults]\nquantt = 'int8'\n" + MODEL, ["[defaults]: unknown key 'quantt'; did you mean quant?"]),
-    "a key in a variant": (VARIANTS + "name = 'v'\nqaunt = 'int8'\n", ["[[models.a.variants]] v: unknown key 'qaunt'; did you mean quant?"]),
-    "text where a number belongs": (MODEL + "min-psnr = '30'\n", ["[models.net]: min-psnr = '30' is not a number.", "min-psnr (DB): Budget: fail"]),
-    "a fraction where a whole number belongs": (MODEL + "palettize = 4.5\n", ["palettize = 4.5 is not a whole number", "1, 2, 3, 4, 6 or 8"]),
+    "a name with a dot, unquoted": (
+        '[models.net.v2]\npath = "net.pt"\n',
+        ["[models.net]: unknown key 'v2'", "needs quotes"],
+    ),
+    "a key in [defaults]": (
+        "[defaults]\nquantt = 'int8'\n" + MODEL,
+        ["[defaults]: unknown key 'quantt'; did you mean quant?"],
+    ),
+    "a key in a variant": (
+        VARIANTS + "name = 'v'\nqaunt = 'int8'\n",
+        ["[[models.a.variants]] v: unknown key 'qaunt'; did you mean quant?"],
+    ),
+    "text where a number belongs": (
+        MODEL + "min-psnr = '30'\n",
+        ["[models.net]: min-psnr = '30' is not a number.", "min-psnr (DB): Budget: fail"],
+    ),
+    "a fraction where a whole number belongs": (
+        MODEL + "palettize = 4.5\n",
+        ["palettize = 4.5 is not a whole number", "1, 2, 3, 4, 6 or 8"],
+    ),
     "true where a number belongs": (MODEL + "palettize = true\n", ["palettize = true is not a whole number"]),
-    "a number where text belongs": (MODEL + "quant = 8\n", ["quant = 8 is not text in quotes", "quant (RECIPE)"]),
+    "a number where text belongs": (
+        MODEL + "quant = 8\n",
+        ["quant = 8 is not text in quotes", "quant (RECIPE)"],
+    ),
     "a number in a list": (MODEL + "device = ['A14', 15]\n", ["device = 15 is not text in quotes"]),
-    "a list where one belongs": (MODEL + "quant = ['int8', 'int4']\n", ["quant = ['int8', 'int4'] is not text in quotes"]),
-    "a number where true or false belongs": (MODEL + "trust-pickle = 1\n", ["trust-pickle = 1 is not true or false", "trust-pickle = true"]),
+    "a list where one belongs": (
+        MODEL + "quant = ['int8', 'int4']\n",
+        ["quant = ['int8', 'int4'] is not text in quotes"],
+    ),
+    "a number where true or false belongs": (
+        MODEL + "trust-pickle = 1\n",
+        ["trust-pickle = 1 is not true or false", "trust-pickle = true"],
+    ),
     "no text": (MODEL + "quant = ''\n", ["quant is empty"]),
-    "a target that is none": (MODEL + "target = 'onnx'\n", ["[models.net]: target = 'onnx':", "coreml, executorch-mps"]),
-    "an option and its negation": (MODEL + "measure = true\nno-measure = true\n", ["measure and no-measure are one option"]),
+    "a target that is none": (
+        MODEL + "target = 'onnx'\n",
+        ["[models.net]: target = 'onnx':", "coreml, executorch-mps"],
+    ),
+    "an option and its negation": (
+        MODEL + "measure = true\nno-measure = true\n",
+        ["measure and no-measure are one option"],
+    ),
     "options that exclude each other": (
-        "[defaults]\nquant = 'int8'\n" + MODEL + "budget = '1MB'\n", ["[models.net]: A recipe and a budget", "Leave --quant"]),
-    "a budget that is none": (MODEL + "budget = '12 parsecs'\n", ["[models.net]: --budget '12 parsecs' is no size"]),
+        "[defaults]\nquant = 'int8'\n" + MODEL + "budget = '1MB'\n",
+        ["[models.net]: A recipe and a budget", "Leave --quant"],
+    ),
+    "a budget that is none": (
+        MODEL + "budget = '12 parsecs'\n",
+        ["[models.net]: --budget '12 parsecs' is no size"],
+    ),
     "no path": ("[models.net]\nquant = 'int8'\n", ["[models.net]: path is missing"]),
     "an empty path": ("[models.net]\npath = ''\n", ["path = '' is no path in quotes"]),
     "a list of paths": ("[models.net]\npath = ['a', 'b']\n", ["path = ['a', 'b'] is no path"]),
-    "variants as a table": (MODEL + "[models.net.variants]\nname = 'v'\n", ["variants is no list of tables, but a table", "[[models.net.variants]]"]),
+    "variants as a table": (
+        MODEL + "[models.net.variants]\nname = 'v'\n",
+        ["variants is no list of tables, but a table", "[[models.net.variants]]"],
+    ),
     "no variants": (MODEL + "variants = []\n", ["variants is no list of tables, but []"]),
-    "a variant without a name": (VARIANTS + "quant = 'int8'\n", ["[[models.a.variants]]: a variant has no name"]),
+    "a variant without a name": (
+        VARIANTS + "quant = 'int8'\n",
+        ["[[models.a.variants]]: a variant has no name"],
+    ),
     "a variant with a number": (VARIANTS + "name = 4\n", ["name = 4 is not text in quotes"]),
     "a variant's name with a slash": (VARIANTS + "name = 'a/b'\n", ["'a/b' cannot be a name"]),
-    "a model's name that leaves the folder": ("[models.'../net']\npath = 'net.pt'\n", ["'../net' cannot be a name"]),
-    "a variant twice": (VARIANTS + "name = 'v'\n[[models.a.variants]]\nname = 'v'\n", ["a/v stands there twice"]),
+    "a model's name that leaves the folder": (
+        "[models.'../net']\npath = 'net.pt'\n",
+        ["'../net' cannot be a name"],
+    ),
+    "a variant twice": (
+        VARIANTS + "name = 'v'\n[[models.a.variants]]\nname = 'v'\n",
+        ["a/v stands there twice"],
+    ),
     "one folder for two": (
-        VARIANTS + "name = 'b'\n[models.a-b]\npath = 'b.pt'\n", ["a/b and a-b have the same output folder, build/a-b", "with out"]),
-    "one folder but for capitals": ("[models.Net]\npath = 'n.pt'\n" + MODEL, ["Net and net have the same output folder"]),
+        VARIANTS + "name = 'b'\n[models.a-b]\npath = 'b.pt'\n",
+        ["a/b and a-b have the same output folder, build/a-b", "with out"],
+    ),
+    "one folder but for capitals": (
+        "[models.Net]\npath = 'n.pt'\n" + MODEL,
+        ["Net and net have the same output folder"],
+    ),
     "a model's folder for its variants": (
-        VARIANTS.replace("[[", "out = 'x'\n[[") + "name = 'v'\n[[models.a.variants]]\nname = 'w'\n", ["a/v and a/w have the same output folder, x"]),
-    "a folder in another's": (MODEL + "[models.b]\npath = 'b.pt'\nout = 'build/net/b'\n", ["of build/net and build/net/b one is in the other"]),
-    "the summary's place": ("[models.'build.json']\npath = 'net.pt'\n", ["the summary and build.json have the same output folder"]),
+        VARIANTS.replace("[[", "out = 'x'\n[[") + "name = 'v'\n[[models.a.variants]]\nname = 'w'\n",
+        ["a/v and a/w have the same output folder, x"],
+    ),
+    "a folder in another's": (
+        MODEL + "[models.b]\npath = 'b.pt'\nout = 'build/net/b'\n",
+        ["of build/net and build/net/b one is in the other"],
+    ),
+    "the summary's place": (
+        "[models.'build.json']\npath = 'net.pt'\n",
+        ["the summary and build.json have the same output folder"],
+    ),
 }
 
 
@@ -212,13 +303,21 @@ THREE = VARIANTS + "name = 'v'\n[[models.a.variants]]\nname = 'w'\n" + MODEL
 
 
 @pytest.mark.parametrize(
-    ("only", "names"), [((), ["a/v", "a/w", "net"]), (("net", "a"), ["a/v", "a/w", "net"]), (("a/w",), ["a/w"]), (("a/w", "net"), ["a/w", "net"])]
+    ("only", "names"),
+    [
+        ((), ["a/v", "a/w", "net"]),
+        (("net", "a"), ["a/v", "a/w", "net"]),
+        (("a/w",), ["a/w"]),
+        (("a/w", "net"), ["a/w", "net"]),
+    ],
 )
 def test_only_some_in_the_order_of_the_file(tmp_path, only, names):
     assert [job.name for job in select(read_config(write(tmp_path, THREE)), only)] == names
 
 
-@pytest.mark.parametrize(("only", "near"), [("nett", "; did you mean net?"), ("a/vv", "; did you mean a/v?"), ("encoder", "")])
+@pytest.mark.parametrize(
+    ("only", "near"), [("nett", "; did you mean net?"), ("a/vv", "; did you mean a/v?"), ("encoder", "")]
+)
 def test_only_what_is_not_there(tmp_path, only, near):
     with pytest.raises(UserError) as caught:
         select(read_config(write(tmp_path, THREE)), (only,))

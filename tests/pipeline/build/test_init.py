@@ -1,4 +1,5 @@
 """`cidermill init`: what it writes names the models of the folder, and `build` reads it."""
+
 import json
 import re
 from pathlib import Path
@@ -20,10 +21,12 @@ def models(tmp_path_factory):
     (folder / "nets/deeper").mkdir(parents=True)
     torch.save(net, folder / "nets/module.pt")
     torch.export.save(torch.export.export(net, (torch.randn(1, 8),)), folder / "nets/deeper/module.pt2")
-    torch.jit.save(torch.jit.trace(net, torch.randn(1, 8)), folder / "a script \"1\".pt")
+    torch.jit.save(torch.jit.trace(net, torch.randn(1, 8)), folder / 'a script "1".pt')
     safetensors.torch.save_file(net.state_dict(), folder / "weights.safetensors")
     (folder / "bert").mkdir()
-    (folder / "bert/config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
+    (folder / "bert/config.json").write_text(
+        json.dumps({"architectures": ["BertModel"], "model_type": "bert"})
+    )
     safetensors.torch.save_file(net.state_dict(), folder / "bert/model.safetensors")
     (folder / "notes.pt").write_text("not a model")
     (folder / "settings").mkdir()
@@ -54,14 +57,19 @@ def test_every_model_is_found_and_the_file_is_read(standing_there):
         ("weights", "weights.safetensors", "safetensors"),
     ]
     jobs = read_config(Path("cidermill.toml")).jobs
-    assert [(job.name, str(job.plan.model)) for job in jobs][:2] == [("a-script-1", 'a script "1".pt'), ("bert", "bert")]
+    assert [(job.name, str(job.plan.model)) for job in jobs][:2] == [
+        ("a-script-1", 'a script "1".pt'),
+        ("bert", "bert"),
+    ]
     assert {job.plan.devices for job in jobs} == {("iPhone 15 Pro",)}
 
 
 def test_what_is_commented_out_is_right_too(standing_there):
     assert CliRunner().invoke(main, ["init", "--quiet"]).exit_code == 0
     text = Path("cidermill.toml").read_text()
-    Path("cidermill.toml").write_text(re.sub("(?m)^# (out|min|input|model-class|\\[\\[|name|quant)", r"\1", text))
+    Path("cidermill.toml").write_text(
+        re.sub("(?m)^# (out|min|input|model-class|\\[\\[|name|quant)", r"\1", text)
+    )
     plans = {job.name: job.plan for job in read_config(Path("cidermill.toml")).jobs}
     assert plans["module-2"].inputs == ("input:1x3x224x224",)
     assert plans["weights"].model_class == "nets:build"

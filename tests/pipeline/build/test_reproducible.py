@@ -1,4 +1,6 @@
-"""Builds give the same bytes in another folder, on another day, with another hash seed, from another home; and after any number of kills."""
+"""Builds give the same bytes in another folder, on another day, with another hash seed, from another home;
+and after any number of kills."""
+
 import hashlib
 import json
 import os
@@ -41,7 +43,8 @@ budget = "5bpw"
 name = "impossible"
 budget = "1kB"
 """
-# Runs before anything else in every Python process of the build: what asks Python for the time or the day gets those of `DAYS` later.
+# Runs before anything else in every Python process of the build: what asks Python for the time or the day
+# gets those of `DAYS` later.
 ANOTHER_DAY = """
 import datetime, os, time
 _shift = 86400.0 * float(os.environ["DAYS"])
@@ -68,10 +71,17 @@ def make_project(folder):
     torch.manual_seed(0)
     (folder / "models").mkdir(parents=True)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 64), torch.nn.GELU(), torch.nn.Linear(64, 8)
+        torch.nn.Conv2d(3, 32, 3),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32 * 36, 64),
+        torch.nn.GELU(),
+        torch.nn.Linear(64, 8),
     ).eval()
     torch.export.save(torch.export.export(net, (torch.randn(1, 3, 8, 8),)), folder / "models/net.pt2")
-    np.savez(folder / "samples.npz", input=np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32))
+    np.savez(
+        folder / "samples.npz", input=np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32)
+    )
     (folder / "cidermill.toml").write_text(CONFIG)
     return folder
 
@@ -81,24 +91,44 @@ def environment(folder, **more):
     home, temporary = folder.parent / f"{folder.name}-home", folder.parent / f"{folder.name}-tmp"
     for one in (home, temporary):
         one.mkdir(parents=True, exist_ok=True)
-    own = {"HOME": str(home), "TMPDIR": str(temporary), "CIDERMILL_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+    own = {
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "CIDERMILL_CACHE": str(home / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     return {key: value for key, value in os.environ.items() if not key.startswith("XDG_")} | own | more
 
 
 def run_build(folder, *options, **more):
-    return subprocess.run([CIDERMILL, "build", "--quiet", *options], cwd=folder, env=environment(folder, **more), capture_output=True, text=True)
+    return subprocess.run(
+        [CIDERMILL, "build", "--quiet", *options],
+        cwd=folder,
+        env=environment(folder, **more),
+        capture_output=True,
+        text=True,
+    )
 
 
 def shipped(folder):
-    """Every file that a build leaves, but the reports' pages: path -> its bytes; of report.json what is no measurement of this run."""
+    """Every file that a build leaves, but the reports' pages: path -> its bytes; of report.json what is no
+    measurement of this run."""
     build = folder / "build"
-    files = {str(path.relative_to(build)): path for path in sorted(build.rglob("*")) if path.is_file() and path.name != "report.html"}
-    return {name: facts(path) if path.name == "report.json" else path.read_bytes() for name, path in files.items()}
+    files = {
+        str(path.relative_to(build)): path
+        for path in sorted(build.rglob("*"))
+        if path.is_file() and path.name != "report.html"
+    }
+    return {
+        name: facts(path) if path.name == "report.json" else path.read_bytes() for name, path in files.items()
+    }
 
 
 def facts(report):
     content = json.loads(report.read_text())
-    return {key: content[key] for key in ("schema", "version", "verdict", "source", "artifacts")} | {"budget": content.get("budget")}
+    return {key: content[key] for key in ("schema", "version", "verdict", "source", "artifacts")} | {
+        "budget": content.get("budget")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +139,13 @@ def undisturbed(tmp_path_factory):
     done = run_build(folder, PYTHONHASHSEED="1")
     assert done.returncode == 2, done.stderr  # of the impossible one
     assert sorted(path.name for path in (folder / "build").iterdir()) == [
-        "build.json", "plain", "several-chosen", "several-gptq", "several-palette", "several-w8a8"]
+        "build.json",
+        "plain",
+        "several-chosen",
+        "several-gptq",
+        "several-palette",
+        "several-w8a8",
+    ]
     return folder, time.monotonic() - started
 
 
@@ -120,7 +156,11 @@ def test_two_builds_are_the_same_bytes(undisturbed, tmp_path):
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(ANOTHER_DAY)
-    clock = {"PYTHONPATH": os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]), "DAYS": "400", "TZ": "Pacific/Auckland"}
+    clock = {
+        "PYTHONPATH": os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "DAYS": "400",
+        "TZ": "Pacific/Auckland",
+    }
     asked = [sys.executable, "-c", "import time; print(time.time())"]
     shifted = subprocess.run(asked, env=environment(folder, **clock), capture_output=True, text=True)
     assert float(shifted.stdout) > time.time() + 399 * 86400, "the clock was not faked"
@@ -157,7 +197,8 @@ def assert_whole(folder):
 
 
 def killed(folder, seconds, *options):
-    """Kill -9 a build after some seconds. -> whether it was still at work, whether it left the folder of a conversion half made."""
+    """Kill -9 a build after some seconds. -> whether it was still at work, whether it left the folder of a
+    conversion half made."""
     process = subprocess.Popen([CIDERMILL, "build", "--quiet", *options], cwd=folder, env=environment(folder), start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     time.sleep(seconds)
@@ -170,7 +211,8 @@ def killed(folder, seconds, *options):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(undisturbed, tmp_path):
-    """The first builds go on where the killed one was; the others start anew, so that their ends too come in the midst of the work."""
+    """The first builds go on where the killed one was; the others start anew, so that their ends too come in
+    the midst of the work."""
     reference, seconds = undisturbed
     folder = make_project(tmp_path / "project")
     moments, found = random.Random(6), []
@@ -189,7 +231,8 @@ def test_killed_at_ten_random_moments(undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_what_was_finished_is_not_done_again(tmp_path):
-    """A build is killed when its first conversion is in place: the next takes that one from the cache, and makes the others."""
+    """A build is killed when its first conversion is in place: the next takes that one from the cache, and
+    makes the others."""
     folder = make_project(tmp_path / "project")
     process = subprocess.Popen([CIDERMILL, "build", "--quiet"], cwd=folder, env=environment(folder), start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip

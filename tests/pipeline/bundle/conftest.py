@@ -1,4 +1,6 @@
-"""Converted once for all tests of releases: a tiny network at two input shapes, by two recipes, for two targets and two deployment targets."""
+"""Converted once for all tests of releases: a tiny network at two input shapes, by two recipes, for two
+targets and two deployment targets."""
+
 import shutil
 
 import pytest
@@ -21,7 +23,9 @@ def other_network():
     """The same but for a layer before it and other classes: its weights lie elsewhere in the file."""
     layers = list(small_network())
     torch.manual_seed(1)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), *layers[:-1], torch.nn.Linear(300, 5)).eval()
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 3, 3, padding=1), *layers[:-1], torch.nn.Linear(300, 5)
+    ).eval()
 
 
 CONVERSIONS = {  # output folder -> (source, options)
@@ -38,10 +42,18 @@ CONVERSIONS = {  # output folder -> (source, options)
 def converted(tmp_path_factory):
     """The folder with the output folders of CONVERSIONS. Not to be changed: see `reports`."""
     folder = tmp_path_factory.mktemp("converted")
-    for name, network, size in (("net", small_network(), 8), ("wide", small_network(), 16), ("other", other_network(), 8)):
-        torch.export.save(torch.export.export(network, (torch.randn(1, 3, size, size),)), folder / f"{name}.pt2")
+    for name, network, size in (
+        ("net", small_network(), 8),
+        ("wide", small_network(), 16),
+        ("other", other_network(), 8),
+    ):
+        torch.export.save(
+            torch.export.export(network, (torch.randn(1, 3, size, size),)), folder / f"{name}.pt2"
+        )
     for out, (source, options) in CONVERSIONS.items():
-        result = CliRunner().invoke(main, ["convert", str(folder / source), "--out", str(folder / out), "--quiet", *options])
+        result = CliRunner().invoke(
+            main, ["convert", str(folder / source), "--out", str(folder / out), "--quiet", *options]
+        )
         assert result.exit_code == 0, result.output
     return folder
 

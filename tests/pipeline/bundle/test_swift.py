@@ -1,4 +1,5 @@
 """The Swift that bundles hold: readable whatever the models are called, and a broken template is noticed."""
+
 import json
 import re
 import shutil
@@ -26,9 +27,25 @@ HOSTILE = ['"', "\\(exit(0))", "a\nb", "*/ }", "日本語", "🍎", "3d", "", "c
 FLOAT = Feature("x", "float32", (1, 4))
 
 
-def model(name: str, inputs=(FLOAT,), outputs=(FLOAT,), kind: str = "coreml", systems=("18.0", "15.0")) -> Model:
+def model(
+    name: str, inputs=(FLOAT,), outputs=(FLOAT,), kind: str = "coreml", systems=("18.0", "15.0")
+) -> Model:
     requires = Requirements(systems, ("A17 Pro",), 6_000_000_000)
-    variant = Variant("int8", kind, None, "0" * 64, 10, 9, requires, (), (), {"recipe": 'int4; "x"=int8', "target": "t"}, {}, "a.mlpackage", "f")
+    variant = Variant(
+        "int8",
+        kind,
+        None,
+        "0" * 64,
+        10,
+        9,
+        requires,
+        (),
+        (),
+        {"recipe": 'int4; "x"=int8', "target": "t"},
+        {},
+        "a.mlpackage",
+        "f",
+    )
     return Model(name, {"name": name, "sha256": "1" * 64}, tuple(inputs), tuple(outputs), (variant,))
 
 
@@ -68,13 +85,32 @@ def test_a_name_becomes_an_identifier(name):
 
 def test_names_stay_apart():
     taken = set()
-    assert [identifier(name, taken) for name in ("a-b", "a b", "a_b", "A_B", "x", "xValues")] == ["a_b", "a_b_2", "a_b_3", "A_B_4", "x", "xValues"]
+    assert [identifier(name, taken) for name in ("a-b", "a b", "a_b", "A_B", "x", "xValues")] == [
+        "a_b",
+        "a_b_2",
+        "a_b_3",
+        "A_B_4",
+        "x",
+        "xValues",
+    ]
     names = ["net", "Net", "n-e-t", "NET", "ModelError", "AppModels", "data"]
-    assert type_names("AppModels", [model(name) for name in names]) == ["Net", "Net2", "NET3", "NET4", "ModelErrorModel", "AppModels2", "Data"]
+    assert type_names("AppModels", [model(name) for name in names]) == [
+        "Net",
+        "Net2",
+        "NET3",
+        "NET4",
+        "ModelErrorModel",
+        "AppModels2",
+        "Data",
+    ]
 
 
 def test_derived_names_do_not_collide_with_own_ones():
-    features = [Feature("x", "float32", (1, None)), Feature("xShape", "int32", (2,)), Feature("xValues", "float32", (2,))]
+    features = [
+        Feature("x", "float32", (1, None)),
+        Feature("xShape", "int32", (2,)),
+        Feature("xValues", "float32", (2,)),
+    ]
     text = sources(model("net", features, features))["Sources/AppModels/Net.swift"]
     members = declared(text, ("property_declaration",))
     assert len(members) == len(set(members) - {"x", "xShape", "xValues"}) + 6, members
@@ -109,10 +145,19 @@ def test_the_border_in_swift():
         "import CoreVideo",
         'ModelFeature(name: "ids", dtype: "int32", shape: .ranges([1...1, 1...128]), optional: false)',
         'ModelFeature(name: "any", dtype: "float32", shape: .listed([[1, 3], [2, 3]])',
-        "public init(ids: MLMultiArray, picture: CVPixelBuffer, grey: CVPixelBuffer, half: MLMultiArray, mask: MLMultiArray? = nil, any_: MLMult",
-        "public init(ids: [Int32], idsShape: [Int], picture: CGImage, grey: CGImage, half: [Float], mask: [Float]?, any_: [Float], any_Shape: [I",
+        (
+            "public init(ids: MLMultiArray, picture: CVPixelBuffer, grey: CVPixelBuffer, half: MLMultiArray,"
+            " mask: MLMultiArray? = nil, any_: MLMult"
+        ),
+        (
+            "public init(ids: [Int32], idsShape: [Int], picture: CGImage, grey: CGImage, half: [Float], mask:"
+            " [Float]?, any_: [Float], any_Shape: [I"
+        ),
         'ModelSupport.array(ids, shape: idsShape, name: "ids")',
-        'ModelSupport.pixels(picture, width: 200, height: 224, format: kCVPixelFormatType_32BGRA, name: "picture")',
+        (
+            "ModelSupport.pixels(picture, width: 200, height: 224, format: kCVPixelFormatType_32BGRA, name:"
+            ' "picture")'
+        ),
         "kCVPixelFormatType_OneComponent8",
         'ModelSupport.halfArray(half, shape: [2, 3], name: "half")',
         "try ModelSupport.check(input.picture, channels: 3, against: Self.inputs[1])",
@@ -139,7 +184,9 @@ def test_machines_have_chips_that_are_known():
     table = json.loads((swift.TEMPLATES / "machines.json").read_text())
     machines = [machine for chip, listed in table.items() if chip != "source" for machine in listed]
     assert set(table) - {"source"} <= {chip.name for chip in all_chips()}
-    assert len(machines) == len(set(machines)) > 80 and all(MACHINE.fullmatch(machine) for machine in machines)
+    assert len(machines) == len(set(machines)) > 80 and all(
+        MACHINE.fullmatch(machine) for machine in machines
+    )
 
 
 def test_the_package_runs_where_every_model_has_a_variant():
@@ -167,8 +214,11 @@ def test_broken_swift_is_named_with_its_line(tmp_path, text, where):
 
 @pytest.mark.parametrize("template", ["Package.swift.j2", "ModelRuntime.swift.j2", "Model.swift.j2"])
 def test_a_broken_template_ends_the_command(converted, tmp_path, monkeypatch, cidermill, template):
-    """The last brace or bracket of each template is lost: nothing is written, and the exit code says that it is our defect."""
-    folder = shutil.copytree(swift.TEMPLATES, tmp_path / "templates", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    """The last brace or bracket of each template is lost: nothing is written, and the exit code says that it
+    is our defect."""
+    folder = shutil.copytree(
+        swift.TEMPLATES, tmp_path / "templates", ignore=shutil.ignore_patterns("*.py", "__pycache__")
+    )
     text = (folder / template).read_text().rstrip()
     (folder / template).write_text(text[:-1])
     monkeypatch.setattr(swift, "TEMPLATES", folder)
@@ -181,7 +231,10 @@ def test_a_compiler_is_asked_where_there_is_one(tmp_path, monkeypatch, code, pas
     """A stand-in for swiftc that accepts or refuses: only that its answer counts is shown here."""
     compiler = tmp_path / "bin" / "swiftc"
     compiler.parent.mkdir()
-    compiler.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && echo 'Swift 6.1' && exit 0\necho 'a.swift:1: error: no' >&2\nexit {code}\n")
+    compiler.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo 'Swift 6.1' && exit 0\necho 'a.swift:1: error: no'"
+        f" >&2\nexit {code}\n"
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}:/usr/bin:/bin")
     monkeypatch.setattr("platform.system", lambda: "Linux")

@@ -1,4 +1,5 @@
 """`cidermill verify`: whatever was done to a bundle is found and named, and a signature ties it to a key."""
+
 import base64
 import hashlib
 import json
@@ -22,7 +23,8 @@ def openssl(*arguments) -> bytes:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """A folder with two keys of openssl's: ours and another, each .pem and .pub.pem; and ones that cannot sign."""
+    """A folder with two keys of openssl's: ours and another, each .pem and .pub.pem; and ones that cannot
+    sign."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("ours", "another"):
         openssl("genpkey", "-algorithm", "ed25519", "-out", folder / f"{name}.pem")
@@ -44,7 +46,10 @@ def signed(converted, keys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("signed")
     out, archive = folder / "App.bundle", folder / "App.zip"
     options = ["--sign", str(keys / "ours.pem"), "--archive", str(archive), "--quiet"]
-    assert CliRunner().invoke(main, ["bundle", str(converted / "int8"), "--out", str(out), *options]).exit_code == 0
+    assert (
+        CliRunner().invoke(main, ["bundle", str(converted / "int8"), "--out", str(out), *options]).exit_code
+        == 0
+    )
     return out, archive
 
 
@@ -59,7 +64,11 @@ def test_a_bundle_as_it_was_made(signed, keys, cidermill):
     assert trusted.exit_code == 0
     told = json.loads(trusted.stdout)
     der = openssl("pkey", "-pubin", "-in", keys / "ours.pub.pem", "-outform", "DER")
-    assert told["signature"] == {"status": "valid", "trusted": True, "fingerprint": hashlib.sha256(der).hexdigest()}
+    assert told["signature"] == {
+        "status": "valid",
+        "trusted": True,
+        "fingerprint": hashlib.sha256(der).hexdigest(),
+    }
     assert told["runs"] == [{"variant": "net/int8", "problem": ""}] and told["problems"] == []
     plain = cidermill("verify", signed[0])
     assert plain.exit_code == 0 and "which no key of yours vouches for (--key)" in plain.stdout
@@ -116,24 +125,58 @@ TAMPERED = {
     "a bit of a weight": (lambda bundle: flip(bundle / WEIGHTS), f"{WEIGHTS} was changed"),
     "a longer source": (lambda bundle: (bundle / RUNTIME).open("a").write("\n"), f"{RUNTIME} has "),
     "a file less": (lambda bundle: (bundle / RUNTIME).unlink(), f"{RUNTIME} is missing"),
-    "a file more": (lambda bundle: (bundle / "Sources" / "AppModels" / "Evil.swift").write_text("x"), "Sources/AppModels/Evil.swift is not in the"),
+    "a file more": (
+        lambda bundle: (bundle / "Sources" / "AppModels" / "Evil.swift").write_text("x"),
+        "Sources/AppModels/Evil.swift is not in the",
+    ),
     "a hidden file more": (lambda bundle: (bundle / ".hidden").touch(), ".hidden is not in the manifest"),
     "a link to the same bytes": (replace_by_link, f"{RUNTIME} is a link or no plain file"),
     "a pipe": (replace_by_pipe, f"{RUNTIME} is a link or no plain file"),
     "a link to a folder": (lambda bundle: (bundle / "more").symlink_to("/tmp"), "more is a link"),
     "another SBOM": (lambda bundle: flip(bundle / "sbom.cdx.json"), "sbom.cdx.json was changed"),
-    "another manifest": (edit_manifest(lambda manifest: manifest.update(cidermill="9")), "manifest.json the signature does not fit"),
-    "another signature": (lambda bundle: flip(bundle / "manifest.json.sig"), "manifest.json the signature does not fit"),
-    "a short signature": (lambda bundle: (bundle / "manifest.json.sig").write_bytes(b"x"), "manifest.json the signature does not fit"),
+    "another manifest": (
+        edit_manifest(lambda manifest: manifest.update(cidermill="9")),
+        "manifest.json the signature does not fit",
+    ),
+    "another signature": (
+        lambda bundle: flip(bundle / "manifest.json.sig"),
+        "manifest.json the signature does not fit",
+    ),
+    "a short signature": (
+        lambda bundle: (bundle / "manifest.json.sig").write_bytes(b"x"),
+        "manifest.json the signature does not fit",
+    ),
     "no signature": (strip_signature, "manifest.json.sig is missing"),
-    "a denied signature": (edit_manifest(lambda manifest: manifest.update(signer=None)), "manifest.json.sig is not in the manifest"),
-    "a damaged signer": (edit_manifest(lambda manifest: manifest.update(signer={"public_key": "!"})), "record of its signer is damaged"),
-    "a false fingerprint": (edit_manifest(lambda manifest: manifest["signer"].update(fingerprint="00")), "record of its signer contradicts itself"),
-    "a manifest cut off": (lambda bundle: os.truncate(bundle / "manifest.json", 2000), "manifest.json is damaged"),
-    "a manifest without files": (edit_manifest(lambda manifest: manifest.pop("files")), "manifest.json is damaged"),
-    "a manifest of other types": (edit_manifest(lambda manifest: manifest["files"].update({"a": 3})), "manifest.json is damaged"),
-    "a path that leaves": (edit_manifest(lambda manifest: manifest["files"].update({"../../etc/passwd": {"sha256": "0", "size_bytes": 1}})),
-                           "../../etc/passwd is missing"),
+    "a denied signature": (
+        edit_manifest(lambda manifest: manifest.update(signer=None)),
+        "manifest.json.sig is not in the manifest",
+    ),
+    "a damaged signer": (
+        edit_manifest(lambda manifest: manifest.update(signer={"public_key": "!"})),
+        "record of its signer is damaged",
+    ),
+    "a false fingerprint": (
+        edit_manifest(lambda manifest: manifest["signer"].update(fingerprint="00")),
+        "record of its signer contradicts itself",
+    ),
+    "a manifest cut off": (
+        lambda bundle: os.truncate(bundle / "manifest.json", 2000),
+        "manifest.json is damaged",
+    ),
+    "a manifest without files": (
+        edit_manifest(lambda manifest: manifest.pop("files")),
+        "manifest.json is damaged",
+    ),
+    "a manifest of other types": (
+        edit_manifest(lambda manifest: manifest["files"].update({"a": 3})),
+        "manifest.json is damaged",
+    ),
+    "a path that leaves": (
+        edit_manifest(
+            lambda manifest: manifest["files"].update({"../../etc/passwd": {"sha256": "0", "size_bytes": 1}})
+        ),
+        "../../etc/passwd is missing",
+    ),
 }
 
 
@@ -144,7 +187,9 @@ def test_a_tampered_bundle(bundle, cidermill, change, text):
     assert result.exit_code == 1, result.output
     assert text in " ".join(result.stdout.split())
     told = json.loads(cidermill("verify", bundle, "--json").stdout)
-    assert told["verdict"] == "fail" and any(text.startswith(one["file"]) or text in one["problem"] for one in told["problems"])
+    assert told["verdict"] == "fail" and any(
+        text.startswith(one["file"]) or text in one["problem"] for one in told["problems"]
+    )
 
 
 def test_a_forger_who_signs_again_is_found_by_the_key_only(bundle, keys, cidermill):
@@ -159,12 +204,18 @@ def test_a_forger_who_signs_again_is_found_by_the_key_only(bundle, keys, cidermi
     outer = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][RUNTIME] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    manifest["signer"] = {"algorithm": "Ed25519", "public_key": base64.b64encode(raw).decode(), "fingerprint": hashlib.sha256(outer).hexdigest()}
+    manifest["signer"] = {
+        "algorithm": "Ed25519",
+        "public_key": base64.b64encode(raw).decode(),
+        "fingerprint": hashlib.sha256(outer).hexdigest(),
+    }
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     (bundle / "manifest.json.sig").write_bytes(forger.sign((bundle / "manifest.json").read_bytes()))
     assert cidermill("verify", bundle).exit_code == 0
     result = cidermill("verify", bundle, "--key", keys / "ours.pub.pem")
-    assert result.exit_code == 1 and "manifest.json it was signed by another key" in " ".join(result.stdout.split())
+    assert result.exit_code == 1 and "manifest.json it was signed by another key" in " ".join(
+        result.stdout.split()
+    )
 
 
 def test_an_artifact_that_does_not_run_is_named(converted, cidermill, tmp_path):
@@ -173,7 +224,11 @@ def test_an_artifact_that_does_not_run_is_named(converted, cidermill, tmp_path):
     assert cidermill("bundle", converted / "int8", "--out", out, "-q").exit_code == 0
     data = (out / WEIGHTS).read_bytes()[:1000]
     (out / WEIGHTS).write_bytes(data)
-    edit_manifest(lambda manifest: manifest["files"].update({WEIGHTS: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": 1000}}))(out)
+    edit_manifest(
+        lambda manifest: manifest["files"].update(
+            {WEIGHTS: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": 1000}}
+        )
+    )(out)
     assert cidermill("verify", out).exit_code == 0
     result = cidermill("verify", out, "--run")
     assert result.exit_code == 1 and "net/int8" in result.stdout and "truncated" in result.stdout
@@ -182,7 +237,9 @@ def test_an_artifact_that_does_not_run_is_named(converted, cidermill, tmp_path):
 def test_a_manifest_that_points_out_of_the_bundle_is_not_followed(converted, cidermill, tmp_path):
     out = tmp_path / "a"
     assert cidermill("bundle", converted / "int8", "--out", out, "-q").exit_code == 0
-    outside = os.path.relpath(converted / "half" / "net.mlpackage", out / "Sources" / "AppModels" / "Resources")
+    outside = os.path.relpath(
+        converted / "half" / "net.mlpackage", out / "Sources" / "AppModels" / "Resources"
+    )
     edit_manifest(lambda manifest: manifest["models"][0]["variants"][0].update(resource=outside))(out)
     result = cidermill("verify", out, "--run")
     assert result.exit_code == 1 and "is not among the manifest's files" in " ".join(result.stdout.split())
@@ -211,10 +268,16 @@ REFUSED = {
     "no bundle": (["empty"], "empty is no bundle: it has no manifest.json"),
     "a file": (["file"], "file is neither a folder nor an archive"),
     "a manifest of somebody else": (["other"], "is not the manifest of a bundle (schema 'x')"),
-    "a newer bundle": (["newer"], "has the schema cidermill.bundle/2; this version of cidermill reads cidermill.bundle/1"),
+    "a newer bundle": (
+        ["newer"],
+        "has the schema cidermill.bundle/2; this version of cidermill reads cidermill.bundle/1",
+    ),
     "no key": (["App.bundle", "--key", "none.pem"], "The key none.pem cannot be read"),
     "a private key": (["App.bundle", "--key", "{keys}/ours.pem"], "is a private key"),
-    "another kind of key": (["App.bundle", "--key", "{keys}/x25519.pub.pem"], "is not an Ed25519 key (X25519PublicKey)"),
+    "another kind of key": (
+        ["App.bundle", "--key", "{keys}/x25519.pub.pem"],
+        "is not an Ed25519 key (X25519PublicKey)",
+    ),
     "a text for a key": (["App.bundle", "--key", "{keys}/text.pem"], "is no public key in PEM form"),
 }
 
@@ -244,10 +307,20 @@ def test_keygen_makes_what_bundle_and_verify_take(converted, cidermill, tmp_path
     made = cidermill("keygen", tmp_path / "key.pem", "--json")
     assert made.exit_code == 0
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
-    assert isinstance(serialization.load_pem_public_key((tmp_path / "key.pub.pem").read_bytes()), Ed25519PublicKey)
-    assert cidermill("bundle", converted / "int8", "--out", tmp_path / "a", "--sign", tmp_path / "key.pem", "-q").exit_code == 0
+    assert isinstance(
+        serialization.load_pem_public_key((tmp_path / "key.pub.pem").read_bytes()), Ed25519PublicKey
+    )
+    assert (
+        cidermill(
+            "bundle", converted / "int8", "--out", tmp_path / "a", "--sign", tmp_path / "key.pem", "-q"
+        ).exit_code
+        == 0
+    )
     told = json.loads(cidermill("verify", tmp_path / "a", "--key", tmp_path / "key.pub.pem", "--json").stdout)
-    assert told["signature"]["trusted"] and told["signature"]["fingerprint"] == json.loads(made.stdout)["fingerprint"]
+    assert (
+        told["signature"]["trusted"]
+        and told["signature"]["fingerprint"] == json.loads(made.stdout)["fingerprint"]
+    )
     again = cidermill("keygen", tmp_path / "key.pem")
     assert again.exit_code == 2 and "a key is never overwritten" in again.stderr
 
@@ -264,5 +337,10 @@ def test_continuous_integration_is_told_which_file_was_changed(converted, ciderm
     bad = cidermill("verify", tmp_path / "a", "--ci", "--junit", tmp_path / "bad.xml", "--quiet")
     assert bad.exit_code == 1 and bad.output.count("::error ") == 1 and "weight.bin was changed" in bad.output
     suite = ElementTree.parse(tmp_path / "bad.xml").getroot()[0]
-    assert suite.get("failures") == "1" and "weight.bin was changed" in suite.find(".//failure").get("message")
-    assert "cidermill verify: pass" in (tmp_path / "summary.md").read_text() and "weight.bin was changed" in (tmp_path / "summary.md").read_text()
+    assert suite.get("failures") == "1" and "weight.bin was changed" in suite.find(".//failure").get(
+        "message"
+    )
+    assert (
+        "cidermill verify: pass" in (tmp_path / "summary.md").read_text()
+        and "weight.bin was changed" in (tmp_path / "summary.md").read_text()
+    )

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: one message and exit code 2 for bad input, nothing written; 0 and 1 for verdicts."""
+"""The command line as a user meets it: one message and exit code 2 for bad input, nothing written; 0 and 1
+for verdicts."""
+
 import json
 import os
 import pickle
@@ -21,7 +23,9 @@ CONVERT = str(Path(sys.executable).parent / "convert")
 
 def network():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 96, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96 * 36, 64)).eval()
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 96, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(96 * 36, 64)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,11 @@ BAD_INPUT = {
     "a negative sparsity": ("good.pt", ["--prune", "-0.1"], "0..1"),
     "a palette of 5 bits": ("good.pt", ["--palettize", "5"], "1, 2, 3, 4, 6"),
     "two storages": ("good.pt", ["--quant", "int8", "--palettize", "4"], "int8"),
-    "a target that cannot hold it": ("good.pt", ["--quant", "int4", "--deployment-target", "iOS16"], "--deployment-target iOS18"),
+    "a target that cannot hold it": (
+        "good.pt",
+        ["--quant", "int4", "--deployment-target", "iOS16"],
+        "--deployment-target iOS18",
+    ),
     "a target of no system": ("good.pt", ["--deployment-target", "iOS1"], "iOS18"),
     "samples that are not there": ("good.pt", ["--samples", "none.npz"], "none.npz"),
     "a budget of nothing": ("good.pt", ["--min-psnr", "-3"], "--min-psnr"),
@@ -127,28 +135,56 @@ def test_a_folder_of_others(models, tmp_path):
 
 def test_both_targets_and_the_report(models, tmp_path):
     out = tmp_path / "out"
-    arguments = [str(models / "good.pt"), "--target", "coreml", "--target", "executorch-mps", "--quant", "int8", "--out", str(out), "--json"]
+    arguments = [
+        str(models / "good.pt"),
+        "--target",
+        "coreml",
+        "--target",
+        "executorch-mps",
+        "--quant",
+        "int8",
+        "--out",
+        str(out),
+        "--json",
+    ]
     result = CliRunner().invoke(convert, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report == json.loads((out / "report.json").read_text())
-    assert sorted(path.name for path in out.iterdir()) == ["good.mlpackage", "good.pte", "report.html", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "good.mlpackage",
+        "good.pte",
+        "report.html",
+        "report.json",
+    ]
     assert report["schema"] == "cidermill.report/1" and report["verdict"] == "pass"
-    assert {"load", "capture", "compress", "convert", "validate", "place"} <= {stage["name"] for stage in report["stages"]}
+    assert {"load", "capture", "compress", "convert", "validate", "place"} <= {
+        stage["name"] for stage in report["stages"]
+    }
     assert report["source"]["parameters"] == sum(parameter.numel() for parameter in network().parameters())
     for artifact in report["artifacts"]:
         assert artifact["validation"]["conversion"][0]["psnr_db"] > 40
         assert artifact["validation"]["compression"][0]["psnr_db"] > 25
         assert {op["unit"] for op in artifact["placement"]["ops"]} <= {"ane", "gpu", "cpu"}
-        assert artifact["latency"]["devices"][0]["low_ms"] < artifact["latency"]["devices"][0]["ms"] < artifact["latency"]["devices"][0]["high_ms"]
+        assert (
+            artifact["latency"]["devices"][0]["low_ms"]
+            < artifact["latency"]["devices"][0]["ms"]
+            < artifact["latency"]["devices"][0]["high_ms"]
+        )
         realised = {weight["name"]: weight["realised"] for weight in artifact["compression"]["weights"]}
-        assert "int8" in realised["0.weight"] and "int8" in realised["3.weight"] and "int8" not in realised["3.bias"]
+        assert (
+            "int8" in realised["0.weight"]
+            and "int8" in realised["3.weight"]
+            and "int8" not in realised["3.bias"]
+        )
         assert sum(artifact["compression"]["bytes"].values()) == artifact["size_bytes"]
 
 
 def test_a_missed_budget_exits_with_1_and_still_writes(models, tmp_path):
     out = tmp_path / "out"
-    result = CliRunner().invoke(convert, [str(models / "good.pt"), "--quant", "palettize1", "--min-psnr", "60", "--out", str(out)])
+    result = CliRunner().invoke(
+        convert, [str(models / "good.pt"), "--quant", "palettize1", "--min-psnr", "60", "--out", str(out)]
+    )
     assert result.exit_code == 1, result.output
     assert (out / "good.mlpackage").is_dir()
     report = json.loads((out / "report.json").read_text())
@@ -157,7 +193,10 @@ def test_a_missed_budget_exits_with_1_and_still_writes(models, tmp_path):
 
 
 def test_a_module_of_torch_classes_needs_only_its_shape(models, tmp_path):
-    result = CliRunner().invoke(convert, [str(models / "module.pt"), "--input", "input:1x3x8x8", "--out", str(tmp_path / "out"), "--quiet"])
+    result = CliRunner().invoke(
+        convert,
+        [str(models / "module.pt"), "--input", "input:1x3x8x8", "--out", str(tmp_path / "out"), "--quiet"],
+    )
     assert result.exit_code == 0, result.output
     assert not result.output
 
@@ -168,7 +207,9 @@ def test_a_constant_output_is_never_a_pass(tmp_path):
             return x * 0 + 3
 
     torch.export.save(torch.export.export(Constant(), (torch.randn(1, 4),)), tmp_path / "constant.pt")
-    result = CliRunner().invoke(convert, [str(tmp_path / "constant.pt"), "--out", str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(
+        convert, [str(tmp_path / "constant.pt"), "--out", str(tmp_path / "out"), "--json"]
+    )
     assert result.exit_code == 1, result.output
     errors = json.loads(result.stdout)["artifacts"][0]["validation"]["conversion"]
     assert errors[0]["vacuous"]
@@ -183,10 +224,15 @@ def test_validate_any_package_against_its_model(models, tmp_path):
         with torch.no_grad():
             net[0].weight[5] *= spoil
         program = torch.export.export(net, (torch.randn(1, 3, 8, 8),)).run_decompositions({})
-        ct.convert(program, minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(str(tmp_path / f"{name}.mlpackage"))
+        ct.convert(program, minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(
+            str(tmp_path / f"{name}.mlpackage")
+        )
     codes = {}
     for name in ("right", "wrong"):
-        result = CliRunner().invoke(main, ["validate", str(tmp_path / f"{name}.mlpackage"), "--against", str(models / "good.pt"), "--json"])
+        result = CliRunner().invoke(
+            main,
+            ["validate", str(tmp_path / f"{name}.mlpackage"), "--against", str(models / "good.pt"), "--json"],
+        )
         codes[name] = result.exit_code
         assert json.loads(result.stdout)["verdict"] == ("pass" if name == "right" else "fail")
     assert codes == {"right": 0, "wrong": 1}
@@ -194,8 +240,17 @@ def test_validate_any_package_against_its_model(models, tmp_path):
 
 def test_inspect_needs_no_model(models, tmp_path):
     out = tmp_path / "out"
-    assert CliRunner().invoke(convert, [str(models / "good.pt"), "--target", "executorch-mps", "--out", str(out), "--quiet"]).exit_code == 0
-    result = CliRunner().invoke(main, ["inspect", str(out / "good.pte"), "--device", "A14", "--device", "M4", "--json"])
+    assert (
+        CliRunner()
+        .invoke(
+            convert, [str(models / "good.pt"), "--target", "executorch-mps", "--out", str(out), "--quiet"]
+        )
+        .exit_code
+        == 0
+    )
+    result = CliRunner().invoke(
+        main, ["inspect", str(out / "good.pte"), "--device", "A14", "--device", "M4", "--json"]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [device["chip"] for device in found["latency"]["devices"]] == ["A14", "M4"]
@@ -203,10 +258,16 @@ def test_inspect_needs_no_model(models, tmp_path):
 
 
 def test_validate_an_artifact_that_asks_for_the_impossible(models, tmp_path):
-    """An operator that cannot be computed is the file's fault: one message that names it, and no traceback."""
+    """An operator that cannot be computed is the file's fault: one message that names it, and no
+    traceback."""
     from cidermill.validation.mil.read import coreml_protos
 
-    assert CliRunner().invoke(convert, [str(models / "good.pt"), "--out", str(tmp_path / "out"), "--quiet"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(convert, [str(models / "good.pt"), "--out", str(tmp_path / "out"), "--quiet"])
+        .exit_code
+        == 0
+    )
     file = next((tmp_path / "out").rglob("*.mlmodel"))
     model = coreml_protos()[0].Model()
     model.ParseFromString(file.read_bytes())
@@ -216,7 +277,9 @@ def test_validate_an_artifact_that_asks_for_the_impossible(models, tmp_path):
     file.write_bytes(model.SerializeToString())
     command = ["validate", str(tmp_path / "out" / "good.mlpackage"), "--against", str(models / "good.pt")]
     result = CliRunner().invoke(main, command)
-    assert result.exit_code == 2 and f"cannot be run: operator {operation.type}" in " ".join(result.stderr.split())
+    assert result.exit_code == 2 and f"cannot be run: operator {operation.type}" in " ".join(
+        result.stderr.split()
+    )
     assert "the program declares" in " ".join(result.stderr.split()) and "Traceback" not in result.output
 
 
@@ -244,13 +307,18 @@ def test_an_artifact_of_an_earlier_run_is_kept_and_named(models, tmp_path):
     assert CliRunner().invoke(convert, [*arguments, "--target", "executorch-mps", "--quiet"]).exit_code == 0
     result = CliRunner().invoke(convert, [*arguments, "--json"])
     assert result.exit_code == 0 and (out / "good.pte").is_file()
-    assert "good.pte in this folder is from an earlier run" in json.loads(result.stdout)["artifacts"][0]["warnings"][0]
+    assert (
+        "good.pte in this folder is from an earlier run"
+        in json.loads(result.stdout)["artifacts"][0]["warnings"][0]
+    )
 
 
 def test_doctor():
     result = CliRunner().invoke(main, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
-    assert {"torch", "coremltools", "executorch"} <= {finding["name"] for finding in json.loads(result.stdout)}
+    assert {"torch", "coremltools", "executorch"} <= {
+        finding["name"] for finding in json.loads(result.stdout)
+    }
 
 
 def test_same_input_same_bytes(models, tmp_path):
@@ -259,7 +327,9 @@ def test_same_input_same_bytes(models, tmp_path):
     for seed in ("1", "2"):
         command = [CONVERT, str(models / "good.pt"), "--target", "coreml", "--target", "executorch-mps"]
         command += ["--quant", "int4", "--json", "--out", str(tmp_path / seed)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
         assert done.returncode == 0, done.stderr
         digests.append([artifact["sha256"] for artifact in json.loads(done.stdout)["artifacts"]])
     assert digests[0] == digests[1]
@@ -298,32 +368,48 @@ sys.argv = ["convert", {str(models / "good.pt")!r}, "--quiet", "--quant", "int8"
 convert_main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("command", [["convert"], ["cidermill"], ["cidermill", "validate"], ["cidermill", "inspect"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["convert"], ["cidermill"], ["cidermill", "validate"], ["cidermill", "inspect"]], ids=" ".join
+)
 def test_help_names_every_option_with_words(command):
-    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:], "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:], "--help"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0
     assert "Usage:" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
 def test_asked_to_end_nothing_is_left(models, tmp_path, number):
-    process = subprocess.Popen([CONVERT, str(models / "good.pt"), "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [CONVERT, str(models / "good.pt"), "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    )
     while not list(tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "interrupted; nothing was written" in said and "Traceback" not in said
+    assert (
+        process.returncode == 128 + number
+        and "interrupted; nothing was written" in said
+        and "Traceback" not in said
+    )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("tolerance", ["0", "-1", "nan", "inf"])
 def test_a_tolerance_of_nothing(models, tmp_path, tolerance):
-    result = CliRunner().invoke(main, ["validate", str(tmp_path), "--against", str(models / "good.pt"), "--tolerance", tolerance])
+    result = CliRunner().invoke(
+        main, ["validate", str(tmp_path), "--against", str(models / "good.pt"), "--tolerance", tolerance]
+    )
     assert result.exit_code == 2 and "is not a positive number of decibels" in result.stderr
 
 

@@ -1,4 +1,6 @@
-"""Reports of real conversions that the tests of the gates share: a tiny network by two recipes, and a changed one."""
+"""Reports of real conversions that the tests of the gates share: a tiny network by two recipes, and a changed
+one."""
+
 import json
 import shutil
 
@@ -12,7 +14,9 @@ from cidermill.pipeline.commands.cli import convert
 def gate_network() -> torch.nn.Sequential:
     """[1, 3, 8, 8] -> [1, 32]"""
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16 * 36, 32)).eval()
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16 * 36, 32)
+    ).eval()
 
 
 def changed_network() -> torch.nn.Sequential:
@@ -36,7 +40,11 @@ def half_network() -> torch.nn.Sequential:
 def gate_models(tmp_path_factory):
     """net.pt2, and the other networks under the same name in folders of their own."""
     base = tmp_path_factory.mktemp("gate")
-    for folder, net in ((base, gate_network()), (base / "changed", changed_network()), (base / "half", half_network())):
+    for folder, net in (
+        (base, gate_network()),
+        (base / "changed", changed_network()),
+        (base / "half", half_network()),
+    ):
         folder.mkdir(exist_ok=True)
         torch.export.save(torch.export.export(net, (torch.randn(1, 3, 8, 8),)), folder / "net.pt2")
     return base
@@ -47,8 +55,14 @@ def pressed(gate_models):
     """A folder with the outputs of `convert`: int8, int4 and changed, each for both targets."""
     out = gate_models / "out"
     targets = ["--target", "coreml", "--target", "executorch-mps", "--quiet"]
-    for name, model, recipe in (("int8", "net.pt2", "int8"), ("int4", "net.pt2", "int4:block16"), ("changed", "changed/net.pt2", "int8")):
-        result = CliRunner().invoke(convert, [str(gate_models / model), "--quant", recipe, "--out", str(out / name), *targets])
+    for name, model, recipe in (
+        ("int8", "net.pt2", "int8"),
+        ("int4", "net.pt2", "int4:block16"),
+        ("changed", "changed/net.pt2", "int8"),
+    ):
+        result = CliRunner().invoke(
+            convert, [str(gate_models / model), "--quant", recipe, "--out", str(out / name), *targets]
+        )
         assert result.exit_code == 0, result.output
     return out
 

@@ -1,13 +1,15 @@
-"""`cidermill diff`: what it finds between artifacts and reports whose differences are known, and what it makes of them for people and machines."""
+"""`cidermill diff`: what it finds between artifacts and reports whose differences are known, and what it
+makes of them for people and machines."""
+
 import json
 import shutil
 
 import numpy as np
 import pytest
 
+from cidermill.pipeline.gate.compared import Stored
 from cidermill.pipeline.gate.diff import _matched, _operators, _placement
 from cidermill.pipeline.gate.diff_tables import sections
-from cidermill.pipeline.gate.compared import Stored
 from cidermill.validation import open_runner
 
 
@@ -28,7 +30,9 @@ SIDES = {"report": "{}/report.json", "folder": "{}", "package": "{}/net.mlpackag
 def test_nothing_changed_between_equals(differ, pressed, cidermill, kind):
     path = pressed / kind.format("int8")
     found = differ(path, path)
-    assert not found["different"] and all(not one["changes"] and one["identical_bytes"] for one in found["artifacts"])
+    assert not found["different"] and all(
+        not one["changes"] and one["identical_bytes"] for one in found["artifacts"]
+    )
     arguments = ("diff", path, path)
     assert cidermill(*arguments, "--exit-code").exit_code == 0
     assert "No difference between" in cidermill(*arguments).stdout
@@ -38,7 +42,8 @@ def test_nothing_changed_between_equals(differ, pressed, cidermill, kind):
 @pytest.mark.parametrize("a", SIDES.values(), ids=SIDES)
 @pytest.mark.parametrize("b", SIDES.values(), ids=SIDES)
 def test_any_two_kinds_can_be_compared(differ, pressed, a, b):
-    """A report is compared by the artifact of the other's target; the changed network has one operation more and other values in one weight."""
+    """A report is compared by the artifact of the other's target; the changed network has one operation more
+    and other values in one weight."""
     if {a, b} == {SIDES["package"], SIDES["program"]}:
         return
     found = differ(pressed / a.format("int8"), pressed / b.format("changed"))
@@ -50,8 +55,16 @@ def test_any_two_kinds_can_be_compared(differ, pressed, a, b):
         assert added["type"] in ("sigmoid", "MPSSigmoid") and changes["operators"]["removed"] == []
         assert changes["operators"]["counts"] == [{"type": added["type"], "a": 0, "b": 1}]
         (weight,) = changes["weights"]["changed"]
-        assert weight["values"] == "differ" and weight["a"] == weight["b"] and weight["a"]["scheme"] == "int8 per channel"
-        assert changes["weights"]["same"] == 3 and not changes["weights"]["added"] and not changes["weights"]["removed"]
+        assert (
+            weight["values"] == "differ"
+            and weight["a"] == weight["b"]
+            and weight["a"]["scheme"] == "int8 per channel"
+        )
+        assert (
+            changes["weights"]["same"] == 3
+            and not changes["weights"]["added"]
+            and not changes["weights"]["removed"]
+        )
         (unit,) = changes["placement"]["units"]
         assert unit["ops"][1] == unit["ops"][0] + 1 and changes["placement"]["moved"] == []
         assert ("error" in changes) == (not single)
@@ -59,13 +72,17 @@ def test_any_two_kinds_can_be_compared(differ, pressed, a, b):
 
 def test_the_error_and_the_names_of_reports(differ, pressed):
     package, program = differ(pressed / "int8", pressed / "int4")["artifacts"]
-    reports = [json.loads((pressed / name / "report.json").read_text())["artifacts"][0] for name in ("int8", "int4")]
+    reports = [
+        json.loads((pressed / name / "report.json").read_text())["artifacts"][0] for name in ("int8", "int4")
+    ]
     errors = {row["kind"]: (row["a"], row["b"]) for row in package["changes"]["error"]}
     assert errors["compression"] == tuple(one["validation"]["compression"][0]["psnr_db"] for one in reports)
     assert package["size_bytes"] == [one["size_bytes"] for one in reports]
     for one in (package, program):
         assert one["changes"]["recipe"] == {"a": "int8", "b": "int4:block16"}
-        assert [row["name"] for row in one["changes"]["weights"]["changed"]] == ["3.weight"], "the source's name, in a .pte too"
+        assert [row["name"] for row in one["changes"]["weights"]["changed"]] == ["3.weight"], (
+            "the source's name, in a .pte too"
+        )
     weight = package["changes"]["weights"]["changed"][0]
     assert weight["a"] == {"scheme": "int8 per channel", "bits_per_weight": pytest.approx(8, abs=0.1)}
     assert weight["b"]["scheme"] == "int4 block 16" and weight["values"] == "differ"
@@ -74,9 +91,18 @@ def test_the_error_and_the_names_of_reports(differ, pressed):
 
 
 def test_values_are_compared_however_they_are_stored(differ, pressed, tmp_path, cidermill, gate_models):
-    """float32 weights that float16 holds exactly: other bits, equal values. An oracle of its own: the runners' outputs are close."""
+    """float32 weights that float16 holds exactly: other bits, equal values. An oracle of its own: the
+    runners' outputs are close."""
     for recipe in ("float16", "float32"):
-        result = cidermill("convert", gate_models / "half" / "net.pt2", "--quant", recipe, "--out", tmp_path / recipe, "--quiet")
+        result = cidermill(
+            "convert",
+            gate_models / "half" / "net.pt2",
+            "--quant",
+            recipe,
+            "--out",
+            tmp_path / recipe,
+            "--quiet",
+        )
         assert result.exit_code == 0, result.output
     for a, b in (("float16", "float32"), ("float16/net.mlpackage", "float32/net.mlpackage")):
         (one,) = differ(tmp_path / a, tmp_path / b)["artifacts"]
@@ -84,7 +110,10 @@ def test_values_are_compared_however_they_are_stored(differ, pressed, tmp_path, 
         assert len(rows) == 4 and {row["values"] for row in rows} == {"equal"}
         assert {(row["a"]["scheme"], row["b"]["scheme"]) for row in rows} == {("float16", "float32")}
     sample = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
-    outputs = [open_runner(tmp_path / name / "net.mlpackage", host="reference")({"input": sample})["output"] for name in ("float16", "float32")]
+    outputs = [
+        open_runner(tmp_path / name / "net.mlpackage", host="reference")({"input": sample})["output"]
+        for name in ("float16", "float32")
+    ]
     assert np.abs(outputs[0] - outputs[1]).max() < 0.01
 
 
@@ -96,14 +125,23 @@ def test_a_report_without_its_artifact_says_what_it_could_not_compare(differ, ou
     same = differ(outputs / "int8", outputs / "int8")
     assert not same["different"], "equal hashes need no look at the files"
     package, program = differ(outputs / "int8", outputs / "changed")["artifacts"]
-    assert "not compared" in package["changes"]["weights"]["values"] and "values" not in program["changes"]["weights"]
+    assert (
+        "not compared" in package["changes"]["weights"]["values"]
+        and "values" not in program["changes"]["weights"]
+    )
 
 
 def test_what_only_one_side_has(differ, outputs, edit):
     edit(outputs / "int8" / "report.json", lambda report: report["artifacts"].pop())
     found = differ(outputs / "int8", outputs / "int4")
-    assert [name.rpartition("/")[2] for name in found["added"]] == ["net.pte"] and found["removed"] == [] and len(found["artifacts"]) == 1
-    assert [name.rpartition("/")[2] for name in differ(outputs / "int4", outputs / "int8")["removed"]] == ["net.pte"]
+    assert (
+        [name.rpartition("/")[2] for name in found["added"]] == ["net.pte"]
+        and found["removed"] == []
+        and len(found["artifacts"]) == 1
+    )
+    assert [name.rpartition("/")[2] for name in differ(outputs / "int4", outputs / "int8")["removed"]] == [
+        "net.pte"
+    ]
 
 
 def test_another_interface(differ, outputs, edit):
@@ -140,15 +178,26 @@ def test_operations_by_name_and_type(a, b, added, removed):
 
 def test_operations_that_moved_to_another_unit():
     def side(unit, ms):
-        ops = [{"name": name, "type": "conv", "unit": where, "reason": "because"} for name, where in (("a", "ane"), ("b", unit))]
-        return {"device": "A14", "units": {"ane": {"ops": 1, "share": 1 - ms}, unit: {"ops": 1, "share": ms}}, "ops": ops}
+        ops = [
+            {"name": name, "type": "conv", "unit": where, "reason": "because"}
+            for name, where in (("a", "ane"), ("b", unit))
+        ]
+        return {
+            "device": "A14",
+            "units": {"ane": {"ops": 1, "share": 1 - ms}, unit: {"ops": 1, "share": ms}},
+            "ops": ops,
+        }
 
     found = _placement(side("cpu", 0.2), side("gpu", 0.2))
     assert found["moved"] == [{"name": "b", "type": "conv", "from": "cpu", "to": "gpu", "reason": "because"}]
     assert {row["unit"]: row["ops"] for row in found["units"]} == {"cpu": [1, 0], "gpu": [0, 1]}
     assert _placement(side("cpu", 0.2), side("cpu", 0.2)) is None
     other = side("cpu", 0.2) | {"device": "M4"}
-    assert _placement(side("cpu", 0.2), other) == {"device": {"a": "A14", "b": "M4"}, "units": [], "moved": []}
+    assert _placement(side("cpu", 0.2), other) == {
+        "device": {"a": "A14", "b": "M4"},
+        "units": [],
+        "moved": [],
+    }
 
 
 def test_text_and_markdown_say_the_same(pressed, cidermill):
@@ -164,11 +213,16 @@ def test_text_and_markdown_say_the_same(pressed, cidermill):
 
 def test_many_of_a_kind_are_one_row():
     form = {"scheme": "int8", "bits_per_weight": 8.0}
-    changed = [{"name": f"w{i}", "a": form, "b": form | {"scheme": "int4"}, "values": "differ"} for i in range(30)]
+    changed = [
+        {"name": f"w{i}", "a": form, "b": form | {"scheme": "int4"}, "values": "differ"} for i in range(30)
+    ]
     weights = {"changed": changed, "added": [{"name": "x", **form}], "removed": [], "same": 2}
     artifact = {"size_bytes": [5, 5], "changes": {"weights": weights}}
     (section,) = sections(artifact)
-    assert section.cells == (("+", "x", "", "int8, 8 bits", ""), ("", "w0 and 29 more", "int8, 8 bits", "int4, 8 bits", "differ"))
+    assert section.cells == (
+        ("+", "x", "", "int8, 8 bits", ""),
+        ("", "w0 and 29 more", "int8, 8 bits", "int4, 8 bits", "differ"),
+    )
     assert section.note == "2 more are the same." and section.count == 31
 
 
@@ -184,14 +238,32 @@ def test_weights_without_names_are_matched_by_values_then_by_shape():
     def stored(name, digest, shape=(4,)):
         return Stored(name, "float16", 16.0, digest, shape, named=False)
 
-    a = {weight.name: weight for weight in (stored("v1", "x"), stored("v2", "y"), stored("v3", "z", (8,)), stored("v4", "q", (9,)))}
-    b = {weight.name: weight for weight in (stored("v2", "x"), stored("v5", "y"), stored("v3", "other", (8,)), stored("v4", "p", (2,)))}
-    assert [(name, one.name, other.name) for name, one, other in _matched(a, b)] == [("v1", "v1", "v2"), ("v2", "v2", "v5"), ("v3", "v3", "v3")]
+    a = {
+        weight.name: weight
+        for weight in (stored("v1", "x"), stored("v2", "y"), stored("v3", "z", (8,)), stored("v4", "q", (9,)))
+    }
+    b = {
+        weight.name: weight
+        for weight in (
+            stored("v2", "x"),
+            stored("v5", "y"),
+            stored("v3", "other", (8,)),
+            stored("v4", "p", (2,)),
+        )
+    }
+    assert [(name, one.name, other.name) for name, one, other in _matched(a, b)] == [
+        ("v1", "v1", "v2"),
+        ("v2", "v2", "v5"),
+        ("v3", "v3", "v3"),
+    ]
 
 
 def test_hostile_names_stay_in_their_cells(outputs, cidermill, edit):
     name = "a|b`c``d\n</details><img src=x>@someone\x1b[31m"
-    edit(outputs / "changed" / "report.json", lambda report: report["artifacts"][0]["placement"]["ops"][0].update(name=name, type="strange"))
+    edit(
+        outputs / "changed" / "report.json",
+        lambda report: report["artifacts"][0]["placement"]["ops"][0].update(name=name, type="strange"),
+    )
     arguments = ("diff", outputs / "int8", outputs / "changed")
     markdown = cidermill(*arguments, "--markdown").stdout
     (row,) = [line for line in markdown.splitlines() if "someone" in line]
@@ -211,11 +283,18 @@ def test_what_cannot_be_compared(outputs, cidermill, a, b, text):
     (outputs / "broken.json").write_text("{")
     (outputs / "newer.json").write_text('{"schema": "cidermill.report/7"}')
     result = cidermill("diff", outputs / a, outputs / b)
-    assert result.exit_code == 2 and text in result.stderr and not result.stdout and "Traceback" not in result.stderr
+    assert (
+        result.exit_code == 2
+        and text in result.stderr
+        and not result.stdout
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_bare_artifacts_are_placed_as_the_report_was_or_as_asked(differ, pressed):
     arguments = (pressed / "int8" / "net.pte", pressed / "changed" / "net.pte")
     for options, device in (((), "iPhone 15 Pro"), (("--device", "A14"), "A14")):
-        assert [row["device"] for row in differ(*arguments, *options)["artifacts"][0]["changes"]["latency"]] == [device]
+        assert [
+            row["device"] for row in differ(*arguments, *options)["artifacts"][0]["changes"]["latency"]
+        ] == [device]
     assert not differ(pressed / "int8" / "net.mlpackage", pressed / "int8")["different"]

@@ -1,4 +1,6 @@
-"""Limits of `convert`: what they refuse at once, how they judge an artifact, and what the command does about a broken one."""
+"""Limits of `convert`: what they refuse at once, how they judge an artifact, and what the command does about
+a broken one."""
+
 import copy
 import json
 from pathlib import Path
@@ -8,8 +10,8 @@ from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.cli import convert
-from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.limits import got_text, limit_text, with_limits
+from cidermill.pipeline.plan import Plan
 
 REFUSED = {
     "no unit": (dict(max_size="12"), "--max-size '12' is no size", "12MB"),
@@ -19,13 +21,25 @@ REFUSED = {
     "bits per weight": (dict(max_size="4.5bpw"), "--max-size '4.5bpw'", "--budget"),
     "no device": (dict(max_latency=("3ms",)), "--max-latency '3ms'", "iPhone 15 Pro=3ms"),
     "no time": (dict(max_latency=("iPhone 12",)), "--max-latency 'iPhone 12'", "iPhone 15 Pro=3ms"),
-    "a time of nothing": (dict(max_latency=("iPhone 12=0ms",)), "--max-latency 'iPhone 12=0ms'", "iPhone 15 Pro=3ms"),
+    "a time of nothing": (
+        dict(max_latency=("iPhone 12=0ms",)),
+        "--max-latency 'iPhone 12=0ms'",
+        "iPhone 15 Pro=3ms",
+    ),
     "an unknown unit": (dict(max_latency=("iPhone 12=3 minutes",)), "--max-latency", "us, ms or s"),
-    "an unknown device": (dict(max_latency=("iPhone 99 Pro=3ms",)), "unknown device 'iPhone 99 Pro'", "A17 Pro"),
+    "an unknown device": (
+        dict(max_latency=("iPhone 99 Pro=3ms",)),
+        "unknown device 'iPhone 99 Pro'",
+        "A17 Pro",
+    ),
     "percent": (dict(min_ane_share=95.0), "--min-ane-share 95.0", "0.95"),
     "no share": (dict(min_ane_share=0.0), "--min-ane-share 0.0", "0.95"),
     "not a number": (dict(min_ane_share=float("nan")), "--min-ane-share nan", "0.95"),
-    "no Neural Engine": (dict(min_ane_share=0.5, targets=("executorch-mps",)), "--min-ane-share is of Core ML", "--target coreml"),
+    "no Neural Engine": (
+        dict(min_ane_share=0.5, targets=("executorch-mps",)),
+        "--min-ane-share is of Core ML",
+        "--target coreml",
+    ),
 }
 
 
@@ -72,7 +86,9 @@ def test_each_limit_is_judged_at_its_edge(options, verdict, got):
     (row,) = judged["limits"]
     assert (row["verdict"], row["got"], judged["verdict"]) == (verdict, got, verdict)
     own = len(judged["warnings"]) - 1
-    assert own == (verdict == "fail" and "min_psnr" not in options), "a broken psnr is told by the verdict on each output"
+    assert own == (verdict == "fail" and "min_psnr" not in options), (
+        "a broken psnr is told by the verdict on each output"
+    )
 
 
 def test_no_limit_is_no_row_and_leaves_the_verdict():
@@ -85,8 +101,14 @@ def test_a_kept_limit_does_not_mend_another_verdict():
 
 
 def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
-    measured = {"source": "measured", "machine": {"chip": "M2"}, "units": [
-        {"compute_units": "cpu_only", "ms": 9.0, "low_ms": 8.0, "high_ms": 10.0}, {"compute_units": "all", "ms": 2.6, "low_ms": 2.5, "high_ms": 2.8}]}
+    measured = {
+        "source": "measured",
+        "machine": {"chip": "M2"},
+        "units": [
+            {"compute_units": "cpu_only", "ms": 9.0, "low_ms": 8.0, "high_ms": 10.0},
+            {"compute_units": "all", "ms": 2.6, "low_ms": 2.5, "high_ms": 2.8},
+        ],
+    }
     found = section()
     found["latency"]["measured"] = measured
     plan = Plan(Path("m.pt"), max_latency=("M2=2.5ms", "iPhone 15 Pro=4ms"))
@@ -102,9 +124,18 @@ def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
 
 def test_the_messages_say_what_and_what_to_do():
     plan = Plan(Path("m.pt"), max_size="1MB", max_latency=("iPhone 15 Pro=1ms", "A14=1ms"), min_ane_share=0.9)
-    size, latency, unknown, share = (warning.split("\n") for warning in with_limits(plan, section())["warnings"][1:])
-    assert size[0] == "The artifact has 12.0 MB (12,000,000 bytes); the limit (--max-size) is 1.00 MB." and "raise the limit" in size[1]
-    assert latency[0] == "The latency on iPhone 15 Pro is estimated at 3.00 ms (2.00–4.50) with its band; the limit (--max-latency) is 1 ms."
+    size, latency, unknown, share = (
+        warning.split("\n") for warning in with_limits(plan, section())["warnings"][1:]
+    )
+    assert (
+        size[0] == "The artifact has 12.0 MB (12,000,000 bytes); the limit (--max-size) is 1.00 MB."
+        and "raise the limit" in size[1]
+    )
+    assert (
+        latency[0]
+        == "The latency on iPhone 15 Pro is estimated at 3.00 ms (2.00–4.50) with its band; the limit"
+        " (--max-latency) is 1 ms."
+    )
     assert unknown[0] == "No latency is known for A14; the limit (--max-latency) is 1 ms."
     assert share[0] == ("75 % of the operations' time (an estimate) is on the Neural Engine of iPhone 15 Pro; "
                         "the limit (--min-ane-share) is 90 %.")  # fmt: skip
@@ -115,8 +146,15 @@ def test_a_share_of_the_neural_engine_is_not_applicable_to_mps():
     plan = Plan(Path("m.pt"), targets=("coreml", "executorch-mps"), min_ane_share=0.9)
     judged = with_limits(plan, section(target="executorch-mps"))
     (row,) = judged["limits"]
-    assert row["verdict"] == "not applicable" and judged["verdict"] == "pass" and judged["warnings"] == ["earlier"]
-    assert (limit_text(row), got_text(row)) == ("at least 90 % of the time on the Neural Engine", "not applicable")
+    assert (
+        row["verdict"] == "not applicable"
+        and judged["verdict"] == "pass"
+        and judged["warnings"] == ["earlier"]
+    )
+    assert (limit_text(row), got_text(row)) == (
+        "at least 90 % of the time on the Neural Engine",
+        "not applicable",
+    )
 
 
 @pytest.mark.parametrize(("devices", "limits", "wanted"), [
@@ -130,8 +168,21 @@ def test_the_devices_of_limits_are_estimated_for_once(devices, limits, wanted):
 
 
 def test_convert_fails_on_broken_limits_and_still_writes(gate_models, tmp_path):
-    arguments = ["--max-size", "1kB", "--max-latency", "iPhone 12=1us", "--min-ane-share", "0.95", "--target", "coreml", "--target", "executorch-mps"]
-    result = CliRunner().invoke(convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), *arguments])
+    arguments = [
+        "--max-size",
+        "1kB",
+        "--max-latency",
+        "iPhone 12=1us",
+        "--min-ane-share",
+        "0.95",
+        "--target",
+        "coreml",
+        "--target",
+        "executorch-mps",
+    ]
+    result = CliRunner().invoke(
+        convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), *arguments]
+    )
     assert result.exit_code == 1, result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     package, program = report["artifacts"]
@@ -139,26 +190,54 @@ def test_convert_fails_on_broken_limits_and_still_writes(gate_models, tmp_path):
     assert [(row["limit"], row["verdict"]) for row in package["limits"]] == [
         ("max_size_bytes", "fail"), ("max_latency_ms", "fail"), ("min_ane_share", "fail")]  # fmt: skip
     assert [row["verdict"] for row in program["limits"]] == ["fail", "fail", "not applicable"]
-    assert package["limits"][1]["device"] == "iPhone 12" and package["limits"][1]["got"] == package["latency"]["devices"][0]["ms"]
-    assert "--max-size" in result.stdout and "--max-latency" in result.stdout and "--min-ane-share" in result.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"net.mlpackage", "net.pte", "report.json", "report.html"}
+    assert (
+        package["limits"][1]["device"] == "iPhone 12"
+        and package["limits"][1]["got"] == package["latency"]["devices"][0]["ms"]
+    )
+    assert (
+        "--max-size" in result.stdout
+        and "--max-latency" in result.stdout
+        and "--min-ane-share" in result.stdout
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "net.mlpackage",
+        "net.pte",
+        "report.json",
+        "report.html",
+    }
 
 
 def test_a_limit_is_judged_anew_when_the_conversion_comes_from_the_cache(gate_models, tmp_path, monkeypatch):
     monkeypatch.setenv("CIDERMILL_CACHE", str(tmp_path / "cache"))
     seen = []
     for options in ([], ["--max-size", "1kB"], ["--max-size", "1MB"], []):
-        result = CliRunner().invoke(convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), "--quiet", *options])
+        result = CliRunner().invoke(
+            convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), "--quiet", *options]
+        )
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         (artifact,) = report["artifacts"]
-        seen.append((result.exit_code, report["verdict"], [row["verdict"] for row in artifact["limits"]], len(artifact["warnings"])))
+        seen.append(
+            (
+                result.exit_code,
+                report["verdict"],
+                [row["verdict"] for row in artifact["limits"]],
+                len(artifact["warnings"]),
+            )
+        )
         assert any(stage["cached"] for stage in report["stages"]) == (len(seen) > 1)
-    assert seen == [(0, "pass", [], 0), (1, "fail", ["fail"], 1), (0, "pass", ["pass"], 0), (0, "pass", [], 0)]
+    assert seen == [
+        (0, "pass", [], 0),
+        (1, "fail", ["fail"], 1),
+        (0, "pass", ["pass"], 0),
+        (0, "pass", [], 0),
+    ]
 
 
 def test_convert_passes_when_every_limit_is_kept(gate_models, tmp_path):
     arguments = ["--max-size", "1MB", "--max-latency", "iPhone 12=1s", "--quiet"]
-    result = CliRunner().invoke(convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), *arguments])
+    result = CliRunner().invoke(
+        convert, [str(gate_models / "net.pt2"), "--out", str(tmp_path / "out"), *arguments]
+    )
     assert result.exit_code == 0, result.output
     (artifact,) = json.loads((tmp_path / "out" / "report.json").read_text())["artifacts"]
     assert [row["verdict"] for row in artifact["limits"]] == ["pass", "pass"] and artifact["warnings"] == []

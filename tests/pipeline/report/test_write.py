@@ -9,7 +9,8 @@ import pytest
 
 from cidermill.converters.artifact import Artifact
 from cidermill.models.source import Samples, Source, TensorSpec
-from cidermill.pipeline.report.write import summaries as figures, write as report
+from cidermill.pipeline.report.write import summaries as figures
+from cidermill.pipeline.report.write import write as report
 from cidermill.validation.judge.compare import OutputError
 
 ARTIFACT_KEYS = [
@@ -30,9 +31,20 @@ ARTIFACT_KEYS = [
 def small_report(folder: Path, verdicts=("pass",)) -> dict:
     spec = TensorSpec("x", (1, 4), "float32")
     source = report.source_section(
-        Source(Path("net.pt"), "module", "ab", None, (spec,)), Samples("synthetic", ({},), 0), [spec], [spec], 20
+        Source(Path("net.pt"), "module", "ab", None, (spec,)),
+        Samples("synthetic", ({},), 0),
+        [spec],
+        [spec],
+        20,
     )
-    error = OutputError("y", (1, 4), psnr_db=np.float64(51.5), cosine=0.99, max_abs_error=np.float32(0.5), vacuous=np.bool_(False))
+    error = OutputError(
+        "y",
+        (1, 4),
+        psnr_db=np.float64(51.5),
+        cosine=0.99,
+        max_abs_error=np.float32(0.5),
+        vacuous=np.bool_(False),
+    )
     validation = report.validation_section("reference", [error], [error], 40.0)
     artifacts = [
         report.artifact_section(
@@ -44,7 +56,9 @@ def small_report(folder: Path, verdicts=("pass",)) -> dict:
         )
         for i, verdict in enumerate(verdicts)
     ]
-    return report.build_report(source, [report.StageRecord("load", 1.5, 2_000_000)], artifacts, report.environment())
+    return report.build_report(
+        source, [report.StageRecord("load", 1.5, 2_000_000)], artifacts, report.environment()
+    )
 
 
 def test_names_are_those_of_the_schema(tmp_path):
@@ -54,12 +68,23 @@ def test_names_are_those_of_the_schema(tmp_path):
     assert list(built["source"]) == ["path", "sha256", "format", "parameters", "inputs", "outputs", "samples"]
     assert list(built["stages"][0]) == ["name", "seconds", "peak_rss_bytes", "cached"]
     assert list(built["artifacts"][0]) == ARTIFACT_KEYS
-    assert list(built["artifacts"][0]["validation"]) == ["runner", "conversion", "compression", "tolerance_db", "total"]
-    assert built["artifacts"][0]["path"] == "net0.mlpackage" and built["artifacts"][0]["warnings"] == ["a\nb", "c"]
+    assert list(built["artifacts"][0]["validation"]) == [
+        "runner",
+        "conversion",
+        "compression",
+        "tolerance_db",
+        "total",
+    ]
+    assert built["artifacts"][0]["path"] == "net0.mlpackage" and built["artifacts"][0]["warnings"] == [
+        "a\nb",
+        "c",
+    ]
     assert {"python", "arch", "os", "torch", "coremltools", "executorch"} <= set(built["environment"])
 
 
-@pytest.mark.parametrize(("verdicts", "expected"), [(("pass", "pass"), "pass"), (("pass", "fail"), "fail"), ((), "fail")])
+@pytest.mark.parametrize(
+    ("verdicts", "expected"), [(("pass", "pass"), "pass"), (("pass", "fail"), "fail"), ((), "fail")]
+)
 def test_one_failing_artifact_fails_the_report(tmp_path, verdicts, expected):
     assert small_report(tmp_path, verdicts)["verdict"] == expected
 
@@ -182,7 +207,9 @@ def test_html_of_a_report_with_only_the_required_sections(tmp_path):
 
 
 def test_html_of_outputs_that_could_not_be_compared(sample_report):
-    broken = OutputError("logits", (1, 2), problem="the artifact gives no output 'logits'; it gives 'var_9'").as_json()
+    broken = OutputError(
+        "logits", (1, 2), problem="the artifact gives no output 'logits'; it gives 'var_9'"
+    ).as_json()
     sample_report["artifacts"][0]["validation"]["conversion"] = [broken]
     sample_report["artifacts"][0]["latency"]["devices"] = [
         {"device": "X", "chip": "Y", "compute_units": "all", "ms": None, "low_ms": None, "high_ms": None}
@@ -244,12 +271,40 @@ def test_unit_shares_by_operations_and_time(sample_report):
 
 def test_html_shows_what_was_measured_beside_the_estimate(sample_report):
     estimate = {"ms": 1.0, "low_ms": 0.8, "high_ms": 1.25}
-    units = [{"compute_units": "all", "ms": 1.5, "low_ms": 1.4, "high_ms": 1.6, "first_ms": 9.0, "cold_load_ms": 512.0, "load_ms": 31.0,
-              "compile_ms": 88.0, "runs": 100, "estimate": estimate},
-             {"compute_units": "cpu_only", "problem": "crashed: signal 11 (SIGSEGV) in cold load", "compile_ms": 87.0}]
+    units = [
+        {
+            "compute_units": "all",
+            "ms": 1.5,
+            "low_ms": 1.4,
+            "high_ms": 1.6,
+            "first_ms": 9.0,
+            "cold_load_ms": 512.0,
+            "load_ms": 31.0,
+            "compile_ms": 88.0,
+            "runs": 100,
+            "estimate": estimate,
+        },
+        {
+            "compute_units": "cpu_only",
+            "problem": "crashed: signal 11 (SIGSEGV) in cold load",
+            "compile_ms": 87.0,
+        },
+    ]
     machine = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
-    sample_report["artifacts"][0]["latency"]["measured"] = {"source": "measured", "machine": machine, "estimator": "1", "units": units}
+    sample_report["artifacts"][0]["latency"]["measured"] = {
+        "source": "measured",
+        "machine": machine,
+        "estimator": "1",
+        "units": units,
+    }
     sample_report["artifacts"][1]["latency"]["measured"] = "not run: needs macOS"
     page = report.html_text(sample_report)
-    for words in ("Measured on this M2 Pro", "1.50 ms (1.40–1.60)", "512 ms", "1.00 ms (0.80–1.25)", "✗ crashed: signal 11", "not run: needs macOS."):
+    for words in (
+        "Measured on this M2 Pro",
+        "1.50 ms (1.40–1.60)",
+        "512 ms",
+        "1.00 ms (0.80–1.25)",
+        "✗ crashed: signal 11",
+        "not run: needs macOS.",
+    ):
         assert words in page

@@ -1,4 +1,6 @@
-"""Studies to read: written by hand, line by line, as the journal's format says; and one whose trials were really converted."""
+"""Studies to read: written by hand, line by line, as the journal's format says; and one whose trials were
+really converted."""
+
 import json
 import multiprocessing
 import os
@@ -17,14 +19,32 @@ from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.study.pictures import pictures_of
 from cidermill.validation import open_runner
 
-HOSTILE = '</script><script>document.title="pwned"</script><img src=x onerror=alert(1)>"\'&%{x} $a$ <b>b</b>\x1b[31m'
-RECIPES = ("float16", "int8", "int6", "int4", "int4:block16", "palettize4", "palettize2", "palettize4:group16", "prune50", "w8a8", "int4; a*=int8")
+HOSTILE = (
+    '</script><script>document.title="pwned"</script><img src=x onerror=alert(1)>"\'&%{x} $a$'
+    " <b>b</b>\x1b[31m"
+)
+RECIPES = (
+    "float16",
+    "int8",
+    "int6",
+    "int4",
+    "int4:block16",
+    "palettize4",
+    "palettize2",
+    "palettize4:group16",
+    "prune50",
+    "w8a8",
+    "int4; a*=int8",
+)
 
 
 def make_row(trial, model="net", target="coreml", recipe="int8", **changes):
     """A finished trial that passed."""
     devices = [("iPhone 15 Pro", "A17 Pro", 2.0), ("iPhone 12", "A14", 5.0)]
-    latency = [{"device": name, "chip": chip, "ms": ms, "low_ms": ms / 2, "high_ms": ms * 2, "source": "estimate"} for name, chip, ms in devices]
+    latency = [
+        {"device": name, "chip": chip, "ms": ms, "low_ms": ms / 2, "high_ms": ms * 2, "source": "estimate"}
+        for name, chip, ms in devices
+    ]
     return {
         "trial": trial, "model": model, "target": target, "recipe": recipe, "state": "done", "reason": "", "verdict": "pass",
         "size_bytes": 12_000_000, "bits_per_weight": 8.02, "psnr_db": 38.2, "cosine": 0.9999, "conversion_psnr_db": 61.0, "metric": None,
@@ -33,16 +53,46 @@ def make_row(trial, model="net", target="coreml", recipe="int8", **changes):
     }  # fmt: skip
 
 
-def make_failed(trial, model="net", target="coreml", recipe="int4:gptq", reason="it needs samples\nGive them with --samples."):
-    return {"trial": trial, "model": model, "target": target, "recipe": recipe, "state": "failed", "reason": reason, "verdict": None,
-            "seconds": 0.3, "peak_rss_bytes": 1, "report": None, "pictures": None}
+def make_failed(
+    trial,
+    model="net",
+    target="coreml",
+    recipe="int4:gptq",
+    reason="it needs samples\nGive them with --samples.",
+):
+    return {
+        "trial": trial,
+        "model": model,
+        "target": target,
+        "recipe": recipe,
+        "state": "failed",
+        "reason": reason,
+        "verdict": None,
+        "seconds": 0.3,
+        "peak_rss_bytes": 1,
+        "report": None,
+        "pictures": None,
+    }
 
 
 def make_header(models=("net",), **changes):
     paths = enumerate(models)
-    listed = [{"name": name, "path": f"models/{index}.pt", "sha256": f"{index:02d}" * 32, "parameters": 3_000_000} for index, name in paths]
-    header = {"schema": "cidermill.study/1", "version": "0.1.0", "models": listed, "targets": ["coreml"], "devices": ["iPhone 15 Pro", "iPhone 12"],
-              "eval": None, "goal": "maximize", "samples": {"kind": "real", "count": 8, "seed": 0}, "constraints": [], "recipes": list(RECIPES)}
+    listed = [
+        {"name": name, "path": f"models/{index}.pt", "sha256": f"{index:02d}" * 32, "parameters": 3_000_000}
+        for index, name in paths
+    ]
+    header = {
+        "schema": "cidermill.study/1",
+        "version": "0.1.0",
+        "models": listed,
+        "targets": ["coreml"],
+        "devices": ["iPhone 15 Pro", "iPhone 12"],
+        "eval": None,
+        "goal": "maximize",
+        "samples": {"kind": "real", "count": 8, "seed": 0},
+        "constraints": [],
+        "recipes": list(RECIPES),
+    }
     return {**header, **changes}
 
 
@@ -55,11 +105,27 @@ def write_journal(folder, rows, header=None):
 
 def write_report(folder, trial, target, weights):
     """Beside the trial's report.html; weights: (name, bits, SNR or None)."""
-    entries = [{"name": name, "requested": "int8", "realised": f"int{round(bits)}", "bits_per_weight": bits, "reason": "", "snr_db": snr}
-               for name, bits, snr in weights]
+    entries = [
+        {
+            "name": name,
+            "requested": "int8",
+            "realised": f"int{round(bits)}",
+            "bits_per_weight": bits,
+            "reason": "",
+            "snr_db": snr,
+        }
+        for name, bits, snr in weights
+    ]
     report = folder / "trials" / f"{trial:03d}" / "report.json"
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps({"source": {"sha256": "ab" * 32}, "artifacts": [{"target": target, "compression": {"weights": entries}}]}))
+    report.write_text(
+        json.dumps(
+            {
+                "source": {"sha256": "ab" * 32},
+                "artifacts": [{"target": target, "compression": {"weights": entries}}],
+            }
+        )
+    )
 
 
 @pytest.fixture
@@ -67,12 +133,15 @@ def journals():
     """The makers above, for tests: they cannot import from here."""
 
     class Journals:
-        row, failed, header, write, report = map(staticmethod, (make_row, make_failed, make_header, write_journal, write_report))
+        row, failed, header, write, report = map(
+            staticmethod, (make_row, make_failed, make_header, write_journal, write_report)
+        )
         hostile = HOSTILE
 
         @staticmethod
         def many(folder, models=("net",), trials=60):
-            """A random study, the same each time: about one trial in ten fails, one in ten has a failing verdict."""
+            """A random study, the same each time: about one trial in ten fails, one in ten has a failing
+            verdict."""
             rng, rows = random.Random(0), []
             for model in models:
                 for index in range(trials):
@@ -80,9 +149,26 @@ def journals():
                     if rng.random() < 0.1:
                         rows.append(make_failed(number, model, recipe=recipe))
                         continue
-                    figures = {"size_bytes": rng.randrange(10**5, 10**7), "psnr_db": rng.uniform(5, 70), "cosine": rng.random()}
-                    rows.append(make_row(number, model, recipe=recipe, verdict="fail" if rng.random() < 0.1 else "pass", **figures))
-                    write_report(folder, number, "coreml", [(f"{model}.layer.{layer}.weight", 4.0, rng.uniform(5, 50)) for layer in range(30)])
+                    figures = {
+                        "size_bytes": rng.randrange(10**5, 10**7),
+                        "psnr_db": rng.uniform(5, 70),
+                        "cosine": rng.random(),
+                    }
+                    rows.append(
+                        make_row(
+                            number,
+                            model,
+                            recipe=recipe,
+                            verdict="fail" if rng.random() < 0.1 else "pass",
+                            **figures,
+                        )
+                    )
+                    write_report(
+                        folder,
+                        number,
+                        "coreml",
+                        [(f"{model}.layer.{layer}.weight", 4.0, rng.uniform(5, 50)) for layer in range(30)],
+                    )
             return write_journal(folder, rows, make_header(models))
 
     return Journals
@@ -103,7 +189,8 @@ class Painter(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-    """A study folder with two trials, int8 and int4, that `convert` made, reports and pictures and all; its model's file has a space in its name."""
+    """A study folder with two trials, int8 and int4, that `convert` made, reports and pictures and all; its
+    model's file has a space in its name."""
     folder = tmp_path_factory.mktemp("converted") / "my study"
     folder.mkdir()
     model, image = Painter().eval(), torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
@@ -112,7 +199,9 @@ def converted(tmp_path_factory):
     rows, digest = [], None
     for trial, recipe in enumerate(("int8", "int4")):
         out = folder / "trials" / f"{trial:03d}"
-        result = CliRunner().invoke(convert, [str(source), "--quant", recipe, "--device", "iPhone 12", "--out", str(out), "--json"])
+        result = CliRunner().invoke(
+            convert, [str(source), "--quant", recipe, "--device", "iPhone 12", "--out", str(out), "--json"]
+        )
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
         artifact, digest = report["artifacts"][0], report["source"]["sha256"]
@@ -122,8 +211,18 @@ def converted(tmp_path_factory):
         outputs = open_runner(out / artifact["path"])({"image": image.numpy()})
         np.savez(out / "pictures.npz", **pictures_of(outputs, reference))
         error = artifact["validation"]["compression"][0]
-        rows.append(make_row(trial, "my painter", recipe=recipe, size_bytes=artifact["size_bytes"], psnr_db=error["psnr_db"], cosine=error["cosine"],
-                             latency=[], pictures=f"trials/{trial:03d}/pictures.npz"))
+        rows.append(
+            make_row(
+                trial,
+                "my painter",
+                recipe=recipe,
+                size_bytes=artifact["size_bytes"],
+                psnr_db=error["psnr_db"],
+                cosine=error["cosine"],
+                latency=[],
+                pictures=f"trials/{trial:03d}/pictures.npz",
+            )
+        )
     header = make_header(devices=["iPhone 12"])
     header["models"] = [{"name": "my painter", "path": str(source), "sha256": digest, "parameters": 11_000}]
     return write_journal(folder, rows, header)
@@ -196,7 +295,8 @@ number = 7
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder: net.pt2 and other/net.pt2, which differ; broken.pt2, an archive that is no model; the module study_evals, which can be imported."""
+    """A folder: net.pt2 and other/net.pt2, which differ; broken.pt2, an archive that is no model; the module
+    study_evals, which can be imported."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "other").mkdir()
     for seed, path in enumerate((folder / "net.pt2", folder / "other" / "net.pt2")):
@@ -224,10 +324,12 @@ def study():
 
 @pytest.fixture(scope="session")
 def started():
-    """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study` and writes to the file `log`,
-    and its result to `log`.out.
+    """started(log, argument, ...) -> a process of its own, and its own session, that runs `cidermill study`
+    and writes to the file `log`, and its result to `log`.out.
 
-    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell. file_bytes: no file may be longer."""
+    It is forked, so that it need not import torch for ten seconds; everything else is as from a shell.
+    file_bytes: no file may be longer.
+    """
     running = []
 
     def command(log, *arguments, file_bytes=resource.RLIM_INFINITY):
@@ -263,7 +365,11 @@ def journal_rows(folder):
 
 def left_over(folder):
     """Whatever a killed process could leave: hidden files and folders, and halves of files."""
-    return [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".part" or ".lock" in path.name]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.name.startswith(".") or path.suffix == ".part" or ".lock" in path.name
+    ]
 
 
 @pytest.fixture(scope="session")

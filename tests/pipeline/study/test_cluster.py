@@ -1,4 +1,6 @@
-"""The same study on a real Dask cluster: a scheduler and two workers, processes of their own on this machine, one of which is killed."""
+"""The same study on a real Dask cluster: a scheduler and two workers, processes of their own on this machine,
+one of which is killed."""
+
 import socket
 import subprocess
 import sys
@@ -9,7 +11,10 @@ import pytest
 pytest.importorskip("distributed")
 
 RECIPES = "int8,int4,palettize4,float16"
-FLAGS = {"scheduler": ["--host", "127.0.0.1", "--no-dashboard"], "worker": ["--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard"]}
+FLAGS = {
+    "scheduler": ["--host", "127.0.0.1", "--no-dashboard"],
+    "worker": ["--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+}
 
 
 def free_port():
@@ -61,7 +66,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def victim(tiny, monkeypatch):
-    """The file that says whom the --eval function kills; the command is given in its folder, where the workers find its module."""
+    """The file that says whom the --eval function kills; the command is given in its folder, where the
+    workers find its module."""
     monkeypatch.chdir(tiny)
     (tiny / "killed").unlink(missing_ok=True)
     (tiny / "victim").write_text("")
@@ -82,7 +88,9 @@ def test_a_worker_is_killed_and_the_study_is_the_local_one(study, cluster, victi
     assert not leftovers(tmp_path / "far")
 
 
-def test_another_model_at_the_same_path_is_loaded_anew(study, cluster, victim, tiny, rows_of, tmp_path, monkeypatch):
+def test_another_model_at_the_same_path_is_loaded_anew(
+    study, cluster, victim, tiny, rows_of, tmp_path, monkeypatch
+):
     """The worker that is left has net.pt2 of another folder in its memory."""
     monkeypatch.chdir(tiny / "other")
     result = study("net.pt2", "--recipes", "int8", "--out", tmp_path / "far", "--cluster", cluster.address)
@@ -91,13 +99,27 @@ def test_another_model_at_the_same_path_is_loaded_anew(study, cluster, victim, t
     assert rows_of(tmp_path / "far")[0]["sha256"] == rows_of(tmp_path / "near")[0]["sha256"]
 
 
-def test_a_cluster_that_is_lost_is_one_message_and_the_study_goes_on_here(study, cluster, victim, tiny, rows_of, tmp_path, monkeypatch):
+def test_a_cluster_that_is_lost_is_one_message_and_the_study_goes_on_here(
+    study, cluster, victim, tiny, rows_of, tmp_path, monkeypatch
+):
     monkeypatch.setattr("cidermill.pipeline.study.cluster.CONNECT_SECONDS", 2)
     victim.write_text(str(cluster.scheduler.pid))
-    arguments = ["net.pt2", "--recipes", "int8,int4,palettize4", "--eval", "study_evals:kills_once", "--out", tmp_path / "s"]
+    arguments = [
+        "net.pt2",
+        "--recipes",
+        "int8,int4,palettize4",
+        "--eval",
+        "study_evals:kills_once",
+        "--out",
+        tmp_path / "s",
+    ]
     result = study(*arguments, "--cluster", cluster.address)
     assert result.exit_code == 2, result.output
-    assert f"The cluster at {cluster.address} was lost" in result.stderr and "goes on" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        f"The cluster at {cluster.address} was lost" in result.stderr
+        and "goes on" in result.stderr
+        and "Traceback" not in result.stderr
+    )
     assert all(row["state"] == "done" for row in rows_of(tmp_path / "s"))
     assert study(*arguments).exit_code == 0
     assert {row["state"] for row in rows_of(tmp_path / "s")} == {"done"} and len(rows_of(tmp_path / "s")) == 3
@@ -109,10 +131,14 @@ def test_a_cluster_without_workers(study, tiny, tmp_path, monkeypatch):
     empty = Cluster(tmp_path)
     empty.start_scheduler()
     try:
-        result = study(tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "s", "--cluster", empty.address)
+        result = study(
+            tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "s", "--cluster", empty.address
+        )
     finally:
         empty.stop()
-    assert result.exit_code == 2 and f"The cluster at {empty.address} has no workers" in result.stderr, result.output
+    assert result.exit_code == 2 and f"The cluster at {empty.address} has no workers" in result.stderr, (
+        result.output
+    )
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "nonsense://x", "127.0.0.1"])
@@ -121,5 +147,9 @@ def test_a_scheduler_that_is_not_there(study, tiny, tmp_path, monkeypatch, addre
     address = address.format(port=free_port())
     begun = time.monotonic()
     result = study(tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "s", "--cluster", address)
-    assert result.exit_code == 2 and f"There is no Dask scheduler at {address}" in result.stderr, result.output
-    assert "Traceback" not in result.stderr and not (tmp_path / "s").exists() and time.monotonic() - begun < 10
+    assert result.exit_code == 2 and f"There is no Dask scheduler at {address}" in result.stderr, (
+        result.output
+    )
+    assert (
+        "Traceback" not in result.stderr and not (tmp_path / "s").exists() and time.monotonic() - begun < 10
+    )

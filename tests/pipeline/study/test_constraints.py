@@ -1,4 +1,6 @@
-"""Constraints: what is read, what is refused in which words, by how much a trial breaks one, and why none keeps them all."""
+"""Constraints: what is read, what is refused in which words, by how much a trial breaks one, and why none
+keeps them all."""
+
 import math
 
 import pytest
@@ -9,12 +11,43 @@ from cidermill.pipeline.study.constraints import describe_infeasible, parse_cons
 
 def row(trial=0, **changes):
     latency = [
-        {"device": "iPhone 15 Pro", "chip": "A17 Pro", "ms": 2.0, "low_ms": 1.5, "high_ms": 3.0, "source": "estimate"},
-        {"device": "iPhone 12", "chip": "A14", "ms": 5.0, "low_ms": 4.0, "high_ms": 7.0, "source": "estimate"},
+        {
+            "device": "iPhone 15 Pro",
+            "chip": "A17 Pro",
+            "ms": 2.0,
+            "low_ms": 1.5,
+            "high_ms": 3.0,
+            "source": "estimate",
+        },
+        {
+            "device": "iPhone 12",
+            "chip": "A14",
+            "ms": 5.0,
+            "low_ms": 4.0,
+            "high_ms": 7.0,
+            "source": "estimate",
+        },
     ]
-    figures = {"size_bytes": 12_000_000, "bits_per_weight": 8.0, "psnr_db": 30.0, "cosine": 0.99, "metric": 0.9, "ane_share": 0.95}
-    return {"trial": trial, "model": "m", "target": "coreml", "recipe": "int8", "state": "done", "verdict": "pass", "reason": "",
-            **figures, "latency": latency, **changes}
+    figures = {
+        "size_bytes": 12_000_000,
+        "bits_per_weight": 8.0,
+        "psnr_db": 30.0,
+        "cosine": 0.99,
+        "metric": 0.9,
+        "ane_share": 0.95,
+    }
+    return {
+        "trial": trial,
+        "model": "m",
+        "target": "coreml",
+        "recipe": "int8",
+        "state": "done",
+        "verdict": "pass",
+        "reason": "",
+        **figures,
+        "latency": latency,
+        **changes,
+    }
 
 
 READ = {
@@ -48,14 +81,21 @@ def test_several_by_commas_or_one_by_one():
     one = parse_constraints("size<=12MB, psnr>=30,size<=12MB,")
     assert [constraint.text for constraint in one] == ["size<=12MB", "psnr>=30"]
     assert parse_constraints(["size<=12MB", "psnr>=30"]) == one
-    assert [constraint.quantity for constraint in parse_constraints("latency[iPhone, 12]<=2ms,psnr>=3")] == ["latency", "psnr"]
+    assert [constraint.quantity for constraint in parse_constraints("latency[iPhone, 12]<=2ms,psnr>=3")] == [
+        "latency",
+        "psnr",
+    ]
 
 
 REFUSED = {
     "": ["No constraint was given", 'Write for example "size<=12MB"'],
     "psnr": ["'psnr' is no constraint", "a quantity, <= or >=, and a number"],
     "psnr>=": ["'psnr>=' is no constraint"],
-    "sise<=12MB": ["unknown quantity 'sise'", "size, bits, psnr, cosine, metric, ane_share, latency", "did you mean size?"],
+    "sise<=12MB": [
+        "unknown quantity 'sise'",
+        "size, bits, psnr, cosine, metric, ane_share, latency",
+        "did you mean size?",
+    ],
     "ane-share>=1": ["unknown quantity 'ane-share'", "did you mean ane_share?"],
     "size<=12": ["a unit is missing", "B, kB, MB, GB, KiB, MiB, GiB"],
     "size<=12MX": ["unknown unit 'mx'"],
@@ -119,8 +159,18 @@ def test_violation(text, changes, wanted):
 
 
 def test_a_failed_row_has_no_figures():
-    failed = {"trial": 4, "model": "m", "target": "coreml", "recipe": "int4", "state": "failed", "reason": "no", "verdict": None}
-    for constraint in parse_constraints("size<=12MB,bits<=4,psnr>=3,cosine>=0.1,metric>=0,ane_share>=0,latency<=1s"):
+    failed = {
+        "trial": 4,
+        "model": "m",
+        "target": "coreml",
+        "recipe": "int4",
+        "state": "failed",
+        "reason": "no",
+        "verdict": None,
+    }
+    for constraint in parse_constraints(
+        "size<=12MB,bits<=4,psnr>=3,cosine>=0.1,metric>=0,ane_share>=0,latency<=1s"
+    ):
         assert violation(constraint, failed) == math.inf
 
 
@@ -133,9 +183,15 @@ def test_feasible_says_nothing():
 
 
 def test_one_that_cannot_be_met_names_the_nearest():
-    rows = [row(3, size_bytes=15_000_000), row(5, recipe="int4", size_bytes=13_000_000), row(6, size_bytes=1, verdict="fail")]
-    assert describe(rows, "size<=10MB, psnr>=20") == (
-        "size<=10MB cannot be met: the nearest is 13.0 MB, 3.00 MB (30 %) too much, in trial 5 (int4, coreml)."
+    rows = [
+        row(3, size_bytes=15_000_000),
+        row(5, recipe="int4", size_bytes=13_000_000),
+        row(6, size_bytes=1, verdict="fail"),
+    ]
+    assert (
+        describe(rows, "size<=10MB, psnr>=20")
+        == "size<=10MB cannot be met: the nearest is 13.0 MB, 3.00 MB (30 %) too much, in trial 5 (int4,"
+        " coreml)."
     )
     assert "29.0 dB, 1.0 dB too little, in trial 2" in describe([row(2, psnr_db=29)], "psnr>=30")
 
@@ -146,11 +202,15 @@ def test_each_that_cannot_be_met_has_its_sentence():
 
 
 def test_those_that_exclude_each_other_are_named_and_no_others():
-    rows = [row(1, size_bytes=2_000_000, psnr_db=20.0), row(2, recipe="int6", size_bytes=8_800_000, psnr_db=45.0)]
+    rows = [
+        row(1, size_bytes=2_000_000, psnr_db=20.0),
+        row(2, recipe="int6", size_bytes=8_800_000, psnr_db=45.0),
+    ]
     said = describe(rows, "cosine>=0.9,size<=8MB,bits<=9,psnr>=40")
-    assert said == (
-        "size<=8MB and psnr>=40 cannot be met together: trial 2 (int6, coreml) comes nearest; it meets psnr>=40 and "
-        "has 8.80 MB, 800 kB (10 %) too much, where size<=8MB is asked."
+    assert (
+        said
+        == "size<=8MB and psnr>=40 cannot be met together: trial 2 (int6, coreml) comes nearest; it meets"
+        " psnr>=40 and has 8.80 MB, 800 kB (10 %) too much, where size<=8MB is asked."
     )
 
 
@@ -159,13 +219,19 @@ def test_three_that_only_exclude_each_other_together():
     bad = {"size_bytes": 9_000_000, "psnr_db": 29.0, "cosine": 0.5}
     rows = [row(index, **{**good, key: bad[key]}) for index, key in enumerate(good)]
     said = describe(rows, "size<=8MB,psnr>=30,cosine>=0.9")
-    assert said.startswith("size<=8MB, psnr>=30 and cosine>=0.9 cannot be met together: trial 1 (int8, coreml) comes nearest")
+    assert said.startswith(
+        "size<=8MB, psnr>=30 and cosine>=0.9 cannot be met together: trial 1 (int8, coreml) comes nearest"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "changes", "said"),
     [
-        ("metric>=0.9", {"metric": None}, "metric>=0.9 cannot be met: there is no metric (--eval gives one) in every trial that passed."),
+        (
+            "metric>=0.9",
+            {"metric": None},
+            "metric>=0.9 cannot be met: there is no metric (--eval gives one) in every trial that passed.",
+        ),
         ("latency[M2]<=9ms", {}, "there is no latency for M2 (--device gives one)"),
         ("psnr>=3", {"psnr_db": None}, "psnr is not known"),
     ],
@@ -176,5 +242,7 @@ def test_unknown_figures_are_said_to_be_unknown(text, changes, said):
 
 def test_nothing_passed():
     rows = [row(verdict="fail"), {**row(1), "state": "failed", "verdict": None}]
-    assert describe(rows, "size<=12MB") == "No trial passed: 1 could not be finished, 1 had a failing verdict."
+    assert (
+        describe(rows, "size<=12MB") == "No trial passed: 1 could not be finished, 1 had a failing verdict."
+    )
     assert describe([], "size<=12MB") == "There are no trials yet."

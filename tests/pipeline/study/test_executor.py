@@ -1,4 +1,6 @@
-"""Workers: one that dies costs its trial and nothing else, none outlives its parent, and signals end the study in order."""
+"""Workers: one that dies costs its trial and nothing else, none outlives its parent, and signals end the
+study in order."""
+
 import json
 import os
 import signal
@@ -24,9 +26,20 @@ def record(tiny):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_is_a_failed_row_and_the_others_are_done(study, tiny, record, rows_of, leftovers, tmp_path, workers):
-    """The --eval function kills its process for int4. An innocent trial beside it may be run twice; its row is there once."""
-    arguments = [tiny / "net.pt2", "--recipes", ",".join(RECIPES), "--eval", "study_evals:dies_on_int4", "--workers", workers]
+def test_a_worker_that_dies_is_a_failed_row_and_the_others_are_done(
+    study, tiny, record, rows_of, leftovers, tmp_path, workers
+):
+    """The --eval function kills its process for int4. An innocent trial beside it may be run twice; its row
+    is there once."""
+    arguments = [
+        tiny / "net.pt2",
+        "--recipes",
+        ",".join(RECIPES),
+        "--eval",
+        "study_evals:dies_on_int4",
+        "--workers",
+        workers,
+    ]
     assert study(*arguments, "--out", tmp_path / "s", "--quiet").exit_code == 0
     rows = rows_of(tmp_path / "s")
     assert sorted(row["trial"] for row in rows) == list(range(5))
@@ -38,7 +51,15 @@ def test_a_worker_that_dies_is_a_failed_row_and_the_others_are_done(study, tiny,
 
 def test_a_lock_that_dies_with_a_worker_stops_nobody(started, tiny, rows_of, tmp_path):
     """tqdm, by which coremltools shows its progress, has a lock that forked processes share."""
-    arguments = [tiny / "net.pt2", "--recipes", ",".join(RECIPES), "--eval", "study_evals:dies_with_tqdm_on_int4", "--out", tmp_path / "s"]
+    arguments = [
+        tiny / "net.pt2",
+        "--recipes",
+        ",".join(RECIPES),
+        "--eval",
+        "study_evals:dies_with_tqdm_on_int4",
+        "--out",
+        tmp_path / "s",
+    ]
     process = started(tmp_path / "log", *arguments, "--quiet")
     process.join(60)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
@@ -46,10 +67,22 @@ def test_a_lock_that_dies_with_a_worker_stops_nobody(started, tiny, rows_of, tmp
 
 
 def test_what_eval_prints_is_not_the_result(started, tiny, tmp_path):
-    arguments = [tiny / "net.pt2", "--recipes", "int8", "--eval", "study_evals:raises_on_int4", "--out", tmp_path / "s", "--json"]
+    arguments = [
+        tiny / "net.pt2",
+        "--recipes",
+        "int8",
+        "--eval",
+        "study_evals:raises_on_int4",
+        "--out",
+        tmp_path / "s",
+        "--json",
+    ]
     process = started(tmp_path / "log", *arguments)
     process.join(60)
-    assert json.loads((tmp_path / "log.out").read_text())["verdict"] == "pass" and "a voice" in (tmp_path / "log").read_text()
+    assert (
+        json.loads((tmp_path / "log.out").read_text())["verdict"] == "pass"
+        and "a voice" in (tmp_path / "log").read_text()
+    )
 
 
 def intervals(record):
@@ -75,11 +108,30 @@ def test_what_fits_nowhere_runs_alone(tiny, tmp_path):
 
 
 def test_one_worker_of_a_parent_with_threads_does_not_hang(tmp_path):
-    """OpenMP's threads are not there in a child that was forked: a parallel loop would wait for them for ever."""
+    """OpenMP's threads are not there in a child that was forked: a parallel loop would wait for them for
+    ever."""
     wide = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 512)).eval()
     torch.export.save(torch.export.export(wide, (torch.randn(256, 512),)), tmp_path / "wide.pt2")
-    command = [sys.executable, "-m", "cidermill.pipeline.commands.cli", "study", "wide.pt2", "--recipes", "int8,palettize4", "--workers", "1", "--quiet"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "cidermill.pipeline.commands.cli",
+        "study",
+        "wide.pt2",
+        "--recipes",
+        "int8,palettize4",
+        "--workers",
+        "1",
+        "--quiet",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -107,7 +159,13 @@ def has_rows(folder, count):
     return path.exists() and path.read_bytes().count(b"\n") > count
 
 
-ARGUMENTS = ["--recipes", "int8,int4,palettize4,palettize6,float16,prune50", "--eval", "study_evals:records_times", "--quiet"]  # 0.5 s each
+ARGUMENTS = [
+    "--recipes",
+    "int8,int4,palettize4,palettize6,float16,prune50",
+    "--eval",
+    "study_evals:records_times",
+    "--quiet",
+]  # 0.5 s each
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(started, tiny, record, tmp_path):
@@ -120,7 +178,9 @@ def test_no_worker_outlives_a_parent_that_is_killed(started, tiny, record, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_study_in_order(study, started, tiny, record, rows_of, leftovers, tmp_path, number, code):
+def test_a_signal_ends_the_study_in_order(
+    study, started, tiny, record, rows_of, leftovers, tmp_path, number, code
+):
     process = started(tmp_path / "log", tiny / "net.pt2", *ARGUMENTS, "--out", tmp_path / "s", "--workers", 2)
     wait_for(lambda: has_rows(tmp_path / "s", 1))
     os.killpg(process.pid, number)  # as a terminal does
@@ -139,7 +199,16 @@ def test_a_signal_ends_the_study_in_order(study, started, tiny, record, rows_of,
 
 def test_a_signal_does_not_wait_for_what_runs(started, tiny, tmp_path):
     """As a scheduler sends it: to the leader alone."""
-    arguments = [tiny / "net.pt2", "--recipes", "int8,int4", "--eval", "study_evals:sleeps_on_int4", "--out", tmp_path / "s", "--quiet"]
+    arguments = [
+        tiny / "net.pt2",
+        "--recipes",
+        "int8,int4",
+        "--eval",
+        "study_evals:sleeps_on_int4",
+        "--out",
+        tmp_path / "s",
+        "--quiet",
+    ]
     process = started(tmp_path / "log", *arguments)
     wait_for(lambda: has_rows(tmp_path / "s", 1))
     process.terminate()

@@ -1,4 +1,5 @@
 """demo/front.py: the README's picture of a front."""
+
 import os
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""The journal: what is in it is not done again, a line that was cut off is, and nobody else's is written to."""
+"""The journal: what is in it is not done again, a line that was cut off is, and nobody else's is written
+to."""
+
 import fcntl
 import json
 import os
@@ -27,7 +29,9 @@ def test_rows_are_appended_and_found_again(header, journals, tmp_path):
         journal.add(journals.failed(1, recipe="int4"))
     with opened(tmp_path / "s", header) as journal:
         assert set(journal.rows) == {("net", "coreml", "int8"), ("net", "coreml", "int4")}
-    assert len(lines(tmp_path / "s")) == 3 and [path.name for path in (tmp_path / "s").iterdir()] == ["study.jsonl"]
+    assert len(lines(tmp_path / "s")) == 3 and [path.name for path in (tmp_path / "s").iterdir()] == [
+        "study.jsonl"
+    ]
 
 
 def test_a_row_is_on_the_disk_before_anything_else_happens(header, journals, tmp_path, monkeypatch):
@@ -156,8 +160,15 @@ def test_done_trials_are_not_done_again(study, tiny, rows_of, tmp_path):
     path.write_bytes(before[:-10])  # the last row is lost
     lost = json.loads(before.splitlines()[-1])
     assert study(*arguments).exit_code == 0
-    assert path.read_bytes().startswith(b"".join(before.splitlines(keepends=True)[:-1])) and len(rows_of(tmp_path / "s")) == 3
-    again = {folder.name for folder in (tmp_path / "s" / "trials").iterdir() if folder.stat().st_mtime_ns != times[folder.name]}
+    assert (
+        path.read_bytes().startswith(b"".join(before.splitlines(keepends=True)[:-1]))
+        and len(rows_of(tmp_path / "s")) == 3
+    )
+    again = {
+        folder.name
+        for folder in (tmp_path / "s" / "trials").iterdir()
+        if folder.stat().st_mtime_ns != times[folder.name]
+    }
     assert again == {lost["report"].split("/")[1]}
     assert (tmp_path / "s" / "study.csv").read_bytes() == table
 

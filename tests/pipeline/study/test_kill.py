@@ -1,4 +1,5 @@
 """Killed with -9 at any moment and started again, a study ends as if nothing had happened."""
+
 import os
 import random
 import signal

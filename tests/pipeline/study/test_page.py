@@ -1,4 +1,6 @@
-"""study.html: whole, self-contained, inert whatever the names; and, where Chromium is, that its script does what it should."""
+"""study.html: whole, self-contained, inert whatever the names; and, where Chromium is, that its script does
+what it should."""
+
 import json
 import shutil
 import subprocess
@@ -71,7 +73,9 @@ def test_a_converted_study(converted):
 def test_it_loads_nothing(converted):
     page = page_of(converted)
     assert not [attrs for _, attrs in page.elements if "src" in attrs or "srcset" in attrs]
-    assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "embed", "base", "img")]
+    assert not [
+        tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "embed", "base", "img")
+    ]
     assert not [text for tag, text in page.texts if tag == "style" and ("url(" in text or "@import" in text)]
 
 
@@ -126,7 +130,10 @@ def test_all_failed(tmp_path, journals):
 
 
 def test_the_best_within_the_studys_constraints(tmp_path, journals):
-    rows = [journals.row(0, size_bytes=9_000_000, recipe="int8"), journals.row(1, size_bytes=1_000_000, recipe="int4", psnr_db=3.0)]
+    rows = [
+        journals.row(0, size_bytes=9_000_000, recipe="int8"),
+        journals.row(1, size_bytes=1_000_000, recipe="int4", psnr_db=3.0),
+    ]
     header = journals.header(constraints=["size<=12MB", "psnr>=30"])
     text = page_of(journals.write(tmp_path / "a", rows, header)).visible
     assert "Best within size<=12MB, psnr>=30" in text
@@ -145,8 +152,18 @@ def test_no_study(tmp_path):
 
 
 def test_layers_without_a_table_are_the_trials_weights(tmp_path, journals):
-    journals.report(tmp_path, 0, "coreml", [("a.weight", 8.0, 48.12345678), ("norm.weight", 16.0, None), ("b.weight", 8.0, 40.0)])
-    journals.report(tmp_path, 1, "coreml", [("a.weight", 4.0, 24.0), ("norm.weight", 16.0, None), ("b.weight", 16.0, None)])
+    journals.report(
+        tmp_path,
+        0,
+        "coreml",
+        [("a.weight", 8.0, 48.12345678), ("norm.weight", 16.0, None), ("b.weight", 8.0, 40.0)],
+    )
+    journals.report(
+        tmp_path,
+        1,
+        "coreml",
+        [("a.weight", 4.0, 24.0), ("norm.weight", 16.0, None), ("b.weight", 16.0, None)],
+    )
     rows = [journals.row(0, recipe="int8"), journals.row(1, recipe="int4; b*=float16"), journals.failed(2)]
     data, notes = page_data(load_study(journals.write(tmp_path, rows)))
     assert notes == []
@@ -159,7 +176,15 @@ def test_layers_without_a_table_are_the_trials_weights(tmp_path, journals):
 
 
 def table(digest, errors):
-    return json.dumps({"schema": "cidermill.sensitivity/1", "source": f"{digest} input:1x3", "samples": "s", "outputs": ["x", "y"], "errors": errors})
+    return json.dumps(
+        {
+            "schema": "cidermill.sensitivity/1",
+            "source": f"{digest} input:1x3",
+            "samples": "s",
+            "outputs": ["x", "y"],
+            "errors": errors,
+        }
+    )
 
 
 def test_a_table_of_sensitivities_goes_first(tmp_path, journals):
@@ -168,7 +193,13 @@ def test_a_table_of_sensitivities_goes_first(tmp_path, journals):
     journals.write(tmp_path, [journals.row(0)])
     (tmp_path / "sensitivity.json").write_text(table("ab" * 32, errors))
     (heat,) = page_data(load_study(tmp_path))[0]["heat"]
-    assert heat == {"model": "net", "measured": True, "layers": ["a", "b"], "columns": ["int8", "int4"], "values": [[50.0, 20.0], [None, 30.0]]}
+    assert heat == {
+        "model": "net",
+        "measured": True,
+        "layers": ["a", "b"],
+        "columns": ["int8", "int4"],
+        "values": [[50.0, 20.0], [None, 30.0]],
+    }
 
 
 def test_a_table_of_another_model_does_not_count(tmp_path, journals):
@@ -179,7 +210,11 @@ def test_a_table_of_another_model_does_not_count(tmp_path, journals):
 
 
 def test_what_cannot_be_read_is_said_in_the_page(tmp_path, journals):
-    rows = [journals.row(0), journals.row(1, pictures="trials/001/pictures.npz"), journals.row(2, report="../outside/report.html")]
+    rows = [
+        journals.row(0),
+        journals.row(1, pictures="trials/001/pictures.npz"),
+        journals.row(2, report="../outside/report.html"),
+    ]
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "report.json").write_text("{}")
     folder = journals.write(tmp_path / "study", rows)
@@ -232,9 +267,19 @@ def in_browser(path):
     """What the page's script did, as `ACT` saw it."""
     page = path.with_name("acted.html")
     page.write_text(path.read_text().replace("</head>", ACT + "</head>"))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    return dict(line.split(" ", 1) for line in dom.split('<pre id="told">')[1].split("</pre>")[0].splitlines())
+    return dict(
+        line.split(" ", 1) for line in dom.split('<pre id="told">')[1].split("</pre>")[0].splitlines()
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -246,7 +291,9 @@ def test_the_script_in_a_browser(tmp_path, journals):
         journals.row(3, recipe="w8a8", size_bytes=11_000_000, psnr_db=30.0),
         journals.row(4, recipe="int2", size_bytes=3_000_000, psnr_db=2.0, verdict="fail"),
         journals.failed(5),
-        journals.row(6, recipe="int6", size_bytes=2_000_000, psnr_db=9.0, state="failed", reason="--eval raised"),  # its other figures stay
+        journals.row(
+            6, recipe="int6", size_bytes=2_000_000, psnr_db=9.0, state="failed", reason="--eval raised"
+        ),  # its other figures stay
     ]
     rows[0]["pictures"] = "zero.npz"
     journals.write(tmp_path, rows)

@@ -1,4 +1,5 @@
 """Which outputs are pictures, their scale, and that PNGs and the coded differences hold what was put in."""
+
 import base64
 import io
 
@@ -24,7 +25,17 @@ PICTURES = {
     (1, 1, 16, 20): (16, 20), (1, 3, 16, 20): (16, 20, 3), (1, 4, 64, 64): (64, 64, 3), (1, 16, 20, 1): (16, 20), (1, 20, 16, 3): (20, 16, 3),
     (1, 32, 32, 4): (32, 32, 3), (1, 3, 512, 300): (256, 150, 3), (1, 1, 700, 100): (233, 33), (1, 3, 16, 8000): (1, 500, 3),
 }  # fmt: skip
-NO_PICTURES = [(1, 1000), (3, 16, 16), (2, 3, 16, 16), (1, 3, 15, 16), (1, 2, 32, 32), (1, 12, 197, 64), (1, 15, 16, 3), (1, 3, 16, 16, 1), ()]
+NO_PICTURES = [
+    (1, 1000),
+    (3, 16, 16),
+    (2, 3, 16, 16),
+    (1, 3, 15, 16),
+    (1, 2, 32, 32),
+    (1, 12, 197, 64),
+    (1, 15, 16, 3),
+    (1, 3, 16, 16, 1),
+    (),
+]
 
 
 @pytest.mark.parametrize(("shape", "wanted"), PICTURES.items(), ids=str)
@@ -44,7 +55,9 @@ def test_no_pictures(shape):
 def test_channels_first_and_last_give_one_picture():
     first = ramp(1, 3, 18, 22)
     last = first.transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(pictures_of({"a": first}, {"a": first})["a"], pictures_of({"a": last}, {"a": last})["a"])
+    np.testing.assert_array_equal(
+        pictures_of({"a": first}, {"a": first})["a"], pictures_of({"a": last}, {"a": last})["a"]
+    )
 
 
 def test_the_reference_sets_the_scale():
@@ -56,7 +69,11 @@ def test_the_reference_sets_the_scale():
     np.testing.assert_allclose(picture[1:], ((reference + 3) / 8)[0, 0, 1:], atol=1e-6)
 
 
-NO_SCALE = {"constant": np.zeros((1, 1, 16, 16)), "nan": np.full((1, 1, 16, 16), np.nan), "another shape": ramp(1, 1, 16, 17)}
+NO_SCALE = {
+    "constant": np.zeros((1, 1, 16, 16)),
+    "nan": np.full((1, 1, 16, 16), np.nan),
+    "another shape": ramp(1, 1, 16, 17),
+}
 
 
 @pytest.mark.parametrize("reference", NO_SCALE.values(), ids=NO_SCALE)
@@ -70,7 +87,10 @@ def test_names_without_a_reference_and_other_types_are_left_out():
 
 
 def test_written_pictures_are_read_by_numpy_whatever_their_names(tmp_path):
-    written = {name: np.full((16, 17), index / 4, np.float32) for index, name in enumerate(["file", "allow_pickle", "../a/b", "ü <b>"])}
+    written = {
+        name: np.full((16, 17), index / 4, np.float32)
+        for index, name in enumerate(["file", "allow_pickle", "../a/b", "ü <b>"])
+    }
     with (tmp_path / "pictures.npz").open("wb") as stream:
         write_pictures(written, stream)
     with np.load(tmp_path / "pictures.npz") as read:
@@ -107,7 +127,9 @@ def test_a_difference_is_kept_to_a_fraction_of_a_grey_level():
     picture = base + rng.normal(0, 1e-4, base.shape)  # forty times less than one of 255 levels
     pixels, scale = difference_coded(picture, base)
     assert pixels.dtype == np.uint8
-    np.testing.assert_allclose((pixels.astype(float) - 128) / 127 * scale, picture - base, atol=scale / 254 * 1.001)
+    np.testing.assert_allclose(
+        (pixels.astype(float) - 128) / 127 * scale, picture - base, atol=scale / 254 * 1.001
+    )
     assert scale < 1e-3
 
 

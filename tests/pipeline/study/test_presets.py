@@ -1,4 +1,6 @@
-"""What may be tried: the presets hold what they promise, lists and files are read, and what is no recipe is said in words."""
+"""What may be tried: the presets hold what they promise, lists and files are read, and what is no recipe is
+said in words."""
+
 import json
 
 import pytest
@@ -27,7 +29,10 @@ def test_each_preset_begins_with_the_smaller_one():
 
 def test_the_command_lists_them():
     result = CliRunner().invoke(main, ["study", "--list-recipes", "--json"])
-    assert result.exit_code == 0 and {name: len(recipes) for name, recipes in json.loads(result.stdout).items()} == COUNTS
+    assert (
+        result.exit_code == 0
+        and {name: len(recipes) for name, recipes in json.loads(result.stdout).items()} == COUNTS
+    )
 
 
 LISTS = {
@@ -41,7 +46,10 @@ LISTS = {
 def test_lists_and_files(text, file, tmp_path):
     if file:
         (tmp_path / file).write_text(text)
-    assert [recipe.name for recipe in parse_recipes(str(tmp_path / file) if file else text)] == ["int8", "int4"]
+    assert [recipe.name for recipe in parse_recipes(str(tmp_path / file) if file else text)] == [
+        "int8",
+        "int4",
+    ]
 
 
 BAD = {

@@ -1,4 +1,6 @@
-"""Reading a journal, the Pareto front, the best trial, its command and the CSV, each against an oracle of its own."""
+"""Reading a journal, the Pareto front, the best trial, its command and the CSV, each against an oracle of its
+own."""
+
 import csv
 import io
 import json
@@ -61,21 +63,40 @@ def damage(line, text):
 DAMAGED = {
     "a line in the middle": (damage(2, '{"trial": 1, "mod'), ["damaged in line 3", "Remove line 3"]),
     "a list": (damage(2, "[1]"), ["damaged in line 3: not an object"]),
-    "a trial without a number": (damage(2, '{"model": "a", "recipe": "b"}'), ["damaged in line 3: a trial without trial, target, state"]),
+    "a trial without a number": (
+        damage(2, '{"model": "a", "recipe": "b"}'),
+        ["damaged in line 3: a trial without trial, target, state"],
+    ),
     "a figure that is text": (
-        damage(2, '{"trial": 1, "model": "a", "target": "b", "recipe": "c", "state": "done", "size_bytes": "big"}'),
+        damage(
+            2,
+            '{"trial": 1, "model": "a", "target": "b", "recipe": "c", "state": "done", "size_bytes": "big"}',
+        ),
         ["damaged in line 3: size_bytes is 'big', no number"],
     ),
-    "another schema": (damage(0, '{"schema": "cidermill.report/1"}'), ["damaged in line 1: not a header of schema cidermill.study/1"]),
+    "another schema": (
+        damage(0, '{"schema": "cidermill.report/1"}'),
+        ["damaged in line 1: not a header of schema cidermill.study/1"],
+    ),
     "a header without models": (damage(0, '{"schema": "cidermill.study/1"}'), ["damaged in line 1"]),
     "a newer schema": (
         damage(0, '{"schema": "cidermill.study/2"}'),
-        ["written by a newer cidermill", "schema cidermill.study/2, this one reads cidermill.study/1", "Update"],
+        [
+            "written by a newer cidermill",
+            "schema cidermill.study/2, this one reads cidermill.study/1",
+            "Update",
+        ],
     ),
     "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00\n" * 5), ["damaged in line 1"]),
     "an empty file": (lambda path: path.write_bytes(b""), ["holds no study yet", "it resumes"]),
-    "a header that was cut off": (lambda path: path.write_bytes(path.read_bytes()[:60]), ["holds no study yet"]),
-    "no journal": (lambda path: path.unlink(), ["is no study: it has no study.jsonl", "cidermill study MODEL --out DIR"]),
+    "a header that was cut off": (
+        lambda path: path.write_bytes(path.read_bytes()[:60]),
+        ["holds no study yet"],
+    ),
+    "no journal": (
+        lambda path: path.unlink(),
+        ["is no study: it has no study.jsonl", "cidermill study MODEL --out DIR"],
+    ),
 }
 
 
@@ -109,13 +130,35 @@ def as_rows(drawn, with_metric=True):
     for number, trial in enumerate(drawn):
         trial = dict(trial)
         ms = trial.pop("ms")
-        latency = [{"device": "iPhone 12", "chip": "A14", "ms": ms, "low_ms": ms, "high_ms": ms, "source": "estimate"}] if ms is not None else []
-        rows.append({**trial, "trial": number, "recipe": "int8", "latency": latency, "metric": trial["metric"] if with_metric else None})
+        latency = (
+            [
+                {
+                    "device": "iPhone 12",
+                    "chip": "A14",
+                    "ms": ms,
+                    "low_ms": ms,
+                    "high_ms": ms,
+                    "source": "estimate",
+                }
+            ]
+            if ms is not None
+            else []
+        )
+        rows.append(
+            {
+                **trial,
+                "trial": number,
+                "recipe": "int8",
+                "latency": latency,
+                "metric": trial["metric"] if with_metric else None,
+            }
+        )
     return rows
 
 
 def goodness(row, rival, goal):
-    """(smaller, more exact, faster) as three numbers to be maximized, by the words of the definition; None: it cannot be judged."""
+    """(smaller, more exact, faster) as three numbers to be maximized, by the words of the definition; None:
+    it cannot be judged."""
     judged_by_metric = any(one["metric"] is not None for one in rival)
     if judged_by_metric:
         error = row["metric"]
@@ -138,7 +181,11 @@ def test_front_against_brute_force(drawn, goal, with_metric):
         if row not in peers or mine is None:
             continue
         others = [theirs for one in peers if (theirs := goodness(one, peers, goal)) is not None]
-        beaten = [theirs for theirs in others if all(t >= m for t, m in zip(theirs, mine)) and any(t > m for t, m in zip(theirs, mine))]
+        beaten = [
+            theirs
+            for theirs in others
+            if all(t >= m for t, m in zip(theirs, mine)) and any(t > m for t, m in zip(theirs, mine))
+        ]
         if not beaten:
             wanted.add(row["trial"])
     assert front(rows, goal) == wanted
@@ -165,12 +212,23 @@ def test_a_front_of_known_trials(journals):
 # The best
 
 
-@given(st.lists(trials, max_size=9), st.integers(1, 5), st.floats(0, 4), st.sampled_from(["maximize", "minimize"]))
+@given(
+    st.lists(trials, max_size=9),
+    st.integers(1, 5),
+    st.floats(0, 4),
+    st.sampled_from(["maximize", "minimize"]),
+)
 def test_best_against_brute_force(drawn, size, decibels, goal):
     rows = as_rows([{**trial, "model": "a"} for trial in drawn])
     found = best(rows, parse_constraints(f"size<={size}B,psnr>={decibels}"), goal)
-    feasible = [row for row in rows if row["state"] == "done" and row["verdict"] == "pass" and row["size_bytes"] <= size]
-    feasible = [row for row in feasible if row["exact"] or (row["psnr_db"] is not None and row["psnr_db"] >= decibels)]
+    feasible = [
+        row
+        for row in rows
+        if row["state"] == "done" and row["verdict"] == "pass" and row["size_bytes"] <= size
+    ]
+    feasible = [
+        row for row in feasible if row["exact"] or (row["psnr_db"] is not None and row["psnr_db"] >= decibels)
+    ]
     judged = [(goodness(row, rows, goal), row) for row in feasible if goodness(row, rows, goal) is not None]
     if not judged:
         assert found is None
@@ -180,14 +238,23 @@ def test_best_against_brute_force(drawn, size, decibels, goal):
         assert (mine[1], mine[0], mine[2]) == max((theirs[1], theirs[0], theirs[2]) for theirs, _ in judged)
 
 
-WHAT_IS_BEST = [("psnr>=30", 1), ("psnr>=20", 0), ("psnr>=30,size<=9MB", 2), ("ane_share>=0.5", 2), ("cosine>=0.5,ane_share>=0.5", 0)]
+WHAT_IS_BEST = [
+    ("psnr>=30", 1),
+    ("psnr>=20", 0),
+    ("psnr>=30,size<=9MB", 2),
+    ("ane_share>=0.5", 2),
+    ("cosine>=0.5,ane_share>=0.5", 0),
+]
 WHAT_IS_BEST += [("latency<=9ms,psnr>=30", 2)]
 
 
 @pytest.mark.parametrize(("text", "wanted"), WHAT_IS_BEST)
 def test_best_is_the_smallest_where_only_quality_is_asked(journals, text, wanted):
     """The smallest error would always be the largest trial."""
-    rows = [journals.row(index, size_bytes=size, psnr_db=psnr) for index, (size, psnr) in enumerate([(3e6, 25.0), (4e6, 35.0), (9e6, 70.0)])]
+    rows = [
+        journals.row(index, size_bytes=size, psnr_db=psnr)
+        for index, (size, psnr) in enumerate([(3e6, 25.0), (4e6, 35.0), (9e6, 70.0)])
+    ]
     assert best(rows, parse_constraints(text))["trial"] == wanted
 
 
@@ -202,15 +269,47 @@ def test_best_of_each_model_with_its_command(tmp_path, journals):
     assert found["verdict"] == "fail"
     first, second = found["models"]
     assert first["trial"]["trial"] == 1  # as exact as 0, and smaller
-    wanted = ["convert", "models/0.pt", "--target", "coreml", "--quant", "int4; lm_head*=int8", "--device", "iPhone 15 Pro", "--device", "iPhone 12"]
+    wanted = [
+        "convert",
+        "models/0.pt",
+        "--target",
+        "coreml",
+        "--quant",
+        "int4; lm_head*=int8",
+        "--device",
+        "iPhone 15 Pro",
+        "--device",
+        "iPhone 12",
+    ]
     assert shlex.split(first["command"]) == wanted
-    assert second["infeasible"] == "size<=12MB cannot be met: the nearest is 13.0 MB, 1.00 MB (8.3 %) too much, in trial 2 (int8, coreml)."
+    assert (
+        second["infeasible"]
+        == "size<=12MB cannot be met: the nearest is 13.0 MB, 1.00 MB (8.3 %) too much, in trial 2 (int8,"
+        " coreml)."
+    )
 
 
 def test_the_command_has_the_options_that_are_not_the_default(tmp_path, journals):
-    options = {"samples": "my samples.npz", "input": ["a:1x3", "b:1x4"], "deployment-target": "iOS18", "model-class": None, "trust-pickle": True}
-    study = load_study(journals.write(tmp_path, [journals.row(0)], journals.header(devices=[], options=options)))
-    wanted = ["convert", "models/0.pt", "--target", "coreml", "--quant", "int8", "--samples", "my samples.npz"]
+    options = {
+        "samples": "my samples.npz",
+        "input": ["a:1x3", "b:1x4"],
+        "deployment-target": "iOS18",
+        "model-class": None,
+        "trust-pickle": True,
+    }
+    study = load_study(
+        journals.write(tmp_path, [journals.row(0)], journals.header(devices=[], options=options))
+    )
+    wanted = [
+        "convert",
+        "models/0.pt",
+        "--target",
+        "coreml",
+        "--quant",
+        "int8",
+        "--samples",
+        "my samples.npz",
+    ]
     wanted += ["--input", "a:1x3", "--input", "b:1x4", "--trust-pickle"]
     assert convert_command(study, study.rows[0]) == wanted
     study.header["options"]["deployment-target"] = "iOS17"
@@ -228,10 +327,22 @@ def test_the_command_makes_the_same_artifact_again(converted, tmp_path):
 
 
 BEST = {
-    "met": (["--best", "size<=12MB"], 0, ["net within size<=12MB", "convert models/0.pt --target coreml --quant int8"]),
-    "not met": (["--best", "size<=1MB"], 1, ["size<=1MB cannot be met: the nearest is 12.0 MB, 11.0 MB (1100 %) too much"]),
+    "met": (
+        ["--best", "size<=12MB"],
+        0,
+        ["net within size<=12MB", "convert models/0.pt --target coreml --quant int8"],
+    ),
+    "not met": (
+        ["--best", "size<=1MB"],
+        1,
+        ["size<=1MB cannot be met: the nearest is 12.0 MB, 11.0 MB (1100 %) too much"],
+    ),
     "no constraint": (["--best", "sise<=1MB"], 2, ["did you mean size?"]),
-    "a device that was not studied": (["--best", "latency[M2]<=1ms"], 2, ["no latency for M2; it has iPhone 15 Pro, iPhone 12", '--device "M2"']),
+    "a device that was not studied": (
+        ["--best", "latency[M2]<=1ms"],
+        2,
+        ["no latency for M2; it has iPhone 15 Pro, iPhone 12", '--device "M2"'],
+    ),
 }
 
 
@@ -270,9 +381,15 @@ def test_csv_has_every_trial_and_no_clock(tmp_path, journals):
     study = load_study(journals.write(tmp_path / "a", rows))
     read = list(csv.DictReader(io.StringIO(csv_text(study))))
     assert [one["trial"] for one in read] == ["0", "1"]
-    assert read[0] | {"state": "failed", "reason": "it needs samples", "size_bytes": "", "front": "0"} == read[0]
+    assert (
+        read[0] | {"state": "failed", "reason": "it needs samples", "size_bytes": "", "front": "0"} == read[0]
+    )
     assert read[1]["psnr_db"] == "inf" and read[1]["recipe"] == 'a,"b"\nc' and read[1]["front"] == "1"
-    assert (read[1]["ms iPhone 12"], read[1]["low_ms iPhone 12"], read[1]["high_ms iPhone 15 Pro"]) == ("5.0", "2.5", "4.0")
+    assert (read[1]["ms iPhone 12"], read[1]["low_ms iPhone 12"], read[1]["high_ms iPhone 15 Pro"]) == (
+        "5.0",
+        "2.5",
+        "4.0",
+    )
     later = [{**row, "seconds": 99.0, "peak_rss_bytes": 7} for row in reversed(rows)]
     path = write_csv(journals.write(tmp_path / "b", later))
     assert path == tmp_path / "b" / "study.csv"
@@ -280,4 +397,6 @@ def test_csv_has_every_trial_and_no_clock(tmp_path, journals):
 
 
 def test_csv_of_a_study_without_trials(tmp_path, journals):
-    assert csv_text(load_study(journals.write(tmp_path, []))).startswith("trial,model,target,recipe,state,verdict,front,size_bytes,")
+    assert csv_text(load_study(journals.write(tmp_path, []))).startswith(
+        "trial,model,target,recipe,state,verdict,front,size_bytes,"
+    )

@@ -1,4 +1,6 @@
-"""A search: the same seed gives the same trials, wherever it was stopped; constraints steer it; whatever fails does not end it."""
+"""A search: the same seed gives the same trials, wherever it was stopped; constraints steer it; whatever
+fails does not end it."""
+
 import itertools
 import json
 import sqlite3
@@ -31,7 +33,9 @@ def answers(journals):
         number = sum(map(ord, recipe))
         if "int3" in recipe:
             return journals.failed(0, recipe=recipe)
-        return journals.row(0, recipe=recipe, size_bytes=1_000_000 + 100_000 * (number % 97), psnr_db=10.0 + number % 53)
+        return journals.row(
+            0, recipe=recipe, size_bytes=1_000_000 + 100_000 * (number % 97), psnr_db=10.0 + number % 53
+        )
 
     return answer
 
@@ -41,7 +45,8 @@ class Killed(BaseException):
 
 
 def run(plan, answers, asked, stop_after=None, space=None):
-    """Search with known answers; -> recipes in the order in which they were asked for. stop_after: rows after which the process "dies"."""
+    """Search with known answers; -> recipes in the order in which they were asked for. stop_after: rows after
+    which the process "dies"."""
 
     def told(recipes):
         rows = []
@@ -119,7 +124,12 @@ def test_constraints_steer(plan, answers, tmp_path):
 def test_a_storage_of_other_searches_is_shared(plan, answers, tmp_path):
     url = f"sqlite:///{tmp_path}/x.db"
     first = run(plan(6, storage=url), answers, [])
-    search(plan(6, storage=url, seed=5), search_space(None), lambda recipes: [answers(recipe) for recipe in recipes], {"of": "another"})
+    search(
+        plan(6, storage=url, seed=5),
+        search_space(None),
+        lambda recipes: [answers(recipe) for recipe in recipes],
+        {"of": "another"},
+    )
     assert run(plan(6, storage=url), answers, []) == first
     assert sqlite3.connect(tmp_path / "x.db").execute("select count(*) from trials").fetchone() == (12,)
 
@@ -145,8 +155,22 @@ def found(study, tiny, tmp_path_factory):
     """A search with two workers, one with one worker and a database, and what they printed."""
     folder = tmp_path_factory.mktemp("found")
     outputs = []
-    for name, *options in (("two", "--workers", 2), ("one", "--workers", 1, "--storage", f"sqlite:///{folder}/x.db")):
-        result = study(tiny / "net.pt2", "--trials", 9, "--seed", 4, "--constraint", "psnr>=20", "--out", folder / name, *options)
+    for name, *options in (
+        ("two", "--workers", 2),
+        ("one", "--workers", 1, "--storage", f"sqlite:///{folder}/x.db"),
+    ):
+        result = study(
+            tiny / "net.pt2",
+            "--trials",
+            9,
+            "--seed",
+            4,
+            "--constraint",
+            "psnr>=20",
+            "--out",
+            folder / name,
+            *options,
+        )
         assert result.exit_code == 0, result.output
         outputs.append(result.output)
     return folder, outputs
@@ -160,7 +184,9 @@ def test_workers_and_storage_make_no_difference(found):
 
 def test_optuna_is_silent(found):
     for output in found[1]:
-        assert "Warning" not in output and "optuna" not in output.lower().replace("optuna.journal", ""), output
+        assert "Warning" not in output and "optuna" not in output.lower().replace("optuna.journal", ""), (
+            output
+        )
 
 
 def test_trials_are_run_once_and_numbered_in_the_order_of_the_proposals(found, rows_of):
@@ -180,26 +206,65 @@ def test_a_search_cut_short_ends_the_same(found, study, tiny, tmp_path, kept):
     out.mkdir()
     lines = (folder / "two" / "study.jsonl").read_text().splitlines(keepends=True)
     out.joinpath("study.jsonl").write_text("".join([lines[0], *reversed(lines[1:][:kept])]))
-    arguments = [tiny / "net.pt2", "--trials", 9, "--seed", 4, "--constraint", "psnr>=20", "--out", out, "--quiet"]
+    arguments = [
+        tiny / "net.pt2",
+        "--trials",
+        9,
+        "--seed",
+        4,
+        "--constraint",
+        "psnr>=20",
+        "--out",
+        out,
+        "--quiet",
+    ]
     assert study(*arguments).exit_code == 0
     assert (out / "study.csv").read_bytes() == (folder / "two" / "study.csv").read_bytes()
 
 
 def test_trials_that_fail_do_not_end_it_and_a_list_bounds_it(study, tiny, rows_of, tmp_path):
-    arguments = [tiny / "net.pt2", "--trials", 12, "--recipes", FEW, "--eval", "study_evals:raises_on_int4", "--out", tmp_path / "s"]
+    arguments = [
+        tiny / "net.pt2",
+        "--trials",
+        12,
+        "--recipes",
+        FEW,
+        "--eval",
+        "study_evals:raises_on_int4",
+        "--out",
+        tmp_path / "s",
+    ]
     result = study(*arguments, "--json")
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "s")
-    assert {row["recipe"] for row in rows} <= set(FEW.split(",")) and len(rows) == len({row["recipe"] for row in rows}) >= 4
+    assert {row["recipe"] for row in rows} <= set(FEW.split(",")) and len(rows) == len(
+        {row["recipe"] for row in rows}
+    ) >= 4
     assert {row["recipe"] for row in rows if row["state"] == "failed"} == {"int4"}
     assert len(json.loads(result.stdout)["trials"]) == len(rows)
 
 
 def test_what_cannot_be_met_is_said_with_how_far(study, tiny, tmp_path):
-    result = study(tiny / "net.pt2", "--trials", 3, "--recipes", FEW, "--constraint", "psnr>=200", "--out", tmp_path / "s")
-    assert result.exit_code == 1 and "psnr>=200 cannot be met: the nearest is" in result.stdout and "too little" in result.stdout
+    result = study(
+        tiny / "net.pt2",
+        "--trials",
+        3,
+        "--recipes",
+        FEW,
+        "--constraint",
+        "psnr>=200",
+        "--out",
+        tmp_path / "s",
+    )
+    assert (
+        result.exit_code == 1
+        and "psnr>=200 cannot be met: the nearest is" in result.stdout
+        and "too little" in result.stdout
+    )
 
 
 def test_another_seed_is_another_search(found, study, tiny):
-    result = study(tiny / "net.pt2", "--trials", 9, "--seed", 5, "--constraint", "psnr>=20", "--out", found[0] / "two")
+    result = study(
+        tiny / "net.pt2", "--trials", 9, "--seed", 5, "--constraint", "psnr>=20", "--out", found[0] / "two"
+    )
     assert result.exit_code == 2 and "its search" in result.stderr

@@ -1,4 +1,6 @@
-"""What a person sees of a study: it fits 80 columns, marks the front, says why a trial failed and what the best one is."""
+"""What a person sees of a study: it fits 80 columns, marks the front, says why a trial failed and what the
+best one is."""
+
 import json
 
 import pytest
@@ -34,17 +36,26 @@ def test_sorted_by_size_with_the_front_marked(shown, journals):
     ]
     lines = shown(rows)
     assert lines[1] == "net for coreml"
-    order = [next(recipe for recipe in ("palettize4", "int8", "w8a8", "float16") if f" {recipe} " in line) for line in lines if " MB " in line]
+    order = [
+        next(recipe for recipe in ("palettize4", "int8", "w8a8", "float16") if f" {recipe} " in line)
+        for line in lines
+        if " MB " in line
+    ]
     assert order == ["palettize4", "int8", "w8a8", "float16"]
     assert ["★" in line for line in lines if " MB " in line] == [True, True, False, True]
     assert "exact" in line_with(lines, "float16") and "2.00 ms" in line_with(lines, "w8a8")
     assert line_with(lines, "int4:gptq") == "  4 int4:gptq (net, coreml): it needs samples"
-    assert "★: on the front of size, PSNR and latency (iPhone 15 Pro, two digits)." in line_with(lines, "★: on")
+    assert "★: on the front of size, PSNR and latency (iPhone 15 Pro, two digits)." in line_with(
+        lines, "★: on"
+    )
 
 
 @pytest.mark.parametrize("metric", [None, 0.98765])
 def test_it_fits_80_columns(shown, journals, metric):
-    rows = [journals.row(index, recipe=recipe, metric=metric) for index, recipe in enumerate(["prune75+palettize4:group16", "int8", "x" * 90])]
+    rows = [
+        journals.row(index, recipe=recipe, metric=metric)
+        for index, recipe in enumerate(["prune75+palettize4:group16", "int8", "x" * 90])
+    ]
     lines = shown(rows, header=journals.header(eval="a:b"))
     assert max(map(len, lines[:-1])) <= 80
     assert any("metric" in line for line in lines) == (metric is not None)
@@ -56,10 +67,20 @@ def test_more_columns_where_there_is_room(shown, journals):
 
 
 def test_a_table_for_each_model_and_target(shown, journals):
-    rows = [journals.row(0, "a"), journals.row(1, "b"), journals.row(2, "a", target="executorch-mps"), journals.failed(3, "c")]
+    rows = [
+        journals.row(0, "a"),
+        journals.row(1, "b"),
+        journals.row(2, "a", target="executorch-mps"),
+        journals.failed(3, "c"),
+    ]
     lines = shown(rows, header=journals.header(("a", "b", "c")))
     titles = [line for line in lines if " for " in line]
-    assert titles == ["a for coreml", "b for coreml", "a for executorch-mps", "c for coreml: no trial was finished"]
+    assert titles == [
+        "a for coreml",
+        "b for coreml",
+        "a for executorch-mps",
+        "c for coreml: no trial was finished",
+    ]
 
 
 def test_a_failing_verdict_and_its_reason(shown, journals):
@@ -70,7 +91,10 @@ def test_a_failing_verdict_and_its_reason(shown, journals):
 
 def test_hostile_names_cannot_steer_a_terminal(shown, journals):
     bad = journals.hostile
-    lines = shown([journals.row(0, bad, recipe=bad), journals.failed(1, bad, reason=bad)], header=journals.header((bad,)))
+    lines = shown(
+        [journals.row(0, bad, recipe=bad), journals.failed(1, bad, reason=bad)],
+        header=journals.header((bad,)),
+    )
     assert "\x1b" not in "".join(lines)
     assert "<script>" in "".join(lines)
 
@@ -98,19 +122,27 @@ def best_lines(folder, text, capsys):
 
 
 def test_the_best(tmp_path, journals, capsys):
-    rows = [journals.row(0, metric=0.91), journals.row(1, recipe="int4; a*=int8", size_bytes=7_000_000, metric=0.9)]
+    rows = [
+        journals.row(0, metric=0.91),
+        journals.row(1, recipe="int4; a*=int8", size_bytes=7_000_000, metric=0.9),
+    ]
     folder = journals.write(tmp_path, rows, journals.header(eval="a:b"))
     lines = best_lines(folder, "size<=10MB,metric>=0.9", capsys)
     assert lines[1] == "net within size<=10MB, metric>=0.9"
     assert line_with(lines, "  recipe").split(maxsplit=1)[1] == "int4; a*=int8"
     assert line_with(lines, "  metric").split() == ["metric", "0.9"]
     assert line_with(lines, "iPhone 12").endswith("5.00 ms (2.50–10.0), estimate")
-    assert lines[-1].startswith("convert models/0.pt --target coreml --quant 'int4; a*=int8' --device 'iPhone 15 Pro'")
+    assert lines[-1].startswith(
+        "convert models/0.pt --target coreml --quant 'int4; a*=int8' --device 'iPhone 15 Pro'"
+    )
 
 
 def test_the_best_of_none(tmp_path, journals, capsys):
     lines = best_lines(journals.write(tmp_path, [journals.row(0)]), "size<=10MB,psnr>=40", capsys)
     assert lines[-2:] == [
-        "size<=10MB cannot be met: the nearest is 12.0 MB, 2.00 MB (20 %) too much, in trial 0 (int8, coreml).",
+        (
+            "size<=10MB cannot be met: the nearest is 12.0 MB, 2.00 MB (20 %) too much, in trial 0 (int8,"
+            " coreml)."
+        ),
         "psnr>=40 cannot be met: the nearest is 38.2 dB, 1.8 dB too little, in trial 0 (int8, coreml).",
     ]

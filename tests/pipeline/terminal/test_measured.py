@@ -1,8 +1,9 @@
 """What a person sees of the measured half, from sections as `measure.py` makes them."""
+
 import pytest
 
-from cidermill.pipeline.terminal.report import report as terminal
 from cidermill.pipeline.measurements import planned_section
+from cidermill.pipeline.terminal.report import report as terminal
 from cidermill.validation.native import Outcome
 
 HERE = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
@@ -10,7 +11,11 @@ TIMED = {
     "compute_units": "all", "compile_ms": 120.0, "cold_load_ms": 2400.0, "load_ms": 35.0, "first_ms": 9.0, "ms": 1.5, "low_ms": 1.4, "high_ms": 1.9,
     "runs": 500, "estimate": {"ms": 1.2, "low_ms": 0.9, "high_ms": 1.6, "parts_ms": {"ane": 1.2, "gpu": 0.0, "cpu": 0.0}},
 }  # fmt: skip
-CRASHED = {"compute_units": "cpu_and_ne", "compile_ms": 118.0, "problem": "crashed: signal 11 (SIGSEGV) in cold load"}
+CRASHED = {
+    "compute_units": "cpu_and_ne",
+    "compile_ms": 118.0,
+    "problem": "crashed: signal 11 (SIGSEGV) in cold load",
+}
 
 
 @pytest.fixture
@@ -27,7 +32,14 @@ def shown(sample_report, capsys, monkeypatch):
 
 
 def test_times_and_crashes_stand_in_one_table(shown):
-    plan = {"units": {"ane": {"ops": 290, "share": 0.9}, "gpu": {"ops": 0, "share": 0.0}, "cpu": {"ops": 10, "share": 0.1}}, "agreement": 0.97}
+    plan = {
+        "units": {
+            "ane": {"ops": 290, "share": 0.9},
+            "gpu": {"ops": 0, "share": 0.0},
+            "cpu": {"ops": 10, "share": 0.1},
+        },
+        "agreement": 0.97,
+    }
     out = shown({"source": "measured", "machine": HERE, "units": [TIMED, CRASHED]}, plan)
     assert "Measured on this M2 Pro (Mac14,9, macOS 15.5)" in out
     assert "all 1.50 ms (1.40–1.90) 9.00 ms 2.40 s 35.0 ms 120 ms 1.20 ms (0.90–1.60)" in out

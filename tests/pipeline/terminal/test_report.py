@@ -46,7 +46,9 @@ def test_report_shows_every_figure_with_its_unit(sample_report, tmp_path, capsys
         "iPhone 15 Pro",
     ):
         assert text in out
-    assert "4.12 ms (2.88–5.97)" in out and "Latency: estimate with its band" in out and "at least 40 dB" in out
+    assert (
+        "4.12 ms (2.88–5.97)" in out and "Latency: estimate with its band" in out and "at least 40 dB" in out
+    )
     assert "pass" in out and "fail" in out and "should not be shipped" in out
     assert f"Files in {tmp_path}: vit-base.mlpackage, vit-base.pte, report.json, report.html" in out
 
@@ -54,7 +56,10 @@ def test_report_shows_every_figure_with_its_unit(sample_report, tmp_path, capsys
 def test_warnings_say_what_to_do(sample_report, tmp_path, capsys):
     terminal.show_report(sample_report, tmp_path)
     out = words(capsys.readouterr().out)
-    assert "! executorch-mps int4:block32: logits overflows float16 in 2 places. → Convert with --quant float32" in out
+    assert (
+        "! executorch-mps int4:block32: logits overflows float16 in 2 places. → Convert with --quant float32"
+        in out
+    )
 
 
 @pytest.mark.parametrize("columns", [40, 60, 76, 80, 100, 120, 200])
@@ -133,7 +138,9 @@ def test_progress_without_a_terminal_is_one_plain_line_per_stage(capsys):
     run_stages()
     out, err = capsys.readouterr()
     assert not out and ESCAPE not in err and "layer" not in err
-    assert re.fullmatch(r"compress: done in 0\.\d\d s \(3 of 3\)\nload: done in 0\.\d\d s \(from the cache\)\n", err)
+    assert re.fullmatch(
+        r"compress: done in 0\.\d\d s \(3 of 3\)\nload: done in 0\.\d\d s \(from the cache\)\n", err
+    )
 
 
 def test_progress_on_a_terminal_shows_layers_and_stays_off_standard_output(monkeypatch, capsys):
@@ -160,7 +167,13 @@ def test_a_failing_stage_says_so_and_passes_the_error_on(monkeypatch, stream):
 def test_validation(sample_report, capsys):
     section = {**sample_report["artifacts"][1]["validation"], "compression": []}
     terminal.show_validation(
-        {"artifact": "net.pte", "against": "net.pt", "verdict": "fail", "validation": section, "warnings": ["Too far.\nTry more."]}
+        {
+            "artifact": "net.pte",
+            "against": "net.pt",
+            "verdict": "fail",
+            "validation": section,
+            "warnings": ["Too far.\nTry more."],
+        }
     )
     out = capsys.readouterr().out
     assert "net.pte against net.pt, reference runner" in out and "1x197x768" in out and "31.0 dB" in out
@@ -172,12 +185,18 @@ def test_inspection(sample_report, capsys):
     terminal.show_inspection(sample_report["artifacts"][0])
     out = capsys.readouterr().out
     assert "bytes: weights 86.5 MB, graph 610 kB" in out and "Placement on iPhone 15 Pro (estimate)" in out
-    assert "cast to int32 has no Neural Engine form" in out and "61.5 ms (43.0–89.2)" in out and "vit.encoder.layer[" in out
+    assert (
+        "cast to int32 has no Neural Engine form" in out
+        and "61.5 ms (43.0–89.2)" in out
+        and "vit.encoder.layer[" in out
+    )
     assert "8.02–8.03 bits" in words(out)
 
 
 def test_doctor(capsys):
-    terminal.show_doctor([("torch", "2.13.0", True, ""), ("coremltools", "8.0", False, "pip install 'coremltools==9.0'")])
+    terminal.show_doctor(
+        [("torch", "2.13.0", True, ""), ("coremltools", "8.0", False, "pip install 'coremltools==9.0'")]
+    )
     out = capsys.readouterr().out
     assert "1 of 2 need attention" in out and "pip install 'coremltools==9.0'" in out
     terminal.show_doctor([("torch", "2.13.0", True, "")])

@@ -1,24 +1,30 @@
-"""Advice beside reasons: every operator that the Neural Engine lacks either has a rewrite or deliberately none, and rewrites compute the same."""
+"""Advice beside reasons: every operator that the Neural Engine lacks either has a rewrite or deliberately
+none, and rewrites compute the same."""
+
 import numpy as np
 import pytest
 import torch
 
 from cidermill.validation.estimate.advice import BY_OPERATOR, advice
 from cidermill.validation.estimate.devices import find_device
-from cidermill.validation.graph import Graph, Node, Ref, Value
-from cidermill.validation.estimate.support import UNKNOWN_TO_ENGINE, engine_refusal
 from cidermill.validation.estimate.operations import operations
+from cidermill.validation.estimate.support import UNKNOWN_TO_ENGINE, engine_refusal
+from cidermill.validation.graph import Graph, Node, Ref, Value
 
 M4, A13 = find_device("M4"), find_device("A13")
 
 
-def one(op, dtype="float16", shape=(1, 64, 32, 32), given=("float16", (1, 64, 32, 32)), weight=None, **arguments):
+def one(
+    op, dtype="float16", shape=(1, 64, 32, 32), given=("float16", (1, 64, 32, 32)), weight=None, **arguments
+):
     values = {"x": Value("x", *given), "v": Value("v", dtype, shape)}
     inputs = {"x": Ref("x"), **arguments}
     if weight is not None:
         values["w"], inputs["weight"] = Value("w", "float16", weight), Ref("w")
     constants = {"w": None} if weight is not None else {}
-    return operations(Graph((values["x"],), ("v",), (Node(op, inputs, (values["v"],), "v"),), constants, values))[0]
+    return operations(
+        Graph((values["x"],), ("v",), (Node(op, inputs, (values["v"],), "v"),), constants, values)
+    )[0]
 
 
 CASES = [
@@ -26,7 +32,11 @@ CASES = [
     (one("reduce_argmax", "int32", (1, 1, 32, 32), axis=1), M4, "return int16 or uint16 indices"),
     (one("cast", "int32", dtype_="int32"), M4, "int16 or float16"),
     (one("relu", "float32", given=("float32", (1, 64, 32, 32))), M4, "float16 compute"),
-    (one("relu", shape=(1, 2, 2, 2, 2, 2), given=("float16", (1, 2, 2, 2, 2, 2))), M4, "merge neighbouring axes"),
+    (
+        one("relu", shape=(1, 2, 2, 2, 2, 2), given=("float16", (1, 2, 2, 2, 2, 2))),
+        M4,
+        "merge neighbouring axes",
+    ),
     (one("relu", shape=(1, 131072), given=("float16", (1, 131072))), M4, "split that axis"),
     (one("relu", shape=(1, None), given=("float16", (1, None))), M4, "fixed shapes"),
     (one("conv", weight=(64, 64, 17, 17)), M4, "split the kernel"),
@@ -37,7 +47,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("step, device, words", CASES, ids=[f"{index}-{step.op}" for index, (step, *_) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    "step, device, words", CASES, ids=[f"{index}-{step.op}" for index, (step, *_) in enumerate(CASES)]
+)
 def test_what_to_do(step, device, words):
     reason = engine_refusal(step, device)
     assert bool(reason) == bool(words), reason

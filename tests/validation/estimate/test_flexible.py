@@ -1,4 +1,6 @@
-"""Flexible shapes: packages by coremltools' own converter, each shape with the figures of a package that was converted for it alone."""
+"""Flexible shapes: packages by coremltools' own converter, each shape with the figures of a package that was
+converted for it alone."""
+
 import pytest
 import torch
 
@@ -23,14 +25,21 @@ def converted(ct, tmp_path_factory):
 
     def convert(shape, name):
         path = tmp_path_factory.mktemp("flexible") / f"{name}.mlpackage"
-        ct.convert(traced, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS18, skip_model_load=True).save(str(path))
+        ct.convert(
+            traced,
+            inputs=[ct.TensorType("x", shape=shape)],
+            minimum_deployment_target=ct.target.iOS18,
+            skip_model_load=True,
+        ).save(str(path))
         return open_runner(path, host="reference")
 
     return convert
 
 
 def figures(graph, **options):
-    return [(op.type, op.bytes, pytest.approx(op.cost_ms)) for op in place(graph, "M4", "cpu_only", **options).ops]
+    return [
+        (op.type, op.bytes, pytest.approx(op.cost_ms)) for op in place(graph, "M4", "cpu_only", **options).ops
+    ]
 
 
 def units(graph, barred=""):
@@ -41,7 +50,10 @@ def test_each_enumerated_shape_is_the_fixed_program(ct, converted):
     runner = converted(ct.EnumeratedShapes([(1, 3, 64, 64), (1, 3, 96, 32)]), "listed")
     assert is_flexible(runner)
     found = variants(runner)
-    assert [(one.kind, one.shapes["x"]) for one in found] == [("enumerated", (1, 3, 64, 64)), ("enumerated", (1, 3, 96, 32))]
+    assert [(one.kind, one.shapes["x"]) for one in found] == [
+        ("enumerated", (1, 3, 64, 64)),
+        ("enumerated", (1, 3, 96, 32)),
+    ]
     for one in found:
         fixed = converted(one.shapes["x"], "fixed")
         assert not is_flexible(fixed)
@@ -52,9 +64,14 @@ def test_each_enumerated_shape_is_the_fixed_program(ct, converted):
 def test_a_range_is_compiled_for_its_usual_shape_only(ct, converted):
     runner = converted(ct.Shape((1, 3, ct.RangeDim(32, 256, 128), 64)), "ranged")
     found = variants(runner)
-    assert [(one.kind, one.shapes["x"][2]) for one in found] == [("usual", 128), ("ranged", 32), ("ranged", 256)]
-    assert found[0].barred() == "" and {op.reason for op in place(found[2].graph, "M4", "cpu_and_ne", found[2].barred()).ops} == {
-        "flexible shape: only the usual one is compiled for the Neural Engine"}
+    assert [(one.kind, one.shapes["x"][2]) for one in found] == [
+        ("usual", 128),
+        ("ranged", 32),
+        ("ranged", 256),
+    ]
+    assert found[0].barred() == "" and {
+        op.reason for op in place(found[2].graph, "M4", "cpu_and_ne", found[2].barred()).ops
+    } == {"flexible shape: only the usual one is compiled for the Neural Engine"}
     assert [one.text() for one in found] == ["x 1x3x128x64", "x 1x3x32x64", "x 1x3x256x64"]
 
 

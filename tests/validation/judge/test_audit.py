@@ -1,4 +1,5 @@
-"""Packages and programs are written here by the bare tools and by hand, so that the audit is judged by files that it did not make."""
+"""Packages and programs are written here by the bare tools and by hand, so that the audit is judged by files
+that it did not make."""
 
 import math
 import shutil
@@ -10,8 +11,8 @@ import torch
 
 from cidermill.converters.artifact import measure
 from cidermill.models.errors import UnreadableArtifact
-from cidermill.validation.judge.audit import NOT_STORED, audit, judge, match_names, match_shapes
 from cidermill.validation.graph import Graph, Node, Ref, Value
+from cidermill.validation.judge.audit import NOT_STORED, audit, judge, match_names, match_shapes
 from cidermill.validation.judge.stored import Part, StoredWeight, _plain, bits_of, stored_weights
 
 
@@ -30,7 +31,8 @@ SHAPE = (64, 128)
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """build -> path of a package with one matrix product whose weight is what `build(mb)` returns. Cached by name."""
+    """build -> path of a package with one matrix product whose weight is what `build(mb)` returns. Cached by
+    name."""
     folder = tmp_path_factory.mktemp("packages")
 
     def write(name, build):
@@ -50,7 +52,11 @@ def _save(path, build):
     def program(x):
         return mb.matmul(x=mb.cast(x=x, dtype="fp16"), y=build(mb), transpose_y=True, name="y")
 
-    options = dict(minimum_deployment_target=ct.target.iOS18, compute_precision=ct.precision.FLOAT32, skip_model_load=True)
+    options = dict(
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
     ct.convert(program, pass_pipeline=ct.PassPipeline.EMPTY, **options).save(str(path))
 
 
@@ -75,16 +81,23 @@ def quantized(kind, scale_shape):
 
 def palettized(groups):
     lut = RANDOM.random((*groups, 16, 1)).astype(HALF)
-    return lambda mb: mb.constexpr_lut_to_dense(indices=_bits(CODES & 15, "uint4"), lut=lut, name="fc_weight_palettized")
+    return lambda mb: mb.constexpr_lut_to_dense(
+        indices=_bits(CODES & 15, "uint4"), lut=lut, name="fc_weight_palettized"
+    )
 
 
 def sparse(mb):
-    return mb.constexpr_sparse_to_dense(nonzero_data=np.ones(KEPT, HALF), mask=_bits(MASK, "uint1"), name="fc_weight")
+    return mb.constexpr_sparse_to_dense(
+        nonzero_data=np.ones(KEPT, HALF), mask=_bits(MASK, "uint1"), name="fc_weight"
+    )
 
 
 def sparse_int8(mb):
     mask, data = mb.constexpr_sparse_blockwise_shift_scale(
-        data_mask=_bits(MASK, "uint1"), nonzero_data=CODES[MASK].astype(np.int8), scale=np.full((64, 1), 0.5, HALF), name="fc_weight_q"
+        data_mask=_bits(MASK, "uint1"),
+        nonzero_data=CODES[MASK].astype(np.int8),
+        scale=np.full((64, 1), 0.5, HALF),
+        name="fc_weight_q",
     )
     return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=mask, name="fc_weight")
 
@@ -112,8 +125,16 @@ CASES = {
     "palettize4": (palettized((1, 1)), "palettize4", {"weights": SIZE // 2, "tables": 32}),
     "palettize4-group16": (palettized((4, 1)), "palettize4 group 16", {"weights": SIZE // 2, "tables": 128}),
     "sparse": (sparse, "sparse 75 %", {"weights": 2 * KEPT, "masks": SIZE // 8}),
-    "sparse-int8": (sparse_int8, "sparse 75 % int8 per channel", {"weights": KEPT, "masks": SIZE // 8, "scales": 128}),
-    "sparse-palettize4": (sparse_palettized, "sparse 75 % palettize4", {"weights": -(-KEPT // 2), "masks": SIZE // 8, "tables": 32}),
+    "sparse-int8": (
+        sparse_int8,
+        "sparse 75 % int8 per channel",
+        {"weights": KEPT, "masks": SIZE // 8, "scales": 128},
+    ),
+    "sparse-palettize4": (
+        sparse_palettized,
+        "sparse 75 % palettize4",
+        {"weights": -(-KEPT // 2), "masks": SIZE // 8, "tables": 32},
+    ),
 }
 
 
@@ -124,7 +145,16 @@ def test_core_ml_storage(package, case):
     section = audit(path, [Decided("fc.weight", SHAPE, bits_per_weight=20)])
     (entry,) = [entry for entry in section["weights"] if entry["name"] == "fc.weight"]
     sizes = section["bytes"]
-    assert list(entry) == ["name", "requested", "realised", "bits_per_weight", "reason", "snr_db", "decoded", "stored_as"]
+    assert list(entry) == [
+        "name",
+        "requested",
+        "realised",
+        "bits_per_weight",
+        "reason",
+        "snr_db",
+        "decoded",
+        "stored_as",
+    ]
     assert (entry["requested"], entry["realised"], entry["reason"]) == ("int8", scheme, "")
     assert entry["bits_per_weight"] == pytest.approx(8 * sum(stored.values()) / SIZE, abs=0.001)
     assert {kind: sizes.get(kind) for kind in stored} == stored
@@ -137,7 +167,9 @@ def test_a_weight_that_was_silently_left_dense_is_reported_from_the_file(package
     (entry,) = audit(path, [Decided("fc.weight", SHAPE)])["weights"]
     assert entry["realised"] == "float16" and entry["bits_per_weight"] == 16
     assert entry["reason"] == "8.25 bits per weight were decided, the file holds more"
-    known = audit(path, [Decided("fc.weight", SHAPE)], {"fc.weight": ("float16", 16.0, "the target has no int8")})["weights"]
+    known = audit(
+        path, [Decided("fc.weight", SHAPE)], {"fc.weight": ("float16", 16.0, "the target has no int8")}
+    )["weights"]
     assert known[0]["reason"] == "the target has no int8"
 
 
@@ -146,7 +178,11 @@ def test_what_only_one_side_knows_is_reported(package):
     missing, extra = audit(path, [Decided("head.weight", (2, 3), reason="small")])["weights"]
     assert missing["realised"] == NOT_STORED and missing["bits_per_weight"] is None
     assert missing["reason"] == "small; written into the graph, or folded into another constant"
-    assert extra["name"] == "fc_weight_cast_fp16" and extra["requested"] == "" and "no weight of the source" in extra["reason"]
+    assert (
+        extra["name"] == "fc_weight_cast_fp16"
+        and extra["requested"] == ""
+        and "no weight of the source" in extra["reason"]
+    )
 
 
 def test_an_artifact_of_unknown_origin(package):
@@ -174,11 +210,16 @@ def test_names_of_converters(stored, source):
 
 
 def test_names_do_not_match_by_chance():
-    assert not match_names([Decided("fc.weight", (4, 9)), Decided("fc2.weight", (4, 8))], [weight("fc_weight")])
+    assert not match_names(
+        [Decided("fc.weight", (4, 9)), Decided("fc2.weight", (4, 8))], [weight("fc_weight")]
+    )
 
 
 def test_a_tied_weight_is_where_its_twin_is():
-    decisions = [Decided("embed.weight", (4, 8)), Decided("head.weight", (4, 8), reason="tied to embed.weight")]
+    decisions = [
+        Decided("embed.weight", (4, 8)),
+        Decided("head.weight", (4, 8), reason="tied to embed.weight"),
+    ]
     for match in (match_names, match_shapes):
         found = match(decisions, [weight("embed_weight")])
         assert found["head.weight"] is found["embed.weight"]
@@ -197,25 +238,50 @@ def test_without_names_the_nearest_of_the_same_shape_is_taken_once():
 
 
 def mps_graph(code_dtype, nodes, scale_shape):
-    values = [Value("codes", code_dtype, SHAPE), Value("scale", "float16", scale_shape), Value("table", "float16", (10, 4))]
+    values = [
+        Value("codes", code_dtype, SHAPE),
+        Value("scale", "float16", scale_shape),
+        Value("table", "float16", (10, 4)),
+    ]
     return Graph(
-        (), ("w", "t"), tuple(nodes), {value.name: lambda: torch.zeros(1) for value in values}, {value.name: value for value in values}
+        (),
+        ("w", "t"),
+        tuple(nodes),
+        {value.name: lambda: torch.zeros(1) for value in values},
+        {value.name: value for value in values},
     )
 
 
 def node(op, output, *inputs):
-    return Node(op, {f"input{i}": Ref(name) for i, name in enumerate(inputs)}, (Value(output, "float16", SHAPE),))
+    return Node(
+        op, {f"input{i}": Ref(name) for i, name in enumerate(inputs)}, (Value(output, "float16", SHAPE),)
+    )
 
 
 @pytest.mark.parametrize(
     ("code_dtype", "nodes", "scale_shape", "scheme"),
     [
         ("int4", [node("MPSDequantizePerChannelGroup", "w", "codes", "scale")], (64, 4), "int4 block 32"),
-        ("int8", [node("MPSCast", "c", "codes"), node("MPSMul", "w", "c", "scale")], (64, 1), "int8 per channel"),
-        ("int8", [node("MPSCast", "c", "codes"), node("MPSMul", "w", "c", "scale")], (1, 128), "int8 per channel"),
         (
             "int8",
-            [node("MPSCast", "c", "codes"), node("MPSView", "v", "c"), node("MPSView", "s", "scale"), node("MPSMul", "w", "v", "s")],
+            [node("MPSCast", "c", "codes"), node("MPSMul", "w", "c", "scale")],
+            (64, 1),
+            "int8 per channel",
+        ),
+        (
+            "int8",
+            [node("MPSCast", "c", "codes"), node("MPSMul", "w", "c", "scale")],
+            (1, 128),
+            "int8 per channel",
+        ),
+        (
+            "int8",
+            [
+                node("MPSCast", "c", "codes"),
+                node("MPSView", "v", "c"),
+                node("MPSView", "s", "scale"),
+                node("MPSMul", "w", "v", "s"),
+            ],
             (64, 4),
             "int8 block 32",
         ),
@@ -230,7 +296,16 @@ def test_mps_delegates_store_codes_and_scales(code_dtype, nodes, scale_shape, sc
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits"), [("uint1", 1), ("uint3", 3), ("int4", 4), ("bool", 8), ("float8e4m3fn", 8), ("float16", 16), ("int64", 64)]
+    ("dtype", "bits"),
+    [
+        ("uint1", 1),
+        ("uint3", 3),
+        ("int4", 4),
+        ("bool", 8),
+        ("float8e4m3fn", 8),
+        ("float16", 16),
+        ("int64", 64),
+    ],
 )
 def test_bits_of_types(dtype, bits):
     assert bits_of(dtype) == bits
@@ -258,10 +333,14 @@ def written(tmp_path_factory):
     from cidermill.quantization.recipe import parse_recipe
 
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 32))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.Linear(64, 32)
+    )
     array = RANDOM.standard_normal((1, 64)).astype(np.float32)
     source = Source(Path("m.pt"), "module", "0", net.eval(), (TensorSpec("input", (1, 64), "float32"),))
-    compressed = compress(capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("int8; 3=palettize4"))
+    compressed = compress(
+        capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("int8; 3=palettize4")
+    )
     folder = tmp_path_factory.mktemp("written")
     return compressed, {
         "coreml": write_mlpackage(compressed, folder / "m.mlpackage"), "executorch-mps": write_pte(compressed, folder / "m.pte"),
@@ -276,7 +355,9 @@ def audited(compressed, artifact, path=None):
 def test_every_weight_is_decoded_and_compared(written, target):
     compressed, artifacts = written
     section = audited(compressed, artifacts[target])
-    decoded = {entry["name"]: entry["decoded"] for entry in section["weights"] if entry["name"] in compressed.weights}
+    decoded = {
+        entry["name"]: entry["decoded"] for entry in section["weights"] if entry["name"] in compressed.weights
+    }
     assert decoded == {"0.weight": "equal", "2.weight": "equal", "3.weight": "equal"}
     assert judge(section) == ("pass", [])
     snr = {entry["name"]: entry["snr_db"] for entry in section["weights"]}
@@ -285,7 +366,8 @@ def test_every_weight_is_decoded_and_compared(written, target):
 
 @pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
 def test_equal_weights_and_transposed_convolutions_are_found(target, tmp_path):
-    """Two layers with equal weights are stored once; MPS turns the weights of transposed convolutions, and stores them in float16."""
+    """Two layers with equal weights are stored once; MPS turns the weights of transposed convolutions, and
+    stores them in float16."""
     from pathlib import Path
 
     from cidermill.converters.coreml.write.write import write_mlpackage
@@ -296,11 +378,17 @@ def test_equal_weights_and_transposed_convolutions_are_found(target, tmp_path):
     from cidermill.quantization.recipe import parse_recipe
 
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.ConvTranspose1d(32, 24, 6, groups=2), torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False))
+    net = torch.nn.Sequential(
+        torch.nn.ConvTranspose1d(32, 24, 6, groups=2),
+        torch.nn.Linear(64, 64, bias=False),
+        torch.nn.Linear(64, 64, bias=False),
+    )
     net[2].weight.data.copy_(net[1].weight.data)
     array = RANDOM.standard_normal((1, 32, 59)).astype(np.float32)
     source = Source(Path("m.pt"), "module", "0", net.eval(), (TensorSpec("input", (1, 32, 59), "float32"),))
-    compressed = compress(capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("palettize4"))
+    compressed = compress(
+        capture(source, Samples("synthetic", ({"input": array},), 0)), parse_recipe("palettize4")
+    )
     write, name = (write_mlpackage, "m.mlpackage") if target == "coreml" else (write_pte, "m.pte")
     artifact = write(compressed, tmp_path / name)
     section = audited(compressed, artifact)
@@ -327,7 +415,10 @@ def test_one_changed_code_fails_the_verdict_and_names_the_weight(written, target
     content[content.index(codes) + 100] ^= 1
     file.write_bytes(bytes(content))
     verdict, (warning,) = judge(audited(compressed, artifacts[target], broken))
-    assert verdict == "fail" and "does not hold the weights that the recipe made: 2.weight decodes to other values" in warning
+    assert (
+        verdict == "fail"
+        and "does not hold the weights that the recipe made: 2.weight decodes to other values" in warning
+    )
 
 
 def test_a_mask_that_does_not_fit_its_data_fails_the_verdict(written, tmp_path):
@@ -354,18 +445,28 @@ def test_a_palette_whose_table_lost_its_type_is_no_palette():
 
 
 def test_swapped_weights_are_found_where_names_tell(written):
-    """Two weights of one size under each other's names: the values exist in the file, but not where they belong."""
+    """Two weights of one size under each other's names: the values exist in the file, but not where they
+    belong."""
     compressed, artifacts = written
     swapped = dict(compressed.weights)
     swapped["0.weight"], swapped["2.weight"] = swapped["2.weight"], swapped["0.weight"]
     section = audit(artifacts["coreml"].path, compressed.decisions, {}, swapped)
-    assert {entry["decoded"] for entry in section["weights"] if entry["name"] in ("0.weight", "2.weight")} == {"differs"}
+    assert {
+        entry["decoded"] for entry in section["weights"] if entry["name"] in ("0.weight", "2.weight")
+    } == {"differs"}
 
 
 def test_equal_tensors_that_are_stored_twice_are_counted(package):
     def twice(mb):
-        first = mb.constexpr_blockwise_shift_scale(data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.5, HALF), name="a_weight")
-        return mb.add(x=first, y=mb.constexpr_blockwise_shift_scale(data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.25, HALF), name="b_weight"))
+        first = mb.constexpr_blockwise_shift_scale(
+            data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.5, HALF), name="a_weight"
+        )
+        return mb.add(
+            x=first,
+            y=mb.constexpr_blockwise_shift_scale(
+                data=_bits(CODES, "int8"), scale=np.full((64, 1), 0.25, HALF), name="b_weight"
+            ),
+        )
 
     path = package("twice", twice)
     sizes = audit(path, ())["bytes"]

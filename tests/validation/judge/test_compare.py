@@ -26,7 +26,8 @@ def test_known_values():
 
 def test_psnr_is_over_all_samples_together():
     (error,) = compare(
-        [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 4.0])}], [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 5.0])}]
+        [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 4.0])}],
+        [{"y": np.array([1.0, 2.0])}, {"y": np.array([8.0, 5.0])}],
     )
     assert error.psnr_db == pytest.approx(20 * math.log10(8 / 0.5))
 
@@ -122,7 +123,9 @@ def test_every_value_lost():
     assert verdict([error], 40) == "fail"
 
 
-@pytest.mark.parametrize(("have", "problem"), [(-np.inf, False), (-65504.0, False), (0.3, True), (np.nan, True), (np.inf, True)])
+@pytest.mark.parametrize(
+    ("have", "problem"), [(-np.inf, False), (-65504.0, False), (0.3, True), (np.nan, True), (np.inf, True)]
+)
 def test_masked_logits_may_saturate_but_not_vanish(have, problem):
     error = error_of([1.0, -2.0, -np.inf], [1.0, -2.0, have])
     assert error.nonfinite == 0 and not error.vacuous
@@ -176,6 +179,16 @@ def test_argmax_agreement_needs_classes(shape):
 
 
 def test_json_names_are_the_schema():
-    names = ["output", "shape", "psnr_db", "snr_db", "cosine", "max_abs_error", "argmax_agreement", "nonfinite", "vacuous"]
+    names = [
+        "output",
+        "shape",
+        "psnr_db",
+        "snr_db",
+        "cosine",
+        "max_abs_error",
+        "argmax_agreement",
+        "nonfinite",
+        "vacuous",
+    ]
     assert list(error_of(RAMP, RAMP).as_json()) == names
     assert list(error_of(RAMP, RAMP[0]).as_json()) == [*names, "problem"]

@@ -1,4 +1,6 @@
-"""Properties of compressed weights: saved constexpr operators against plain decodes written from the specification, element by element."""
+"""Properties of compressed weights: saved constexpr operators against plain decodes written from the
+specification, element by element."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,9 @@ def weight_of(ct, run_saved):
     """weight_of(build, dtype) -> what the operators that `build(builder)` adds decompress to, in dtype."""
 
     def decompress(build, dtype, opset="iOS18"):
-        return run_saved(lambda mb, x: mb.add(x=mb.reduce_sum(x=x, axes=[0]), y=build(mb)), np.zeros(1, dtype), opset=opset)
+        return run_saved(
+            lambda mb, x: mb.add(x=mb.reduce_sum(x=x, axes=[0]), y=build(mb)), np.zeros(1, dtype), opset=opset
+        )
 
     return decompress
 
@@ -45,7 +49,9 @@ def scaled(codes, scale, offset=None):
     out = np.empty(codes.shape, np.float32)
     for place in np.ndindex(codes.shape):
         block = block_of(place, codes.shape, scale.shape)
-        out[place] = np.float32(scale[block]) * (np.float32(codes[place]) - (0 if offset is None else np.float32(offset[block])))
+        out[place] = np.float32(scale[block]) * (
+            np.float32(codes[place]) - (0 if offset is None else np.float32(offset[block]))
+        )
     return out
 
 
@@ -65,7 +71,10 @@ def packed(values, bits):
     """Codes, least significant bit first, one after another -> bytes."""
     stream = [value >> i & 1 for value in values.reshape(-1).tolist() for i in range(bits)]
     stream += [0] * (-len(stream) % 8)
-    return np.array([sum(bit << i for i, bit in enumerate(stream[at : at + 8])) for at in range(0, len(stream), 8)], np.uint8)
+    return np.array(
+        [sum(bit << i for i, bit in enumerate(stream[at : at + 8])) for at in range(0, len(stream), 8)],
+        np.uint8,
+    )
 
 
 @PROPERTY
@@ -73,9 +82,16 @@ def packed(values, bits):
 def test_blockwise_shift_scale(weight_of, stored_as, agree, sizes, kind, offsets, dtype, seed):
     rng, (shape, blocks) = np.random.default_rng(seed), sizes
     codes, scale = rng.integers(*RANGES[kind], shape), rng.uniform(0.1, 2, blocks).astype(dtype)
-    offset = {"none": None, "codes": rng.integers(*RANGES[kind], blocks), "float": rng.uniform(-3, 3, blocks).astype(dtype)}[offsets]
+    offset = {
+        "none": None,
+        "codes": rng.integers(*RANGES[kind], blocks),
+        "float": rng.uniform(-3, 3, blocks).astype(dtype),
+    }[offsets]
     options = {} if offset is None else dict(offset=offset if offsets == "float" else stored_as(offset, kind))
-    out = weight_of(lambda mb: mb.constexpr_blockwise_shift_scale(data=stored_as(codes, kind), scale=scale, **options), dtype)
+    out = weight_of(
+        lambda mb: mb.constexpr_blockwise_shift_scale(data=stored_as(codes, kind), scale=scale, **options),
+        dtype,
+    )
     agree(out, [scaled(codes, scale, offset)])
 
 
@@ -84,9 +100,15 @@ def test_blockwise_shift_scale(weight_of, stored_as, agree, sizes, kind, offsets
 def test_lut_to_dense(weight_of, stored_as, agree, sizes, bits, vector, data, dtype, seed):
     rng, (shape, groups) = np.random.default_rng(seed), sizes
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    indices, lut = rng.integers(0, 1 << bits, shape), rng.uniform(-2, 2, (*groups, 1 << bits, vector)).astype(dtype)
+    indices, lut = (
+        rng.integers(0, 1 << bits, shape),
+        rng.uniform(-2, 2, (*groups, 1 << bits, vector)).astype(dtype),
+    )
     options = dict(vector_axis=axis) if vector > 1 else {}
-    out = weight_of(lambda mb: mb.constexpr_lut_to_dense(indices=stored_as(indices, f"uint{bits}"), lut=lut, **options), dtype)
+    out = weight_of(
+        lambda mb: mb.constexpr_lut_to_dense(indices=stored_as(indices, f"uint{bits}"), lut=lut, **options),
+        dtype,
+    )
     agree(out, [looked_up(indices, lut, axis % len(shape))], exact=True)
 
 
@@ -95,8 +117,14 @@ def test_lut_to_dense(weight_of, stored_as, agree, sizes, bits, vector, data, dt
 def test_quantized_lut(weight_of, stored_as, agree, sizes, bits, data, dtype, seed):
     """Joint palettization and quantization: the table itself holds int8 codes under a scale per table."""
     rng, (shape, groups) = np.random.default_rng(seed), sizes
-    indices, codes = rng.integers(0, 1 << bits, shape), rng.integers(-128, 128, (*groups, 1 << bits, 1)).astype(np.int8)
-    scale, offset = rng.uniform(0.1, 1, (*groups, 1, 1)).astype(dtype), rng.integers(-9, 9, (*groups, 1, 1)).astype(np.int8)
+    indices, codes = (
+        rng.integers(0, 1 << bits, shape),
+        rng.integers(-128, 128, (*groups, 1 << bits, 1)).astype(np.int8),
+    )
+    scale, offset = (
+        rng.uniform(0.1, 1, (*groups, 1, 1)).astype(dtype),
+        rng.integers(-9, 9, (*groups, 1, 1)).astype(np.int8),
+    )
 
     def build(mb):
         lut = mb.constexpr_blockwise_shift_scale(data=codes, scale=scale, offset=offset)
@@ -126,7 +154,9 @@ def test_sparse_to_dense(weight_of, stored_as, agree, sizes, dtype, seed):
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, sizes[0])
     values = rng.uniform(-2, 2, mask.sum()).astype(dtype)
-    out = weight_of(lambda mb: mb.constexpr_sparse_to_dense(nonzero_data=values, mask=stored_as(mask, "uint1")), dtype)
+    out = weight_of(
+        lambda mb: mb.constexpr_sparse_to_dense(nonzero_data=values, mask=stored_as(mask, "uint1")), dtype
+    )
     agree(out, [laid_out(mask, values)], exact=True)
 
 
@@ -141,8 +171,9 @@ def test_sparse_codes_with_scales(weight_of, stored_as, agree, sizes, kind, shif
     options = dict(offset=stored_as(offset, kind)) if shifted else {}
 
     def build(mb):
-        kept, values = mb.constexpr_sparse_blockwise_shift_scale(data_mask=stored_as(mask, "uint1"), nonzero_data=stored_as(codes, kind),
-                                                                 scale=scale, **options)
+        kept, values = mb.constexpr_sparse_blockwise_shift_scale(
+            data_mask=stored_as(mask, "uint1"), nonzero_data=stored_as(codes, kind), scale=scale, **options
+        )
         return mb.constexpr_sparse_to_dense(nonzero_data=values, mask=kept)
 
     agree(weight_of(build, dtype), [np.where(mask, scaled(laid_out(mask, codes), scale, offset), 0)])
@@ -155,44 +186,87 @@ def test_sparse_indices_with_tables(weight_of, stored_as, agree, sizes, bits, ve
     rng, (shape, groups) = np.random.default_rng(seed), sizes
     axis = data.draw(st.integers(0, len(shape) - 1))
     mask = random_mask(rng, shape)
-    indices, lut = rng.integers(0, 1 << bits, mask.sum()), rng.uniform(0.5, 2, (*groups, 1 << bits, vector)).astype(dtype)
+    indices, lut = (
+        rng.integers(0, 1 << bits, mask.sum()),
+        rng.uniform(0.5, 2, (*groups, 1 << bits, vector)).astype(dtype),
+    )
     options = dict(vector_axis=axis) if vector > 1 else {}
 
     def build(mb):
-        kept, values = mb.constexpr_lut_to_sparse(indices_mask=stored_as(mask, "uint1"),
-                                                  indices_nonzero_data=stored_as(indices, f"uint{bits}"), lut=lut, **options)
+        kept, values = mb.constexpr_lut_to_sparse(
+            indices_mask=stored_as(mask, "uint1"),
+            indices_nonzero_data=stored_as(indices, f"uint{bits}"),
+            lut=lut,
+            **options,
+        )
         return mb.constexpr_sparse_to_dense(nonzero_data=values, mask=kept)
 
     dense = looked_up(laid_out(mask, indices), lut, axis)
-    agree(weight_of(build, dtype), [np.where(np.repeat(mask, vector, axis) if vector > 1 else mask, dense, 0)], exact=True)
+    agree(
+        weight_of(build, dtype),
+        [np.where(np.repeat(mask, vector, axis) if vector > 1 else mask, dense, 0)],
+        exact=True,
+    )
 
 
 @PROPERTY
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), st.data(), st.sampled_from([np.int8, np.uint8]), FLOATS, SEEDS)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
+    st.data(),
+    st.sampled_from([np.int8, np.uint8]),
+    FLOATS,
+    SEEDS,
+)
 def test_affine_dequantize_ios16(weight_of, agree, shape, data, codes, dtype, seed):
     rng, axis = np.random.default_rng(seed), data.draw(st.integers(0, len(shape) - 1))
-    limits, scale_count, zero_count = np.iinfo(codes), *((shape[axis] if data.draw(st.booleans()) else ()) for _ in "sz")
+    limits, scale_count, zero_count = (
+        np.iinfo(codes),
+        *((shape[axis] if data.draw(st.booleans()) else ()) for _ in "sz"),
+    )
     values = rng.integers(limits.min, limits.max + 1, shape).astype(codes)
     scale = np.asarray(rng.uniform(0.1, 2, scale_count), dtype)
     zero = np.asarray(rng.integers(limits.min, limits.max + 1, zero_count), codes)
-    out = weight_of(lambda mb: mb.constexpr_affine_dequantize(quantized_data=values, zero_point=zero if zero.ndim else codes(zero),
-                                                              scale=scale if scale.ndim else dtype(scale), axis=axis), dtype, "iOS16")
+    out = weight_of(
+        lambda mb: mb.constexpr_affine_dequantize(
+            quantized_data=values,
+            zero_point=zero if zero.ndim else codes(zero),
+            scale=scale if scale.ndim else dtype(scale),
+            axis=axis,
+        ),
+        dtype,
+        "iOS16",
+    )
     spread = [-1 if i == axis else 1 for i in range(len(shape))]
     scale, zero = (p.astype(np.float32).reshape(spread) if p.ndim else np.float32(p) for p in (scale, zero))
     agree(out, [scale * (values.astype(np.float32) - zero)])
 
 
 @PROPERTY
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), st.sampled_from([1, 2, 4, 6, 8]), FLOATS, SEEDS)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
+    st.sampled_from([1, 2, 4, 6, 8]),
+    FLOATS,
+    SEEDS,
+)
 def test_packed_forms_of_ios16(weight_of, agree, shape, bits, dtype, seed):
     """Indices and masks as packed bytes beside a shape."""
     rng, sizes = np.random.default_rng(seed), np.array(shape, np.uint32)
-    indices, lut, mask = rng.integers(0, 1 << bits, shape), rng.uniform(-2, 2, 1 << bits).astype(dtype), random_mask(rng, shape)
+    indices, lut, mask = (
+        rng.integers(0, 1 << bits, shape),
+        rng.uniform(-2, 2, 1 << bits).astype(dtype),
+        random_mask(rng, shape),
+    )
     values = rng.uniform(-2, 2, mask.sum()).astype(dtype)
-    out = weight_of(lambda mb: mb.constexpr_lut_to_dense(indices=packed(indices, bits), lut=lut, shape=sizes), dtype, "iOS16")
+    out = weight_of(
+        lambda mb: mb.constexpr_lut_to_dense(indices=packed(indices, bits), lut=lut, shape=sizes),
+        dtype,
+        "iOS16",
+    )
     agree(out, [lut[indices]], exact=True)
     bits = packed(mask.astype(int), 1)
-    out = weight_of(lambda mb: mb.constexpr_sparse_to_dense(nonzero_data=values, mask=bits, shape=sizes), dtype, "iOS16")
+    out = weight_of(
+        lambda mb: mb.constexpr_sparse_to_dense(nonzero_data=values, mask=bits, shape=sizes), dtype, "iOS16"
+    )
     agree(out, [laid_out(mask, values)], exact=True)
 
 
@@ -200,4 +274,8 @@ def test_packed_forms_of_ios16(weight_of, agree, shape, bits, dtype, seed):
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), SEEDS)
 def test_cast_ios16(weight_of, agree, shape, seed):
     half = np.random.default_rng(seed).uniform(-9, 9, shape).astype(np.float16)
-    agree(weight_of(lambda mb: mb.constexpr_cast(source_val=half, output_dtype="fp32"), np.float32, "iOS16"), [half], exact=True)
+    agree(
+        weight_of(lambda mb: mb.constexpr_cast(source_val=half, output_dtype="fp32"), np.float32, "iOS16"),
+        [half],
+        exact=True,
+    )

@@ -1,4 +1,6 @@
-"""Properties of reductions, orderings, running sums and softmax: saved programs against torch over shapes, axes and dtypes."""
+"""Properties of reductions, orderings, running sums and softmax: saved programs against torch over shapes,
+axes and dtypes."""
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -38,7 +40,10 @@ def shapes_and_axis(draw):
 
 
 REDUCED = {
-    "reduce_sum": torch.sum, "reduce_mean": torch.mean, "reduce_max": torch.amax, "reduce_min": torch.amin,
+    "reduce_sum": torch.sum,
+    "reduce_mean": torch.mean,
+    "reduce_max": torch.amax,
+    "reduce_min": torch.amin,
     "reduce_sum_square": lambda x, axes, keepdim: (x * x).sum(axes, keepdim=keepdim),
     "reduce_l1_norm": lambda x, axes, keepdim: torch.linalg.vector_norm(x, 1, axes, keepdim),
     "reduce_l2_norm": lambda x, axes, keepdim: torch.linalg.vector_norm(x, 2, axes, keepdim),
@@ -52,8 +57,15 @@ def test_reductions(run_saved, agree, where, keep, dtype, seed):
     shape, axes = where
     x, positive = numbers(seed, shape, dtype), numbers(seed, shape, dtype, 0.5, 1.5)
     options = dict(keep_dims=keep) | (dict(axes=axes) if axes else {})
-    outs = run_saved(lambda mb, v, p: (*(getattr(mb, name)(x=v, **options) for name in REDUCED), mb.reduce_log_sum(x=p, **options),
-                                       mb.reduce_prod(x=p, **options)), x, positive)
+    outs = run_saved(
+        lambda mb, v, p: (
+            *(getattr(mb, name)(x=v, **options) for name in REDUCED),
+            mb.reduce_log_sum(x=p, **options),
+            mb.reduce_prod(x=p, **options),
+        ),
+        x,
+        positive,
+    )
     axes = tuple(axes or range(len(shape)))
     wanted = [f(f32(x), axes, keepdim=keep) for f in REDUCED.values()]
     product = np.prod(positive.astype(np.float64), axis=axes, keepdims=keep)
@@ -77,11 +89,18 @@ def test_extreme_positions_and_order(run_saved, agree, where, keep, dtype, seed)
     axis, x = where[1], distinct(seed, where[0], dtype)
 
     def build(mb, v):
-        return (mb.reduce_argmax(x=v, axis=axis, keep_dims=keep), mb.reduce_argmin(x=v, axis=axis, keep_dims=keep),
-                mb.argsort(x=v, axis=axis, ascending=True), mb.argsort(x=v, axis=axis, ascending=False))
+        return (
+            mb.reduce_argmax(x=v, axis=axis, keep_dims=keep),
+            mb.reduce_argmin(x=v, axis=axis, keep_dims=keep),
+            mb.argsort(x=v, axis=axis, ascending=True),
+            mb.argsort(x=v, axis=axis, ascending=False),
+        )
 
     t = f32(x)
-    agree(run_saved(build, x), [t.argmax(axis, keep), t.argmin(axis, keep), t.argsort(axis), t.argsort(axis, descending=True)])
+    agree(
+        run_saved(build, x),
+        [t.argmax(axis, keep), t.argmin(axis, keep), t.argsort(axis), t.argsort(axis, descending=True)],
+    )
 
 
 @PROPERTY
@@ -100,13 +119,20 @@ def test_running_sums(run_saved, agree, where, dtype, seed):
     (shape, axis), x = where, numbers(seed, where[0], dtype)
     axis = axis if axis >= -1 else axis + len(shape)  # the specification allows -1 and no other negative axis
     forms = [(exclusive, reverse) for exclusive in (False, True) for reverse in (False, True)]
-    outs = run_saved(lambda mb, v: tuple(mb.cumsum(x=v, axis=axis, exclusive=e, reverse=r) for e, r in forms), x)
+    outs = run_saved(
+        lambda mb, v: tuple(mb.cumsum(x=v, axis=axis, exclusive=e, reverse=r) for e, r in forms), x
+    )
 
     def total(exclusive, reverse):
         lines = np.moveaxis(x.astype(np.float64), axis, 0)
         at = range(len(lines))
-        sums = [sum((lines[j] for j in at if (j > i if reverse else j < i) or (j == i and not exclusive)), np.zeros(lines.shape[1:]))
-                for i in at]
+        sums = [
+            sum(
+                (lines[j] for j in at if (j > i if reverse else j < i) or (j == i and not exclusive)),
+                np.zeros(lines.shape[1:]),
+            )
+            for i in at
+        ]
         return np.moveaxis(np.stack(sums), 0, axis)
 
     agree(outs, [total(*form) for form in forms])

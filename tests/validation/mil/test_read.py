@@ -1,4 +1,6 @@
-"""Reading packages: what the Graph says, control flow and states, and every way in which a package can be broken."""
+"""Reading packages: what the Graph says, control flow and states, and every way in which a package can be
+broken."""
+
 import json
 import shutil
 import subprocess
@@ -17,7 +19,11 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 
 
 def small(mb, x):
-    return mb.softmax(x=mb.linear(x=x, weight=WEIGHT, bias=np.ones(4, np.float32), name="dense"), axis=-1, name="probabilities")
+    return mb.softmax(
+        x=mb.linear(x=x, weight=WEIGHT, bias=np.ones(4, np.float32), name="dense"),
+        axis=-1,
+        name="probabilities",
+    )
 
 
 @pytest.fixture
@@ -44,12 +50,16 @@ def test_graph_names_types_and_literals(package):
     graph = read.functions["main"]
     dense, softmax = graph.nodes
     assert (dense.op, dense.name, softmax.op) == ("linear", "dense", "softmax")
-    assert dense.inputs["x"] == Ref("x0") and isinstance(dense.inputs["weight"], Ref)  # 12 values: in the blob
+    assert dense.inputs["x"] == Ref("x0") and isinstance(
+        dense.inputs["weight"], Ref
+    )  # 12 values: in the blob
     np.testing.assert_array_equal(dense.inputs["bias"], np.ones(4))  # 4 values: in the program
     assert softmax.inputs["axis"] == -1
     assert graph.values[dense.inputs["weight"].name].shape == (4, 3)
     np.testing.assert_array_equal(graph.constants[dense.inputs["weight"].name](), WEIGHT)
-    assert read.inputs == (Value("x0", "float32", (2, 3)),) and read.outputs == (Value("probabilities", "float32", (2, 4)),)
+    assert read.inputs == (Value("x0", "float32", (2, 3)),) and read.outputs == (
+        Value("probabilities", "float32", (2, 4)),
+    )
     assert read.specification_version == 9 and read.opsets == {"main": "CoreML8"} and read.states == ()
 
 
@@ -63,7 +73,11 @@ def test_scope_and_location_attributes(package):
 
     rewrite(package, annotate)
     node = read_package(package).functions["main"].nodes[0]
-    assert (node.scope, node.location) == ("encoder.layer.0", "model.py:12") and set(node.inputs) == {"x", "weight", "bias"}
+    assert (node.scope, node.location) == ("encoder.layer.0", "model.py:12") and set(node.inputs) == {
+        "x",
+        "weight",
+        "bias",
+    }
 
 
 def test_cond_and_while_loop_read_constants_of_the_graph_around_them(run_mil):
@@ -77,12 +91,16 @@ def test_cond_and_while_loop_read_constants_of_the_graph_around_them(run_mil):
 
         _, total = mb.while_loop(_cond=lambda i, total: mb.less(x=i, y=3), _body=body, loop_vars=(0, x))
         large = mb.greater(x=mb.reduce_max(x=x, axes=[0]), y=5.0)
-        return total, mb.cond(pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=shared))
+        return total, mb.cond(
+            pred=large, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.sub(x=x, y=shared)
+        )
 
     total, chosen = run_mil(build, np.ones(12, np.float32))
     np.testing.assert_array_equal(total, 1 + 3 * table)
     np.testing.assert_array_equal(chosen, 1 - table)
-    np.testing.assert_array_equal(run_mil(build, np.full(12, 6, np.float32), name="large")[1], np.full(12, 12))
+    np.testing.assert_array_equal(
+        run_mil(build, np.full(12, 6, np.float32), name="large")[1], np.full(12, 12)
+    )
 
 
 def test_lists(run_mil):
@@ -90,7 +108,11 @@ def test_lists(run_mil):
         items = mb.make_list(init_length=2, elem_shape=(3,), dtype="fp32")
         items = mb.list_write(ls=items, index=0, value=mb.gather(x=x, indices=1, axis=0))
         items = mb.list_scatter(ls=items, indices=np.array([1, 2], np.int32), value=x)
-        return mb.list_read(ls=items, index=2), mb.list_gather(ls=items, indices=np.array([0, 1], np.int32)), mb.list_length(ls=items)
+        return (
+            mb.list_read(ls=items, index=2),
+            mb.list_gather(ls=items, indices=np.array([0, 1], np.int32)),
+            mb.list_length(ls=items),
+        )
 
     last, both, length = run_mil(build, X)
     np.testing.assert_array_equal(last, X[1])
@@ -107,7 +129,9 @@ def test_states_persist_between_calls(mil_package):
     x = np.ones((2, 3), np.float16)
     runner = open_runner(mil_package(build, x, states=[(2, 3)]), host="reference")
     state = runner.make_state()
-    assert [value.shape for value in runner.states] == [(2, 3)] and [value.name for value in runner.inputs] == ["x0"]
+    assert [value.shape for value in runner.states] == [(2, 3)] and [
+        value.name for value in runner.inputs
+    ] == ["x0"]
     outputs = [next(iter(runner([x], state=state).values()))[0, 0] for _ in range(3)]
     assert outputs == [1, 2, 3]
     assert list(runner([x], state=state).values())[1][0, 0] == 1
@@ -141,13 +165,22 @@ def broken(package, how):
         shutil.rmtree(package)
 
 
-@pytest.mark.parametrize("how, message", [
-    ("half a model", "is truncated or corrupt"), ("empty model", "it holds no model"), ("random model", "is not a Core ML model"),
-    ("half the weights", "is truncated: the value at byte 64"), ("empty weights", "0 bytes, less than its 64-byte header"),
-    ("no weights", "weight.bin does not exist"), ("damaged record", "no record at byte 64"), ("no manifest", "it has no Manifest.json"),
-    ("text manifest", "it names no model"), ("no model", "its manifest names com.apple.CoreML/model.mlmodel, which does not exist"),
-    ("no package", "model.mlpackage does not exist"),
-])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("half a model", "is truncated or corrupt"),
+        ("empty model", "it holds no model"),
+        ("random model", "is not a Core ML model"),
+        ("half the weights", "is truncated: the value at byte 64"),
+        ("empty weights", "0 bytes, less than its 64-byte header"),
+        ("no weights", "weight.bin does not exist"),
+        ("damaged record", "no record at byte 64"),
+        ("no manifest", "it has no Manifest.json"),
+        ("text manifest", "it names no model"),
+        ("no model", "its manifest names com.apple.CoreML/model.mlmodel, which does not exist"),
+        ("no package", "model.mlpackage does not exist"),
+    ],
+)
 def test_broken_packages_are_named(package, how, message):
     broken(package, how)
     with pytest.raises(UnreadableArtifact) as caught:
@@ -200,7 +233,10 @@ def test_undefined_values_are_refused(package):
         operations(model)[-1].inputs["x"].arguments[0].name = "nobody"
 
     rewrite(package, cut)
-    with pytest.raises(UnreadableArtifact, match=r"its operator softmax \(probabilities\) uses 'nobody', which nothing before it defines"):
+    with pytest.raises(
+        UnreadableArtifact,
+        match=r"its operator softmax \(probabilities\) uses 'nobody', which nothing before it defines",
+    ):
         read_package(package)
 
 
@@ -211,7 +247,9 @@ def test_a_weight_of_another_size_is_refused(package):
                 operation.outputs[0].type.tensorType.dimensions[0].constant.size = 8
 
     rewrite(package, grow)
-    with pytest.raises(UnreadableArtifact, match=r"is float32 of 48 bytes, the program declares float32 \[8, 3\] of 96 bytes"):
+    with pytest.raises(
+        UnreadableArtifact, match=r"is float32 of 48 bytes, the program declares float32 \[8, 3\] of 96 bytes"
+    ):
         read_package(package)
 
 
@@ -221,12 +259,16 @@ def test_older_kinds_of_model_are_refused(package):
         model.neuralNetwork.layers.add().name = "conv1"
 
     rewrite(package, older)
-    with pytest.raises(UnreadableArtifact, match=r"holds a neuralNetwork \(specification version 4\); only ML Programs"):
+    with pytest.raises(
+        UnreadableArtifact, match=r"holds a neuralNetwork \(specification version 4\); only ML Programs"
+    ):
         read_package(package)
 
 
 def test_reading_prints_nothing_and_does_not_import_coremltools(package):
-    code = ("import sys, numpy; from cidermill.validation import open_runner; "
-            f"open_runner({str(package)!r}, host='reference')([numpy.ones((2, 3), 'float32')]); assert 'coremltools' not in sys.modules")
+    code = (
+        f"import sys, numpy; from cidermill.validation import open_runner; open_runner({str(package)!r},"
+        " host='reference')([numpy.ones((2, 3), 'float32')]); assert 'coremltools' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=package.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

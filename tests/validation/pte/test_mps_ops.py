@@ -1,4 +1,6 @@
-"""Every node type of MPS delegates: serialised by ExecuTorch's own serializer, read back from the bytes, compared with torch."""
+"""Every node type of MPS delegates: serialised by ExecuTorch's own serializer, read back from the bytes,
+compared with torch."""
+
 import dataclasses
 import logging
 import math
@@ -9,12 +11,20 @@ import torch
 import torch.nn.functional as F
 
 from cidermill.models.errors import UnreadableArtifact
-from cidermill.validation.pte import mps_ops
 from cidermill.validation.graph import OperatorFailed, interpret
+from cidermill.validation.pte import mps_ops
 from cidermill.validation.pte.mps_read import NODE_TYPES, read_delegate, unpack_int4
 
 NAN, INF = math.nan, math.inf
-CODES = {torch.float16: 1, torch.float32: 2, torch.int8: 6, torch.int32: 8, torch.int64: 9, torch.uint8: 11, torch.bool: 15}
+CODES = {
+    torch.float16: 1,
+    torch.float32: 2,
+    torch.int8: 6,
+    torch.int32: 8,
+    torch.int64: 9,
+    torch.uint8: 11,
+    torch.bool: 15,
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +60,13 @@ def tensor_entry(S, tensor, constant=False):
 
 
 def one_node(S, op, operands, fields, results=1, constants=()):
-    """An MPSGraph of one node. Operands fill the id fields of the node in schema order: a tensor, None (-1) or a list of them."""
+    """An MPSGraph of one node. Operands fill the id fields of the node in schema order: a tensor, None (-1)
+    or a list of them."""
     values, ids, inputs = [], {}, []
     kind = getattr(S, op)
-    names = [f.name for f in dataclasses.fields(kind) if "id" in f.name.split("_") or "ids" in f.name.split("_")]
+    names = [
+        f.name for f in dataclasses.fields(kind) if "id" in f.name.split("_") or "ids" in f.name.split("_")
+    ]
 
     def define(tensor):
         if tensor is None:
@@ -73,12 +86,23 @@ def one_node(S, op, operands, fields, results=1, constants=()):
         ids |= dict(zip(sorted(n for n in names if "output" in n), outputs))
     node = kind(**ids, **fields)
     constant_ids = [i for i, value in enumerate(values) if value.constant_buffer_size]
-    return S.MPSGraph("0", [S.MPSNode(node)], values, inputs, list(outputs), constant_ids, S.OpType.mps_graph, S.DataSegment(0, 0))
+    return S.MPSGraph(
+        "0",
+        [S.MPSNode(node)],
+        values,
+        inputs,
+        list(outputs),
+        constant_ids,
+        S.OpType.mps_graph,
+        S.DataSegment(0, 0),
+    )
 
 
 def run_blob(blob, tensors):
     graph = read_delegate(memoryview(blob), "a test delegate")
-    results = interpret(graph, mps_ops.call, {value.name: tensor for value, tensor in zip(graph.inputs, tensors, strict=True)})
+    results = interpret(
+        graph, mps_ops.call, {value.name: tensor for value, tensor in zip(graph.inputs, tensors, strict=True)}
+    )
     return [results[name] for name in graph.outputs]
 
 
@@ -87,7 +111,12 @@ def run_node(S, op, operands, results=1, read=None, constants=(), min_max=None, 
     graph = one_node(S, op, operands, fields, results, constants)
     graph.output_ids = graph.output_ids[:read]
     graph.mps_nodes[0].min_max = min_max and S.MPSMinMax(*min_max)
-    flat = [t for operand in operands for t in (operand if isinstance(operand, list) else [operand]) if t is not None]
+    flat = [
+        t
+        for operand in operands
+        for t in (operand if isinstance(operand, list) else [operand])
+        if t is not None
+    ]
     return run_blob(serialise(S, graph), [t for t in flat if not any(t is c for c in constants)])
 
 
@@ -100,9 +129,26 @@ UNIT, ABOVE_ONE = rand(2, 3, 4, low=-0.9, high=0.9), rand(2, 3, 4, low=1.1, high
 BITS, MASK, IDS = torch.tensor([[5, -3, 7]]), A > 0, torch.tensor([2, 0, 2])
 IMAGE, IMAGES = rand(1, 4, 7, 6), rand(2, 8, 3, 3)
 WINDOW = dict(kernel_height=3, kernel_width=2, stride_height=2, stride_width=1)
-NO_PAD = dict(padding_left=0, padding_right=0, padding_top=0, padding_bottom=0, dilation_height=1, dilation_width=1, ceil_mode=False)
+NO_PAD = dict(
+    padding_left=0,
+    padding_right=0,
+    padding_top=0,
+    padding_bottom=0,
+    dilation_height=1,
+    dilation_width=1,
+    ceil_mode=False,
+)
 PADDED = NO_PAD | dict(padding_left=1, padding_right=1, padding_top=1, padding_bottom=1)
-SAME = dict(stride_x=1, stride_y=1, dilation_x=1, dilation_y=1, padding_left=1, padding_right=1, padding_top=1, padding_bottom=1)
+SAME = dict(
+    stride_x=1,
+    stride_y=1,
+    dilation_x=1,
+    dilation_y=1,
+    padding_left=1,
+    padding_right=1,
+    padding_top=1,
+    padding_bottom=1,
+)
 
 CASES = [
     ("MPSHardTanh", [A], dict(min_value=-1.0, max_value=0.5), lambda a: F.hardtanh(a, -1.0, 0.5)),
@@ -226,7 +272,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-@pytest.mark.parametrize("op, operands, fields, expected", CASES, ids=[f"{case[0]}-{i}" for i, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    "op, operands, fields, expected", CASES, ids=[f"{case[0]}-{i}" for i, case in enumerate(CASES)]
+)
 def test_node(schema, op, operands, fields, expected, half):
     convert = (lambda t: t.half() if half and t is not None and t.dtype == torch.float32 else t)  # fmt: skip
     operands = [[convert(t) for t in item] if isinstance(item, list) else convert(item) for item in operands]
@@ -239,7 +287,9 @@ def test_node(schema, op, operands, fields, expected, half):
         if computes_in_half and want.dtype == torch.float32 and op != "MPSFullLike":
             assert result.dtype == torch.float16
         tolerance = 4e-3 if result.dtype == torch.float16 else 1e-5
-        torch.testing.assert_close(result.double(), want.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+        torch.testing.assert_close(
+            result.double(), want.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+        )
 
 
 def test_fmod_needs_float32(schema):
@@ -252,20 +302,32 @@ def test_fmod_needs_float32(schema):
 def test_every_node_type_has_an_operator_and_a_case():
     without_case = {"MPSMin", "MPSMax", "MPSAtan2"}  # the runtime has none for these three
     assert set(mps_ops.OPERATORS) == set(NODE_TYPES)
-    assert {case[0] for case in CASES} | {"MPSFmod", "MPSDequantizePerChannelGroup"} | without_case == set(NODE_TYPES)
+    assert {case[0] for case in CASES} | {"MPSFmod", "MPSDequantizePerChannelGroup"} | without_case == set(
+        NODE_TYPES
+    )
 
 
 def test_the_node_types_are_in_the_schemas_order():
     import importlib.resources
 
-    text = importlib.resources.files("executorch.backends.apple.mps.serialization").joinpath("schema.fbs").read_text()
+    text = (
+        importlib.resources.files("executorch.backends.apple.mps.serialization")
+        .joinpath("schema.fbs")
+        .read_text()
+    )
     union = text.split("union MPSNodeUnion {")[1].split("}")[0]
-    names = [line.strip().split(":")[0].rstrip(",") for line in union.splitlines() if line.strip().startswith("MPS")]
+    names = [
+        line.strip().split(":")[0].rstrip(",")
+        for line in union.splitlines()
+        if line.strip().startswith("MPS")
+    ]
     assert tuple(names) == NODE_TYPES
 
 
 def test_a_float16_sum_rounds_and_overflows(schema):
-    result = run_node(schema, "MPSAdd", [torch.tensor([60000.0, 2048.0]).half(), torch.tensor([60000.0, 1.0]).half()])[0]
+    result = run_node(
+        schema, "MPSAdd", [torch.tensor([60000.0, 2048.0]).half(), torch.tensor([60000.0, 1.0]).half()]
+    )[0]
     assert result.tolist() == [INF, 2048.0]
 
 
@@ -274,11 +336,15 @@ def test_dequantize_unpacks_even_elements_from_low_nibbles(schema):
     scales = rand(6, 2, low=0.1, high=0.5).half()
     packed = ((codes[:, ::2] & 15) | ((codes[:, 1::2] & 15) << 4)).to(torch.uint8)
     fields = dict(quant_min=-8, quant_max=7, dtype=6, group_size=8, output_dtype=2, zero_points_id=-1)
-    graph = one_node(schema, "MPSDequantizePerChannelGroup", [packed, scales], fields, constants=(packed, scales))
+    graph = one_node(
+        schema, "MPSDequantizePerChannelGroup", [packed, scales], fields, constants=(packed, scales)
+    )
     graph.mps_values[0].datatype, graph.mps_values[0].dims = 5, [6, 16]
     result = run_blob(serialise(schema, graph), [])[0]
     assert result.dtype == torch.float16
-    assert torch.equal(result, (codes.float().reshape(6, 2, 8) * scales.float()[..., None]).reshape(6, 16).half())
+    assert torch.equal(
+        result, (codes.float().reshape(6, 2, 8) * scales.float()[..., None]).reshape(6, 16).half()
+    )
 
 
 def test_unpack_int4_of_an_odd_number_of_codes():
@@ -308,7 +374,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("op, operands, fields, message", REFUSED, ids=[f"{case[0]}-{i}" for i, case in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    "op, operands, fields, message", REFUSED, ids=[f"{case[0]}-{i}" for i, case in enumerate(REFUSED)]
+)
 def test_what_the_runtime_refuses_is_refused(schema, op, operands, fields, message):
     with pytest.raises(OperatorFailed, match=message):
         run_node(schema, op, operands, **fields)
@@ -316,10 +384,14 @@ def test_what_the_runtime_refuses_is_refused(schema, op, operands, fields, messa
 
 @pytest.mark.parametrize("metal_kernel", [False, True])
 def test_indexing_with_several_tensors_is_computed_as_aten_does(schema, metal_kernel):
-    """The runtime has these nodes and stops at them ("not yet implemented"); the program says so in its notes."""
+    """The runtime has these nodes and stops at them ("not yet implemented"); the program says so in its
+    notes."""
     rows, columns = torch.tensor([0, 2, 1]), torch.tensor([1, 0, 1])
     data, updates = rand(3, 4), torch.tensor([5.0, 6.0, 7.0])
-    for op, extra, want in (("MPSIndexTensor", [], data[rows, columns]), ("MPSIndexPut", [updates], data.index_put((rows, columns), updates))):
+    for op, extra, want in (
+        ("MPSIndexTensor", [], data[rows, columns]),
+        ("MPSIndexPut", [updates], data.index_put((rows, columns), updates)),
+    ):
         graph = one_node(schema, op, [data, [rows, columns], *extra], dict(values_shape=[]) if extra else {})
         graph.graph_type = int(metal_kernel)
         node = read_delegate(memoryview(serialise(schema, graph)), "a delegate").nodes[0]
@@ -329,7 +401,9 @@ def test_indexing_with_several_tensors_is_computed_as_aten_does(schema, metal_ke
 
 def test_one_index_is_not_noted(schema):
     graph = one_node(schema, "MPSIndexTensor", [rand(3, 4), [torch.tensor([1])]], {})
-    assert not mps_ops.unimplemented(read_delegate(memoryview(serialise(schema, graph)), "a delegate").nodes[0])
+    assert not mps_ops.unimplemented(
+        read_delegate(memoryview(serialise(schema, graph)), "a delegate").nodes[0]
+    )
 
 
 def test_runtime_gelu_tanh_is_not_gelu(schema):
@@ -343,7 +417,8 @@ def test_runtime_embedding_zeroes_the_padding_row(schema):
 
 
 def test_a_scalar_constant_is_read_by_its_declared_type(schema):
-    """The serializer may write a float under an integer's type (its cache takes 1, 1.0 and True for one scalar): bytes win."""
+    """The serializer may write a float under an integer's type (its cache takes 1, 1.0 and True for one
+    scalar): bytes win."""
     one = torch.tensor([1.0])
     graph = one_node(schema, "MPSAdd", [BITS.int(), one], {}, constants=(one,))
     graph.mps_values[1].datatype = 8
@@ -362,7 +437,10 @@ def test_a_cast_in_place_halves_the_input(schema):
     graph.mps_nodes.insert(0, schema.MPSNode(schema.MPSCast(0, 0, 1)))
     graph.mps_nodes.append(schema.MPSNode(schema.MPSCast(1, 1, 2)))
     result = run_blob(serialise(schema, graph), [torch.tensor([1.0009765])])[0]
-    assert result.dtype == torch.float32 and result.item() == torch.tensor(1.0009765).half().float().exp().half().item()
+    assert (
+        result.dtype == torch.float32
+        and result.item() == torch.tensor(1.0009765).half().float().exp().half().item()
+    )
 
 
 def small_blob(schema):
@@ -373,7 +451,9 @@ def small_blob(schema):
 def test_truncated_delegates_are_unreadable(schema):
     blob = small_blob(schema)
     for size in range(0, len(blob), 7):
-        with pytest.raises(UnreadableArtifact, match="a delegate is truncated or corrupt|constant segment of a delegate is"):
+        with pytest.raises(
+            UnreadableArtifact, match="a delegate is truncated or corrupt|constant segment of a delegate is"
+        ):
             read_delegate(memoryview(blob[:size]), "a delegate")
 
 
@@ -391,7 +471,9 @@ def test_values_that_do_not_exist_are_unreadable(schema):
 
 def test_inputs_of_a_dtype_the_runtime_lacks_are_unreadable(schema):
     graph = one_node(schema, "MPSNeg", [torch.zeros(2, dtype=torch.uint8)], {})
-    with pytest.raises(UnreadableArtifact, match="v0 has dtype uint8; the MPS runtime accepts float16, float32"):
+    with pytest.raises(
+        UnreadableArtifact, match="v0 has dtype uint8; the MPS runtime accepts float16, float32"
+    ):
         read_delegate(memoryview(serialise(schema, graph)), "a delegate")
 
 
@@ -409,5 +491,10 @@ def test_flipped_bits_never_crash(schema):
         broken[position] ^= 0x81
         try:
             run_blob(bytes(broken), [rand(2, 4)])
-        except (UnreadableArtifact, OperatorFailed, ValueError, KeyError):  # a wrong number of inputs, a result that is never computed
+        except (
+            UnreadableArtifact,
+            OperatorFailed,
+            ValueError,
+            KeyError,
+        ):  # a wrong number of inputs, a result that is never computed
             continue

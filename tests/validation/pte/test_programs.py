@@ -1,4 +1,6 @@
-"""Several methods, buffers that they keep and share, data files, Core ML delegates, and runs without rounding."""
+"""Several methods, buffers that they keep and share, data files, Core ML delegates, and runs without
+rounding."""
+
 import json
 import logging
 import os
@@ -19,7 +21,8 @@ X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
 
 def lowered(modules, inputs, path, config=None, partitioner=None, specs=None):
-    """Programs {method: module} of bare ExecuTorch, written to `path` with a data file beside it, where the configuration asks for one."""
+    """Programs {method: module} of bare ExecuTorch, written to `path` with a data file beside it, where the
+    configuration asks for one."""
     handlers = list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
     try:
@@ -74,7 +77,9 @@ def two_methods(tmp_path_factory):
     from executorch.exir.passes import MemoryPlanningPass
 
     config = ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True))
-    return lowered({"read": Reader(), "write": Writer()}, (X,), tmp_path_factory.mktemp("methods") / "two.pte", config)
+    return lowered(
+        {"read": Reader(), "write": Writer()}, (X,), tmp_path_factory.mktemp("methods") / "two.pte", config
+    )
 
 
 def output(runner, *inputs, **options):
@@ -83,13 +88,18 @@ def output(runner, *inputs, **options):
 
 
 def test_a_method_is_chosen_by_name(two_methods):
-    np.testing.assert_allclose(output(open_runner(two_methods, function="read"), X), Reader()(X).detach(), rtol=1e-5)
+    np.testing.assert_allclose(
+        output(open_runner(two_methods, function="read"), X), Reader()(X).detach(), rtol=1e-5
+    )
     np.testing.assert_array_equal(output(open_runner(two_methods, function="write"), X), X)
 
 
 @pytest.mark.parametrize("name", ["main", "forward", "nothing"])
 def test_a_method_that_is_not_there_is_refused_with_the_names(two_methods, name):
-    with pytest.raises(UnreadableArtifact, match=f"has no method '{name}'; it has 'read', 'write'.\nName one of these methods"):
+    with pytest.raises(
+        UnreadableArtifact,
+        match=f"has no method '{name}'; it has 'read', 'write'.\nName one of these methods",
+    ):
         open_runner(two_methods, function=name)
 
 
@@ -116,7 +126,9 @@ def test_a_state_is_read_and_changed_and_shared_between_methods(two_methods):
 
 def test_a_state_of_another_shape_is_refused(two_methods):
     runner = open_runner(two_methods, function="write")
-    with pytest.raises(UserError, match=r"the state's shared_2_0 does not fit write, which has float32 \[2, 3\]"):
+    with pytest.raises(
+        UserError, match=r"the state's shared_2_0 does not fit write, which has float32 \[2, 3\]"
+    ):
         runner([X], state={"shared_2_0": torch.zeros(3, 2)})
 
 
@@ -151,7 +163,10 @@ def test_weights_are_read_from_the_data_file_beside_the_program(with_data, tmp_p
 
 def test_a_program_without_its_data_file_says_what_is_missing(with_data, tmp_path):
     (tmp_path / "linear.pte").write_bytes(with_data.read_bytes())
-    with pytest.raises(UnreadableArtifact, match="keeps the weight '(weight|bias)' in another file, and no data file was found"):
+    with pytest.raises(
+        UnreadableArtifact,
+        match="keeps the weight '(weight|bias)' in another file, and no data file was found",
+    ):
         open_runner(tmp_path / "linear.pte")
     with pytest.raises(UnreadableArtifact, match="cannot be read as a .ptd data file"):
         open_runner(tmp_path / "linear.pte", data=[tmp_path / "missing.ptd"])
@@ -162,8 +177,16 @@ def test_a_program_without_its_data_file_says_what_is_missing(with_data, tmp_pat
 def test_a_data_file_of_another_model_is_refused(with_data, tmp_path):
     from executorch.exir import ExecutorchBackendConfig
 
-    other = lowered({"forward": torch.nn.Linear(3, 5)}, (X,), tmp_path / "other.pte", ExecutorchBackendConfig(external_constants=True))
-    with pytest.raises(UnreadableArtifact, match=r"needs the weight '(weight|bias)' as float32 .*, the data file has float32 \[5"):
+    other = lowered(
+        {"forward": torch.nn.Linear(3, 5)},
+        (X,),
+        tmp_path / "other.pte",
+        ExecutorchBackendConfig(external_constants=True),
+    )
+    with pytest.raises(
+        UnreadableArtifact,
+        match=r"needs the weight '(weight|bias)' as float32 .*, the data file has float32 \[5",
+    ):
         open_runner(with_data, data=[other.parent / "_default_external_constant.ptd"])
 
 
@@ -189,12 +212,19 @@ class Classifier(torch.nn.Module):
 def coreml_program(tmp_path_factory):
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    return lowered({"forward": Classifier()}, (X,), tmp_path_factory.mktemp("coreml") / "coreml.pte", partitioner=CoreMLPartitioner)
+    return lowered(
+        {"forward": Classifier()},
+        (X,),
+        tmp_path_factory.mktemp("coreml") / "coreml.pte",
+        partitioner=CoreMLPartitioner,
+    )
 
 
 def test_a_core_ml_delegate_runs_as_an_ml_program(coreml_program):
     runner, exact, seen = open_runner(coreml_program), open_runner(coreml_program, precision="float32"), []
-    assert [node.op for node in runner.graph.nodes] == ["delegate:CoreMLBackend"] and runner.precision == "float16"
+    assert [node.op for node in runner.graph.nodes] == [
+        "delegate:CoreMLBackend"
+    ] and runner.precision == "float16"
     results, wanted = runner([X], tap=lambda name, value: seen.append(name)), Classifier()(X)
     for result, unrounded, want in zip(results.values(), exact([X]).values(), wanted, strict=True):
         np.testing.assert_allclose(result, want.detach(), atol=2e-3)
@@ -272,12 +302,18 @@ from pathlib import Path
 import test_read as t
 t.lower(t.Function(lambda x: torch.sqrt(x * x) + 1 / 3), (torch.tensor([300.0, 2.0]),), Path({str(tmp_path / "half.pte")!r}), mps=True)
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, timeout=120
+    )
     x, seen = torch.tensor([300.0, 2.0]), {}
-    rounded = output(open_runner(tmp_path / "half.pte"), x, tap=lambda name, value: seen.update({name: value.dtype}))
+    rounded = output(
+        open_runner(tmp_path / "half.pte"), x, tap=lambda name, value: seen.update({name: value.dtype})
+    )
     assert rounded[0] == np.inf and torch.float16 in seen.values()
     (delegate,) = open_program(tmp_path / "half.pte").graph.nodes
-    assert {value.dtype for value in delegate.blocks[0].nodes[1].outputs} == {"float16"}  # as it is computed, not as the file declares it
+    assert {value.dtype for value in delegate.blocks[0].nodes[1].outputs} == {
+        "float16"
+    }  # as it is computed, not as the file declares it
     exact = output(open_runner(tmp_path / "half.pte", precision="float32"), x)
     np.testing.assert_allclose(exact, x + 1 / 3, rtol=3e-4)  # the constant is stored in half precision
 
@@ -300,7 +336,9 @@ def test_dynamic_inputs_up_to_their_bound(tmp_path):
     for rows in (3, 5):
         x = torch.ones(rows, 3)
         np.testing.assert_array_equal(output(runner, x), 2 * x[1:])
-    with pytest.raises(UserError, match=r"input_0 is \[6, 3\], the program was exported for at most \[5, 3\]"):
+    with pytest.raises(
+        UserError, match=r"input_0 is \[6, 3\], the program was exported for at most \[5, 3\]"
+    ):
         runner([torch.ones(6, 3)])
 
 

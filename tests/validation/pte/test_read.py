@@ -1,4 +1,6 @@
-""".pte programs: reading and running them against torch and, for portable programs, against ExecuTorch's own runtime."""
+""".pte programs: reading and running them against torch and, for portable programs, against ExecuTorch's own
+runtime."""
+
 import logging
 import random
 import subprocess
@@ -10,13 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators
-from cidermill.validation.pte.aten_ops import find_kernel
 from cidermill.validation.graph import OperatorFailed
+from cidermill.validation.pte.aten_ops import find_kernel
 from cidermill.validation.pte.read import open_program
 
 
 def lower(module, inputs, path, mps=None, portable_methods=None, config=None, dynamic_shapes=None):
-    """Export and lower a module with bare ExecuTorch. mps: None for portable kernels, else whether the delegate computes in half."""
+    """Export and lower a module with bare ExecuTorch. mps: None for portable kernels, else whether the
+    delegate computes in half."""
     logging.disable(logging.CRITICAL)
     handlers = list(logging.root.handlers)
     try:
@@ -25,7 +28,11 @@ def lower(module, inputs, path, mps=None, portable_methods=None, config=None, dy
             from executorch.exir import EdgeCompileConfig, to_edge
 
             program = torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic_shapes)
-            edge = to_edge(program, compile_config=EdgeCompileConfig(_check_ir_validity=False), constant_methods=portable_methods)
+            edge = to_edge(
+                program,
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                constant_methods=portable_methods,
+            )
             if mps is not None:
                 edge = edge.to_backend(partitioner(mps))
             path.write_bytes(edge.to_executorch(config).buffer)
@@ -46,13 +53,17 @@ def partitioner(half):
 
 def run(path, inputs, tap=None):
     program = open_program(path)
-    return list(program.run(dict(zip([value.name for value in program.inputs], inputs, strict=True)), tap).values())
+    return list(
+        program.run(dict(zip([value.name for value in program.inputs], inputs, strict=True)), tap).values()
+    )
 
 
 def executorch_runtime(path, inputs):
     from executorch.runtime import Runtime
 
-    data = path.read_bytes()  # the runtime copies neither the bytes nor the program: both must outlive the method
+    data = (
+        path.read_bytes()
+    )  # the runtime copies neither the bytes nor the program: both must outlive the method
     program = Runtime.get().load_program(data)
     method = program.load_method("forward")
     return [output.clone() for output in method.execute(list(inputs))]
@@ -68,7 +79,8 @@ class Function(torch.nn.Module):
 
 
 class Block(torch.nn.Module):
-    """Convolution, batch norm, pooling, attention-like products and a classifier: most kinds of arguments at once."""
+    """Convolution, batch norm, pooling, attention-like products and a classifier: most kinds of arguments at
+    once."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +95,11 @@ class Block(torch.nn.Module):
 
 
 IMAGE = (torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
-X, Y, IDS = torch.linspace(-2, 2, 24).reshape(2, 3, 4), torch.linspace(3, -1, 24).reshape(2, 3, 4), torch.tensor([[0, 2], [1, 1]])
+X, Y, IDS = (
+    torch.linspace(-2, 2, 24).reshape(2, 3, 4),
+    torch.linspace(3, -1, 24).reshape(2, 3, 4),
+    torch.tensor([[0, 2], [1, 1]]),
+)
 
 PORTABLE = {
     "arithmetic": (lambda x, y: (x + 2 * y, x * y - 1, x / (y.abs() + 1)), (X, Y)),
@@ -127,11 +143,18 @@ def block(tmp_path_factory):
 
 
 def test_a_portable_model_agrees_with_the_executorch_runtime(block):
-    script = f"import sys; sys.path.insert(0, {str(__file__)!r}.rsplit('/', 1)[0])\n"  # its own process: the runtime prints and keeps state
+    script = (  # its own process: the runtime prints and keeps state
+        f"import sys; sys.path.insert(0, {str(__file__)!r}.rsplit('/', 1)[0])\n"
+    )
     script += "import torch, test_read as t, pathlib\n"
     script += f"p = pathlib.Path({str(block)!r})\n"
-    script += "torch.testing.assert_close(t.run(p, t.IMAGE)[0], t.executorch_runtime(p, t.IMAGE)[0], rtol=1e-5, atol=1e-5)"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, timeout=120)
+    script += (
+        "torch.testing.assert_close(t.run(p, t.IMAGE)[0], t.executorch_runtime(p, t.IMAGE)[0], rtol=1e-5,"
+        " atol=1e-5)"
+    )
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, timeout=120
+    )
 
 
 def test_a_portable_model_agrees_with_torch(block):
@@ -201,13 +224,22 @@ def test_names_are_numbered_where_the_file_has_none(tmp_path):
 
 
 def test_one_name_for_two_outputs_is_not_used(tmp_path):
-    path = lower(Function(lambda x: (x + 1, x - 1)), (X,), tmp_path / "model.pte", portable_methods={"cidermill_outputs": ["same"] * 2})
+    path = lower(
+        Function(lambda x: (x + 1, x - 1)),
+        (X,),
+        tmp_path / "model.pte",
+        portable_methods={"cidermill_outputs": ["same"] * 2},
+    )
     assert [value.name for value in open_program(path).outputs] == ["output_0", "output_1"]
 
 
 def test_a_tap_sees_values_inside_delegates(tmp_path):
     seen = {}
-    run(lower(Block(), IMAGE, tmp_path / "model.pte", mps=True), IMAGE, lambda name, value: seen.setdefault(name, value))
+    run(
+        lower(Block(), IMAGE, tmp_path / "model.pte", mps=True),
+        IMAGE,
+        lambda name, value: seen.setdefault(name, value),
+    )
     assert len(seen) > 10 and all(name.startswith(("d0.v", "t", "output")) for name in seen)
 
 
@@ -225,7 +257,9 @@ def test_a_method_that_is_not_there(block):
 def test_files_that_are_no_programs(tmp_path):
     for content in (b"", b"text", b"\0" * 4 + b"EX99" + b"\0" * 64, random.Random(0).randbytes(500)):
         (tmp_path / "model.pte").write_bytes(content)
-        with pytest.raises(UnreadableArtifact, match="cannot be read as an ExecuTorch program|is truncated or corrupt"):
+        with pytest.raises(
+            UnreadableArtifact, match="cannot be read as an ExecuTorch program|is truncated or corrupt"
+        ):
             open_program(tmp_path / "model.pte")
     with pytest.raises(UnreadableArtifact, match="cannot be read as an ExecuTorch program"):
         open_program(tmp_path / "missing.pte")
@@ -244,7 +278,12 @@ def test_weights_laid_out_channels_last(tmp_path):
 def test_weights_in_another_file_are_refused(tmp_path):
     from executorch.exir import ExecutorchBackendConfig
 
-    path = lower(torch.nn.Linear(4, 2), (X,), tmp_path / "model.pte", config=ExecutorchBackendConfig(external_constants=True))
+    path = lower(
+        torch.nn.Linear(4, 2),
+        (X,),
+        tmp_path / "model.pte",
+        config=ExecutorchBackendConfig(external_constants=True),
+    )
     with pytest.raises(UnreadableArtifact, match="keeps the weight '(weight|bias)' in another file"):
         open_program(path)
 
@@ -270,9 +309,16 @@ def test_flipped_bits_never_crash_the_reader(block, tmp_path):
 
 
 def test_unknown_operators_are_all_named_at_once(block, tmp_path):
-    data = block.read_bytes().replace(b"aten::gelu", b"aten::gxxx").replace(b"aten::convolution", b"mine::convolution")
+    data = (
+        block.read_bytes()
+        .replace(b"aten::gelu", b"aten::gxxx")
+        .replace(b"aten::convolution", b"mine::convolution")
+    )
     (tmp_path / "model.pte").write_bytes(data)
-    with pytest.raises(UnsupportedOperators, match="cannot express 2 operators(.|\n)*mine::convolution.out(.|\n)*aten::gxxx.out"):
+    with pytest.raises(
+        UnsupportedOperators,
+        match="cannot express 2 operators(.|\n)*mine::convolution.out(.|\n)*aten::gxxx.out",
+    ):
         run(tmp_path / "model.pte", IMAGE)
 
 
@@ -288,12 +334,24 @@ def test_operators_that_open_files_are_not_run():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_quantized_weights_of_portable_programs(axis):
-    weight, scales, zeros = torch.linspace(-3, 3, 12).reshape(3, 4), torch.rand(4)[: 3 + axis] + 0.1, torch.arange(4)[: 3 + axis]
+    weight, scales, zeros = (
+        torch.linspace(-3, 3, 12).reshape(3, 4),
+        torch.rand(4)[: 3 + axis] + 0.1,
+        torch.arange(4)[: 3 + axis],
+    )
     codes = find_kernel("quantized_decomposed::quantize_per_channel.out").run(
         (), input=weight, scales=scales, zero_points=zeros, axis=axis, quant_min=-128, quant_max=127, dtype=1
     )[0]
     back = find_kernel("quantized_decomposed::dequantize_per_channel.out").run(
-        (), input=codes, scales=scales, zero_points=zeros, axis=axis, quant_min=-128, quant_max=127, dtype=1, out_dtype=None
+        (),
+        input=codes,
+        scales=scales,
+        zero_points=zeros,
+        axis=axis,
+        quant_min=-128,
+        quant_max=127,
+        dtype=1,
+        out_dtype=None,
     )[0]
     want = torch.dequantize(torch.quantize_per_channel(weight, scales, zeros, axis, torch.qint8))
     torch.testing.assert_close(back, want)

@@ -1,4 +1,5 @@
 """Portable .pte programs: our runner against ExecuTorch's own runtime, call by call, buffers and all."""
+
 import importlib.util
 import subprocess
 import sys
@@ -17,9 +18,15 @@ X, Y = torch.linspace(-2, 2, 24).reshape(2, 3, 4), torch.linspace(3, -1, 24).res
 GENERATOR = torch.Generator().manual_seed(0)
 TABLE = torch.randint(-128, 127, (10, 8), dtype=torch.int8, generator=GENERATOR)
 PACKED = torch.randint(0, 255, (10, 4), dtype=torch.uint8, generator=GENERATOR)
-ROW_SCALES, GROUP_SCALES = torch.rand(10, generator=GENERATOR) + 0.1, torch.rand(10, 2, generator=GENERATOR) + 0.1
+ROW_SCALES, GROUP_SCALES = (
+    torch.rand(10, generator=GENERATOR) + 0.1,
+    torch.rand(10, 2, generator=GENERATOR) + 0.1,
+)
 SCALES, ZEROS = torch.tensor([0.1, 0.03, 0.7], dtype=torch.float64), torch.tensor([1, 0, -2])
-TOKEN_SCALES, TOKEN_ZEROS = torch.tensor([0.1, 0.02, 0.3, 0.1, 0.2, 0.5], dtype=torch.float64).reshape(2, 3, 1), torch.arange(6).reshape(2, 3, 1)
+TOKEN_SCALES, TOKEN_ZEROS = (
+    torch.tensor([0.1, 0.02, 0.3, 0.1, 0.2, 0.5], dtype=torch.float64).reshape(2, 3, 1),
+    torch.arange(6).reshape(2, 3, 1),
+)
 IDS = torch.tensor([[1, 3], [9, 0]])
 IMAGE = torch.rand(1, 4, 9, 7, generator=GENERATOR)
 WEIGHT = torch.rand(6, 2, 3, 3, generator=GENERATOR) - 0.5
@@ -160,13 +167,19 @@ def lower():
 
 @pytest.fixture(scope="module")
 def programs(lower, tmp_path_factory):
-    """Every program lowered to a file, and what the runtime answers. It has a process of its own: it prints, keeps state and aborts."""
+    """Every program lowered to a file, and what the runtime answers. It has a process of its own: it prints,
+    keeps state and aborts."""
     folder = tmp_path_factory.mktemp("programs")
     for name, (function, calls) in PROGRAMS.items():
         module = function if isinstance(function, torch.nn.Module) else Function(function)
         lower(module, tuple(item.clone() for item in calls[0]), folder / f"{name}.pte")
         torch.save([tuple(item.clone() for item in inputs) for inputs in calls], folder / f"{name}.in")
-    script = subprocess.run([sys.executable, "-W", "ignore", "-c", RUN_ALL, str(folder)], capture_output=True, text=True, timeout=300)
+    script = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN_ALL, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert script.returncode == 0, script.stderr[-2000:]
     return folder
 
@@ -177,7 +190,11 @@ def test_a_program_computes_what_the_runtime_computes(programs, name):
     names, state = [value.name for value in program.inputs], program.make_state()
     wanted = torch.load(programs / f"{name}.out")
     for inputs, want in zip(PROGRAMS[name][1], wanted, strict=True):
-        results = list(program.run(dict(zip(names, (item.clone() for item in inputs), strict=True)), state=state).values())
+        results = list(
+            program.run(
+                dict(zip(names, (item.clone() for item in inputs), strict=True)), state=state
+            ).values()
+        )
         for result, expected in zip(results, want, strict=True):
             tolerance = 2e-3 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-5
             torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -193,7 +210,10 @@ def test_operators_without_a_graph_form_against_executorchs_kernels(name, argume
     import executorch.kernels.quantized  # noqa: F401
 
     kernel = find_kernel(f"quantized_decomposed::{name}.out")
-    rows, columns = arguments[0].shape[0], arguments[1].shape[-1] if name == "mixed_mm" else arguments[1].shape[0] if name != "add" else 4
+    rows, columns = (
+        arguments[0].shape[0],
+        (arguments[1].shape[-1] if name == "mixed_mm" else arguments[1].shape[0] if name != "add" else 4),
+    )
     out = torch.empty(rows, columns, dtype=arguments[0].dtype)
     getattr(torch.ops.quantized_decomposed, name).out(*arguments, out=out)
     result = kernel.run((), **dict(zip(kernel.parameters, arguments)))[0]
@@ -239,7 +259,13 @@ def test_every_operator_that_the_wheel_declares_has_a_kernel():
 def test_every_operator_that_the_runtime_registers_has_a_kernel():
     script = "import executorch.kernels.quantized; from executorch.runtime import Runtime\n"
     script += "print(*Runtime.get().operator_registry.operator_names, sep='\\n')"
-    printed = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True, timeout=120).stdout
+    printed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
     names = [line for line in printed.split() if "::" in line]
     assert len(names) > 250
     assert [name for name in names if find_kernel(name) is None] == []
@@ -273,13 +299,18 @@ def test_cache_updates_compute_what_their_own_kernels_compute(llama):
     KERNELS["llama::update_cache.out"].run((X_VALUE,), value=value, cache=ours, start_pos=3)
     torch.testing.assert_close(ours, theirs)
     llama.update_cache_with_indices(value, theirs, 0, indices)
-    KERNELS["llama::update_cache_with_indices.out"].run((X_VALUE,), value=value, cache=ours, start_pos=0, indices=indices)
+    KERNELS["llama::update_cache_with_indices.out"].run(
+        (X_VALUE,), value=value, cache=ours, start_pos=0, indices=indices
+    )
     torch.testing.assert_close(ours, theirs)
 
 
 def test_hadamard_computes_what_its_own_kernel_computes(llama):
     rows = torch.rand(3, 16, generator=GENERATOR)
-    torch.testing.assert_close(KERNELS["llama::fast_hadamard_transform.out"].run((), mat=rows)[0], llama.fast_hadamard_transform(rows))
+    torch.testing.assert_close(
+        KERNELS["llama::fast_hadamard_transform.out"].run((), mat=rows)[0],
+        llama.fast_hadamard_transform(rows),
+    )
 
 
 class X_VALUE:

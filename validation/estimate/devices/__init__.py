@@ -1,8 +1,11 @@
-"""The chips: a device's or a chip's name comes in, a `Device` with the numbers that the estimates need leaves.
+"""The chips: a device's or a chip's name comes in, a `Device` with the numbers that the estimates need
+leaves.
 
-chips.csv is derived from the project's device study. Columns named in a row's `estimated` are not published for that chip: they are
-taken from its neighbours (same Neural Engine or memory generation) and carry no measurement.
+chips.csv is derived from the project's device study. Columns named in a row's `estimated` are not published
+for that chip: they are taken from its neighbours (same Neural Engine or memory generation) and carry no
+measurement.
 """
+
 import csv
 import difflib
 import functools
@@ -19,10 +22,13 @@ DEFAULT_DEVICE = "iPhone 15 Pro"
 
 @dataclass(frozen=True)
 class Device:
-    """A product, or a chip by its own name. Rates are peaks: TOPS and TFLOP/s in float16 unless named int8, GB/s = 1e9 bytes/s.
+    """A product, or a chip by its own name. Rates are peaks: TOPS and TFLOP/s in float16 unless named int8,
+    GB/s = 1e9 bytes/s.
 
-    generation: the A-series year whose Neural Engine it has (an M1 has 14's), which sets the limits of `limits.py`.
-    cpu_relative: matrix speed of the CPU against the M4's, estimated. estimated: names of the fields that are not published.
+    generation: the A-series year whose Neural Engine it has (an M1 has 14's), which sets the limits of
+    `limits.py`.
+    cpu_relative: matrix speed of the CPU against the M4's, estimated. estimated: names of the fields that are
+    not published.
     """
 
     name: str
@@ -47,22 +53,27 @@ def all_chips() -> tuple[Device, ...]:
 
 
 def find_device(name: str) -> Device:
-    """"iPhone 15 Pro", "iphone15pro", "A14" or "M4" -> Device; case and spaces do not matter. UserError names the nearest known names."""
+    """ "iPhone 15 Pro", "iphone15pro", "A14" or "M4" -> Device; case and spaces do not matter. UserError
+    names the nearest known names."""
     known = _by_key()
     if device := known.get(_key(name)):
         return device
     near = difflib.get_close_matches(_key(name), known, n=3, cutoff=0.5)
     names = [known[key].name for key in near] or [chip.name for chip in all_chips()]
     raise UserError(
-        f"unknown device {name!r}: the nearest known names are {', '.join(names)}" if near
-        else f"unknown device {name!r}: known chips are {', '.join(names)}",
+        (
+            f"unknown device {name!r}: the nearest known names are {', '.join(names)}"
+            if near
+            else f"unknown device {name!r}: known chips are {', '.join(names)}"
+        ),
         'Give a product ("iPhone 15 Pro") or a chip ("A17 Pro", "M4").',
     )
 
 
 @functools.cache
 def planner() -> dict:
-    """planner.json: what Core ML's placement planner charges for operations, launches and switches, with its provenance."""
+    """planner.json: what Core ML's placement planner charges for operations, launches and switches, with its
+    provenance."""
     return json.loads((DATA / "planner.json").read_text())
 
 
@@ -83,4 +94,10 @@ def _key(name: str) -> str:
 
 def _device(name: str, row: dict) -> Device:
     rates = ("ane_fp16_tops", "ane_int8_tops", "gpu_tflops", "memory_bandwidth_gbs", "cpu_relative")
-    return Device(name, row["chip"], int(row["generation"]), *(float(row[field]) for field in rates), tuple(row["estimated"].split()))
+    return Device(
+        name,
+        row["chip"],
+        int(row["generation"]),
+        *(float(row[field]) for field in rates),
+        tuple(row["estimated"].split()),
+    )

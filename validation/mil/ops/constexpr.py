@@ -1,4 +1,6 @@
-"""MIL constexpr operators: compressed weights in, dense (or still sparse) weights out. Forms of iOS16/17 and of iOS18 share a name."""
+"""MIL constexpr operators: compressed weights in, dense (or still sparse) weights out. Forms of iOS16/17 and
+of iOS18 share a name."""
+
 import math
 
 import numpy as np
@@ -9,7 +11,8 @@ from .arguments import along, ints, tensor
 
 
 def expand_blocks(blocks: torch.Tensor, shape) -> torch.Tensor:
-    """blocks [64, 4], shape (64, 128) -> [64, 128]: each entry repeated over the block that it covers; axes of 1 are left to broadcast."""
+    """blocks [64, 4], shape (64, 128) -> [64, 128]: each entry repeated over the block that it covers; axes
+    of 1 are left to broadcast."""
     for axis, (have, want) in enumerate(zip(blocks.shape, shape)):
         if have not in (1, want):
             blocks = blocks.repeat_interleave(want // have, dim=axis)
@@ -35,7 +38,8 @@ def constexpr_blockwise_shift_scale(data, scale, offset=None):
 
 
 def _look_up(indices: torch.Tensor, lut: torch.Tensor) -> torch.Tensor:
-    """indices [*shape], lut [*groups, entries, vector] -> [*shape, vector]: every group of the indices reads its own table."""
+    """indices [*shape], lut [*groups, entries, vector] -> [*shape, vector]: every group of the indices reads
+    its own table."""
     *groups, entries, vector = lut.shape
     if math.prod(groups) == 1:
         return lut.reshape(entries, vector)[indices.long()]
@@ -52,15 +56,19 @@ def _spread(rows: torch.Tensor, vector_axis) -> torch.Tensor:
 
 
 def constexpr_lut_to_dense(indices, lut, shape=None, vector_axis=None):
-    """iOS16: indices are packed bytes and `shape` is given. iOS18: indices [*shape], lut [*groups, entries, vector]."""
+    """iOS16: indices are packed bytes and `shape` is given. iOS18: indices [*shape], lut [*groups, entries,
+    vector]."""
     if shape is None:
         return _spread(_look_up(indices, lut), vector_axis)
     sizes, bits = ints(shape), int(math.log2(lut.numel()))
-    return lut.reshape(-1)[torch.from_numpy(unpack(_as_bytes(indices), bits, math.prod(sizes))).long()].reshape(sizes)
+    return lut.reshape(-1)[
+        torch.from_numpy(unpack(_as_bytes(indices), bits, math.prod(sizes))).long()
+    ].reshape(sizes)
 
 
 def constexpr_sparse_to_dense(nonzero_data, mask, shape=None):
-    """Values are laid where the mask is set, in row-major order. iOS16: the mask is packed bytes and `shape` is given."""
+    """Values are laid where the mask is set, in row-major order. iOS16: the mask is packed bytes and `shape`
+    is given."""
     if shape is not None:
         sizes = ints(shape)
         mask = torch.from_numpy(unpack(_as_bytes(mask), 1, math.prod(sizes))).reshape(sizes)
@@ -69,7 +77,9 @@ def constexpr_sparse_to_dense(nonzero_data, mask, shape=None):
 
 def constexpr_lut_to_sparse(indices_mask, indices_nonzero_data, lut, vector_axis=None):
     """-> (mask, values): the values of the surviving entries, still without the zeros between them."""
-    rows = _look_up(_lay_out(indices_mask, indices_nonzero_data), lut)  # [*shape, vector], entry 0 of a table where pruned
+    rows = _look_up(
+        _lay_out(indices_mask, indices_nonzero_data), lut
+    )  # [*shape, vector], entry 0 of a table where pruned
     mask = _spread(indices_mask[..., None].expand(rows.shape), vector_axis)
     return mask, _spread(rows, vector_axis)[mask.bool()]
 
@@ -92,7 +102,15 @@ def _as_bytes(packed: torch.Tensor) -> np.ndarray:
     return packed.numpy().reshape(-1)
 
 
-CONSTEXPR = {function.__name__: function for function in (
-    constexpr_affine_dequantize, constexpr_cast, constexpr_blockwise_shift_scale, constexpr_lut_to_dense, constexpr_sparse_to_dense,
-    constexpr_lut_to_sparse, constexpr_sparse_blockwise_shift_scale,
-)}
+CONSTEXPR = {
+    function.__name__: function
+    for function in (
+        constexpr_affine_dequantize,
+        constexpr_cast,
+        constexpr_blockwise_shift_scale,
+        constexpr_lut_to_dense,
+        constexpr_sparse_to_dense,
+        constexpr_lut_to_sparse,
+        constexpr_sparse_blockwise_shift_scale,
+    )
+}

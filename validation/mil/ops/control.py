@@ -1,14 +1,16 @@
 """MIL states, lists, control flow and classification.
 
-`CONTROL` operators run nested graphs: they take the node's blocks and `run(block, inputs) -> list of outputs` besides their arguments.
+`CONTROL` operators run nested graphs: they take the node's blocks and `run(block, inputs) -> list of outputs`
+besides their arguments.
 """
+
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from ...resources import begin_turn, reserve
 from ...graph import Graph
+from ...resources import begin_turn, reserve
 from .arguments import ints, scalar, tensor
 
 LIST_TYPES = {"fp32": torch.float32, "fp16": torch.float32, "int32": torch.int32, "bool": torch.bool}
@@ -29,7 +31,8 @@ def coreml_update_state(state, value):
 
 
 def make_list(init_length=1, dynamic_length=True, elem_shape=(), dtype="fp32"):
-    """A list of tensors is a Python list, at first of zeros. Where the shape is known only at run time, places are None until a write."""
+    """A list of tensors is a Python list, at first of zeros. Where the shape is known only at run time,
+    places are None until a write."""
     sizes = elem_shape if isinstance(elem_shape, (list, tuple, torch.Tensor)) else [elem_shape]
     known = all(not isinstance(size, str) for size in sizes)
     reserve(8 * scalar(init_length))
@@ -85,7 +88,19 @@ def while_loop(blocks: tuple[Graph, ...], run: Callable, loop_vars) -> tuple:
     return tuple(values)
 
 
-STATES_AND_LISTS = {function.__name__: function for function in (
-    read_state, write_state, coreml_update_state, make_list, list_length, list_write, list_read, list_gather, list_scatter, classify,
-)}
+STATES_AND_LISTS = {
+    function.__name__: function
+    for function in (
+        read_state,
+        write_state,
+        coreml_update_state,
+        make_list,
+        list_length,
+        list_write,
+        list_read,
+        list_gather,
+        list_scatter,
+        classify,
+    )
+}
 CONTROL = {"cond": cond, "while_loop": while_loop}

@@ -1,4 +1,5 @@
 """MIL elementwise operators: unary, binary, comparison, logical, activations, casts and choices."""
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +10,61 @@ import torch.nn.functional as F
 from .arguments import along, scalar, tensor
 
 UNARY = {
-    "abs": torch.abs, "acos": torch.acos, "asin": torch.asin, "atan": torch.atan, "atanh": torch.atanh, "ceil": torch.ceil,
-    "cos": torch.cos, "cosh": torch.cosh, "erf": torch.erf, "exp": torch.exp, "exp2": torch.exp2, "floor": torch.floor,
-    "logical_not": torch.logical_not, "relu": torch.relu, "relu6": F.relu6, "round": torch.round, "sigmoid": torch.sigmoid,
-    "sign": torch.sign, "silu": F.silu, "sin": torch.sin, "sinh": torch.sinh, "softplus": F.softplus, "softsign": F.softsign,
-    "sqrt": torch.sqrt, "square": torch.square, "tan": torch.tan, "tanh": torch.tanh, "identity": lambda x: x,
+    "abs": torch.abs,
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
+    "ceil": torch.ceil,
+    "cos": torch.cos,
+    "cosh": torch.cosh,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "floor": torch.floor,
+    "logical_not": torch.logical_not,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "round": torch.round,
+    "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "sinh": torch.sinh,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tan": torch.tan,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
 }
 BINARY = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "maximum": torch.maximum, "minimum": torch.minimum, "pow": torch.pow,
-    "equal": torch.eq, "not_equal": torch.ne, "greater": torch.gt, "greater_equal": torch.ge, "less": torch.lt, "less_equal": torch.le,
-    "logical_and": torch.logical_and, "logical_or": torch.logical_or, "logical_xor": torch.logical_xor,
-    "floor_div": torch.floor_divide, "mod": torch.remainder,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "pow": torch.pow,
+    "equal": torch.eq,
+    "not_equal": torch.ne,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+    "floor_div": torch.floor_divide,
+    "mod": torch.remainder,
 }
-MIL_TYPE_NAMES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64, "float16": torch.float16, "float32": torch.float32}
+MIL_TYPE_NAMES = {
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 def unary(function: Callable) -> Callable:
@@ -41,7 +84,11 @@ def binary(function: Callable) -> Callable:
 def real_div(x, y):
     """Integers divide to integers, rounded towards zero."""
     x, y = tensor(x), tensor(y)
-    return torch.div(x, y) if x.is_floating_point() or y.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+    return (
+        torch.div(x, y)
+        if x.is_floating_point() or y.is_floating_point()
+        else torch.div(x, y, rounding_mode="trunc")
+    )
 
 
 def clip(x, alpha, beta):
@@ -65,7 +112,8 @@ def rsqrt(x, epsilon=1e-12):
 
 
 def cast(x, dtype):
-    """Floats to integers are truncated towards zero; anything to bool is `x != 0`. Widths below 32 bits wrap when the result is stored."""
+    """Floats to integers are truncated towards zero; anything to bool is `x != 0`. Widths below 32 bits wrap
+    when the result is stored."""
     x = tensor(x)
     if dtype == "bool":
         return x != 0
@@ -162,7 +210,9 @@ def random_uniform(shape, low=0.0, high=1.0, seed=-1):
 def random_categorical(x, mode="logits", size=1, seed=-1):
     probabilities = torch.softmax(x, -1) if mode == "logits" else x
     rows = probabilities.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return torch.multinomial(rows, size, replacement=True, generator=_generator(seed)).reshape(*x.shape[:-1], size)
+    return torch.multinomial(rows, size, replacement=True, generator=_generator(seed)).reshape(
+        *x.shape[:-1], size
+    )
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -172,8 +222,33 @@ def _generator(seed: int) -> torch.Generator:
 
 ELEMENTWISE = {name: unary(function) for name, function in UNARY.items()}
 ELEMENTWISE |= {name: binary(function) for name, function in BINARY.items()}
-ELEMENTWISE |= {function.__name__: function for function in (
-    real_div, clip, threshold, inverse, log, rsqrt, cast, select, gelu, softmax, clamped_relu, elu, leaky_relu, linear_activation, prelu,
-    scaled_tanh, sigmoid_hard, softplus_parametric, thresholded_relu, quantize, dequantize,
-    random_bernoulli, random_normal, random_uniform, random_categorical,
-)}
+ELEMENTWISE |= {
+    function.__name__: function
+    for function in (
+        real_div,
+        clip,
+        threshold,
+        inverse,
+        log,
+        rsqrt,
+        cast,
+        select,
+        gelu,
+        softmax,
+        clamped_relu,
+        elu,
+        leaky_relu,
+        linear_activation,
+        prelu,
+        scaled_tanh,
+        sigmoid_hard,
+        softplus_parametric,
+        thresholded_relu,
+        quantize,
+        dequantize,
+        random_bernoulli,
+        random_normal,
+        random_uniform,
+        random_categorical,
+    )
+}

@@ -1,12 +1,21 @@
 """MIL gathers, scatters, one-hot vectors and box selection.
 
-Negative indices count from the end, except where the program asks to validate its indices; others out of range are an error.
+Negative indices count from the end, except where the program asks to validate its indices; others out of
+range are an error.
 """
+
 import torch
 
 from .arguments import scalar, tensor
 
-MODES = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "max": torch.maximum, "min": torch.minimum}
+MODES = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
 
 
 def _index(indices, size: int, validate: bool = False) -> torch.Tensor:
@@ -44,16 +53,23 @@ def gather_nd(x, indices, batch_dims=0, validate_indices=False):
     """indices [..., k] select slices x[i_0, ..., i_k-1] after the first batch_dims axes."""
     x, indices, batch_dims = tensor(x), tensor(indices), scalar(batch_dims)
     if batch_dims == 0:
-        return x[tuple(_index(indices[..., i], x.shape[i], validate_indices) for i in range(indices.shape[-1]))]
+        return x[
+            tuple(_index(indices[..., i], x.shape[i], validate_indices) for i in range(indices.shape[-1]))
+        ]
     rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1))
     parts = torch.stack([gather_nd(row, index, 0, validate_indices) for row, index in rows])
     return parts.reshape(*x.shape[:batch_dims], *parts.shape[1:])
 
 
 def _scatter_rows(data: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor, mode: str) -> torch.Tensor:
-    """data [n, m], rows [k], updates [k, m]: rows are updated one after another, so repeated rows accumulate."""
+    """data [n, m], rows [k], updates [k, m]: rows are updated one after another, so repeated rows
+    accumulate."""
     if mode == "update":
-        return data.index_copy(0, rows, updates) if rows.unique().numel() == rows.numel() else _one_by_one(data, rows, updates, mode)
+        return (
+            data.index_copy(0, rows, updates)
+            if rows.unique().numel() == rows.numel()
+            else _one_by_one(data, rows, updates, mode)
+        )
     if mode == "add":
         return data.index_add(0, rows, updates)
     if mode == "sub":
@@ -96,7 +112,9 @@ def scatter_nd(data, indices, updates, mode="add", validate_indices=False):
     count = 1
     for size in data.shape[:k]:
         count *= size
-    flat = _scatter_rows(data.reshape(count, -1), row.reshape(-1), updates.reshape(row.numel(), -1).to(data.dtype), mode)
+    flat = _scatter_rows(
+        data.reshape(count, -1), row.reshape(-1), updates.reshape(row.numel(), -1).to(data.dtype), mode
+    )
     return flat.reshape(data.shape)
 
 
@@ -111,8 +129,11 @@ def non_zero(x):
     return torch.nonzero(x)
 
 
-def non_maximum_suppression(boxes, scores, iou_threshold, max_boxes, score_threshold=None, per_class_suppression=False):
-    """iOS15 and 16: boxes [n, B, 4], scores [n, B, K] and a score threshold. From iOS17: boxes [n, 4, B], scores [n, K, B], without it.
+def non_maximum_suppression(
+    boxes, scores, iou_threshold, max_boxes, score_threshold=None, per_class_suppression=False
+):
+    """iOS15 and 16: boxes [n, B, 4], scores [n, B, K] and a score threshold. From iOS17: boxes [n, 4, B],
+    scores [n, K, B], without it.
 
     Boxes are (centre x, centre y, width, height). What is not filled is zero, its index -1.
     """
@@ -120,7 +141,10 @@ def non_maximum_suppression(boxes, scores, iou_threshold, max_boxes, score_thres
     if not channels_last:
         boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
     limit = scalar(score_threshold) if channels_last else -float("inf")
-    kept = [_survivors(b, s, scalar(iou_threshold), limit, bool(per_class_suppression))[: scalar(max_boxes)] for b, s in zip(boxes, scores)]
+    kept = [
+        _survivors(b, s, scalar(iou_threshold), limit, bool(per_class_suppression))[: scalar(max_boxes)]
+        for b, s in zip(boxes, scores)
+    ]
     count = scalar(max_boxes)
     chosen = [torch.zeros(boxes.shape[0], count, part.shape[-1]) for part in (boxes, scores)]
     indices = torch.full((boxes.shape[0], count), -1, dtype=torch.int32)
@@ -132,10 +156,14 @@ def non_maximum_suppression(boxes, scores, iou_threshold, max_boxes, score_thres
     return chosen[0], chosen[1], indices, torch.tensor([len(order) for order in kept], dtype=torch.int32)
 
 
-def _survivors(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, score_threshold: float, per_class: bool) -> list[int]:
-    """Indices of the boxes that stay, best first; a box is dropped where it overlaps a better one (of its own class).
+def _survivors(
+    boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, score_threshold: float, per_class: bool
+) -> list[int]:
+    """Indices of the boxes that stay, best first; a box is dropped where it overlaps a better one (of its own
+    class).
 
-    Where no score reaches the threshold, the best box stays alone (coremltools' iOS14/test_tensor_operation.py).
+    Where no score reaches the threshold, the best box stays alone (coremltools'
+    iOS14/test_tensor_operation.py).
     """
     best, kind = scores.max(-1)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
@@ -152,6 +180,17 @@ def _survivors(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, 
     return kept or [int(best.argmax())]
 
 
-INDEXING = {function.__name__: function for function in (
-    gather, gather_along_axis, gather_nd, scatter, scatter_along_axis, scatter_nd, one_hot, non_zero, non_maximum_suppression,
-)}
+INDEXING = {
+    function.__name__: function
+    for function in (
+        gather,
+        gather_along_axis,
+        gather_nd,
+        scatter,
+        scatter_along_axis,
+        scatter_nd,
+        one_hot,
+        non_zero,
+        non_maximum_suppression,
+    )
+}

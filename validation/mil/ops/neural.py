@@ -1,4 +1,5 @@
 """MIL convolutions, products, attention, pooling and normalisation."""
+
 import math
 from functools import reduce
 from typing import Any
@@ -17,7 +18,8 @@ MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 def spatial_pads(
     pad_type: str, pad: Any, sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int]
 ) -> list[tuple[int, int]]:
-    """(before, after) per spatial axis. "same" gives ceil(size / stride) outputs, an odd element at the end ("same_lower": at the start)."""
+    """(before, after) per spatial axis. "same" gives ceil(size / stride) outputs, an odd element at the end
+    ("same_lower": at the start)."""
     pad_type = pad_type.lower()  # pools accept "SAME"
     if pad_type == "valid":
         return [(0, 0)] * len(sizes)
@@ -40,27 +42,54 @@ def padded(x: torch.Tensor, pads: list[tuple[int, int]], value: float = 0.0) -> 
 def conv(x, weight, bias=None, strides=None, pad_type="valid", pad=None, dilations=None, groups=1):
     """x [n, C_in, *D], weight [C_out, C_in/groups, *K] -> [n, C_out, *D_out]."""
     rank = x.ndim - 2
-    strides, dilations = ints(strides) if strides is not None else [1] * rank, ints(dilations) if dilations is not None else [1] * rank
+    strides, dilations = (
+        ints(strides) if strides is not None else [1] * rank,
+        (ints(dilations) if dilations is not None else [1] * rank),
+    )
     pads = spatial_pads(pad_type, pad, list(x.shape[2:]), list(weight.shape[2:]), strides, dilations)
     if all(low == high for low, high in pads):
-        return CONVOLUTIONS[rank](x, weight, bias, strides, [low for low, _ in pads], dilations, scalar(groups))
+        return CONVOLUTIONS[rank](
+            x, weight, bias, strides, [low for low, _ in pads], dilations, scalar(groups)
+        )
     return CONVOLUTIONS[rank](padded(x, pads), weight, bias, strides, 0, dilations, scalar(groups))
 
 
 def conv_quantized(x, weight, quantization_type, quant_scale, quant_bias, bias=None, nbits=8, **layout):
-    """conv with the weights that unsigned codes stand for, code * scale + bias ("linear"), scale and bias per tensor or per output."""
+    """conv with the weights that unsigned codes stand for, code * scale + bias ("linear"), scale and bias per
+    tensor or per output."""
     if quantization_type != "linear":
-        raise ValueError(f"conv_quantized of type {quantization_type!r} carries no table of values; only \"linear\" can be computed")
+        raise ValueError(
+            f'conv_quantized of type {quantization_type!r} carries no table of values; only "linear" can be'
+            " computed"
+        )
     dense = weight.float() * along(quant_scale, 0, weight.ndim) + along(quant_bias, 0, weight.ndim)
     return conv(x, dense, None if bias is None else bias.float(), **layout)
 
 
-def conv_transpose(x, weight, bias=None, pad=None, output_shape=None, pad_type="valid", strides=None, dilations=None, groups=1):
-    """x [n, C_in, *D], weight [C_in, C_out/groups, *K]. The whole result is computed, then cut (or, for output_shape, extended) to size."""
+def conv_transpose(
+    x,
+    weight,
+    bias=None,
+    pad=None,
+    output_shape=None,
+    pad_type="valid",
+    strides=None,
+    dilations=None,
+    groups=1,
+):
+    """x [n, C_in, *D], weight [C_in, C_out/groups, *K]. The whole result is computed, then cut (or, for
+    output_shape, extended) to size."""
     rank = x.ndim - 2
-    strides, dilations = ints(strides) if strides is not None else [1] * rank, ints(dilations) if dilations is not None else [1] * rank
+    strides, dilations = (
+        ints(strides) if strides is not None else [1] * rank,
+        (ints(dilations) if dilations is not None else [1] * rank),
+    )
     whole = TRANSPOSED[rank](x, weight, None, strides, 0, 0, scalar(groups), dilations)
-    pads = spatial_pads(pad_type, pad, [0] * rank, [1] * rank, strides, dilations) if pad_type in ("valid", "custom") else [(0, 0)] * rank
+    pads = (
+        spatial_pads(pad_type, pad, [0] * rank, [1] * rank, strides, dilations)
+        if pad_type in ("valid", "custom")
+        else [(0, 0)] * rank
+    )
     for axis in range(rank):
         size = whole.shape[axis + 2]
         wanted = size - sum(pads[axis])
@@ -102,11 +131,15 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None):
     """softmax(query keyᵀ / sqrt(E) + mask) value; a boolean mask keeps what is True."""
     scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        )
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
-def _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode) -> tuple[list[int], list[int], list[tuple[int, int]], list[int]]:
+def _pool_layout(
+    x, kernel_sizes, strides, pad_type, pad, ceil_mode
+) -> tuple[list[int], list[int], list[tuple[int, int]], list[int]]:
     """-> kernel, strides, pads, elements beyond the padding that ceil_mode adds at each end."""
     kernel = ints(kernel_sizes)
     strides = ints(strides) if strides is not None else [1] * len(kernel)
@@ -121,12 +154,23 @@ def _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode) -> tuple[li
     return kernel, strides, pads, extra
 
 
-def avg_pool(x, kernel_sizes, strides=None, pad_type="valid", pad=None, exclude_padding_from_average=False, ceil_mode=False):
-    """Sums over windows by the number of elements counted: those of x, of the padding unless excluded, never those ceil_mode adds."""
+def avg_pool(
+    x,
+    kernel_sizes,
+    strides=None,
+    pad_type="valid",
+    pad=None,
+    exclude_padding_from_average=False,
+    ceil_mode=False,
+):
+    """Sums over windows by the number of elements counted: those of x, of the padding unless excluded, never
+    those ceil_mode adds."""
     kernel, strides, pads, extra = _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     pool, beyond = AVERAGE_POOLS[len(kernel)], [(0, amount) for amount in extra]
     counted = padded(torch.ones_like(x[:1, :1]), pads, 0.0 if exclude_padding_from_average else 1.0)
-    return pool(padded(padded(x, pads), beyond), kernel, strides) / pool(padded(counted, beyond), kernel, strides)
+    return pool(padded(padded(x, pads), beyond), kernel, strides) / pool(
+        padded(counted, beyond), kernel, strides
+    )
 
 
 def max_pool(x, kernel_sizes, strides=None, pad_type="valid", pad=None, ceil_mode=False):
@@ -162,7 +206,10 @@ def layer_norm(x, axes=None, gamma=None, beta=None, epsilon=1e-5):
     if axes == list(range(x.ndim - len(axes), x.ndim)):
         return F.layer_norm(x, shape, gamma, beta, epsilon)
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    y, spread = (x - mean) * torch.rsqrt(variance + epsilon), [x.shape[i] if i in axes else 1 for i in range(x.ndim)]
+    y, spread = (
+        (x - mean) * torch.rsqrt(variance + epsilon),
+        [x.shape[i] if i in axes else 1 for i in range(x.ndim)],
+    )
     y = y if gamma is None else y * gamma.reshape(spread)
     return y if beta is None else y + beta.reshape(spread)
 
@@ -176,7 +223,23 @@ def local_response_norm(x, size, alpha=1e-4, beta=0.75, k=1.0):
     return F.local_response_norm(x, scalar(size), alpha, beta, k)
 
 
-NEURAL = {function.__name__: function for function in (
-    conv, conv_quantized, conv_transpose, linear, matmul, einsum, scaled_dot_product_attention, avg_pool, max_pool, l2_pool, batch_norm,
-    instance_norm, layer_norm, l2_norm, local_response_norm,
-)}
+NEURAL = {
+    function.__name__: function
+    for function in (
+        conv,
+        conv_quantized,
+        conv_transpose,
+        linear,
+        matmul,
+        einsum,
+        scaled_dot_product_attention,
+        avg_pool,
+        max_pool,
+        l2_pool,
+        batch_norm,
+        instance_norm,
+        layer_norm,
+        l2_norm,
+        local_response_norm,
+    )
+}

@@ -1,12 +1,19 @@
 """MIL recurrent layers: x [steps, batch, inputs], weights with their gates stacked along the first axis."""
+
 import torch
 
 from .arguments import scalar
 
 ACTIVATIONS = {
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "linear": lambda x: x,
-    "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1), "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
-    "scaled_tanh": torch.tanh,  # its factors have no parameter here and are 1 (coremltools' iOS14/test_recurrent.py)
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "linear": lambda x: x,
+    "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
+    "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
+    "scaled_tanh": (
+        torch.tanh
+    ),  # its factors have no parameter here and are 1 (coremltools' iOS14/test_recurrent.py)
 }
 
 
@@ -15,14 +22,25 @@ def _steps(x: torch.Tensor, direction: str) -> list[torch.Tensor]:
 
 
 def _sequence(states: list[torch.Tensor], output_sequence: bool) -> torch.Tensor:
-    """All states in the order in which they were computed ("reverse" begins with the last step), or the last one.
+    """All states in the order in which they were computed ("reverse" begins with the last step), or the last
+    one.
 
-    This order is that of coremltools' operator tests (iOS14/test_recurrent.py); only a bidirectional lstm returns to the input's order.
+    This order is that of coremltools' operator tests (iOS14/test_recurrent.py); only a bidirectional lstm
+    returns to the input's order.
     """
     return torch.stack(states) if output_sequence else states[-1][None]
 
 
-def rnn(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, activation="tanh"):
+def rnn(
+    x,
+    initial_h,
+    weight_ih,
+    weight_hh,
+    bias=None,
+    direction="forward",
+    output_sequence=False,
+    activation="tanh",
+):
     h, states = initial_h, []
     for step in _steps(x, direction):
         total = step @ weight_ih.T + h @ weight_hh.T
@@ -31,9 +49,21 @@ def rnn(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", outp
     return _sequence(states, output_sequence), h
 
 
-def gru(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False, recurrent_activation="sigmoid",
-        activation="tanh", reset_after=False, input_bias=None):
-    """Gates are stacked as reset, output, update. reset_after: the reset gate multiplies the product with the state, not the state."""
+def gru(
+    x,
+    initial_h,
+    weight_ih,
+    weight_hh,
+    bias=None,
+    direction="forward",
+    output_sequence=False,
+    recurrent_activation="sigmoid",
+    activation="tanh",
+    reset_after=False,
+    input_bias=None,
+):
+    """Gates are stacked as reset, output, update. reset_after: the reset gate multiplies the product with the
+    state, not the state."""
     outer, inner, size = ACTIVATIONS[recurrent_activation], ACTIVATIONS[activation], initial_h.shape[-1]
     hidden_bias = torch.zeros(3 * size) if bias is None else bias
     given = torch.zeros(3 * size) if input_bias is None else input_bias
@@ -49,7 +79,9 @@ def gru(x, initial_h, weight_ih, weight_hh, bias=None, direction="forward", outp
     return _sequence(states, output_sequence), h
 
 
-def _lstm_pass(x, h, c, weight_ih, weight_hh, bias, peephole, direction, activations, clip) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _lstm_pass(
+    x, h, c, weight_ih, weight_hh, bias, peephole, direction, activations, clip
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """One direction; gates are stacked as input, forget, output, cell. -> states, last cell"""
     outer, cell, final = (ACTIVATIONS[name] for name in activations)
     peep = (0.0, 0.0, 0.0) if peephole is None else peephole.chunk(3)
@@ -65,17 +97,37 @@ def _lstm_pass(x, h, c, weight_ih, weight_hh, bias, peephole, direction, activat
     return states, c
 
 
-def lstm(x, initial_h, initial_c, weight_ih, weight_hh, bias=None, direction="forward", output_sequence=False,
-         recurrent_activation="sigmoid", cell_activation="tanh", activation="tanh", peephole=None, clip=None, weight_ih_back=None,
-         weight_hh_back=None, bias_back=None, peephole_back=None):
+def lstm(
+    x,
+    initial_h,
+    initial_c,
+    weight_ih,
+    weight_hh,
+    bias=None,
+    direction="forward",
+    output_sequence=False,
+    recurrent_activation="sigmoid",
+    cell_activation="tanh",
+    activation="tanh",
+    peephole=None,
+    clip=None,
+    weight_ih_back=None,
+    weight_hh_back=None,
+    bias_back=None,
+    peephole_back=None,
+):
     """-> states, last state, last cell. Bidirectional: both directions side by side in the last axis."""
     names = (recurrent_activation, cell_activation, activation)
     if direction != "bidirectional":
-        states, c = _lstm_pass(x, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, direction, names, clip)
+        states, c = _lstm_pass(
+            x, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, direction, names, clip
+        )
         return _sequence(states, output_sequence), states[-1], c
     (h_f, h_b), (c_f, c_b) = initial_h.chunk(2, -1), initial_c.chunk(2, -1)
     ahead, c_f = _lstm_pass(x, h_f, c_f, weight_ih, weight_hh, bias, peephole, "forward", names, clip)
-    back, c_b = _lstm_pass(x, h_b, c_b, weight_ih_back, weight_hh_back, bias_back, peephole_back, "reverse", names, clip)
+    back, c_b = _lstm_pass(
+        x, h_b, c_b, weight_ih_back, weight_hh_back, bias_back, peephole_back, "reverse", names, clip
+    )
     turned = back[::-1] if output_sequence else back
     sequence = torch.cat([_sequence(ahead, output_sequence), _sequence(turned, output_sequence)], -1)
     return sequence, torch.cat([ahead[-1], back[-1]], -1), torch.cat([c_f, c_b], -1)

@@ -1,4 +1,5 @@
 """MIL reductions, orderings and running sums."""
+
 from collections.abc import Callable
 from functools import wraps
 
@@ -8,7 +9,9 @@ from .arguments import ints, scalar
 
 
 def over_axes(function: Callable) -> Callable:
-    """function(x, axes, keep_dims) with its axes listed: without axes all, and with an empty list none (every element by itself)."""
+    """function(x, axes, keep_dims) with its axes listed: without axes all, and with an empty list none (every
+    element by itself)."""
+
     @wraps(function)
     def operator(x, axes=None, keep_dims=False):
         if axes is not None and not ints(axes):
@@ -95,11 +98,29 @@ def cumsum(x, axis=0, exclusive=False, reverse=False):
     flipped = x.flip(axis) if reverse else x
     total = torch.cumsum(flipped, axis)
     if exclusive:
-        total = torch.cat([torch.zeros_like(total.narrow(axis, 0, 1)), total.narrow(axis, 0, total.shape[axis] - 1)], axis)
+        total = torch.cat(
+            [torch.zeros_like(total.narrow(axis, 0, 1)), total.narrow(axis, 0, total.shape[axis] - 1)], axis
+        )
     return total.flip(axis) if reverse else total
 
 
-REDUCTIONS = {function.__name__: function for function in (
-    reduce_sum, reduce_mean, reduce_max, reduce_min, reduce_prod, reduce_sum_square, reduce_l1_norm, reduce_l2_norm, reduce_log_sum,
-    reduce_log_sum_exp, reduce_argmax, reduce_argmin, argsort, topk, cumsum,
-)}
+REDUCTIONS = {
+    function.__name__: function
+    for function in (
+        reduce_sum,
+        reduce_mean,
+        reduce_max,
+        reduce_min,
+        reduce_prod,
+        reduce_sum_square,
+        reduce_l1_norm,
+        reduce_l2_norm,
+        reduce_log_sum,
+        reduce_log_sum_exp,
+        reduce_argmax,
+        reduce_argmin,
+        argsort,
+        topk,
+        cumsum,
+    )
+}

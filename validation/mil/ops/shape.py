@@ -1,4 +1,6 @@
-"""MIL operators that move data: reshape, transpose, slice, pad, join, split, fill, and block rearrangements."""
+"""MIL operators that move data: reshape, transpose, slice, pad, join, split, fill, and block
+rearrangements."""
+
 import math
 
 import torch
@@ -57,7 +59,8 @@ def _masks(rank, *masks):
 
 
 def slice_positions(sizes, begin, end, stride, begin_mask, end_mask, squeeze_mask) -> list:
-    """For each axis the positions that a slice takes: a range, or one position where the axis is squeezed. Python's slicing rules."""
+    """For each axis the positions that a slice takes: a range, or one position where the axis is squeezed.
+    Python's slicing rules."""
     rank = len(sizes)
     begins, ends, strides = ints(begin), ints(end), ints(stride) if stride is not None else [1] * rank
     open_begin, open_end, single = _masks(rank, begin_mask, end_mask, squeeze_mask)
@@ -99,18 +102,27 @@ def slice_update(x, update, begin, end, stride=None, begin_mask=None, end_mask=N
     """A copy of x whose slice is replaced by `update`."""
     positions = slice_positions(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     kept = [where for where in positions if not isinstance(where, int)]
-    grids = iter(torch.meshgrid(*[torch.tensor(list(where), dtype=torch.long) for where in kept], indexing="ij")) if kept else iter(())
+    grids = (
+        iter(torch.meshgrid(*[torch.tensor(list(where), dtype=torch.long) for where in kept], indexing="ij"))
+        if kept
+        else iter(())
+    )
     indices = tuple(torch.tensor(where) if isinstance(where, int) else next(grids) for where in positions)
     return x.clone().index_put_(indices, update.reshape([len(where) for where in kept]).to(x.dtype))
 
 
 def pad(x, pad, mode="constant", constant_val=0.0):
-    """pad = (before, after) for each of the last N axes. Edges are taken by index, so that every rank and axis works."""
+    """pad = (before, after) for each of the last N axes. Edges are taken by index, so that every rank and
+    axis works."""
     amounts = ints(pad)
     pairs = list(zip(amounts[::2], amounts[1::2]))
     if mode == "constant":
         value = scalar(constant_val)
-        return F.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=value if x.is_floating_point() else int(value))
+        return F.pad(
+            x,
+            [amount for pair in reversed(pairs) for amount in pair],
+            value=value if x.is_floating_point() else int(value),
+        )
     for axis, (low, high) in enumerate(pairs, x.ndim - len(pairs)):
         if low or high:
             at, last = torch.arange(-low, x.shape[axis] + high), x.shape[axis] - 1
@@ -128,7 +140,9 @@ def concat(values, axis, interleave=False):
     values = [tensor(value) for value in values]
     if not interleave:
         return torch.cat(values, axis)
-    return torch.stack(values, axis % values[0].ndim + 1).flatten(axis % values[0].ndim, axis % values[0].ndim + 1)
+    return torch.stack(values, axis % values[0].ndim + 1).flatten(
+        axis % values[0].ndim, axis % values[0].ndim + 1
+    )
 
 
 def stack(values, axis):
@@ -147,7 +161,10 @@ def reverse(x, axes=None):
 def reverse_sequence(x, lengths, seq_axis=0, batch_axis=0):
     """The first lengths[i] elements of batch i are reversed along seq_axis."""
     batches = [
-        torch.cat([part.narrow(seq_axis, 0, n).flip(seq_axis), part.narrow(seq_axis, n, x.shape[seq_axis] - n)], seq_axis)
+        torch.cat(
+            [part.narrow(seq_axis, 0, n).flip(seq_axis), part.narrow(seq_axis, n, x.shape[seq_axis] - n)],
+            seq_axis,
+        )
         for part, n in zip(x.split(1, batch_axis), ints(lengths))
     ]
     return torch.cat(batches, batch_axis)
@@ -183,13 +200,19 @@ def depth_to_space(x, block_size):
     """Channels are ordered (block row, block column, channel)."""
     n, c, h, w = x.shape
     b = scalar(block_size)
-    return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
+    return (
+        x.reshape(n, b, b, c // (b * b), h, w)
+        .permute(0, 3, 4, 1, 5, 2)
+        .reshape(n, c // (b * b), h * b, w * b)
+    )
 
 
 def space_to_depth(x, block_size):
     n, c, h, w = x.shape
     b = scalar(block_size)
-    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+    return (
+        x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+    )
 
 
 def pixel_shuffle(x, upscale_factor):
@@ -205,13 +228,19 @@ def space_to_batch(x, block_shape, paddings):
     (a, b), (top, bottom, left, right) = ints(block_shape), ints(paddings)
     x = F.pad(x, [left, right, top, bottom])
     n, c, h, w = x.shape
-    return x.reshape(n, c, h // a, a, w // b, b).permute(3, 5, 0, 1, 2, 4).reshape(n * a * b, c, h // a, w // b)
+    return (
+        x.reshape(n, c, h // a, a, w // b, b).permute(3, 5, 0, 1, 2, 4).reshape(n * a * b, c, h // a, w // b)
+    )
 
 
 def batch_to_space(x, block_shape, crops):
     (a, b), (top, bottom, left, right) = ints(block_shape), ints(crops)
     n, c, h, w = x.shape
-    x = x.reshape(a, b, n // (a * b), c, h, w).permute(2, 3, 4, 0, 5, 1).reshape(n // (a * b), c, h * a, w * b)
+    x = (
+        x.reshape(a, b, n // (a * b), c, h, w)
+        .permute(2, 3, 4, 0, 5, 1)
+        .reshape(n // (a * b), c, h * a, w * b)
+    )
     return x[:, :, top : h * a - bottom, left : w * b - right]
 
 
@@ -220,8 +249,37 @@ def crop(x, crop_height, crop_width):
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
-SHAPE = {function.__name__: function for function in (
-    reshape, reshape_like, transpose, expand_dims, squeeze, flatten2d, shape, slice_by_index, slice_by_size, slice_update, pad, tile,
-    concat, stack, split, reverse, reverse_sequence, fill, fill_like, range_1d, band_part, sliding_windows, depth_to_space,
-    space_to_depth, pixel_shuffle, pixel_unshuffle, space_to_batch, batch_to_space, crop,
-)}
+SHAPE = {
+    function.__name__: function
+    for function in (
+        reshape,
+        reshape_like,
+        transpose,
+        expand_dims,
+        squeeze,
+        flatten2d,
+        shape,
+        slice_by_index,
+        slice_by_size,
+        slice_update,
+        pad,
+        tile,
+        concat,
+        stack,
+        split,
+        reverse,
+        reverse_sequence,
+        fill,
+        fill_like,
+        range_1d,
+        band_part,
+        sliding_windows,
+        depth_to_space,
+        space_to_depth,
+        pixel_shuffle,
+        pixel_unshuffle,
+        space_to_batch,
+        batch_to_space,
+        crop,
+    )
+}
