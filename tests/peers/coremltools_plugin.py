@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.tools import import_coremltools
+from cidermill.converters.coreml.tools import import_coremltools
 from cidermill.validation import open_runner
 from cidermill.validation.graph import OperatorFailed
 

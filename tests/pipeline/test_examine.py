@@ -15,7 +15,7 @@ from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.examine import Check, check_artifact, judge, judge_capture
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import run
-from cidermill.pipeline.terminal.report.report import progress
+from cidermill.pipeline.terminal.report import progress
 from cidermill.validation import open_runner
 from cidermill.validation.graph import Value
 from cidermill.validation.judge.compare import compare

@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.samples import synthetic

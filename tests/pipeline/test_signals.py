@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from cidermill.pipeline.signals import Stopped, ends_in_order
-from cidermill.pipeline.terminal.report.report import progress
+from cidermill.pipeline.terminal.report import progress
 
 
 def swallowed_signal():

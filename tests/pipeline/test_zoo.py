@@ -5,7 +5,7 @@ import pytest
 
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import run
-from cidermill.pipeline.terminal.report.report import progress
+from cidermill.pipeline.terminal.report import progress
 from cidermill.validation import open_runner
 
 ARCHITECTURES = [

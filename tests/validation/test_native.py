@@ -19,8 +19,7 @@ import pytest
 import torch
 
 from cidermill.pipeline.measurements import planned_section
-from cidermill.validation import native, open_runner
-from cidermill.validation import native_worker as timed_worker
+from cidermill.validation import native, native_worker, open_runner
 from cidermill.validation.estimate.devices import find_device
 from cidermill.validation.native import (
     Job,
@@ -78,7 +77,9 @@ def test_reference_runner_is_timed_in_a_child(package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (found,) = measure_times(open_runner(package, host="reference"), "reference", 60)
     assert found["compute_units"] == "reference" and "problem" not in found
-    assert 0 < found["low_ms"] <= found["ms"] <= found["high_ms"] and found["runs"] >= timed_worker.LEAST_RUNS
+    assert (
+        0 < found["low_ms"] <= found["ms"] <= found["high_ms"] and found["runs"] >= native_worker.LEAST_RUNS
+    )
     assert (
         found["cold_load_ms"] > 0
         and found["load_ms"] > 0
@@ -151,7 +152,7 @@ def test_real_worker_killed_in_its_steady_runs(package, tmp_path):
     job = Job("time", "reference", str(package), "reference", str(tmp_path), str(tmp_path / "inputs.npz"))
     script = f"""
 import sys
-from cidermill.validation import timed_worker as w
+from cidermill.validation import native_worker as w
 def endless(predict):
     open({str(tmp_path / "reached")!r}, "w").close()
     while True:
@@ -184,7 +185,7 @@ def test_a_parent_that_ends_takes_its_child_along(tmp_path, moment, number, code
     that one was left behind once."""
     worker = f"""
 import sys
-from cidermill.validation import timed_worker as w
+from cidermill.validation import native_worker as w
 def wait(job, tell):
     open({str(tmp_path / "reached")!r}, "w").close()
     w.time.sleep(60)
@@ -219,7 +220,7 @@ def test_what_a_runtime_prints_does_not_mix_with_the_lines(package, tmp_path):
     """Native code writes to descriptor 1 behind Python's back: the lines have a descriptor of their own."""
     script = """
 import os, sys
-from cidermill.validation import timed_worker as w
+from cidermill.validation import native_worker as w
 def noisy(job, tell):
     os.write(1, b'{"runs": [1.0]}' + bytes([10]))
     tell({"runs": [0.002]})
@@ -260,15 +261,15 @@ def test_warm_up_is_not_counted_and_slow_models_end(monkeypatch):
         calls.append(time.perf_counter())
         time.sleep(0.05)
 
-    monkeypatch.setattr(timed_worker, "MOST_SECONDS", 0.4)
-    runs = timed_worker.steady(predict)
-    assert len(runs) == len(calls) - timed_worker.WARM_UP and 1 <= len(runs) < timed_worker.LEAST_RUNS
+    monkeypatch.setattr(native_worker, "MOST_SECONDS", 0.4)
+    runs = native_worker.steady(predict)
+    assert len(runs) == len(calls) - native_worker.WARM_UP and 1 <= len(runs) < native_worker.LEAST_RUNS
     assert all(0.05 <= run < 0.3 for run in runs)
 
 
 def test_one_call_is_timed_however_slow(monkeypatch):
-    monkeypatch.setattr(timed_worker, "MOST_SECONDS", 0.0)
-    assert len(timed_worker.steady(lambda: time.sleep(0.01))) == 1
+    monkeypatch.setattr(native_worker, "MOST_SECONDS", 0.0)
+    assert len(native_worker.steady(lambda: time.sleep(0.01))) == 1
 
 
 def test_inputs_fit_the_program(mil_package):
@@ -305,7 +306,7 @@ def test_flexible_and_picture_inputs(ct, tmp_path):
     drawn = example_inputs(open_runner(tmp_path / "net.mlpackage", host="reference"))
     assert drawn["image"].shape == (1, 3, 8, 6) and drawn["scale"].shape == (5,)
     assert 0 <= drawn["image"].min() < 64 < 192 < drawn["image"].max() <= 255
-    pictures = timed_worker._pictured(drawn, {"image": "RGB"})
+    pictures = native_worker._pictured(drawn, {"image": "RGB"})
     assert pictures["image"].size == (6, 8) and pictures["scale"] is drawn["scale"]
 
 
@@ -315,13 +316,13 @@ def test_flexible_and_picture_inputs(ct, tmp_path):
 def devices(ct):
     """Real device records; only their proxies, which exist on macOS alone, are left out."""
     kinds = ct.models.compute_device
-    return {unit: object.__new__(getattr(kinds, name)) for name, unit in timed_worker.DEVICE_UNITS.items()}
+    return {unit: object.__new__(getattr(kinds, name)) for name, unit in native_worker.DEVICE_UNITS.items()}
 
 
 def test_every_compute_device_of_coremltools_is_mapped(ct):
     base = ct.models.compute_device.MLComputeDevice
-    assert {kind.__name__ for kind in base.__subclasses__()} == set(timed_worker.DEVICE_UNITS)
-    assert {timed_worker.unit_of(device) for device in devices(ct).values()} == {"cpu", "gpu", "ane"}
+    assert {kind.__name__ for kind in base.__subclasses__()} == set(native_worker.DEVICE_UNITS)
+    assert {native_worker.unit_of(device) for device in devices(ct).values()} == {"cpu", "gpu", "ane"}
 
 
 class Plan:
@@ -369,7 +370,7 @@ def test_plan_is_read_to_the_innermost_block(ct):
         operation(ct, "ios17.cond", "chosen", [inner]),
         operation(ct, "relu", "r"),
     ]
-    rows = timed_worker.planned(
+    rows = native_worker.planned(
         Plan(ct, operations, {"inside": ("ane", 0.75), "chosen": ("cpu", None), "r": ("gpu", 0.25)}), None
     )
     assert rows == [
@@ -385,7 +386,7 @@ def test_plan_of_another_kind_of_model_is_refused_in_words(ct):
         neuralnetwork=None, program=None, pipeline=None
     )
     with pytest.raises(ValueError, match="no ML Program"):
-        timed_worker.planned(plan, None)
+        native_worker.planned(plan, None)
 
 
 def test_plan_meets_our_operations_by_output_name(ct, package):
@@ -397,7 +398,7 @@ def test_plan_meets_our_operations_by_output_name(ct, package):
         "made_by_the_compiler": ("cpu", 0.1),
     }
     operations = [operation(ct, f"ios18.{kind}", name) for kind, name in zip(kinds, outputs)]
-    rows = timed_worker.planned(
+    rows = native_worker.planned(
         Plan(ct, [operation(ct, "ios18.cast", "made_by_the_compiler"), *operations[::-1]], answers), None
     )
     ops = match_plan(rows, graph)
@@ -421,7 +422,7 @@ def test_plan_that_crashed_is_a_section_with_a_problem(package):
 
 
 def known_types(ct):
-    """function of timed_worker -> its variables that hold objects of a runtime, with their types."""
+    """function of native_worker -> its variables that hold objects of a runtime, with their types."""
     from executorch.runtime import Method, Program, Runtime
 
     plan = ct.models.compute_plan
@@ -509,7 +510,7 @@ APPLE = {
 
 
 def test_every_call_into_coremltools_and_executorch_fits_the_installed_version(ct):
-    source = Path(timed_worker.__file__).read_text()
+    source = Path(native_worker.__file__).read_text()
     assert check_calls(source, ct) >= APPLE | {"get", "load_program", "load_method", "execute"}
 
 
@@ -527,7 +528,7 @@ def test_every_call_into_coremltools_and_executorch_fits_the_installed_version(c
     ],
 )
 def test_a_call_that_does_not_fit_is_noticed(ct, right, wrong):
-    source = Path(timed_worker.__file__).read_text()
+    source = Path(native_worker.__file__).read_text()
     assert right in source
     with pytest.raises((AssertionError, TypeError)):
         check_calls(source.replace(right, wrong), ct)

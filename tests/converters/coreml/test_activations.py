@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.activations import activation_warnings
-from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.coreml.activations import activation_warnings
+from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.evaluate import evaluate

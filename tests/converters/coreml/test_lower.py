@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cidermill.converters.coreml.write.lower import lower
-from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.coreml.lower import lower
+from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators
 from cidermill.models.evaluate import evaluate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.write import Templates, write_mlpackage
+from cidermill.converters.coreml.write import Templates, write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.deployment import required_target
-from cidermill.converters.coreml.write.storage import storable, stored_bits
-from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.coreml.deployment import required_target
+from cidermill.converters.coreml.storage import storable, stored_bits
+from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.converters.mps.write import write_pte
 from cidermill.models.capture import capture
 from cidermill.models.source import Samples, Source, TensorSpec

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.write.deployment import check_target
-from cidermill.converters.coreml.write.write import write_mlpackage
+from cidermill.converters.coreml.deployment import check_target
+from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators, UserError
 from cidermill.models.evaluate import evaluate

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cidermill.conftest import small_network
+from .conftest import small_network
 
 
 def contents(folder: Path) -> dict[str, bytes]:

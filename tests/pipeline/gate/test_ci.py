@@ -14,7 +14,7 @@ from cidermill.pipeline.commands.ci import announce, write_junit
 from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.gate.ci import annotation, annotations, junit_xml, summary
 from cidermill.pipeline.gate.junit import Case, Suite, xml_text
-from cidermill.pipeline.report.write.write import html_text
+from cidermill.pipeline.report.write import html_text
 
 HOSTILE = "a%25b,c:d|`e`<img>&\"'\n::error::x\r\x00\x1b[31m\ud800￿]]>"
 

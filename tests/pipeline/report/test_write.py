@@ -9,8 +9,8 @@ import pytest
 
 from cidermill.converters.artifact import Artifact
 from cidermill.models.source import Samples, Source, TensorSpec
-from cidermill.pipeline.report.write import summaries as figures
-from cidermill.pipeline.report.write import write as report
+from cidermill.pipeline.report import summaries as figures
+from cidermill.pipeline.report import write as report
 from cidermill.validation.judge.compare import OutputError
 
 ARTIFACT_KEYS = [

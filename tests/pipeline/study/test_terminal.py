@@ -7,7 +7,7 @@ import pytest
 
 from cidermill.pipeline.study.constraints import parse_constraints
 from cidermill.pipeline.study.results import best_of, load_study
-from cidermill.pipeline.terminal.report.study import show_best, show_study, study_result
+from cidermill.pipeline.terminal.study import show_best, show_study, study_result
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from cidermill.pipeline.measurements import planned_section
-from cidermill.pipeline.terminal.report import report as terminal
+from cidermill.pipeline.terminal import report as terminal
 from cidermill.validation.native import Outcome
 
 HERE = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}

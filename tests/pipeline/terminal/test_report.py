@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.terminal.report import report as terminal
+from cidermill.pipeline.terminal import report as terminal
 
 ESCAPE = "\x1b"
 

@@ -325,7 +325,7 @@ def written(tmp_path_factory):
     """-> (compressed, {target: artifact}) of two int8 layers of one size and one 4-bit palette."""
     from pathlib import Path
 
-    from cidermill.converters.coreml.write.write import write_mlpackage
+    from cidermill.converters.coreml.write import write_mlpackage
     from cidermill.converters.mps.write import write_pte
     from cidermill.models.capture import capture
     from cidermill.models.source import Samples, Source, TensorSpec
@@ -370,7 +370,7 @@ def test_equal_weights_and_transposed_convolutions_are_found(target, tmp_path):
     stores them in float16."""
     from pathlib import Path
 
-    from cidermill.converters.coreml.write.write import write_mlpackage
+    from cidermill.converters.coreml.write import write_mlpackage
     from cidermill.converters.mps.write import write_pte
     from cidermill.models.capture import capture
     from cidermill.models.source import Samples, Source, TensorSpec
@@ -423,7 +423,7 @@ def test_one_changed_code_fails_the_verdict_and_names_the_weight(written, target
 
 def test_a_mask_that_does_not_fit_its_data_fails_the_verdict(written, tmp_path):
     """The operator that decodes the weight refuses it: a verdict, not a crash."""
-    from cidermill.converters.coreml.write.write import write_mlpackage
+    from cidermill.converters.coreml.write import write_mlpackage
     from cidermill.quantization.compress import compress
     from cidermill.quantization.recipe import parse_recipe
 
