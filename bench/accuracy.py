@@ -32,22 +32,23 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = (
-    "float16", "int8", "int8:per-tensor", "int4:block32", "int4:per-channel", "int4:block32:gptq", "int4:block32:awq", "int3:block32", "int2:block32",
-    "palettize8", "palettize6", "palettize4", "palettize4:group16", "palettize4:sensitive", "palettize4:vector2", "palettize2",
-    "prune50", "prune50:sparsegpt", "prune50+int4", "palettize4+prune50", "w8a8",
-)  # fmt: skip
+RECIPES = """
+    float16 int8 int8:per-tensor int4:block32 int4:per-channel int4:block32:gptq int4:block32:awq int3:block32
+    int2:block32 palettize8 palettize6 palettize4 palettize4:group16 palettize4:sensitive palettize4:vector2
+    palettize2 prune50 prune50:sparsegpt prune50+int4 palettize4+prune50 w8a8
+""".split()
 TUNED = "palettize2"
 BATCH, LENGTH = 32, 32
 QUESTIONS = 384
 CALIBRATION = 8  # batches
 RESOLVED = 0.005  # an accuracy that is counted on a few hundred samples
 MODULES = """
-os shutil subprocess statistics math random string textwrap json csv gzip zipfile tarfile socket ssl threading queue heapq bisect itertools
-functools operator collections datetime calendar time locale logging inspect ast dis tokenize pathlib glob fnmatch tempfile hashlib hmac
-secrets base64 binascii struct codecs unicodedata difflib re email.utils html http.client urllib.parse urllib.request xml.etree.ElementTree
-sqlite3 pickle copy pprint decimal fractions configparser argparse getpass platform signal mmap contextlib weakref types enum traceback
-warnings gc sched
+    os shutil subprocess statistics math random string textwrap json csv gzip zipfile tarfile socket ssl
+    threading queue heapq bisect itertools functools operator collections datetime calendar time locale
+    logging inspect ast dis tokenize pathlib glob fnmatch tempfile hashlib hmac secrets base64 binascii struct
+    codecs unicodedata difflib re email.utils html http.client urllib.parse urllib.request
+    xml.etree.ElementTree sqlite3 pickle copy pprint decimal fractions configparser argparse getpass platform
+    signal mmap contextlib weakref types enum traceback warnings gc sched
 """.split()
 
 
@@ -201,8 +202,23 @@ def press(task: Task, model: Path, recipe: str, folder: Path, out: Path) -> tupl
 
 def tuned(task: Task, folder: Path) -> Path:
     out = folder / f"{task.name}-tuned.pt2"
-    command("tune", task.model, "--recipe", TUNED, "--data", folder / f"{task.name}-tune.npz", "--out", out, "--steps", task.steps,
-            "--lr", task.rate, "--batch-accumulation", 1, *task.arguments)  # fmt: skip
+    command(
+        "tune",
+        task.model,
+        "--recipe",
+        TUNED,
+        "--data",
+        folder / f"{task.name}-tune.npz",
+        "--out",
+        out,
+        "--steps",
+        task.steps,
+        "--lr",
+        task.rate,
+        "--batch-accumulation",
+        1,
+        *task.arguments,
+    )
     return out
 
 

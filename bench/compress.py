@@ -56,17 +56,34 @@ class Scheme:
 SCHEMES = (
     Scheme("palettize4", 10, "palettize_weights", {"mode": "kmeans", "nbits": 4}),
     Scheme("palettize6", 10, "palettize_weights", {"mode": "kmeans", "nbits": 6}),
-    Scheme("palettize4:group16", 15, "palettize_weights",
-           {"mode": "kmeans", "nbits": 4, "granularity": "per_grouped_channel", "group_size": 16}),
+    Scheme(
+        "palettize4:group16",
+        15,
+        "palettize_weights",
+        {"mode": "kmeans", "nbits": 4, "granularity": "per_grouped_channel", "group_size": 16},
+    ),
     Scheme("int8", 5, "linear_quantize_weights", {"mode": "linear_symmetric", "granularity": "per_channel"}),
-    Scheme("int8:block32", 5, "linear_quantize_weights", {"mode": "linear_symmetric", "granularity": "per_block", "block_size": 32}),
-    Scheme("int4:block32", 5, "linear_quantize_weights",
-           {"mode": "linear_symmetric", "granularity": "per_block", "block_size": 32, "dtype": "int4"}),
-    Scheme("int4:block32:asymmetric", None, "linear_quantize_weights",
-           {"mode": "linear", "granularity": "per_block", "block_size": 32, "dtype": "int4"}),
+    Scheme(
+        "int8:block32",
+        5,
+        "linear_quantize_weights",
+        {"mode": "linear_symmetric", "granularity": "per_block", "block_size": 32},
+    ),
+    Scheme(
+        "int4:block32",
+        5,
+        "linear_quantize_weights",
+        {"mode": "linear_symmetric", "granularity": "per_block", "block_size": 32, "dtype": "int4"},
+    ),
+    Scheme(
+        "int4:block32:asymmetric",
+        None,
+        "linear_quantize_weights",
+        {"mode": "linear", "granularity": "per_block", "block_size": 32, "dtype": "int4"},
+    ),
     Scheme("prune50", 5, "prune_weights", {"target_sparsity": 0.5}),
     Scheme("palettize4:vector2", None, "palettize_weights", {"mode": "kmeans", "nbits": 4, "cluster_dim": 2}),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -136,8 +153,11 @@ def peer(mlmodel: Any, scheme: Scheme) -> Any:
     weights."""
     import coremltools.optimize.coreml as cto
 
-    kinds = {"palettize_weights": cto.OpPalettizerConfig, "linear_quantize_weights": cto.OpLinearQuantizerConfig,
-             "prune_weights": cto.OpMagnitudePrunerConfig}  # fmt: skip
+    kinds = {
+        "palettize_weights": cto.OpPalettizerConfig,
+        "linear_quantize_weights": cto.OpLinearQuantizerConfig,
+        "prune_weights": cto.OpMagnitudePrunerConfig,
+    }
     config = cto.OptimizationConfig(
         global_config=kinds[scheme.method](weight_threshold=2048, **scheme.settings)
     )
@@ -233,8 +253,13 @@ def torchao_weights(weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, t
     from torchao.quantization import quant_primitives as ao
 
     rows, inputs = weight.shape
-    cases = [("int8", 8, inputs, "mse"), ("int4:block32", 4, 32, "mse"), ("int8:block32:asymmetric", 8, 32, "asymmetric"),
-             ("int4:block32:asymmetric", 4, 32, "asymmetric"), ("int2:block32", 2, 32, "mse")]  # fmt: skip
+    cases = [
+        ("int8", 8, inputs, "mse"),
+        ("int4:block32", 4, 32, "mse"),
+        ("int8:block32:asymmetric", 8, 32, "asymmetric"),
+        ("int4:block32:asymmetric", 4, 32, "asymmetric"),
+        ("int2:block32", 2, 32, "mse"),
+    ]
     for name, bits, size, mode in cases:
         kinds = (
             [ao.MappingType.ASYMMETRIC]

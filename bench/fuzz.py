@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from fuzz_corpus import build_corpus, quiet  # noqa: E402
-from fuzz_mutations import mutate  # noqa: E402
+from fuzz_corpus import build_corpus, quiet
+from fuzz_mutations import mutate
 
 SECONDS, MEMORY, LOOPS = 5.0, 1 << 30, 2000  # what the runner allows one call
 DATA_LIMIT = 6 << 30  # of a worker, by the kernel: an allocation beyond it fails
@@ -91,7 +91,7 @@ def attempt(action: Callable[[], str]) -> tuple[str, str]:
         if out_of_memory(error):
             return "over memory", traceback.format_exc()
         return type(error).__name__, str(error)
-    except BaseException as error:  # noqa: B902  (RecursionError, MemoryError, SystemExit: whatever it is must be seen)
+    except BaseException as error:  # RecursionError, MemoryError, SystemExit: whatever it is must be seen
         return f"dirty: {type(error).__name__}", traceback.format_exc()[-4000:]
 
 

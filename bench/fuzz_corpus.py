@@ -169,11 +169,18 @@ def older_compressed(mb, x):
 
 
 PROGRAMS: dict[str, tuple[Callable, tuple, str]] = {
-    "conv": (conv_net, IMAGE, "iOS17"), "resize": (resizing, IMAGE, "iOS16"), "attention": (attention, ROWS, "iOS18"),
-    "shapes": (shapes, ROWS, "iOS17"), "indexing": (indexing, ROWS, "iOS17"), "recurrent": (recurrent, ROWS, "iOS15"),
-    "control": (control_flow, ROWS, "iOS17"), "lists": (lists, ROWS, "iOS16"), "state": (stateful, ((4, 16), "fp16"), "iOS18"),
-    "compressed": (compressed, ROWS, "iOS18"), "older": (older_compressed, ROWS, "iOS16"),
-}  # fmt: skip
+    "conv": (conv_net, IMAGE, "iOS17"),
+    "resize": (resizing, IMAGE, "iOS16"),
+    "attention": (attention, ROWS, "iOS18"),
+    "shapes": (shapes, ROWS, "iOS17"),
+    "indexing": (indexing, ROWS, "iOS17"),
+    "recurrent": (recurrent, ROWS, "iOS15"),
+    "control": (control_flow, ROWS, "iOS17"),
+    "lists": (lists, ROWS, "iOS16"),
+    "state": (stateful, ((4, 16), "fp16"), "iOS18"),
+    "compressed": (compressed, ROWS, "iOS18"),
+    "older": (older_compressed, ROWS, "iOS16"),
+}
 
 
 def write_program(name: str, folder: Path) -> None:
@@ -291,11 +298,17 @@ def pte_sources() -> dict[str, tuple[Any, tuple, str]]:
 
     image, rows = (torch.rand(1, 3, 8, 8),), (torch.rand(4, 8) + 0.1,)
     return {
-        "portable": (Net(), image, "portable"), "mps16": (Net(), image, "mps16"), "mps32": (Net(), image, "mps32"),
-        "external": (Net(), image, "external"), "coreml-in-pte": (Net(), image, "coreml"), "buffer": (Memory(), (torch.rand(4),), "portable"),
-        "jumps": (Branch(), rows, "portable"), "pte-shapes": (Shapes(), rows, "portable"), "mps-shapes": (Moves(), rows, "mps32"),
+        "portable": (Net(), image, "portable"),
+        "mps16": (Net(), image, "mps16"),
+        "mps32": (Net(), image, "mps32"),
+        "external": (Net(), image, "external"),
+        "coreml-in-pte": (Net(), image, "coreml"),
+        "buffer": (Memory(), (torch.rand(4),), "portable"),
+        "jumps": (Branch(), rows, "portable"),
+        "pte-shapes": (Shapes(), rows, "portable"),
+        "mps-shapes": (Moves(), rows, "mps32"),
         "pte-loop": (Rounds(), rows, "portable"),
-    }  # fmt: skip
+    }
 
 
 def write_pte(module: Any, inputs: tuple, how: str, folder: Path) -> None:

@@ -56,10 +56,15 @@ FILE_NAMES = (
     ),
     *("/dev/zero", f"{PLACE}//dev/zero", f"{PLACE}/../../Manifest.json"),
 )
-CALLED = b"""aten::add aten::mul aten::convolution aten::mm aten::bmm aten::cat aten::mean aten::repeat aten::view_copy aten::permute_copy
-    aten::arange executorch_prim::et_view""".split()
-INSTEAD = b"""aten::mm aten::set_ aten::full aten::resize aten::empty aten::repeat aten::as_strided aten::addmm aten::var aten::_pack aten::bmm
-    aten::cat aten::topk aten::eye aten::sort aten::nonzero aten::svd aten::index""".split()
+CALLED = b"""
+    aten::add aten::mul aten::convolution aten::mm aten::bmm aten::cat aten::mean aten::repeat aten::view_copy
+    aten::permute_copy aten::arange executorch_prim::et_view
+""".split()
+INSTEAD = b"""
+    aten::mm aten::set_ aten::full aten::resize aten::empty aten::repeat aten::as_strided aten::addmm
+    aten::var aten::_pack aten::bmm aten::cat aten::topk aten::eye aten::sort aten::nonzero aten::svd
+    aten::index
+""".split()
 
 
 @dataclass(frozen=True)
@@ -609,9 +614,13 @@ def edit_name(folder: Path, rng: np.random.Generator) -> str:
 
 
 PACKAGE_DAMAGE: dict[str, tuple[Callable, float]] = {
-    "bytes": (any_file, 3), "messages": (edit_model, 8), "record": (edit_record, 1), "manifest": (edit_manifest, 0.5),
-    "files": (trick_files, 0.5), "outside": (point_outside, 0.3),
-}  # fmt: skip
+    "bytes": (any_file, 3),
+    "messages": (edit_model, 8),
+    "record": (edit_record, 1),
+    "manifest": (edit_manifest, 0.5),
+    "files": (trick_files, 0.5),
+    "outside": (point_outside, 0.3),
+}
 PROGRAM_DAMAGE: dict[str, tuple[Callable, float]] = {
     "bytes": (any_file, 3),
     "fields": (edit_field, 8),

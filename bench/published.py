@@ -84,8 +84,12 @@ def compare(model: Path, published: dict[str, float], folder: Path) -> bool:
         size = size_bytes(model, recipe, folder)
         away = dense / size / theirs - 1
         good &= abs(away) <= WITHIN
-        print(f"{model.stem:12s} {recipe:11s} {dense / 1e6:6.2f} MB -> {size / 1e6:6.2f} MB: {dense / size:.2f}, published {theirs:.2f} ({away:+.1%})"
-              f": {'ok' if abs(away) <= WITHIN else 'MISSED'}", flush=True)  # fmt: skip
+        print(
+            f"{model.stem:12s} {recipe:11s} {dense / 1e6:6.2f} MB -> {size / 1e6:6.2f} MB:"
+            f" {dense / size:.2f}, published {theirs:.2f} ({away:+.1%})"
+            f": {'ok' if abs(away) <= WITHIN else 'MISSED'}",
+            flush=True,
+        )
     return good
 
 

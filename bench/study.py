@@ -37,28 +37,47 @@ class Logits(torch.nn.Module):
         return self.model(pixel_values).logits
 
 def linear(dtype, **more):
-    return lambda m, joint=False: cto.linear_quantize_weights(
-        m, cto.OptimizationConfig(cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=dtype, **more)), joint_compression=joint)
+    config = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=dtype, **more)
+    return lambda model, joint=False: cto.linear_quantize_weights(
+        model, cto.OptimizationConfig(config), joint_compression=joint)
 
 def palette(bits, **more):
-    return lambda m, joint=False: cto.palettize_weights(
-        m, cto.OptimizationConfig(cto.OpPalettizerConfig(mode="kmeans", nbits=bits, **more)), joint_compression=joint)
+    config = cto.OpPalettizerConfig(mode="kmeans", nbits=bits, **more)
+    return lambda model, joint=False: cto.palettize_weights(
+        model, cto.OptimizationConfig(config), joint_compression=joint)
 
 def prune(**more):
-    return lambda m, joint=False: cto.prune_weights(m, cto.OptimizationConfig(cto.OpMagnitudePrunerConfig(**more)), joint_compression=joint)
+    config = cto.OpMagnitudePrunerConfig(**more)
+    return lambda model, joint=False: cto.prune_weights(
+        model, cto.OptimizationConfig(config), joint_compression=joint)
 
 channel, group = {"granularity": "per_channel"}, {"granularity": "per_grouped_channel", "group_size": 16}
 half = {"target_sparsity": 0.5}
 blocks = lambda size: {"granularity": "per_block", "block_size": size}
 STEPS = {
-    "float16": [], "int8": [linear("int8", **channel)], "int4": [linear("int4", **blocks(32))], "palettize6": [palette(6)],
-    "palettize4": [palette(4)], "palettize2": [palette(2)], "prune50": [prune(**half)], "prune50+int8": [prune(**half), linear("int8", **channel)],
-    "int8:per-tensor": [linear("int8", granularity="per_tensor")], "int8:block32": [linear("int8", **blocks(32))],
-    "int4:per-channel": [linear("int4", **channel)], "int4:block64": [linear("int4", **blocks(64))], "palettize8": [palette(8)],
-    "palettize3": [palette(3)], "palettize1": [palette(1)], "palettize6:group16": [palette(6, **group)],
-    "palettize4:group16": [palette(4, **group)], "palettize2:group16": [palette(2, **group)],
-    "palettize4:int8": [palette(4), linear("int8", granularity="per_tensor")], "prune30": [prune(target_sparsity=0.3)],
-    "prune75": [prune(target_sparsity=0.75)], "prune:2of4": [prune(n_m_ratio=(2, 4))], "prune50+int4": [prune(**half), linear("int4", **blocks(32))],
+    "float16": [],
+    "int8": [linear("int8", **channel)],
+    "int4": [linear("int4", **blocks(32))],
+    "palettize6": [palette(6)],
+    "palettize4": [palette(4)],
+    "palettize2": [palette(2)],
+    "prune50": [prune(**half)],
+    "prune50+int8": [prune(**half), linear("int8", **channel)],
+    "int8:per-tensor": [linear("int8", granularity="per_tensor")],
+    "int8:block32": [linear("int8", **blocks(32))],
+    "int4:per-channel": [linear("int4", **channel)],
+    "int4:block64": [linear("int4", **blocks(64))],
+    "palettize8": [palette(8)],
+    "palettize3": [palette(3)],
+    "palettize1": [palette(1)],
+    "palettize6:group16": [palette(6, **group)],
+    "palettize4:group16": [palette(4, **group)],
+    "palettize2:group16": [palette(2, **group)],
+    "palettize4:int8": [palette(4), linear("int8", granularity="per_tensor")],
+    "prune30": [prune(target_sparsity=0.3)],
+    "prune75": [prune(target_sparsity=0.75)],
+    "prune:2of4": [prune(n_m_ratio=(2, 4))],
+    "prune50+int4": [prune(**half), linear("int4", **blocks(32))],
     "prune50+palettize4": [prune(**half), palette(4)],
 }
 model = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()

@@ -10,12 +10,12 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: E402
-from matplotlib.transforms import Bbox  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
-from cidermill.pipeline.study.constraints import usable  # noqa: E402
-from cidermill.pipeline.study.results import Study, is_exact, load_study, measured_by_metric  # noqa: E402
+from cidermill.pipeline.study.constraints import usable
+from cidermill.pipeline.study.results import Study, is_exact, load_study, measured_by_metric
 
 COLOURS = ("#3f6fb5", "#c2703d", "#5c8a6b", "#a86a8d")
 INK, SOFT, FAILED = "#1d1f21", "#8a8f98", "#b3261e"

@@ -234,7 +234,7 @@ def _span(site: Site, ranges: Mapping[Any, tuple[float, float]]) -> str:
 
 
 def _round_trip() -> Any:
-    import torch.ao.quantization.fx._decomposed  # noqa: F401 (registers the operators)
+    import torch.ao.quantization.fx._decomposed  # registers the operators
 
     library = torch.ops.quantized_decomposed
 

@@ -109,9 +109,7 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
 @functools.cache
 def _visitor_classes() -> dict[str, type]:
     """Operator name -> the stock visitor behind our corrections."""
-    from executorch.backends.apple.mps.operators import (
-        node_visitor,
-    )  # noqa: F401 (op_getitem: its package registers all)
+    from executorch.backends.apple.mps.operators import node_visitor  # importing the package registers every visitor
 
     corrected = _corrections(node_visitor.NodeVisitor)
     classes = {

@@ -162,7 +162,7 @@ def _place_int4(work: Draft, node: torch.fx.Node, name: str, codes: torch.Tensor
 def _unpack_int4(codes, scale, group):
     """The delegate's own node: codes int8 [64, 128] of 4 bits, scale float16 [64, 128/group] -> float16 [64,
     128]."""
-    import torch.ao.quantization.fx._decomposed  # noqa: F401 (registers the operator)
+    import torch.ao.quantization.fx._decomposed  # registers the operator
 
     return torch.ops.quantized_decomposed.dequantize_per_channel_group.default(
         codes, scale, None, -8, 7, torch.int8, group, torch.float16

@@ -87,11 +87,13 @@ def test_weight_norm_becomes_one_weight():
 @pytest.mark.parametrize(
     "conv",
     [
-        torch.nn.Conv2d(6, 8, 3, bias=False), torch.nn.Conv2d(6, 8, 3, groups=2), torch.nn.ConvTranspose2d(6, 8, 3),
+        torch.nn.Conv2d(6, 8, 3, bias=False),
+        torch.nn.Conv2d(6, 8, 3, groups=2),
+        torch.nn.ConvTranspose2d(6, 8, 3),
         torch.nn.ConvTranspose2d(6, 8, 3, groups=2, bias=False),
     ],
     ids=["plain", "grouped", "transposed", "transposed grouped"],
-)  # fmt: skip
+)
 def test_batch_norm_is_folded_into_the_convolution(conv):
     norm = torch.nn.BatchNorm2d(8)
     with torch.no_grad():

@@ -67,7 +67,10 @@ def test_shapes_and_further_inputs_by_name(bert_folder):
     )
     source = load(bert_folder, given)
     assert [(s.name, s.shape, s.dtype) for s in source.inputs] == [
-        ("input_ids", (1, 5), "int32"), ("attention_mask", (1, 5), "int32"), ("token_type_ids", (1, 5), "int32")]  # fmt: skip
+        ("input_ids", (1, 5), "int32"),
+        ("attention_mask", (1, 5), "int32"),
+        ("token_type_ids", (1, 5), "int32"),
+    ]
     assert source.limits["token_type_ids"] == (0, 2)
 
 
@@ -265,24 +268,47 @@ def configs():
         patch_size=16,
     )
     return {
-        "whisper": lambda: T.WhisperForConditionalGeneration(T.WhisperConfig(
-            num_mel_bins=8, max_source_positions=10, max_target_positions=9, **encoder, **decoder, **tokens)),
-        "t5": lambda: T.T5ForConditionalGeneration(T.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+        "whisper": lambda: T.WhisperForConditionalGeneration(
+            T.WhisperConfig(
+                num_mel_bins=8,
+                max_source_positions=10,
+                max_target_positions=9,
+                **encoder,
+                **decoder,
+                **tokens,
+            )
+        ),
+        "t5": lambda: T.T5ForConditionalGeneration(
+            T.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ),
         "clip": lambda: T.CLIPModel(T.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)),
-        "mamba": lambda: T.MambaForCausalLM(T.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, state_size=4)),
-    }  # fmt: skip
+        "mamba": lambda: T.MambaForCausalLM(
+            T.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, state_size=4)
+        ),
+    }
 
 
 @pytest.mark.parametrize(
     "name, inputs, outputs",
     [
-        ("whisper", {"input_features": (1, 8, 20), "decoder_input_ids": (1, 9)}, {"logits", "encoder_last_hidden_state"}),
-        ("t5", {"input_ids": (1, 128), "attention_mask": (1, 128), "decoder_input_ids": (1, 128)}, {"logits", "encoder_last_hidden_state"}),
-        ("clip", {"input_ids": (1, 12), "pixel_values": (1, 3, 32, 32), "attention_mask": (1, 12)},
-         {"logits_per_image", "logits_per_text", "text_embeds", "image_embeds"}),
+        (
+            "whisper",
+            {"input_features": (1, 8, 20), "decoder_input_ids": (1, 9)},
+            {"logits", "encoder_last_hidden_state"},
+        ),
+        (
+            "t5",
+            {"input_ids": (1, 128), "attention_mask": (1, 128), "decoder_input_ids": (1, 128)},
+            {"logits", "encoder_last_hidden_state"},
+        ),
+        (
+            "clip",
+            {"input_ids": (1, 12), "pixel_values": (1, 3, 32, 32), "attention_mask": (1, 12)},
+            {"logits_per_image", "logits_per_text", "text_embeds", "image_embeds"},
+        ),
         ("mamba", {"input_ids": (1, 16), "attention_mask": (1, 16)}, {"logits"}),
     ],
-)  # fmt: skip
+)
 def test_other_kinds(tmp_path, name, inputs, outputs, as_tensors):
     torch.manual_seed(0)
     configs()[name]().save_pretrained(tmp_path)

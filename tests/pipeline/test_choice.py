@@ -169,9 +169,15 @@ def test_a_table_of_another_model_is_refused(model, tmp_path):
     assert result.exit_code == 2 and "was measured on another model" in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("12MB", Budget("12MB", 12e6)), ("800 kb", Budget("800 kb", 8e5)), ("1.5GiB", Budget("1.5GiB", 1.5 * 2**30)),
-    ("4.5bpw", Budget("4.5bpw", None, 4.5))])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("12MB", Budget("12MB", 12e6)),
+        ("800 kb", Budget("800 kb", 8e5)),
+        ("1.5GiB", Budget("1.5GiB", 1.5 * 2**30)),
+        ("4.5bpw", Budget("4.5bpw", None, 4.5)),
+    ],
+)
 def test_budgets(text, wanted):
     assert parse_budget(text) == wanted
 

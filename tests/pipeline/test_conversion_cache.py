@@ -135,7 +135,7 @@ for turn in range(60):
     make_room(cache)
 """
     with ThreadPoolExecutor() as threads:
-        run = lambda _: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)  # noqa: E731
+        run = lambda _: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         done = list(threads.map(run, range(3)))
     assert [one.stderr for one in done] == [""] * 3
     assert sum(entry.size_bytes for entry in entries(cache)) <= 40_000
@@ -228,7 +228,7 @@ def test_where_code_of_the_user_takes_part_its_result_counts(cache, model, tmp_p
         "--out",
         out,
         "--quiet",
-    ]  # noqa: E731
+    ]
     answers = []
     for out, activation in (("one", "ReLU"), ("two", "ReLU"), ("three", "GELU")):
         module.write_text(text.format(activation))

@@ -17,8 +17,10 @@ from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.sensitivity import layers_of
 
-RECIPES = ["float16", "int8", "int4", "int4:block24", "palettize4", "palettize2:group16", "palettize6", "prune50", "prune75+palettize4", "prune:2of4",
-           "int8; 2*=palettize2"]  # fmt: skip
+RECIPES = [
+    "float16", "int8", "int4", "int4:block24", "palettize4", "palettize2:group16", "palettize6", "prune50",
+    "prune75+palettize4", "prune:2of4", "int8; 2*=palettize2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

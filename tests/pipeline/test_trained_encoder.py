@@ -11,12 +11,15 @@ from cidermill.validation import open_runner
 
 LENGTH = 32
 SENTENCES = [
-    "The orchard was picked before the first frost.", "Apples are pressed into juice in the old mill.", "Cider ferments for weeks in oak barrels.",
-    "A neural network is a function with many parameters.", "Quantization stores each weight in fewer bits.", "The train to Lyon leaves at seven.",
-    "She plays the cello in a small orchestra.", "Rain is expected over the northern hills tonight.", "The court rejected the appeal on Tuesday.",
-    "How do I reset my password?", "I forgot the code to my account.", "Stock markets fell after the announcement.",
-    "Photosynthesis turns light into sugar.", "The recipe needs two eggs and a cup of flour.", "He ran the marathon in under three hours.",
-    "Glaciers are retreating in the Alps.", "The museum opens at ten and closes at five.", "Please send the signed contract by Friday.",
+    "The orchard was picked before the first frost.", "Apples are pressed into juice in the old mill.",
+    "Cider ferments for weeks in oak barrels.", "A neural network is a function with many parameters.",
+    "Quantization stores each weight in fewer bits.", "The train to Lyon leaves at seven.",
+    "She plays the cello in a small orchestra.", "Rain is expected over the northern hills tonight.",
+    "The court rejected the appeal on Tuesday.", "How do I reset my password?",
+    "I forgot the code to my account.", "Stock markets fell after the announcement.",
+    "Photosynthesis turns light into sugar.", "The recipe needs two eggs and a cup of flour.",
+    "He ran the marathon in under three hours.", "Glaciers are retreating in the Alps.",
+    "The museum opens at ten and closes at five.", "Please send the signed contract by Friday.",
     "The dog barked at the postman again.", "Quantum computers use qubits instead of bits.",
 ]  # fmt: skip
 
@@ -79,6 +82,6 @@ def test_embeddings_survive_int8_on_both_targets(encoder, tmp_path):
         runner = open_runner(out / name)
         found = embed(
             lambda ids, mask: runner({"input_ids": ids, "attention_mask": mask})["last_hidden_state"], tokens
-        )  # noqa: B023
+        )
         cosines = (wanted * found).sum(1)
         assert cosines.min() >= 0.99, (name, cosines.min())

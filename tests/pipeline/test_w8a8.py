@@ -12,14 +12,17 @@ from cidermill.validation import open_runner
 
 LENGTH = 32
 CALIBRATION = [
-    "An old press turns fruit into juice.", "Barrels are cleaned before the wine is filled in.", "The model learns from many examples.",
-    "Numbers are rounded to the nearest step.", "The bus to the airport is late again.", "He practises the violin every evening.",
-    "Snow will fall in the valleys tomorrow.", "The minister resigned after the vote.", "My account is locked, what can I do?",
-    "Prices rose sharply in the spring.", "Leaves are green because of chlorophyll.", "Stir the dough until it is smooth.",
+    "An old press turns fruit into juice.", "Barrels are cleaned before the wine is filled in.",
+    "The model learns from many examples.", "Numbers are rounded to the nearest step.",
+    "The bus to the airport is late again.", "He practises the violin every evening.",
+    "Snow will fall in the valleys tomorrow.", "The minister resigned after the vote.",
+    "My account is locked, what can I do?", "Prices rose sharply in the spring.",
+    "Leaves are green because of chlorophyll.", "Stir the dough until it is smooth.",
 ]  # fmt: skip
 SENTENCES = [
-    "The orchard was picked before the first frost.", "Quantization stores each weight in fewer bits.", "The train to Lyon leaves at seven.",
-    "How do I reset my password?", "Stock markets fell after the announcement.", "Photosynthesis turns light into sugar.",
+    "The orchard was picked before the first frost.", "Quantization stores each weight in fewer bits.",
+    "The train to Lyon leaves at seven.", "How do I reset my password?",
+    "Stock markets fell after the announcement.", "Photosynthesis turns light into sugar.",
     "Glaciers are retreating in the Alps.", "The dog barked at the postman again.",
 ]  # fmt: skip
 

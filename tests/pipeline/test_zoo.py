@@ -8,10 +8,10 @@ from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report import progress
 from cidermill.validation import open_runner
 
-ARCHITECTURES = [
-    "bert", "distilbert", "albert", "t5-encoder", "gpt2", "llama", "qwen3", "gemma2", "mamba", "resnet", "mobilenet-v2", "mobilevit", "convnext",
-    "vit", "beit", "swin", "segformer", "yolos", "clip-vision", "wav2vec2", "whisper-encoder",
-]  # fmt: skip
+ARCHITECTURES = """
+    bert distilbert albert t5-encoder gpt2 llama qwen3 gemma2 mamba resnet mobilenet-v2 mobilevit convnext vit
+    beit swin segformer yolos clip-vision wav2vec2 whisper-encoder
+""".split()
 
 
 def press(path, out, recipe, targets):
@@ -39,8 +39,13 @@ def test_int8_on_both_targets(zoo_path, tmp_path, name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("recipe", "targets"),
-    [("float16", ("coreml", "executorch-mps")), ("float32", ("coreml", "executorch-mps")), ("int4", ("coreml", "executorch-mps")),
-     ("palettize4", ("coreml",)), ("prune50+int8", ("coreml",))],
-)  # fmt: skip
+    [
+        ("float16", ("coreml", "executorch-mps")),
+        ("float32", ("coreml", "executorch-mps")),
+        ("int4", ("coreml", "executorch-mps")),
+        ("palettize4", ("coreml",)),
+        ("prune50+int8", ("coreml",)),
+    ],
+)
 def test_other_recipes(zoo_path, tmp_path, name, recipe, targets):
     press(zoo_path(name), tmp_path / "out", recipe, targets)

@@ -62,9 +62,12 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-EXACT = ["int8", "int4", "int2", "int3:per-channel", "int4:minmax", "int4:asymmetric", "int8:per-tensor", "palettize2", "palettize4:group16",
-         "palettize2:vector2", "palettize4:int8", "prune50", "prune50:channels", "prune:2of4", "prune50:global", "prune50+int8",
-         "prune50+palettize4", "prune50+int4:asymmetric", "int8; head*=palettize2"]  # fmt: skip
+EXACT = [
+    "int8", "int4", "int2", "int3:per-channel", "int4:minmax", "int4:asymmetric", "int8:per-tensor",
+    "palettize2", "palettize4:group16", "palettize2:vector2", "palettize4:int8", "prune50",
+    "prune50:channels", "prune:2of4", "prune50:global", "prune50+int8", "prune50+palettize4",
+    "prune50+int4:asymmetric", "int8; head*=palettize2",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", EXACT)
@@ -157,10 +160,16 @@ def test_bad_options(options, message):
 
 @pytest.mark.parametrize(
     "recipe, message",
-    [("float16", "compresses nothing"), ("palettize4:scaled", "cannot be found again"),
-     ("int4:gptq", "asks for gptq"), ("palettize2:sensitive", "asks for sensitive"),
-     ("prune50:sparsegpt", "asks for sparsegpt"), ("w8a8", "calibrated, not trained"), ("int8; head*=int4:awq", "asks for awq")],
-)  # fmt: skip
+    [
+        ("float16", "compresses nothing"),
+        ("palettize4:scaled", "cannot be found again"),
+        ("int4:gptq", "asks for gptq"),
+        ("palettize2:sensitive", "asks for sensitive"),
+        ("prune50:sparsegpt", "asks for sparsegpt"),
+        ("w8a8", "calibrated, not trained"),
+        ("int8; head*=int4:awq", "asks for awq"),
+    ],
+)
 def test_recipes_that_are_not_trained(captured, recipe, message):
     with pytest.raises(UserError) as error:
         tune(captured, parse_recipe(recipe), FEW)

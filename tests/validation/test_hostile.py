@@ -79,15 +79,27 @@ BOMBS = {
     "tile": (lambda mb, x: mb.tile(x=x, reps=[2, 1]), "reps", [100_000, 100_000]),
     "fill": (lambda mb, x: mb.add(x=mb.fill(shape=[3, 4], value=1.0), y=x), "shape", [1_000_000, 1_000_000]),
     "pad": (lambda mb, x: mb.pad(x=x, pad=[0, 0, 1, 1], mode="constant"), "pad", [0, 0, 10**9, 10**9]),
-    "one_hot": (lambda mb, x: mb.one_hot(indices=mb.cast(x=x, dtype="int32"), one_hot_vector_size=5), "one_hot_vector_size", [10**9]),
+    "one_hot": (
+        lambda mb, x: mb.one_hot(indices=mb.cast(x=x, dtype="int32"), one_hot_vector_size=5),
+        "one_hot_vector_size",
+        [10**9],
+    ),
     "range_1d": (lambda mb, x: mb.range_1d(start=0, end=12, step=2), "end", [2 * 10**9]),
     "upsample_nearest_neighbor": (
-        lambda mb, x: mb.upsample_nearest_neighbor(x=mb.expand_dims(x=x, axes=[0, 1]), scale_factor_height=2, scale_factor_width=2),
-        "scale_factor_height", [10**9]),
+        lambda mb, x: mb.upsample_nearest_neighbor(
+            x=mb.expand_dims(x=x, axes=[0, 1]), scale_factor_height=2, scale_factor_width=2
+        ),
+        "scale_factor_height",
+        [10**9],
+    ),
     "resize_bilinear": (
-        lambda mb, x: mb.resize_bilinear(x=mb.expand_dims(x=x, axes=[0, 1]), target_size_height=6, target_size_width=8),
-        "target_size_width", [2 * 10**9]),
-}  # fmt: skip
+        lambda mb, x: mb.resize_bilinear(
+            x=mb.expand_dims(x=x, axes=[0, 1]), target_size_height=6, target_size_width=8
+        ),
+        "target_size_width",
+        [2 * 10**9],
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -512,8 +524,15 @@ def test_batch_norm_with_too_few_channels_does_not_read_beyond_them():
         tuple(Value(name, "float32", ()) for name in "abc"),
         "norm",
     )
-    arguments = {"input": torch.ones(1, 8, 4, 4), "weight": torch.ones(8), "bias": torch.ones(8), "running_mean": torch.ones(0),
-                 "running_var": torch.ones(8), "momentum": 0.1, "eps": 1e-5}  # fmt: skip
+    arguments = {
+        "input": torch.ones(1, 8, 4, 4),
+        "weight": torch.ones(8),
+        "bias": torch.ones(8),
+        "running_mean": torch.ones(0),
+        "running_var": torch.ones(8),
+        "momentum": 0.1,
+        "eps": 1e-5,
+    }
     with pytest.raises(
         ValueError, match=r"running_mean is float32 \[0\], the input \[1, 8, 4, 4\] has 8 channels"
     ):
@@ -585,8 +604,13 @@ def test_a_seed_makes_the_same_mutants(fuzz, mil_package, tmp_path):
         trees = []
         for name in ("a", "b"):
             fuzz.make([healthy], 3, index, tmp_path / name)
-            trees.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in sorted((tmp_path / name).rglob("*"))
-                          if path.is_file() and not path.is_symlink() and "outside" not in str(path)})  # fmt: skip
+            trees.append(
+                {
+                    str(path.relative_to(tmp_path / name)): path.read_bytes()
+                    for path in sorted((tmp_path / name).rglob("*"))
+                    if path.is_file() and not path.is_symlink() and "outside" not in str(path)
+                }
+            )
         assert trees[0] == trees[1]
 
 

@@ -16,30 +16,36 @@ POOL_WIDTHS = (*range(1, 9), 32)
 
 UNKNOWN_TO_ENGINE = frozenset(
     """
-    acos asin atanh acosh asinh cosh sinh tan cumsum mod floor_div reduce_prod band_part one_hot sliding_windows crop_resize crop
-    scatter scatter_along_axis scatter_nd lstm gru rnn random_bernoulli random_categorical random_normal random_uniform
-    argsort non_zero range_1d non_maximum_suppression shape fill fill_like while_loop cond make_list list_gather list_length list_read
-    list_scatter list_write classify custom_layer torch_tensor_assign
-""".split()
+        acos asin atanh acosh asinh cosh sinh tan cumsum mod floor_div reduce_prod band_part one_hot
+        sliding_windows crop_resize crop scatter scatter_along_axis scatter_nd lstm gru rnn random_bernoulli
+        random_categorical random_normal random_uniform argsort non_zero range_1d non_maximum_suppression
+        shape fill fill_like while_loop cond make_list list_gather list_length list_read list_scatter
+        list_write classify custom_layer torch_tensor_assign
+    """.split()
 )
 CPU_ONLY = frozenset(
     """
-    crop_resize non_zero range_1d sliding_windows non_maximum_suppression lstm gru rnn while_loop cond make_list list_gather list_length
-    list_read list_scatter list_write classify shape affine random_bernoulli random_categorical random_normal random_uniform
-""".split()
+        crop_resize non_zero range_1d sliding_windows non_maximum_suppression lstm gru rnn while_loop cond
+        make_list list_gather list_length list_read list_scatter list_write classify shape affine
+        random_bernoulli random_categorical random_normal random_uniform
+    """.split()
 )
 KNOWN_TO_ENGINE = frozenset(
     """
-    abs add affine atan avg_pool batch_norm cast ceil clamped_relu clip concat conv conv_transpose coreml_update_state cos depth_to_space
-    dequantize einsum elu equal erf exp exp2 expand_dims flatten2d floor gather gather_along_axis gather_nd gelu greater greater_equal
-    identity instance_norm inverse l2_norm l2_pool layer_norm leaky_relu less less_equal linear linear_activation local_response_norm log
-    logical_and logical_not logical_or logical_xor matmul max_pool maximum minimum mul not_equal pad pixel_shuffle pixel_unshuffle pow
-    prelu quantize read_state real_div reduce_argmax reduce_argmin reduce_l1_norm reduce_l2_norm reduce_log_sum reduce_log_sum_exp
-    reduce_max reduce_mean reduce_min reduce_sum reduce_sum_square relu relu6 resample reshape reshape_like resize resize_bilinear
-    resize_nearest_neighbor reverse reverse_sequence round rsqrt scaled_dot_product_attention scaled_tanh select sigmoid sigmoid_hard sign
-    silu sin slice_by_index slice_by_size softmax softplus softplus_parametric softsign space_to_batch batch_to_space space_to_depth split
-    sqrt square squeeze stack sub tanh threshold thresholded_relu tile topk transpose upsample_bilinear upsample_nearest_neighbor
-""".split()
+        abs add affine atan avg_pool batch_norm cast ceil clamped_relu clip concat conv conv_transpose
+        coreml_update_state cos depth_to_space dequantize einsum elu equal erf exp exp2 expand_dims flatten2d
+        floor gather gather_along_axis gather_nd gelu greater greater_equal identity instance_norm inverse
+        l2_norm l2_pool layer_norm leaky_relu less less_equal linear linear_activation local_response_norm log
+        logical_and logical_not logical_or logical_xor matmul max_pool maximum minimum mul not_equal pad
+        pixel_shuffle pixel_unshuffle pow prelu quantize read_state real_div reduce_argmax reduce_argmin
+        reduce_l1_norm reduce_l2_norm reduce_log_sum reduce_log_sum_exp reduce_max reduce_mean reduce_min
+        reduce_sum reduce_sum_square relu relu6 resample reshape reshape_like resize resize_bilinear
+        resize_nearest_neighbor reverse reverse_sequence round rsqrt scaled_dot_product_attention scaled_tanh
+        select sigmoid sigmoid_hard sign silu sin slice_by_index slice_by_size softmax softplus
+        softplus_parametric softsign space_to_batch batch_to_space space_to_depth split sqrt square squeeze
+        stack sub tanh threshold thresholded_relu tile topk transpose upsample_bilinear
+        upsample_nearest_neighbor
+    """.split()
 )
 SINCE_GENERATION = {
     "resize": 14,

@@ -461,7 +461,7 @@ def avg_pool2d(
     def average(x: Tensor) -> Tensor:
         pool = lambda t: F.avg_pool2d(
             F.pad(t, pads), (kernel_height, kernel_width), (stride_height, stride_width)
-        )  # noqa: E731
+        )
         return pool(x) if count_include_pad or divisor_override else pool(x) / pool(torch.ones_like(x))
 
     result = rounded_float(average, input1)

@@ -13,8 +13,10 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation.judge.audit import audit, judge
 from cidermill.validation.mil.read import read_package
 
-RECIPES = ["int8", "palettize4", "prune50+int4", "palettize4:group8:int8", "int5", "prune50", "prune50:block4+palettize4:vector2", "int8:asymmetric",
-           "palettize4:scaled", "float16", "int8:per-tensor"]  # fmt: skip
+RECIPES = """
+    int8 palettize4 prune50+int4 palettize4:group8:int8 int5 prune50 prune50:block4+palettize4:vector2
+    int8:asymmetric palettize4:scaled float16 int8:per-tensor
+""".split()
 OLDER = ["int8", "palettize4", "prune50", "int8:asymmetric"]
 
 

@@ -54,12 +54,19 @@ FORMS = {
     **{f"int{bits}": codes(bits, (ROWS, 1)) for bits in range(2, 9)},
     **{f"int{bits} asymmetric": codes(bits, (ROWS, 1), True) for bits in range(2, 9)},
     **{f"int{bits} block16": codes(bits, (ROWS, 4), bits % 2 == 0) for bits in range(2, 9)},
-    "int5 per-tensor": codes(5, (1, 1)), "int2 per-tensor": codes(2, (1, 1), True),
+    "int5 per-tensor": codes(5, (1, 1)),
+    "int2 per-tensor": codes(2, (1, 1), True),
     **{f"palettize{bits}": palette(bits) for bits in (1, 2, 3, 4, 6, 8)},
-    "group8": palette(4, (4, 1)), "vector2": palette(4, vector=2), "vector4": palette(6, (2, 1), 4),
-    "scaled": palette(4, scaled=True), "scaled 1 bit": palette(1, scaled=True), "scaled vector2 group8": palette(1, (4, 1), 2, True),
-    "int8 table": palette(4, int8=True), "int8 tables": palette(2, (4, 1), int8=True), "int8 vector2 scaled": palette(4, (4, 1), 2, True, True),
-}  # fmt: skip
+    "group8": palette(4, (4, 1)),
+    "vector2": palette(4, vector=2),
+    "vector4": palette(6, (2, 1), 4),
+    "scaled": palette(4, scaled=True),
+    "scaled 1 bit": palette(1, scaled=True),
+    "scaled vector2 group8": palette(1, (4, 1), 2, True),
+    "int8 table": palette(4, int8=True),
+    "int8 tables": palette(2, (4, 1), int8=True),
+    "int8 vector2 scaled": palette(4, (4, 1), 2, True, True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +99,17 @@ def audited(captured, weight, write):
 
 # In CI: every way in which a target stores a weight once, dense or pruned by turns, and both systems where
 # their files differ. The rest is slow.
-PACKAGED = ("int2", "int3 asymmetric", "int5", "int6 block16", "int8 table", "scaled", "int4", "int7", "int8 asymmetric", "int4 block16",
-            "int5 per-tensor", "palettize1", "palettize3", "palettize4", "palettize8", "group8", "vector4", "scaled 1 bit",
-            "scaled vector2 group8", "int8 tables", "int8 vector2 scaled")  # fmt: skip
+PACKAGED = (
+    "int2", "int3 asymmetric", "int5", "int6 block16", "int8 table", "scaled", "int4", "int7",
+    "int8 asymmetric", "int4 block16", "int5 per-tensor", "palettize1", "palettize3", "palettize4",
+    "palettize8", "group8", "vector4", "scaled 1 bit", "scaled vector2 group8", "int8 tables",
+    "int8 vector2 scaled",
+)  # fmt: skip
 DIFFER = 5  # of these, the first, are stored otherwise from iOS26 on
-DELEGATED = ("int2", "int4", "int4 block16", "int4 asymmetric", "int8 asymmetric", "palettize1", "palettize8", "vector4", "group8",
-             "palettize8", "scaled", "scaled vector2 group8", "int8 table", "int8")  # fmt: skip
+DELEGATED = (
+    "int2", "int4", "int4 block16", "int4 asymmetric", "int8 asymmetric", "palettize1", "palettize8",
+    "vector4", "group8", "palettize8", "scaled", "scaled vector2 group8", "int8 table", "int8",
+)  # fmt: skip
 PACKAGES_IN_CI = {
     (("iOS18", "iOS26")[place // 2 % 2], form, place % 2 == 1) for place, form in enumerate(PACKAGED)
 }
@@ -155,20 +167,49 @@ def test_a_table_per_channel_is_taken_only_where_it_is_cheap():
     assert kept.values.channel_scale is not None and "takes no scales after a table" in reason
 
 
-@pytest.mark.parametrize("form, ios26, scheme", [
-    ("int2", True, Codes), ("int2", False, Palette), ("int5", True, Codes), ("int5 per-tensor", False, Palette), ("int7", True, Codes),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, ios26, scheme",
+    [
+        ("int2", True, Codes),
+        ("int2", False, Palette),
+        ("int5", True, Codes),
+        ("int5 per-tensor", False, Palette),
+        ("int7", True, Codes),
+    ],
+)
 def test_the_smallest_form_that_the_system_takes(form, ios26, scheme):
     assert isinstance(storable(made(form, False), ios26)[0].values, scheme)
 
 
-@pytest.mark.parametrize("text, target", [
-    ("float32", "iOS15"), ("float16", "iOS15"), ("int8", "iOS16"), ("int8:per-tensor", "iOS16"), ("int8:asymmetric", "iOS16"), ("prune50", "iOS16"),
-    ("palettize4", "iOS16"), ("palettize1", "iOS16"), ("palettize8:sensitive", "iOS16"), ("palettize3", "iOS18"), ("palettize4:group16", "iOS18"),
-    ("palettize4:vector2", "iOS18"), ("palettize4:scaled", "iOS18"), ("palettize4:int8", "iOS18"), ("w8a8", "iOS17"), ("prune50+w8a8", "iOS18"),
-    ("int8:block32", "iOS18"), ("int4", "iOS18"), ("int4:per-channel", "iOS18"), ("int6", "iOS18"), ("prune50+int8", "iOS18"),
-    ("prune50+palettize4", "iOS18"), ("int8; a=int4", "iOS18"), ("float16; a=int8", "iOS16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, target",
+    [
+        ("float32", "iOS15"),
+        ("float16", "iOS15"),
+        ("int8", "iOS16"),
+        ("int8:per-tensor", "iOS16"),
+        ("int8:asymmetric", "iOS16"),
+        ("prune50", "iOS16"),
+        ("palettize4", "iOS16"),
+        ("palettize1", "iOS16"),
+        ("palettize8:sensitive", "iOS16"),
+        ("palettize3", "iOS18"),
+        ("palettize4:group16", "iOS18"),
+        ("palettize4:vector2", "iOS18"),
+        ("palettize4:scaled", "iOS18"),
+        ("palettize4:int8", "iOS18"),
+        ("w8a8", "iOS17"),
+        ("prune50+w8a8", "iOS18"),
+        ("int8:block32", "iOS18"),
+        ("int4", "iOS18"),
+        ("int4:per-channel", "iOS18"),
+        ("int6", "iOS18"),
+        ("prune50+int8", "iOS18"),
+        ("prune50+palettize4", "iOS18"),
+        ("int8; a=int4", "iOS18"),
+        ("float16; a=int8", "iOS16"),
+    ],
+)
 def test_required_target(text, target):
     found, reason = required_target(parse_recipe(text))
     assert found == target

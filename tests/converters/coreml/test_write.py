@@ -24,11 +24,13 @@ from cidermill.validation.judge.compare import TOLERANCE_DB, compare, verdict
 from cidermill.validation.mil.read import read_package
 
 RECIPES = [
-    "float32", "float16", "int8", "int8:per-tensor", "int8:block16", "int4", "int4:block16", "int4:per-channel",
-    "palettize1", "palettize2", "palettize3", "palettize4", "palettize6", "palettize8", "palettize4:group8",
-    "prune50", "prune75+int8", "prune50+int4", "prune50+palettize4", "int2", "int3", "int5", "int6:asymmetric", "int7:minmax", "int8:asymmetric",
-    "int4:gptq", "int4:awq", "palettize4:vector2", "palettize6:vector4", "palettize4:scaled", "palettize4:group8:int8", "palettize4:sensitive",
-    "prune50:global", "prune50:channels", "prune50:block4", "prune:2of4", "prune50:sparsegpt", "prune50:block4+palettize4:vector2",
+    "float32", "float16", "int8", "int8:per-tensor", "int8:block16", "int4", "int4:block16",
+    "int4:per-channel", "palettize1", "palettize2", "palettize3", "palettize4", "palettize6", "palettize8",
+    "palettize4:group8", "prune50", "prune75+int8", "prune50+int4", "prune50+palettize4", "int2", "int3",
+    "int5", "int6:asymmetric", "int7:minmax", "int8:asymmetric", "int4:gptq", "int4:awq",
+    "palettize4:vector2", "palettize6:vector4", "palettize4:scaled", "palettize4:group8:int8",
+    "palettize4:sensitive", "prune50:global", "prune50:channels", "prune50:block4", "prune:2of4",
+    "prune50:sparsegpt", "prune50:block4+palettize4:vector2",
     "int4; linear=int8; type:convolution=palettize4",
 ]  # fmt: skip
 OLDER = [
@@ -160,7 +162,8 @@ from pathlib import Path
 from test_write import Net, capture, compress, parse_recipe, write_mlpackage, Source, Samples, TensorSpec
 arrays = {{"image": np.zeros((1, 16, 8, 8), np.float32), "tokens": np.zeros((1, 12), np.int32)}}
 specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
-captured = capture(Source(Path("net.pt"), "module", "0", Net().eval(), specs), Samples("synthetic", (arrays,), 0))
+source = Source(Path("net.pt"), "module", "0", Net().eval(), specs)
+captured = capture(source, Samples("synthetic", (arrays,), 0))
 print(write_mlpackage(compress(captured, parse_recipe("int4")), Path({path!r})).sha256)
 """
 
@@ -179,8 +182,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
             str(path.relative_to(tmp_path / seed)) for path in (tmp_path / seed).rglob("*") if path.is_file()
         )
     assert len(digests) == 1
-    assert names == [f"net.mlpackage/{name}" for name in (
-        "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin", "Manifest.json")]  # fmt: skip
+    assert names == [
+        f"net.mlpackage/{name}"
+        for name in (
+            "Data/com.apple.CoreML/model.mlmodel",
+            "Data/com.apple.CoreML/weights/weight.bin",
+            "Manifest.json",
+        )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +226,12 @@ def test_operators_without_a_translation_are_all_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "needed", "text"),
-    [("iOS16", "iOS18", "iOS16 cannot hold int4: 4-bit integer weights"), ("iOS99", "iOS15", "Unknown deployment target 'iOS99'"),
-     ("macOS13", "iOS18", "macOS13 cannot hold int4")],
-)  # fmt: skip
+    [
+        ("iOS16", "iOS18", "iOS16 cannot hold int4: 4-bit integer weights"),
+        ("iOS99", "iOS15", "Unknown deployment target 'iOS99'"),
+        ("macOS13", "iOS18", "macOS13 cannot hold int4"),
+    ],
+)
 def test_a_target_that_cannot_hold_the_recipe(target, needed, text):
     with pytest.raises(UserError, match=text) as caught:
         check_target(target, "int4", needed, "4-bit integer weights")

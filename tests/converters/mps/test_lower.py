@@ -17,9 +17,11 @@ from cidermill.models.graphs import finish
 from cidermill.models.source import Samples, Source, TensorSpec
 
 aten = torch.ops.aten
-LEFT_AS_THEY_ARE = {aten.gelu.default, aten.embedding.default, aten.expand.default, aten._to_copy.default, aten.convolution.default,
-                    aten.constant_pad_nd.default, aten.avg_pool2d.default, aten.max_pool2d_with_indices.default,
-                    aten.native_layer_norm.default, aten.addmm.default}  # fmt: skip
+LEFT_AS_THEY_ARE = {
+    aten.gelu.default, aten.embedding.default, aten.expand.default, aten._to_copy.default,
+    aten.convolution.default, aten.constant_pad_nd.default, aten.avg_pool2d.default,
+    aten.max_pool2d_with_indices.default, aten.native_layer_norm.default, aten.addmm.default,
+}  # fmt: skip
 
 
 class Function(torch.nn.Module):
@@ -148,9 +150,13 @@ def test_function_of_one_tensor(name):
 def test_attention(name):
     query, key, value = heads()
     options = {
-        "plain": {}, "causal": {"is_causal": True}, "scale": {"scale": 0.3}, "bool mask": {"attn_mask": torch.ones(5, 5).tril(1) > 0},
-        "float mask": {"attn_mask": torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)}, "grouped": {"enable_gqa": True},
-    }[name]  # fmt: skip
+        "plain": {},
+        "causal": {"is_causal": True},
+        "scale": {"scale": 0.3},
+        "bool mask": {"attn_mask": torch.ones(5, 5).tril(1) > 0},
+        "float mask": {"attn_mask": torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)},
+        "grouped": {"enable_gqa": True},
+    }[name]
     if name == "grouped":
         key, value = key[:, :2], value[:, :2]
     program = check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options), query, key, value)

@@ -136,12 +136,24 @@ def test_float32_is_exact(net, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "schemes"),
     [
-        ("int8", {"int8"}), ("int8:per-tensor", {"int8"}), ("int8:block16", {"int8"}), ("int4", {"int4"}), ("int4:per-channel", {"int4"}),
-        ("palettize4", {"palettize4"}), ("palettize8", {"palettize8"}), ("palettize6:group8", {"palettize6"}), ("palettize4:vector2", {"palettize4"}),
-        ("palettize4:scaled", {"palettize4"}), ("int8:asymmetric", {"int8"}), ("int2", {"int4"}), ("int6", {"int8-storage"}),
-        ("prune50", {"float16 (dense)"}), ("prune50+int8", {"int8"}), ("prune50+palettize4", {"palettize4"}),
+        ("int8", {"int8"}),
+        ("int8:per-tensor", {"int8"}),
+        ("int8:block16", {"int8"}),
+        ("int4", {"int4"}),
+        ("int4:per-channel", {"int4"}),
+        ("palettize4", {"palettize4"}),
+        ("palettize8", {"palettize8"}),
+        ("palettize6:group8", {"palettize6"}),
+        ("palettize4:vector2", {"palettize4"}),
+        ("palettize4:scaled", {"palettize4"}),
+        ("int8:asymmetric", {"int8"}),
+        ("int2", {"int4"}),
+        ("int6", {"int8-storage"}),
+        ("prune50", {"float16 (dense)"}),
+        ("prune50+int8", {"int8"}),
+        ("prune50+palettize4", {"palettize4"}),
     ],
-)  # fmt: skip
+)
 def test_recipes_are_stored_as_realised_says(net, recipe, schemes, tmp_path):
     artifact, compressed, _, psnr = written(net, recipe, tmp_path / "m.pte")
     assert psnr >= 40
@@ -159,8 +171,10 @@ def test_recipes_are_stored_as_realised_says(net, recipe, schemes, tmp_path):
 def test_dense_weights_say_why(net, tmp_path):
     artifact, *_ = written(net, "prune50", tmp_path / "m.pte")
     assert artifact.realised["linear.weight"] == (
-        "float16 (dense)", 16.0, "the MPS delegate has no sparse weights; the recipe saves no bytes on this target"
-    )  # fmt: skip
+        "float16 (dense)",
+        16.0,
+        "the MPS delegate has no sparse weights; the recipe saves no bytes on this target",
+    )
 
 
 def test_int4_that_the_node_cannot_hold_is_stored_in_bytes(tmp_path):

@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.build.build import Outcome, exit_code
+from cidermill.pipeline.commands.cli import convert, main
 
 CIDERMILL = str(Path(sys.executable).parent / "cidermill")
 NET = """
@@ -157,8 +157,16 @@ def test_the_summary_says_what_is_on_disk(several):
 
 def test_a_person_is_told(several):
     _, result = several
-    for text in ("net", "other/coarse", "other/impossible", "not made", "other/file", "Results in build: net, other-coarse, other-file, build.json",
-                 "2 of 4 did not pass", "other/coarse: coreml: Output"):  # fmt: skip
+    for text in (
+        "net",
+        "other/coarse",
+        "other/impossible",
+        "not made",
+        "other/file",
+        "Results in build: net, other-coarse, other-file, build.json",
+        "2 of 4 did not pass",
+        "other/coarse: coreml: Output",
+    ):
         assert text in result.stdout, text
     assert result.stderr.startswith("net:\n")
     assert "load: done in" in result.stderr

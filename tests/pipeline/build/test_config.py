@@ -7,10 +7,10 @@ import click
 import pytest
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.commands.cli import convert
-from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.build.config import read_config, select
 from cidermill.pipeline.build.keys import option_keys
+from cidermill.pipeline.commands.cli import convert
+from cidermill.pipeline.plan import Plan
 
 # key -> (what stands in the file, where it arrives in the Plan, as what). Written by hand: an option that
 # `convert` gains needs its line here.

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 
-from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.build.config import read_config
+from cidermill.pipeline.commands.cli import main
 
 
 @pytest.fixture(scope="module")

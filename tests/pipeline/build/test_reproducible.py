@@ -199,8 +199,14 @@ def assert_whole(folder):
 def killed(folder, seconds, *options):
     """Kill -9 a build after some seconds. -> whether it was still at work, whether it left the folder of a
     conversion half made."""
-    process = subprocess.Popen([CIDERMILL, "build", "--quiet", *options], cwd=folder, env=environment(folder), start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [CIDERMILL, "build", "--quiet", *options],
+        cwd=folder,
+        env=environment(folder),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     time.sleep(seconds)
     alive = process.poll() is None
     if alive:
@@ -234,14 +240,25 @@ def test_what_was_finished_is_not_done_again(tmp_path):
     """A build is killed when its first conversion is in place: the next takes that one from the cache, and
     makes the others."""
     folder = make_project(tmp_path / "project")
-    process = subprocess.Popen([CIDERMILL, "build", "--quiet"], cwd=folder, env=environment(folder), start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [CIDERMILL, "build", "--quiet"],
+        cwd=folder,
+        env=environment(folder),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (folder / "build/plain/report.json").exists() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "build/several-chosen").exists()
     assert run_build(folder).returncode == 2
-    cached = {name: {stage["cached"] for stage in json.loads((folder / "build" / name / "report.json").read_text())["stages"]}
-              for name in ("plain", "several-chosen")}  # fmt: skip
+    cached = {
+        name: {
+            stage["cached"]
+            for stage in json.loads((folder / "build" / name / "report.json").read_text())["stages"]
+        }
+        for name in ("plain", "several-chosen")
+    }
     assert cached == {"plain": {True}, "several-chosen": {False}}

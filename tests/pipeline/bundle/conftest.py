@@ -14,9 +14,16 @@ def small_network():
     """[1, 3, n, n] for any n -> [1, 10]"""
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10),
-    ).eval()  # fmt: skip
+        torch.nn.Conv2d(3, 16, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 32, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32, 300),
+        torch.nn.ReLU(),
+        torch.nn.Linear(300, 10),
+    ).eval()
 
 
 def other_network():

@@ -245,9 +245,14 @@ def test_a_condition_is_for_the_variant_of_that_name_alone(reports, cidermill, t
     assert needed == {"float16": 8_000_000_000, "int4-x-int8": 2**30, "float16-mps": 0}
 
 
-@pytest.mark.parametrize(("value", "chips"), [
-    ("iPhone 15 Pro", {"A17 Pro"}), ("iPad16,3", {"iPad16,3"}), ("M5+", {"A19", "A19 Pro", "M5", "M5 Pro", "M5 Max"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "chips"),
+    [
+        ("iPhone 15 Pro", {"A17 Pro"}),
+        ("iPad16,3", {"iPad16,3"}),
+        ("M5+", {"A19", "A19 Pro", "M5", "M5 Pro", "M5 Max"}),
+    ],
+)
 def test_what_only_on_means(reports, cidermill, tmp_path, value, chips):
     result = cidermill(
         "bundle",

@@ -33,9 +33,14 @@ def merged(converted, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("function", "package", "size"), [
-    ("small", "half/net.mlpackage", 8), ("wide", "wide/wide.mlpackage", 16), ("other", "other/other.mlpackage", 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "package", "size"),
+    [
+        ("small", "half/net.mlpackage", 8),
+        ("wide", "wide/wide.mlpackage", 16),
+        ("other", "other/other.mlpackage", 8),
+    ],
+)
 def test_a_function_answers_what_its_package_did(merged, converted, function, package, size):
     for seed in range(3):
         picture = np.random.default_rng(seed).standard_normal((1, 3, size, size), dtype=np.float32)

@@ -22,8 +22,36 @@ from cidermill.pipeline.bundle.swift import (
 )
 from cidermill.pipeline.bundle.swift_check import BrokenSwift, check_swift, syntax_errors
 
-HOSTILE = ['"', "\\(exit(0))", "a\nb", "*/ }", "日本語", "🍎", "3d", "", "class", "init", "Self", "a-b", "a_b", "a b", "String", "\u2028", "\u202e",
-           "self", "ModelSupport", "Ünïcode", "x" * 300, "Input", "_", "$0", "`let`", "#if", "//", "\x00"]  # fmt: skip
+HOSTILE = [
+    '"',
+    "\\(exit(0))",
+    "a\nb",
+    "*/ }",
+    "日本語",
+    "🍎",
+    "3d",
+    "",
+    "class",
+    "init",
+    "Self",
+    "a-b",
+    "a_b",
+    "a b",
+    "String",
+    "\u2028",
+    "\u202e",
+    "self",
+    "ModelSupport",
+    "Ünïcode",
+    "x" * 300,
+    "Input",
+    "_",
+    "$0",
+    "`let`",
+    "#if",
+    "//",
+    "\x00",
+]
 FLOAT = Feature("x", "float32", (1, 4))
 
 

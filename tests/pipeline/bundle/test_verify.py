@@ -78,8 +78,18 @@ def test_the_signature_is_one_of_rfc_8032(signed, keys):
     """openssl checks it, and the file is the bare signature that the documentation promises."""
     out = signed[0]
     assert (out / "manifest.json.sig").stat().st_size == 64
-    said = openssl("pkeyutl", "-verify", "-pubin", "-inkey", keys / "ours.pub.pem", "-rawin", "-in", out / "manifest.json",
-                   "-sigfile", out / "manifest.json.sig")  # fmt: skip
+    said = openssl(
+        "pkeyutl",
+        "-verify",
+        "-pubin",
+        "-inkey",
+        keys / "ours.pub.pem",
+        "-rawin",
+        "-in",
+        out / "manifest.json",
+        "-sigfile",
+        out / "manifest.json.sig",
+    )
     assert b"Verified Successfully" in said
 
 
@@ -294,10 +304,15 @@ def test_bad_usage(bundle, keys, cidermill, monkeypatch, arguments, text):
     assert result.exit_code == 2 and text in " ".join(result.stderr.split()) and not result.stdout
 
 
-@pytest.mark.parametrize(("key", "text"), [
-    ("locked.pem", "is encrypted"), ("x25519.pem", "is not an Ed25519 key (X25519PrivateKey)"), ("text.pem", "is no private key in PEM form"),
-    ("ours.pub.pem", "is no private key"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("locked.pem", "is encrypted"),
+        ("x25519.pem", "is not an Ed25519 key (X25519PrivateKey)"),
+        ("text.pem", "is no private key in PEM form"),
+        ("ours.pub.pem", "is no private key"),
+    ],
+)
 def test_keys_that_cannot_sign(converted, keys, cidermill, tmp_path, key, text):
     result = cidermill("bundle", converted / "int8", "--out", tmp_path / "a", "--sign", keys / key)
     assert result.exit_code == 2 and text in " ".join(result.stderr.split()) and not (tmp_path / "a").exists()

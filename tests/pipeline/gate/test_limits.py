@@ -53,15 +53,38 @@ def test_a_limit_that_is_none_is_refused_at_once(options, message, hint):
 def section(**changes):
     error = {"output": "y", "psnr_db": 31.5, "nonfinite": 0, "vacuous": False}
     found = {
-        "target": "coreml", "size_bytes": 12_000_000, "verdict": "pass", "warnings": ["earlier"],
+        "target": "coreml",
+        "size_bytes": 12_000_000,
+        "verdict": "pass",
+        "warnings": ["earlier"],
         "validation": {"compression": [error], "native": "not run: needs macOS"},
-        "placement": {"source": "estimate", "device": "iPhone 15 Pro",
-                      "units": {"ane": {"ops": 2, "share": 0.75}, "cpu": {"ops": 98, "share": 0.25}}},
-        "latency": {"devices": [
-            {"device": "iPhone 15 Pro", "chip": "A17 Pro", "compute_units": "all", "ms": 3.0, "low_ms": 2.0, "high_ms": 4.5},
-            {"device": "MacBook Air (M2)", "chip": "M2", "compute_units": "all", "ms": 2.0, "low_ms": 1.0, "high_ms": 4.0}],
-            "measured": "not run: needs macOS"},
-    }  # fmt: skip
+        "placement": {
+            "source": "estimate",
+            "device": "iPhone 15 Pro",
+            "units": {"ane": {"ops": 2, "share": 0.75}, "cpu": {"ops": 98, "share": 0.25}},
+        },
+        "latency": {
+            "devices": [
+                {
+                    "device": "iPhone 15 Pro",
+                    "chip": "A17 Pro",
+                    "compute_units": "all",
+                    "ms": 3.0,
+                    "low_ms": 2.0,
+                    "high_ms": 4.5,
+                },
+                {
+                    "device": "MacBook Air (M2)",
+                    "chip": "M2",
+                    "compute_units": "all",
+                    "ms": 2.0,
+                    "low_ms": 1.0,
+                    "high_ms": 4.0,
+                },
+            ],
+            "measured": "not run: needs macOS",
+        },
+    }
     return copy.deepcopy(found) | changes
 
 
@@ -137,8 +160,10 @@ def test_the_messages_say_what_and_what_to_do():
         " (--max-latency) is 1 ms."
     )
     assert unknown[0] == "No latency is known for A14; the limit (--max-latency) is 1 ms."
-    assert share[0] == ("75 % of the operations' time (an estimate) is on the Neural Engine of iPhone 15 Pro; "
-                        "the limit (--min-ane-share) is 90 %.")  # fmt: skip
+    assert share[0] == (
+        "75 % of the operations' time (an estimate) is on the Neural Engine of iPhone 15 Pro; "
+        "the limit (--min-ane-share) is 90 %."
+    )
     assert all(len(lines) == 2 and lines[1] for lines in (size, latency, unknown, share))
 
 

@@ -253,8 +253,12 @@ def test_a_folder_of_reports_and_equal_bytes_in_another_order(locked, outputs, c
     lock = tmp_path / "all.json"
     assert cidermill("check", outputs, "--lock", lock, "--update").exit_code == 0
     names = list(json.loads(lock.read_text())["artifacts"])
-    assert names == sorted(["changed:net/coreml/int8", "changed:net/executorch-mps/int8", "int8:net/coreml/int8", "int8:net/executorch-mps/int8",
-                            "net/coreml/int4:block16", "net/executorch-mps/int4:block16"])  # fmt: skip
+    assert names == sorted(
+        """
+        changed:net/coreml/int8 changed:net/executorch-mps/int8 int8:net/coreml/int8
+        int8:net/executorch-mps/int8 net/coreml/int4:block16 net/executorch-mps/int4:block16
+    """.split()
+    )
     assert (
         cidermill("check", outputs / "changed", outputs / "int8" / "report.json", "--lock", lock).exit_code
         == 0

@@ -46,11 +46,27 @@ def make_row(trial, model="net", target="coreml", recipe="int8", **changes):
         for name, chip, ms in devices
     ]
     return {
-        "trial": trial, "model": model, "target": target, "recipe": recipe, "state": "done", "reason": "", "verdict": "pass",
-        "size_bytes": 12_000_000, "bits_per_weight": 8.02, "psnr_db": 38.2, "cosine": 0.9999, "conversion_psnr_db": 61.0, "metric": None,
-        "ane_share": 0.97, "latency": latency,
-        "seconds": 4.2, "peak_rss_bytes": 1_000_000, "report": f"trials/{trial:03d}/report.html", "pictures": None, **changes,
-    }  # fmt: skip
+        "trial": trial,
+        "model": model,
+        "target": target,
+        "recipe": recipe,
+        "state": "done",
+        "reason": "",
+        "verdict": "pass",
+        "size_bytes": 12_000_000,
+        "bits_per_weight": 8.02,
+        "psnr_db": 38.2,
+        "cosine": 0.9999,
+        "conversion_psnr_db": 61.0,
+        "metric": None,
+        "ane_share": 0.97,
+        "latency": latency,
+        "seconds": 4.2,
+        "peak_rss_bytes": 1_000_000,
+        "report": f"trials/{trial:03d}/report.html",
+        "pictures": None,
+        **changes,
+    }
 
 
 def make_failed(

@@ -168,9 +168,14 @@ def test_layers_without_a_table_are_the_trials_weights(tmp_path, journals):
     data, notes = page_data(load_study(journals.write(tmp_path, rows)))
     assert notes == []
     assert data["heat"] == [
-        {"model": "net", "measured": False, "layers": ["a.weight", "b.weight"], "columns": ["int8", "int4; b*=float16"],
-         "values": [[48.123, 24.0], [40.0, None]]}
-    ]  # fmt: skip
+        {
+            "model": "net",
+            "measured": False,
+            "layers": ["a.weight", "b.weight"],
+            "columns": ["int8", "int4; b*=float16"],
+            "values": [[48.123, 24.0], [40.0, None]],
+        }
+    ]
     assert data["layers"]["net"]["forms"] == ["int8", "int16", "int4"]
     assert data["layers"]["net"]["trials"][1] == {"bits": [4.0, 16.0], "snr": [24.0, None], "form": [2, 1]}
 
@@ -237,11 +242,13 @@ ACT = """
 const told = [];
 window.addEventListener("error", event => told.push("error: " + event.message));
 window.open = url => told.push("opened " + url);
-const column = index => [...document.querySelectorAll("#trials tbody tr")].map(row => row.cells[index].textContent).join(",");
+const rows = () => [...document.querySelectorAll("#trials tbody tr")];
+const column = index => rows().map(row => row.cells[index].textContent).join(",");
 window.addEventListener("load", () => setTimeout(async () => {
   const scatter = document.getElementById("scatter");
   const marks = scatter.data.find(trace => trace.mode === "markers");
-  told.push("marked " + marks.customdata.map((trial, index) => trial + marks.marker.symbol[index]).sort().join(","));
+  const symbols = marks.customdata.map((trial, index) => trial + marks.marker.symbol[index]);
+  told.push("marked " + symbols.sort().join(","));
   told.push("line " + scatter.data.find(trace => trace.mode === "lines").y.join(","));
   scatter.emit("plotly_click", { points: [{ customdata: 1 }] });
   document.querySelectorAll("#trials th")[3].click();
@@ -253,7 +260,8 @@ window.addEventListener("load", () => setTimeout(async () => {
   await new Promise(resolve => setTimeout(resolve, 300));
   told.push("compared " + [...document.querySelectorAll("#compare tr")][1].textContent);
   const canvases = [...document.querySelectorAll("#compare-pictures canvas")];
-  told.push("pictures " + canvases.map(one => one.getContext("2d").getImageData(0, 0, 1, 1).data.join(" ")).join(", "));
+  const pixel = canvas => canvas.getContext("2d").getImageData(0, 0, 1, 1).data.join(" ");
+  told.push("pictures " + canvases.map(pixel).join(", "));
   told.push("caption " + canvases[2].parentNode.textContent);
   const done = document.createElement("pre");
   done.id = "told"; done.textContent = told.join("\\n");

@@ -118,11 +118,17 @@ def test_no_folder(tmp_path):
 figures = st.one_of(st.none(), st.integers(0, 4).map(float))
 trials = st.fixed_dictionaries(
     {
-        "model": st.sampled_from(["a", "b"]), "target": st.sampled_from(["coreml", "executorch-mps"]), "size_bytes": st.integers(1, 5),
-        "psnr_db": figures, "exact": st.booleans(), "metric": figures, "ms": figures, "state": st.sampled_from(["done", "done", "done", "failed"]),
+        "model": st.sampled_from(["a", "b"]),
+        "target": st.sampled_from(["coreml", "executorch-mps"]),
+        "size_bytes": st.integers(1, 5),
+        "psnr_db": figures,
+        "exact": st.booleans(),
+        "metric": figures,
+        "ms": figures,
+        "state": st.sampled_from(["done", "done", "done", "failed"]),
         "verdict": st.sampled_from(["pass", "pass", "pass", "fail", None]),
     }
-)  # fmt: skip
+)
 
 
 def as_rows(drawn, with_metric=True):

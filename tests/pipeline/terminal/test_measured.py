@@ -8,9 +8,17 @@ from cidermill.validation.native import Outcome
 
 HERE = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
 TIMED = {
-    "compute_units": "all", "compile_ms": 120.0, "cold_load_ms": 2400.0, "load_ms": 35.0, "first_ms": 9.0, "ms": 1.5, "low_ms": 1.4, "high_ms": 1.9,
-    "runs": 500, "estimate": {"ms": 1.2, "low_ms": 0.9, "high_ms": 1.6, "parts_ms": {"ane": 1.2, "gpu": 0.0, "cpu": 0.0}},
-}  # fmt: skip
+    "compute_units": "all",
+    "compile_ms": 120.0,
+    "cold_load_ms": 2400.0,
+    "load_ms": 35.0,
+    "first_ms": 9.0,
+    "ms": 1.5,
+    "low_ms": 1.4,
+    "high_ms": 1.9,
+    "runs": 500,
+    "estimate": {"ms": 1.2, "low_ms": 0.9, "high_ms": 1.6, "parts_ms": {"ane": 1.2, "gpu": 0.0, "cpu": 0.0}},
+}
 CRASHED = {
     "compute_units": "cpu_and_ne",
     "compile_ms": 118.0,

@@ -343,8 +343,9 @@ def written(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("written")
     return compressed, {
-        "coreml": write_mlpackage(compressed, folder / "m.mlpackage"), "executorch-mps": write_pte(compressed, folder / "m.pte"),
-    }  # fmt: skip
+        "coreml": write_mlpackage(compressed, folder / "m.mlpackage"),
+        "executorch-mps": write_pte(compressed, folder / "m.pte"),
+    }
 
 
 def audited(compressed, artifact, path=None):

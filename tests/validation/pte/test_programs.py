@@ -300,7 +300,8 @@ import torch, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
 import test_read as t
-t.lower(t.Function(lambda x: torch.sqrt(x * x) + 1 / 3), (torch.tensor([300.0, 2.0]),), Path({str(tmp_path / "half.pte")!r}), mps=True)
+function = t.Function(lambda x: torch.sqrt(x * x) + 1 / 3)
+t.lower(function, (torch.tensor([300.0, 2.0]),), Path({str(tmp_path / "half.pte")!r}), mps=True)
 """
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], check=True, capture_output=True, timeout=120

@@ -173,7 +173,7 @@ def test_a_delegated_model_agrees_with_torch(half, tolerance, tmp_path):
 
 
 def test_delegates_and_kernels_mix(tmp_path):
-    function = lambda x: torch.relu(torch.cumsum(x * 2, 1) + 1)  # noqa: E731  the cumulative sum has no MPS node
+    function = lambda x: torch.relu(torch.cumsum(x * 2, 1) + 1)
     path = lower(Function(function), (X,), tmp_path / "model.pte", mps=False)
     ops = [node.op for node in open_program(path).graph.nodes]
     assert ops.count("delegate:MPSBackend") == 2 and "aten::cumsum.out" in ops
@@ -201,7 +201,7 @@ def test_both_branches_of_a_condition(sign, tmp_path):
 
 
 def test_sizes_computed_at_run_time(tmp_path):
-    function = lambda x: x.reshape(x.shape[0] * 3, 4) * x.shape[0]  # noqa: E731
+    function = lambda x: x.reshape(x.shape[0] * 3, 4) * x.shape[0]
     shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
     path = lower(Function(function), (X,), tmp_path / "model.pte", dynamic_shapes=(shapes,))
     for batch in (2, 5):

@@ -45,7 +45,8 @@ for path in sorted(Path(sys.argv[1]).glob("*.pte")):
     program = Runtime.get().load_program(data)
     method, results = program.load_method("forward"), []
     for inputs in torch.load(path.with_suffix(".in")):
-        results.append([item.clone() if isinstance(item, torch.Tensor) else item for item in method.execute(list(inputs))])
+        outputs = method.execute(list(inputs))
+        results.append([item.clone() if isinstance(item, torch.Tensor) else item for item in outputs])
     torch.save(results, path.with_suffix(".out"))
     os._exit(0)
 """
@@ -102,9 +103,9 @@ def branches(x):
 
 
 def q():
-    import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  (defines the embeddings)
+    import executorch.exir.passes._quant_patterns_and_replacements  # defines the embeddings
     import executorch.kernels.quantized  # noqa: F401  (the results' forms)
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the others)
+    import torch.ao.quantization.fx._decomposed  # defines the others
 
     return torch.ops.quantized_decomposed
 
@@ -121,39 +122,146 @@ PROGRAMS = {  # name: (module or function, the inputs of each call)
     "dequantize": (lambda x: q().dequantize_per_tensor(x, 0.031, 3, *INT8), [(TABLE,)]),
     "quantize-channel": (lambda x: q().quantize_per_channel(x, SCALES, ZEROS, 1, *INT8), [(X,)]),
     "dequantize-channel": (lambda x: q().dequantize_per_channel(x, SCALES, ZEROS, 0, *INT8), [(TABLE[:3],)]),
-    "quantize-token": (lambda x, s, z: q().quantize_per_token(x, s, z, *INT8), [(X, TOKEN_SCALES, TOKEN_ZEROS)]),
+    "quantize-token": (
+        lambda x, s, z: q().quantize_per_token(x, s, z, *INT8),
+        [(X, TOKEN_SCALES, TOKEN_ZEROS)],
+    ),
     "dequantize-token": (
-        lambda x, s, z: q().dequantize_per_token(x, s, z, *INT8, torch.float32), [(TABLE[:6].reshape(2, 3, 8), TOKEN_SCALES, TOKEN_ZEROS)]
+        lambda x, s, z: q().dequantize_per_token(x, s, z, *INT8, torch.float32),
+        [(TABLE[:6].reshape(2, 3, 8), TOKEN_SCALES, TOKEN_ZEROS)],
     ),
     "choose-qparams": (
-        lambda x: q().choose_qparams.tensor(x, -128, 127, 1e-7, torch.int8), [(X,), (X.abs() + 1,), (X * 1e-6,), (-X.abs() * 1e-6,), (X * 0,)]
+        lambda x: q().choose_qparams.tensor(x, -128, 127, 1e-7, torch.int8),
+        [(X,), (X.abs() + 1,), (X * 1e-6,), (-X.abs() * 1e-6,), (X * 0,)],
     ),
-    "choose-qparams-token": (lambda x: q().choose_qparams_per_token_asymmetric(x, torch.int8), [(X,), (X.abs() + 1,)]),
+    "choose-qparams-token": (
+        lambda x: q().choose_qparams_per_token_asymmetric(x, torch.int8),
+        [(X,), (X.abs() + 1,)],
+    ),
     "embedding-8": (lambda i: q().embedding_byte(TABLE, ROW_SCALES, None, -128, 127, i), [(IDS,)]),
-    "embedding-8-zeros": (lambda i: q().embedding_byte(TABLE, GROUP_SCALES, GROUP_SCALES.round(), -128, 127, i), [(IDS,)]),
+    "embedding-8-zeros": (
+        lambda i: q().embedding_byte(TABLE, GROUP_SCALES, GROUP_SCALES.round(), -128, 127, i),
+        [(IDS,)],
+    ),
     "embedding-4": (lambda i: q().embedding_4bit(PACKED, GROUP_SCALES, None, -8, 7, i), [(IDS,)]),
-    "embedding-4-half": (lambda i: q().embedding_4bit.dtype(PACKED, GROUP_SCALES, None, -8, 7, i, dtype=torch.float16), [(IDS,)]),
+    "embedding-4-half": (
+        lambda i: q().embedding_4bit.dtype(PACKED, GROUP_SCALES, None, -8, 7, i, dtype=torch.float16),
+        [(IDS,)],
+    ),
     "embedding-2": (lambda i: q().embedding_2bit(PACKED, GROUP_SCALES, None, -2, 1, i), [(IDS,)]),
     "convolution": (lambda x: F.conv2d(x, WEIGHT, None, (2, 1), (1, 2), (1, 1), 2), [(IMAGE,)]),
     "transposed": (lambda x: F.conv_transpose2d(x, WEIGHT[:4], None, 2, 1, 1, 2), [(IMAGE,)]),
-    "pooling": (lambda x: (*F.max_pool2d(x, 3, 2, 1, 1, True, True), F.avg_pool2d(x, 2, 1, 1, False, False)), [(IMAGE,)]),
+    "pooling": (
+        lambda x: (*F.max_pool2d(x, 3, 2, 1, 1, True, True), F.avg_pool2d(x, 2, 1, 1, False, False)),
+        [(IMAGE,)],
+    ),
     "adaptive-pooling": (lambda x: F.adaptive_avg_pool2d(x, (3, 2)), [(IMAGE,)]),
-    "resize": (lambda x: (F.interpolate(x, (5, 11), mode="bilinear"), F.interpolate(x, scale_factor=2.0)), [(IMAGE,)]),
-    "pads": (lambda x: (F.pad(x, (1, 2, 0, 1), "reflect"), F.pad(x, (1, 2), value=3.0), F.pad(x, (2, 1, 1, 0), "replicate")), [(IMAGE,)]),
-    "norms": (lambda x: (F.group_norm(x, 2), F.layer_norm(x, (7,)), F.batch_norm(x, torch.zeros(4), torch.ones(4))), [(IMAGE,)]),
-    "statistics": (lambda x: (x.var(1), x.std(), x.mean((0, 2)), x.prod(1), x.logsumexp(1), x.amin(2), *x.max(1), x.min(1)[0]), [(X,)]),
-    "comparisons": (lambda x, y: (x > y, (x == y) | (x != x), torch.maximum(x, y), torch.where(x < 0, x, 2), x.clamp(-1, 1)), [(X, Y)]),
+    "resize": (
+        lambda x: (F.interpolate(x, (5, 11), mode="bilinear"), F.interpolate(x, scale_factor=2.0)),
+        [(IMAGE,)],
+    ),
+    "pads": (
+        lambda x: (
+            F.pad(x, (1, 2, 0, 1), "reflect"),
+            F.pad(x, (1, 2), value=3.0),
+            F.pad(x, (2, 1, 1, 0), "replicate"),
+        ),
+        [(IMAGE,)],
+    ),
+    "norms": (
+        lambda x: (F.group_norm(x, 2), F.layer_norm(x, (7,)), F.batch_norm(x, torch.zeros(4), torch.ones(4))),
+        [(IMAGE,)],
+    ),
+    "statistics": (
+        lambda x: (
+            x.var(1),
+            x.std(),
+            x.mean((0, 2)),
+            x.prod(1),
+            x.logsumexp(1),
+            x.amin(2),
+            *x.max(1),
+            x.min(1)[0],
+        ),
+        [(X,)],
+    ),
+    "comparisons": (
+        lambda x, y: (
+            x > y,
+            (x == y) | (x != x),
+            torch.maximum(x, y),
+            torch.where(x < 0, x, 2),
+            x.clamp(-1, 1),
+        ),
+        [(X, Y)],
+    ),
     "integers": (lambda i: (i // 2, i % 3, -i // 2, i ^ 5, ~i, i.float() / 3, i * 1.5), [(IDS - 4,)]),
-    "remainders": (lambda i, j: (i % 3, i % j, i.float() % 3, i % j.float()), [(IDS - 4, torch.tensor([[2, -3], [3, 3]]))]),
-    "special": (lambda x: (x.erf(), x.atan2(x + 1), (x.abs() + 1).log1p(), x.sign(), x.round(), x.fmod(0.7), x.remainder(0.7)), [(X,)]),
-    "indexing": (lambda x, i: (x[i % 2], x[:, i % 3, i % 2], x.gather(2, i[None] % 4), x.index_select(1, i[0] % 3), x.roll(1, 2)), [(X, IDS)]),
-    "scatter": (lambda x, i: (x.scatter(2, i[None] % 4, 9.0), x.scatter_add(2, i[None] % 4, x), x.masked_fill(x > 0, 0.5)), [(X, IDS)]),
-    "shapes": (lambda x: (x.flip(1), x.repeat(1, 2, 1), x.tril(), x.unbind(1)[2], x.split([1, 3], 2)[1], torch.stack([x, x], 1)), [(X,)]),
+    "remainders": (
+        lambda i, j: (i % 3, i % j, i.float() % 3, i % j.float()),
+        [(IDS - 4, torch.tensor([[2, -3], [3, 3]]))],
+    ),
+    "special": (
+        lambda x: (
+            x.erf(),
+            x.atan2(x + 1),
+            (x.abs() + 1).log1p(),
+            x.sign(),
+            x.round(),
+            x.fmod(0.7),
+            x.remainder(0.7),
+        ),
+        [(X,)],
+    ),
+    "indexing": (
+        lambda x, i: (
+            x[i % 2],
+            x[:, i % 3, i % 2],
+            x.gather(2, i[None] % 4),
+            x.index_select(1, i[0] % 3),
+            x.roll(1, 2),
+        ),
+        [(X, IDS)],
+    ),
+    "scatter": (
+        lambda x, i: (
+            x.scatter(2, i[None] % 4, 9.0),
+            x.scatter_add(2, i[None] % 4, x),
+            x.masked_fill(x > 0, 0.5),
+        ),
+        [(X, IDS)],
+    ),
+    "shapes": (
+        lambda x: (
+            x.flip(1),
+            x.repeat(1, 2, 1),
+            x.tril(),
+            x.unbind(1)[2],
+            x.split([1, 3], 2)[1],
+            torch.stack([x, x], 1),
+        ),
+        [(X,)],
+    ),
     "cumulative": (lambda x: x.cumsum(1), [(X,)]),
-    "types": (lambda x: (x.to(torch.int8), x.double(), x.half(), x.bool(), (x * 300).half() * 300, x.to(torch.bfloat16).float()), [(X,)]),
+    "types": (
+        lambda x: (
+            x.to(torch.int8),
+            x.double(),
+            x.half(),
+            x.bool(),
+            (x * 300).half() * 300,
+            x.to(torch.bfloat16).float(),
+        ),
+        [(X,)],
+    ),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), [(X[:, None],)]),
-    "strings": (lambda x: (*(torch.div(x, 0.3, rounding_mode=mode) for mode in ("floor", "trunc")), F.gelu(x, approximate="tanh")), [(X,)]),
-}  # fmt: skip
+    "strings": (
+        lambda x: (
+            *(torch.div(x, 0.3, rounding_mode=mode) for mode in ("floor", "trunc")),
+            F.gelu(x, approximate="tanh"),
+        ),
+        [(X,)],
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +335,31 @@ def test_embedding_codes_by_hand():
     assert unpack(torch.tensor([[0b11100100]], dtype=torch.uint8), 2).tolist() == [[-2, -1, 0, 1]]
 
 
-@pytest.mark.parametrize("name, arguments, want", [
-    ("floordiv.Scalar", (-7, 2), -4), ("floordiv.int", (-7, 2), -3), ("mod.Scalar", (-7, 3), -1), ("truediv.Scalar", (7, 2), 3.5),
-    ("floordiv.Scalar", (-1.0, 0.0), float("-inf")), ("floordiv.Scalar", (7, -2.0), -4.0), ("round.Scalar", (2.5,), 2),
-    ("sym_ite.Scalar", (True, 3, 4), 3), ("sym_ite.Scalar", (False, 3, 4), 4), ("sym_not.Scalar", (False,), True), ("trunc.Scalar", (-2.7,), -2),
-    ("sym_max.Scalar", (3, 5), 5), ("sym_min.Scalar", (3, 5), 3), ("sym_float.Scalar", (3,), 3.0), ("sym_int.Scalar", (3.9,), 3),
-    ("ceil.Scalar", (2.1,), 3), ("neg.Scalar", (4,), -4), ("sub.Scalar", (4, 6), -2), ("ge.Scalar", (3, 3), True), ("le.Scalar", (4, 3), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, arguments, want",
+    [
+        ("floordiv.Scalar", (-7, 2), -4),
+        ("floordiv.int", (-7, 2), -3),
+        ("mod.Scalar", (-7, 3), -1),
+        ("truediv.Scalar", (7, 2), 3.5),
+        ("floordiv.Scalar", (-1.0, 0.0), float("-inf")),
+        ("floordiv.Scalar", (7, -2.0), -4.0),
+        ("round.Scalar", (2.5,), 2),
+        ("sym_ite.Scalar", (True, 3, 4), 3),
+        ("sym_ite.Scalar", (False, 3, 4), 4),
+        ("sym_not.Scalar", (False,), True),
+        ("trunc.Scalar", (-2.7,), -2),
+        ("sym_max.Scalar", (3, 5), 5),
+        ("sym_min.Scalar", (3, 5), 3),
+        ("sym_float.Scalar", (3,), 3.0),
+        ("sym_int.Scalar", (3.9,), 3),
+        ("ceil.Scalar", (2.1,), 3),
+        ("neg.Scalar", (4,), -4),
+        ("sub.Scalar", (4, 6), -2),
+        ("ge.Scalar", (3, 3), True),
+        ("le.Scalar", (4, 3), False),
+    ],
+)
 def test_arithmetic_of_sizes(name, arguments, want):
     kernel = KERNELS[f"executorch_prim::{name}"]
     result = kernel.run((), **dict(zip(kernel.parameters, arguments, strict=True)))[0]
