@@ -4,7 +4,7 @@ Everything else that is raised is a defect of cidermill and shows a traceback.
 """
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad usage or bad input. The command line prints `message` and `hint` and exits with 2.
 
     `message` says what failed, the value got and the values allowed; `hint` says the next step.

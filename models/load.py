@@ -1,17 +1,15 @@
 """A path -> Source: the format is recognised by content, the model loaded without running code that came with
 the file."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .digest import content_of, content_of_files
 from .errors import UserError
 from .formats import recognise
 from .inputs import InputSpec
 from .source import Source, TensorSpec
-
-_CHUNK_BYTES = 1 << 22
 
 
 def load(
@@ -48,26 +46,13 @@ def _load(path: Path, inputs: tuple[InputSpec, ...], model_class: str | None, tr
         from .programs import load_program
 
         program, module, specs, limits = load_program(path, inputs, trust_pickle)
-        return Source(path, kind, digest((path,)), module, specs, program, limits=limits)
+        return Source(path, kind, content_of(path).sha256, module, specs, program, limits=limits)
     if kind == "torchscript":
         from .torchscript import load_torchscript
 
         program, module, specs, limits = load_torchscript(path, inputs)
-        return Source(path, kind, digest((path,)), module, specs, program, limits=limits)
+        return Source(path, kind, content_of(path).sha256, module, specs, program, limits=limits)
     return _from_weights(path, kind, inputs, model_class, trust_pickle)
-
-
-def digest(files: tuple[Path, ...]) -> str:
-    """sha256 (hex) of a file's bytes; of several files, over each one's name and bytes, in the order
-    given."""
-    total = hashlib.sha256()
-    for file in files:
-        if len(files) > 1:
-            total.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                total.update(chunk)
-    return total.hexdigest()
 
 
 def _from_folder(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
@@ -75,13 +60,15 @@ def _from_folder(path: Path, inputs: tuple[InputSpec, ...]) -> Source:
 
     with ThreadPoolExecutor(1) as beside:  # hashing is as long as loading, and releases the interpreter lock
         files = sorted((path / "config.json", *weight_files(path)), key=lambda file: file.name)
-        sha256 = beside.submit(digest, tuple(files))
+        content = beside.submit(content_of_files, files, path)
         module, specs, limits, warnings = load_folder(path, inputs)
     if inputs:
         _try(
             module, specs, limits, str(path), "Correct --input, or leave it out to take the model's default."
         )
-    return Source(path, "hugging-face", sha256.result(), module, specs, limits=limits, warnings=warnings)
+    return Source(
+        path, "hugging-face", content.result().sha256, module, specs, limits=limits, warnings=warnings
+    )
 
 
 def _from_weights(
@@ -95,7 +82,7 @@ def _from_weights(
     module, specs = bind(model, inputs, str(path))
     limits = vocabulary(model, specs)
     _try(module, specs, limits, str(path), f"About the shapes: {propose(model)}")
-    return Source(path, format_name, digest((path,)), module, specs, limits=limits)
+    return Source(path, format_name, content_of(path).sha256, module, specs, limits=limits)
 
 
 def _module(path: Path, kind: str, model_class: str | None, trust: bool) -> tuple[Any, str]:

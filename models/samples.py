@@ -58,6 +58,8 @@ def blaming(samples: Samples, index: int) -> Iterator[None]:
     vocabulary) becomes a UserError."""
     try:
         yield
+    except UserError:
+        raise
     except (IndexError, RuntimeError, ValueError) as error:
         if samples.kind != "real":
             raise

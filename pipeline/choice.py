@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..models.decibels import decibels
+from ..models.digest import digest_samples
 from ..models.errors import UserError
 from .plan import Budget, parse_budget
 
@@ -97,7 +99,7 @@ class Choice:
         problem = self._problem()
         names = list(self.schemes)
         picked = self._smallest_near(problem) if self.budget is None else self._nearest_small(problem)
-        self.predicted_db = _decibels(problem.worst(picked))
+        self.predicted_db = decibels(1.0, problem.worst(picked))
         if self.budget is not None:
             bits = dict(zip(self.targets, problem.total_bits(picked)))
             self.foreseen = {
@@ -197,10 +199,10 @@ class Choice:
                 "Raise --budget, or add smaller schemes, such as --schemes"
                 " int8,int4,palettize4,palettize2,palettize1.",
             )
-        if self.min_psnr is not None and _decibels(problem.worst(picked)) < self.min_psnr:
+        if self.min_psnr is not None and decibels(1.0, problem.worst(picked)) < self.min_psnr:
             raise UserError(
                 f"{self.budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the"
-                f" nearest possible is about {_decibels(problem.worst(picked)):.1f} dB.",
+                f" nearest possible is about {decibels(1.0, problem.worst(picked)):.1f} dB.",
                 "Raise --budget or lower --min-psnr.",
             )
         return picked
@@ -268,7 +270,7 @@ class Choice:
             finest = problem.errors.sum(axis=2).argmin(axis=1)
             raise UserError(
                 f"No choice of {', '.join(self.schemes)} keeps {self.min_psnr:g} dB: the nearest possible is "
-                f"{_decibels(self._measured_error(finest)):.1f} dB.",
+                f"{decibels(1.0, self._measured_error(finest)):.1f} dB.",
                 "Lower --min-psnr, or add finer schemes, such as --schemes int8,float16.",
             )
         return best[1]
@@ -290,10 +292,6 @@ class Choice:
             self.captured.reference, evaluate(decompressed(compress(self.captured, recipe)), self.captured)
         )
         return max((10 ** (-error.psnr_db / 10) for error in found if error.psnr_db is not None), default=0.0)
-
-
-def _decibels(error: float) -> float:
-    return -10 * math.log10(error) if error > 0 else math.inf
 
 
 def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
@@ -338,11 +336,8 @@ def prepare_choice(captured: Any, plan: Any, folder: Path, step: Callable[[str],
 
 def identity_of(captured: Any) -> tuple[str, str]:
     """What a table of sensitivities belongs to: (the model and the shapes of its inputs, the samples)."""
-    from .tune import samples_digest
-
-    return f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}", samples_digest(
-        captured.samples
-    )
+    model = f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}"
+    return model, digest_samples(captured.samples.batches)
 
 
 def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:

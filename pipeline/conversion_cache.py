@@ -1,7 +1,6 @@
 """Conversions that need not be done again: a Plan enters, a key over everything that decides its result
 leaves; by it a finished folder is found."""
 
-import hashlib
 import json
 import os
 import platform
@@ -11,10 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..models.digest import content_of, content_of_files, digest_json, digest_samples, digest_tensor
 from .plan import Plan
 from .report.write import environment, write_json
 from .stages import Stages
-from .store import Cache, fetch_folder, key_of, make_room, store_folder
+from .store import Cache, fetch_folder, make_room, store_folder
 
 PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
 JUDGED_AFTER = (
@@ -38,30 +38,27 @@ def conversion_key(plan: Plan, recipe: Any, calibration: Any) -> str | None:
     if plan.model_class is not None or plan.trust_pickle or ":" in str(plan.samples or ""):
         return None
     samples = _file_digest(Path(plan.samples)) if plan.samples else None
-    return key_of(
+    return digest_json(
         {"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, recipe, calibration)}
     )
 
 
 def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> str:
     """As `conversion_key`, from the captured graph, its tensors and the samples: whatever code made them."""
-    import torch
-
-    from .tune import samples_digest
-
     program = captured.program
-    total = hashlib.sha256(str(program.graph_module.code).encode())
-    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
-        if hasattr(tensor, "detach"):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    borders = f"{captured.inputs} {captured.outputs} {captured.source.sha256}"
-    source = {"captured": total.hexdigest(), "borders": borders}
-    return key_of(
+    source = {
+        "graph": str(program.graph_module.code),
+        "tensors": [
+            [name, digest_tensor(tensor)]
+            for name, tensor in [*program.state_dict.items(), *program.constants.items()]
+            if hasattr(tensor, "detach")
+        ],
+        "borders": f"{captured.inputs} {captured.outputs} {captured.source.sha256}",
+    }
+    return digest_json(
         {
             "source": source,
-            "samples": samples_digest(captured.samples),
+            "samples": digest_samples(captured.samples.batches),
             **_decided_by(plan, recipe, calibration),
         }
     )
@@ -119,10 +116,7 @@ def code_digest() -> str:
         for file in sorted(root.glob(pattern))
         if file.suffix in (".py", ".csv", ".json")
     ]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(f"{file.relative_to(root)}".encode() + b"\0" + file.read_bytes())
-    return total.hexdigest()
+    return content_of_files(files, root).sha256
 
 
 def source_digest(model: Path) -> str | None:
@@ -131,12 +125,11 @@ def source_digest(model: Path) -> str | None:
     if not model.is_dir():
         return _file_digest(model)
     files = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    return key_of({file.name: _file_digest(file) for file in files})
+    return digest_json({file.name: _file_digest(file) for file in files})
 
 
 def _file_digest(file: Path) -> str | None:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return content_of(file).sha256 if file.is_file() else None
     except OSError:
         return None

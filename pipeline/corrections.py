@@ -189,7 +189,7 @@ def _correction(content: dict) -> Any:
 
 def _read_report(path: Path) -> dict:
     """-> {"machine", "rows", "provenance"}"""
-    from ..converters.artifact import measure
+    from ..models.digest import content_of
     from ..validation.estimate.correction import estimator
 
     report = _read_json(path, "a report", REPORT, HINT)
@@ -206,6 +206,8 @@ def _read_report(path: Path) -> dict:
         _check_chip(path, machine["chip"])
         rows = [row for one, measured in timed for row in _rows(one["sha256"], measured["units"])]
         made = [{"path": one["path"], "sha256": one["sha256"]} for one, _ in timed]
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
@@ -213,7 +215,7 @@ def _read_report(path: Path) -> dict:
     return {
         "machine": machine,
         "rows": rows,
-        "provenance": {"path": str(path), "sha256": measure(path)[1], "artifacts": made},
+        "provenance": {"path": str(path), "sha256": content_of(path).sha256, "artifacts": made},
     }
 
 

@@ -338,7 +338,7 @@ def inspect_artifact(
     measure_here: bool = True,
 ) -> dict:
     """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too."""
-    from ..converters.artifact import measure
+    from ..models.digest import content_of
     from ..validation.judge.audit import audit
     from ..validation.runners import open_to_read
     from .corrections import load_calibration
@@ -352,12 +352,14 @@ def inspect_artifact(
     if target != "coreml" and compute_units != "all":
         message = f"--compute-units {compute_units} is of Core ML; {artifact.name} is an ExecuTorch program."
         raise UserError(message, "Leave it out: the file itself says what is delegated to the GPU.")
-    size, digest = measure(artifact)
+    size, digest = content_of(artifact)
     try:
         sections = {
             "compression": audit(artifact, ()),
             **estimate_shapes(runner, target, found, compute_units, correction),
         }
+    except UserError:
+        raise
     except (
         ValueError,
         TypeError,

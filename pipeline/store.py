@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,6 @@ def open_cache() -> Cache | None:
         hint = f"Correct {FOLDER_VARIABLE}, or unset it to use the usual place; --no-cache does without."
         raise UserError(f"The cache folder {folder} cannot be written to: {problem}.", hint)
     return None
-
-
-def key_of(parts: Mapping[str, Any]) -> str:
-    """parts: JSON values. -> a key, the same wherever the parts are the same."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def fetch(cache: Cache, key: str) -> bytes | None:

@@ -2,7 +2,6 @@
 the recipe is on disk when it leaves."""
 
 import glob
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from ..models.digest import digest_samples
 from ..models.errors import UserError
 from .output import write_whole
 
@@ -158,20 +158,10 @@ def _identity(plan: TunePlan, source: Any, samples: Any, tuning: Any, recipe: An
     return {
         "model": model,
         "recipe": recipe.name,
-        "data": samples_digest(samples),
+        "data": digest_samples(samples.batches),
         **asdict(tuning),
         "torch": str(torch.__version__),
     }
-
-
-def samples_digest(samples: Any) -> str:
-    """sha256 over the names, types, shapes and bytes of all samples."""
-    total = hashlib.sha256()
-    for batch in samples.batches:
-        for name, array in batch.items():
-            total.update(f"{name} {array.dtype} {array.shape}".encode())
-            total.update(array.tobytes())
-    return total.hexdigest()
 
 
 def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:

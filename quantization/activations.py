@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..models.capture import Captured
+from ..models.decibels import decibels
 from ..models.graphs import draft, finish, insert
 from ..models.quiet import quiet
 from .calibration import as_tensors, check_finite, run_tapped
@@ -296,6 +297,5 @@ def _psnr(wanted: list[tuple], found: list[tuple]) -> list[float]:
     for want, have in zip(zip(*wanted), zip(*found)):
         if want[0].is_floating_point():
             want, have = torch.stack(want).double(), torch.stack(have).double()
-            rms, peak = float((have - want).square().mean().sqrt()), float(want.abs().max())
-            figures.append(math.inf if rms == 0 else 20 * math.log10(peak / rms) if peak else -math.inf)
+            figures.append(decibels(float(want.abs().max()) ** 2, float((have - want).square().mean())))
     return figures

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..models.capture import Captured
+from ..models.decibels import decibels
 from ..models.errors import UserError
 from ..models.quiet import quiet
 from .activations import ActivationPlan, insert_grids, plan_activations
@@ -354,7 +355,7 @@ def snr_db(source: torch.Tensor, weight: CompressedWeight) -> float | None:
     """How far a compressed weight is from its source, in decibels; None where they are equal (or the source
     is zero)."""
     noise, signal = (float(torch.linalg.vector_norm(part)) for part in (weight.dense().sub_(source), source))
-    return 20 * math.log10(signal / noise) if noise and signal else None
+    return decibels(signal**2, noise**2) if noise and signal else None
 
 
 def _largest(data: torch.Tensor) -> float:

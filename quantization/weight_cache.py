@@ -5,7 +5,6 @@ The key is over the values themselves, so that a weight is clustered or quantize
 whatever model or file it is in.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from ..models.digest import digest_json, digest_tensor
 from .layers import Evidence
 from .recipe import Recipe
 from .roles import Role
@@ -41,7 +41,7 @@ class Known:
         """Of a tensor of the captured program, computed once."""
         place = tensor.data_ptr()
         if place not in self.digests or self.digests[place][0].shape != tensor.shape:
-            self.digests[place] = (tensor, tensor_digest(tensor))
+            self.digests[place] = (tensor, digest_tensor(tensor))
         return self.digests[place][1]
 
 
@@ -56,14 +56,6 @@ class Made:
     snr_db: float | None
 
 
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """blake2b over the type, shape and bytes."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    total = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
-    total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return total.hexdigest()
-
-
 def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence) -> str:
     statistics = evidence.statistics
     tensors = (
@@ -73,10 +65,10 @@ def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evide
     )
     parts = {
         "version": known.version, "weight": known.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
-        "survivors": None if evidence.survivors is None else tensor_digest(evidence.survivors),
-        "statistics": {name: tensor_digest(value) if isinstance(value, torch.Tensor) else str(value) for name, value in tensors.items()},
+        "survivors": None if evidence.survivors is None else digest_tensor(evidence.survivors),
+        "statistics": {name: digest_tensor(value) if isinstance(value, torch.Tensor) else str(value) for name, value in tensors.items()},
     }  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest_json(parts)
 
 
 def recalled(known: Known, key: str, name: str) -> Made | None:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from ... import __version__
+from ...models.digest import Content, add_files, files_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.quiet import quiet
 from ...quantization.compress import with_grids
-from ..artifact import Artifact, add_files, files_of
+from ..artifact import Artifact
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation
 from .lower import lower
@@ -216,16 +217,16 @@ def _module_map(program: Any) -> str:
     return json.dumps(places, separators=(",", ":"))
 
 
-def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> tuple[int, str]:
+def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> Content:
     """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow
     from the contents."""
     spec.description.metadata.userDefined.update(metadata)
     model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model.write_bytes(spec.SerializeToString(deterministic=True))
     manifest = json.loads((package / "Manifest.json").read_text())
-    size, total = add_files(
-        hashlib.sha256(), package, files_of(package)[:-1]
-    )  # Manifest.json, the last by name, takes its identifiers from them
+    total = hashlib.sha256()
+    # Manifest.json, the last by name, takes its identifiers from the others
+    size_bytes = add_files(total, files_of(package)[:-1], package)
     entries = manifest["itemInfoEntries"]
     derived = {
         old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"]))
@@ -236,5 +237,5 @@ def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> tu
     }
     manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
-    more, total = add_files(total, package, [package / "Manifest.json"])
-    return size + more, total.hexdigest()
+    size_bytes += add_files(total, [package / "Manifest.json"], package)
+    return Content(size_bytes, total.hexdigest())

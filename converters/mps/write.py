@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from ...models.digest import content_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
 from ...models.quiet import quiet
-from ..artifact import Artifact, measure
+from ..artifact import Artifact
 from . import delegate as mps_delegate
 from .activations import activation_warnings
 from .lower import lower
@@ -40,13 +41,13 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
         tell("write")
         with path.open("wb") as file:
             edge.to_executorch().write_to_file(file)
-    size, digest = measure(path)
+    content = content_of(path)
     if left_over:
         warnings.append(f"outside the MPS delegate, as portable CPU kernels: {'; '.join(left_over)}")
     warnings += activation_warnings(compressed)
     precision = "float16" if half else "float32"
     return Artifact(
-        "executorch-mps", compressed.recipe.name, path, size, digest, precision, tuple(warnings), realised
+        "executorch-mps", compressed.recipe.name, path, *content, precision, tuple(warnings), realised
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from ...converters.artifact import measure
+from ...models.digest import content_of
 from ...models.errors import UserError
 from ..report.write import SCHEMA as REPORT
 
@@ -179,7 +179,7 @@ def _variant(report_path: Path, report: dict, section: dict, allow_failed: bool)
             f"{path}, which {report_path} lists, does not exist.",
             "Convert again, or copy the whole output folder.",
         )
-    size, digest = measure(path)
+    size, digest = content_of(path)
     if digest != section["sha256"]:
         raise UserError(
             f"{path} is not the artifact that {report_path} judged: its SHA-256 is {digest[:16]}…, the report"

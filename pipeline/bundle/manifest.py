@@ -18,7 +18,6 @@ folder in, its manifest out.
   manifest.json.sig
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...models.digest import content_of
 from ...models.errors import UserError
 from .deliverables import Feature, Model, Variant
 
@@ -35,7 +35,6 @@ SIGNATURE = "manifest.json.sig"
 SBOM = "sbom.cdx.json"
 LICENCE = "LICENCE.txt"
 BUNDLE_HINT = "Give the folder that `cidermill bundle` wrote."
-PIECE_BYTES = 1 << 20
 
 
 def build_manifest(
@@ -75,12 +74,8 @@ def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def fingerprint(path: Path) -> dict:
     """-> {"sha256", "size_bytes"} of a file"""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while piece := stream.read(PIECE_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return {"sha256": digest.hexdigest(), "size_bytes": size}
+    content = content_of(path)
+    return {"sha256": content.sha256, "size_bytes": content.size_bytes}
 
 
 def read_manifest(folder: Path) -> tuple[bytes, dict]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...converters.artifact import files_of, measure
+from ...models.digest import content_of, files_of
 from .deliverables import Model, Variant, slug, unique
 from .shared_weights import Proposal, differences, function_names, merge, proposals, weights_of
 
@@ -57,7 +57,7 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
         replace(model, variants=tuple(_placed(one, *placed[one.sha256]) for one in model.variants))
         for model in models
     )
-    return Packed(done, {path.name: measure(path) for path in sorted(folder.iterdir())}, sharing)
+    return Packed(done, {path.name: content_of(path) for path in sorted(folder.iterdir())}, sharing)
 
 
 def _share(

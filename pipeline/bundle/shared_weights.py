@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...converters.artifact import measure
+from ...models.digest import content_of
 from ...models.samples import synthetic
 from ...models.source import TensorSpec
 from ...validation.mil.blob import PIECE_BYTES, RECORD_BYTES, Blob, open_blob, read_bytes
@@ -233,7 +233,7 @@ def _add_function(
 
 def _write_manifest(package: Path) -> None:
     """With identifiers derived from the content, as `converters` derives a single package's."""
-    _, digest = measure(package / "Data")
+    digest = content_of(package / "Data").sha256
     keys = {path: str(uuid.uuid5(uuid.NAMESPACE_OID, digest + path)) for path in ENTRIES}
     entries = {
         keys[path]: {"author": STEM, "description": text, "name": name, "path": path}

@@ -1,7 +1,6 @@
 """A path to an artifact, a report or a report's folder in; its artifacts as sides of a difference out, with
 their stored weights decoded."""
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
 from ..report.read import FILE, Report, read_report
 
@@ -58,9 +58,9 @@ class Side:
 
     @cached_property
     def here(self) -> bool:
-        from ...converters.artifact import measure
-
-        return not self.is_report or (self.path.exists() and measure(self.path)[1] == self.section["sha256"])
+        return not self.is_report or (
+            self.path.exists() and content_of(self.path).sha256 == self.section["sha256"]
+        )
 
     @cached_property
     def runner(self) -> Any:
@@ -201,8 +201,7 @@ def _digest(value: Any) -> str:
     """Of the values in half precision, in their order: how they are stored does not matter."""
     import torch
 
-    flat = torch.as_tensor(value).detach().half().contiguous().reshape(-1)
-    return hashlib.blake2b(flat.view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    return digest_tensor(torch.as_tensor(value).detach().half().reshape(-1))
 
 
 def _type_text(dtype: str, shape: Sequence[int | None]) -> str:

@@ -278,7 +278,7 @@ def _same(key: str, figure: str, locked: Any, found: Any) -> Finding:
 
 
 def _check_file(key: str, report: Report, artifact: dict) -> Iterator[Finding]:
-    from ...converters.artifact import measure
+    from ...models.digest import content_of
 
     path = report.artifact_path(artifact)
     if artifact["verdict"] != "pass":
@@ -297,7 +297,7 @@ def _check_file(key: str, report: Report, artifact: dict) -> Iterator[Finding]:
             f"{path} is not there, though {report.path} names it.\nConvert it again.",
         )
         return
-    found = measure(path)[1]
+    found = content_of(path).sha256
     if found != artifact["sha256"]:
         text = (
             f"{path} has other bytes than {report.path} says: it was changed or damaged after it was"

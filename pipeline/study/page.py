@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ...models.decibels import decibels
 from ...models.errors import UserError
 from ..output import write_whole
 from ..report import summaries as fig
@@ -251,7 +252,7 @@ def _tables(study: Study, model: str, reports: dict[int, dict], notes: list[str]
 def _alone_db(errors: list[float] | None) -> float | None:
     """PSNR of the worst output; None where nothing was measured or nothing was lost."""
     worst = max(errors or [0.0])
-    return _rounded(-10 * math.log10(worst)) if worst else None
+    return _rounded(decibels(1.0, worst)) if worst else None
 
 
 # Pictures

@@ -6,8 +6,6 @@ search that was killed is asked again from its last whole batch on, and goes on 
 Optuna's storage holds the finished batches, for that and for Optuna's own tools.
 """
 
-import hashlib
-import json
 import os
 import random
 import warnings
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...models.digest import digest_json
 from ...models.errors import UserError
 from .constraints import violation
 from .results import Row, error_of, first_latency_ms
@@ -142,9 +141,7 @@ def _open(storage: str | None, folder: Path, identity: dict) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    digest = hashlib.sha256(
-        json.dumps([str(folder.resolve()), identity], sort_keys=True).encode()
-    ).hexdigest()
+    digest = digest_json([str(folder.resolve()), identity])
     if storage is None:
         _mend(folder / STORAGE)
         storage = JournalStorage(JournalFileBackend(str(folder / STORAGE)))

@@ -8,7 +8,7 @@ import torch
 from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.inputs import InputSpec
-from cidermill.models.load import digest, load
+from cidermill.models.load import load
 from cidermill.models.samples import synthetic
 
 IMAGE = (InputSpec("x", (1, 3, 8, 8)),)
@@ -194,17 +194,6 @@ def test_other_objects(tmp_path, convnet_file):
     assert "is a whole model (Sequential), so --model-class has no use." in refusal(
         convnet_file, IMAGE, "a.b:c"
     )
-
-
-def test_digest_depends_on_bytes_names_and_order(tmp_path):
-    one, two = tmp_path / "a", tmp_path / "b"
-    one.write_bytes(b"12")
-    two.write_bytes(b"3")
-    before = digest((one, two))
-    assert len({digest((one,)), digest((two,)), before, digest((two, one))}) == 4
-    one.write_bytes(b"1")
-    two.write_bytes(b"23")
-    assert digest((one, two)) != before, "the same bytes, divided differently"
 
 
 @pytest.mark.parametrize(

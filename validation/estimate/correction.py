@@ -6,7 +6,6 @@ the Neural Engine only). Fitted by least squares on the log of the ratio to the 
 leave the estimate alone where few measurements speak.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...models.digest import content_of_files
 from .devices import DATA
 from .latency import Latency
 from .path import UNITS
@@ -66,10 +66,8 @@ class Correction:
 
 def estimator() -> str:
     """Names the estimates that a correction belongs to: this version with these fitted numbers."""
-    digest = hashlib.sha256()
-    for path in sorted(DATA.glob("*.json")):
-        digest.update(path.read_bytes())
-    return f"{__version__}-{digest.hexdigest()[:12]}"
+    fitted = content_of_files(sorted(DATA.glob("*.json")))
+    return f"{__version__}-{fitted.sha256[:12]}"
 
 
 def parts(latency: Latency, placement: Placement) -> dict[str, float]:

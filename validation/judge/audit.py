@@ -6,7 +6,6 @@ recipe made is decoded from the file by the reference runner's operators and com
 half precision.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...converters.artifact import files_of
+from ...models.digest import digest_tensor, files_of
 from ..graph import Graph, OperatorFailed
 from ..mil.read import Package, read_package
 from ..pte.read import open_program
@@ -137,11 +136,9 @@ def _duplicates(graphs: Sequence[Graph], weights: Sequence[StoredWeight]) -> set
     seen, again = set(), set()
     for name in dict.fromkeys(part.name for weight in weights for part in weight.parts if part.name):
         value = constants[name]() if callable(constants[name]) else constants[name]
-        array = torch.as_tensor(value).contiguous()
-        digest = hashlib.blake2b(array.reshape(-1).view(torch.uint8).numpy(), digest_size=16).digest()
-        key = (str(array.dtype), tuple(array.shape), digest)
-        again |= {name} if key in seen else set()
-        seen.add(key)
+        digest = digest_tensor(torch.as_tensor(value))
+        again |= {name} if digest in seen else set()
+        seen.add(digest)
     return again
 
 

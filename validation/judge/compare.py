@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ...models.decibels import decibels
+
 # Least conversion PSNR by compute precision (DESIGN.md, report.json). 8-bit activations: where half precision
 # lands on the other side of the edge between two codes, a value moves by a whole step, and one in ten does;
 # the conversion cannot be told closer than the rounding itself.
@@ -167,18 +169,15 @@ def _metrics(want: np.ndarray, have: np.ndarray) -> dict[str, float | None]:
         signal = float(np.mean(np.square(want / (peak or 1.0))))
         max_abs_error = min(float(np.abs(have - want).max()), sys.float_info.max)
     return {
-        "psnr_db": _decibels(1.0, mean_square) if peak else None,
-        "snr_db": _decibels(signal, mean_square) if peak else None,
+        "psnr_db": _within_limits(decibels(1.0, mean_square)) if peak else None,
+        "snr_db": _within_limits(decibels(signal, mean_square)) if peak else None,
         "cosine": _cosine(want, have),
         "max_abs_error": max_abs_error,
     }
 
 
-def _decibels(power: float, noise: float) -> float:
-    if noise == 0:
-        return LIMIT_DB
-    with np.errstate(divide="ignore"):
-        return float(np.clip(10 * (np.log10(power) - np.log10(noise)), -LIMIT_DB, LIMIT_DB))
+def _within_limits(ratio_db: float) -> float:
+    return max(-LIMIT_DB, min(LIMIT_DB, ratio_db))
 
 
 def _cosine(want: np.ndarray, have: np.ndarray) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...models.errors import UnreadableArtifact
+from ...models.errors import UnreadableArtifact, UserError
 from ..graph import Graph, Node, Ref, Value, misuse
 from ..resources import free_bytes, in_words
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
@@ -87,7 +87,7 @@ def read_package(path: str | Path) -> Package:
     path = Path(path)
     try:
         return _read_package(path)
-    except UnreadableArtifact:
+    except UserError:
         raise
     except (
         KeyError,

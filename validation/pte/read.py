@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...models.errors import UserError
 from ..graph import Graph, Node, Ref, Tap, Value, references
 from . import aten_ops, mps_ops
 from .coreml import coreml_delegate
@@ -130,6 +131,8 @@ def open_program(path: Path | str, method: str = "main", data: Sequence[Path | s
     external = read_data_files(path, data)
     try:
         return _program(read_plan(buffer.root(), method, external))
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
         raise buffer.corrupt(f"its tables do not fit together ({error})") from error
 
