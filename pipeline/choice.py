@@ -16,6 +16,7 @@ from ..models.decibels import decibels
 from ..models.digest import digest_samples
 from ..models.errors import UserError
 from .plan import Budget, parse_budget
+from .targets import find_target
 
 DEFAULT_SCHEMES = ("int8", "int4", "palettize4", "palettize2", "float16")
 SAMPLES = 8  # on which sensitivities are measured
@@ -63,10 +64,8 @@ def _beyond_a_layer(recipe: Any) -> bool:
 
 
 def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> None:
-    from ..converters.coreml.deployment import check_target, required_target
-
-    if "coreml" in targets:
-        check_target(deployment_target, recipe.name, *required_target(recipe))
+    for target in targets:
+        find_target(target).check_recipe(recipe, deployment_target)
 
 
 @dataclass

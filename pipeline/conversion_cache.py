@@ -28,6 +28,7 @@ FILES = (
     "validation/**/*",
     "pipeline/*",
     "pipeline/report/*",
+    "pipeline/targets/*",
 )
 REPORT = "report.json"
 

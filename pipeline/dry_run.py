@@ -14,6 +14,7 @@ from ..quantization.recipe import Recipe
 from ..quantization.roles import storage_of, tensors_of
 from ..quantization.sensitivity import layers_of
 from .predict import predict_size
+from .targets import find_target
 
 
 def predictions(plan: Any, show: Any) -> dict:
@@ -63,15 +64,9 @@ def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float, one_r
     }
 
 
-# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network: conversion takes about as long as
-# capture times the first figure, plus the second for each MB of float32 weights; the reference runner needs
-# `RUNNER` times what torch does for a sample.
-CONVERT_SECONDS = {"coreml": (1.0, 0.02), "executorch-mps": (0.8, 0.03)}
+# Measured on 2026-11-21 with ResNet-50, ViT-Base and the digits network, as each target's own cost was: the
+# reference runner needs `RUNNER` times what torch does for a sample.
 RUNNER = 4.0
-COPIES = {
-    "coreml": 2.0,
-    "executorch-mps": 2.5,
-}  # of the float32 weights that are in memory beside the model while a target is written
 BAND = 2.0  # times and memory were within this factor
 
 
@@ -88,10 +83,7 @@ def predict_cost(
     seconds = _compress_seconds(captured, recipe) + one_run * len(captured.samples.batches) * (
         1 + RUNNER * len(targets)
     )
-    seconds += sum(
-        CONVERT_SECONDS[target][0] * capture_seconds + CONVERT_SECONDS[target][1] * source_mb
-        for target in targets
-    )
+    seconds += sum(find_target(target).cost.seconds(capture_seconds, source_mb) for target in targets)
     resident = psutil.Process().memory_info().rss
     peak = resident + predict_peak(captured, targets)
     return {
@@ -105,7 +97,7 @@ def predict_cost(
 
 def predict_peak(captured: Any, targets: tuple[str, ...]) -> int:
     """Bytes that a conversion takes beside the captured model."""
-    return int(_source_bytes(captured) * max(COPIES[target] for target in targets))
+    return int(_source_bytes(captured) * max(find_target(target).cost.copies for target in targets))
 
 
 def _source_bytes(captured: Any) -> int:

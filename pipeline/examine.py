@@ -13,6 +13,7 @@ import numpy as np
 from ..models.errors import UnreadableArtifact, UserError
 from ..models.source import Samples, TensorSpec
 from ..validation.judge.compare import TOLERANCE_DB, OutputError, compare, meets, verdict
+from .targets import find_target, refuse, target_of
 
 ALL_DEVICES = "all"
 SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
@@ -208,12 +209,9 @@ def estimate(
     """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of
     `calibrate.load_calibration`."""
     from ..validation.estimate.latency import latency_section
-    from ..validation.estimate.operations import operations
     from .corrections import calibrated
-    from .measurements import placed_latency
 
-    every = operations(graph) if target == "coreml" else None
-    found = [placed_latency(graph, target, device, compute_units, every) for device in devices]
+    found = find_target(target).place(graph, devices, compute_units, "")
     placements = dict(zip(devices, (placement for placement, _ in found)))
     latencies = calibrated([latency for _, latency in found], placements.__getitem__, devices, calibration)
     return {"placement": found[0][0].as_json(), "latency": latency_section(latencies)}
@@ -224,28 +222,26 @@ def estimate_shapes(
 ) -> dict:
     """`estimate`; of a program with flexible shapes at its usual one, with `latency.shapes` for the others on
     the first device."""
-    from ..validation.estimate.flexible import is_flexible, variants
-
-    if target != "coreml" or not is_flexible(runner):
+    found = find_target(target).shapes(runner)
+    if not found:
         return estimate(runner.graph, target, devices, compute_units, calibration)
-    found = variants(runner)
     usual = next((one.graph for one in found if one.graph is not None), runner.graph)
     sections = estimate(usual, target, devices, compute_units, calibration)
-    sections["latency"]["shapes"] = [_at_shape(one, devices[0], compute_units, calibration) for one in found]
+    sections["latency"]["shapes"] = [
+        _at_shape(one, target, devices[0], compute_units, calibration) for one in found
+    ]
     return sections
 
 
-def _at_shape(variant: Any, device: Any, compute_units: str, calibration: Any) -> dict:
-    from ..validation.estimate.latency import estimate_latency
-    from ..validation.estimate.placement import place
+def _at_shape(variant: Any, target: str, device: Any, compute_units: str, calibration: Any) -> dict:
     from .corrections import calibrated
 
     row = {"inputs": variant.text(), "kind": variant.kind, "problem": variant.problem}
     if variant.graph is None:
         return row | {"unit": None, "ms": None, "low_ms": None, "high_ms": None}
-    placement = place(variant.graph, device, compute_units, variant.barred())
+    placed = find_target(target).place(variant.graph, [device], compute_units, variant.barred())
+    placement, uncorrected = placed[0]
     units = placement.units()
-    uncorrected = estimate_latency(variant.graph, device, compute_units, placement)
     latency = calibrated([uncorrected], lambda _: placement, [device], calibration)[0].as_json()
     return row | {
         "unit": max(units, key=lambda unit: units[unit]["share"]),
@@ -348,10 +344,9 @@ def inspect_artifact(
     found = devices_of(devices)
     correction = load_calibration(calibration, found)
     runner = open_to_read(artifact)
-    target = "coreml" if artifact.is_dir() else "executorch-mps"
-    if target != "coreml" and compute_units != "all":
-        message = f"--compute-units {compute_units} is of Core ML; {artifact.name} is an ExecuTorch program."
-        raise UserError(message, "Leave it out: the file itself says what is delegated to the GPU.")
+    target = target_of(artifact).name
+    if compute_units != "all":
+        refuse("compute_units", (target,), compute_units, artifact)
     size, digest = content_of(artifact)
     try:
         sections = {

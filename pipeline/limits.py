@@ -5,6 +5,7 @@ from typing import Any
 
 from .plan import Plan, parse_max_latency, parse_size
 from .report import summaries as fig
+from .targets import find_target
 
 NOT_APPLICABLE = "not applicable"
 SOURCES = {"estimate": "estimated", "measured": "measured"}
@@ -124,7 +125,7 @@ def _measured(measured: dict | str | None, row: dict) -> dict | None:
 
 
 def _ane_share(section: dict, asked: float) -> dict:
-    if section["target"] != "coreml":
+    if not find_target(section["target"]).neural_engine:
         return {"limit": "min_ane_share", "asked": asked, "got": None, "verdict": NOT_APPLICABLE}
     placement = section["placement"]
     return _row(

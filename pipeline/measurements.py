@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.errors import UserError
+from .targets import find_target
 
 Section = dict | str
 NOT_ASKED = "not run: --no-measure"
@@ -25,17 +26,17 @@ def add_measured(sections: dict, runner: Any, target: str, wanted: bool = True) 
 
 def measured(runner: Any, target: str) -> dict[str, Section]:
     """-> {"placement", "latency"}, of a program with flexible shapes at its usual one."""
-    from ..validation.native import NO_PLAN, machine, measure_plan, measure_times, why_not_run
+    from ..validation.native import machine, measure_plan, measure_times, why_not_run
 
     if reason := why_not_run(runner.path):
         return {"placement": reason, "latency": reason}
     here = machine()
     chip, graph = known_chip(here["chip"]), _usual_graph(runner, target)
-    host = "coreml" if target == "coreml" else "executorch"
-    plan = planned_section(measure_plan(runner.path), graph, chip, here) if target == "coreml" else NO_PLAN
+    record = find_target(target)
+    plan = record.no_plan or planned_section(measure_plan(runner.path), graph, chip, here)
     return {
         "placement": plan,
-        "latency": timed_section(measure_times(runner, host), graph, target, chip, here),
+        "latency": timed_section(measure_times(runner, record.runtime), graph, target, chip, here),
     }
 
 
@@ -56,7 +57,7 @@ def estimated(graph: Any, target: str, chip: Any, compute_units: str) -> dict:
     the measurement with."""
     from ..validation.estimate.correction import parts
 
-    placement, latency = placed_latency(graph, target, chip, compute_units)
+    placement, latency = find_target(target).place(graph, [chip], compute_units, "")[0]
     by_unit = {unit: round(part, 6) for unit, part in parts(latency, placement).items()}
     return {
         **{key: round(getattr(latency, key), 6) for key in ("ms", "low_ms", "high_ms")},
@@ -108,24 +109,6 @@ def _agreement(ops: Sequence[dict], graph: Any, chip: Any) -> float | None:
     )
 
 
-def placed_latency(
-    graph: Any, target: str, device: Any, compute_units: str, every: Sequence[Any] | None = None
-) -> tuple[Any, Any]:
-    """-> (Placement, Latency), both uncorrected estimates. An ExecuTorch program has its own units: the GPU
-    where delegated, else the CPU.
-
-    every: the operations of a Core ML program, where they are known already."""
-    from ..validation.estimate.latency import estimate_latency, estimate_program_latency
-    from ..validation.estimate.operations import operations
-    from ..validation.estimate.placement import place_operations, place_program
-
-    if target != "coreml":
-        return place_program(graph, device), estimate_program_latency(graph, device)
-    every = operations(graph) if every is None else every
-    placement = place_operations(every, device, compute_units)
-    return placement, estimate_latency(graph, device, compute_units, placement, every)
-
-
 def known_chip(chip: str) -> Any:
     """The Device, or None for a chip newer than chips.csv, an Intel Mac or a virtual machine: measured, but
     estimated nowhere."""
@@ -138,11 +121,5 @@ def known_chip(chip: str) -> Any:
 
 
 def _usual_graph(runner: Any, target: str) -> Any:
-    from ..validation.estimate.flexible import is_flexible, variants
-
-    fixed = target != "coreml" or not is_flexible(runner)
-    return (
-        runner.graph
-        if fixed
-        else next((one.graph for one in variants(runner) if one.graph is not None), runner.graph)
-    )
+    variants = find_target(target).shapes(runner)
+    return next((variant.graph for variant in variants if variant.graph is not None), runner.graph)

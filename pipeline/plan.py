@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.errors import UserError
+from .targets import DEFAULT_TARGET, find_target, refuse, require_libraries
 
-TARGETS = ("coreml", "executorch-mps")
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -91,7 +91,7 @@ class Plan:
     """
 
     model: Path
-    targets: tuple[str, ...] = ("coreml",)
+    targets: tuple[str, ...] = (DEFAULT_TARGET,)
     recipe: str = "float16"
     palettize: int | None = None
     prune: float | None = None
@@ -118,8 +118,7 @@ class Plan:
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once
         for target in self.targets:
-            if target not in TARGETS:
-                raise UserError(f"Unknown target {target!r}.", f"The targets are {' and '.join(TARGETS)}.")
+            require_libraries(find_target(target))
         if self.min_psnr is not None and not 0 < self.min_psnr < math.inf:
             raise UserError(
                 f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget."
@@ -139,11 +138,7 @@ class Plan:
                 f"--min-ane-share {self.min_ane_share} is no share.",
                 "Write a number above 0 and up to 1, such as 0.95.",
             )
-        if "coreml" not in self.targets:
-            raise UserError(
-                "--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
-                "Leave it out, or add --target coreml.",
-            )
+        refuse("min_ane_share", self.targets)
 
     def _check_choice(self) -> None:
         if self.budget is not None:

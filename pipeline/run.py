@@ -26,6 +26,7 @@ from .output import remove, staged
 from .plan import Plan
 from .stages import Stages
 from .store import open_cache
+from .targets import TARGETS, Target, artifact_suffixes, find_target
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class Prepared:
     """A captured model and what every conversion of it shares.
 
     errors: how far the captured graph is from the source, on the first sample; run_seconds: of the captured
-    graph for it; capture_seconds: of the capture; templates: of converters.coreml, None where there is one
-    conversion only; known_weights: see `quantization.compress.compress`.
+    graph for it; capture_seconds: of the capture; templates: target -> what its conversions share, nothing
+    where there is one conversion only; known_weights: see `quantization.compress.compress`.
     """
 
     captured: Any
     errors: tuple
     run_seconds: float
     capture_seconds: float
-    templates: Any
+    templates: dict[str, Any]
     known_weights: Any = None
 
 
@@ -156,16 +157,13 @@ def recipe_of(plan: Plan) -> Any:
     from ..quantization.recipe_file import load_recipe
 
     recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
-    if "coreml" in plan.targets:
-        from ..converters.coreml.deployment import check_target, required_target
-
-        check_target(plan.deployment_target, recipe.name, *required_target(recipe))
+    for target in plan.targets:
+        find_target(target).check_recipe(recipe, plan.deployment_target)
     return recipe
 
 
 def prepare(plan: Plan, stages: Stages, several: bool = False, known_weights: Any = None) -> Prepared:
     """Load and capture the plan's model. several: it will be converted more than once."""
-    from ..converters.coreml.write import Templates
     from ..models.capture import capture
     from ..validation.judge.compare import compare
     from .dry_run import first_run
@@ -180,9 +178,12 @@ def prepare(plan: Plan, stages: Stages, several: bool = False, known_weights: An
         seconds, answers = first_run(captured)
         errors = compare(captured.reference[:1], answers)
     capture_seconds = next(record.seconds for record in stages.records if record.name == "capture")
-    return Prepared(
-        captured, errors, seconds, capture_seconds, Templates(captured) if several else None, known_weights
-    )
+    templates = {
+        name: target.templates(captured)
+        for name, target in TARGETS.items()
+        if several and target.templates is not None
+    }
+    return Prepared(captured, errors, seconds, capture_seconds, templates, known_weights)
 
 
 def _press(plan: Plan, prepared: Prepared, recipe: Any, folder: Path, stages: Stages) -> tuple[list, Facts]:
@@ -229,7 +230,9 @@ def press(
     artifacts = []
     for target in plan.targets:
         with stages("convert") as step:
-            artifacts.append(_convert(compressed, target, folder, plan, prepared.templates, step))
+            artifacts.append(
+                _convert(compressed, find_target(target), folder, plan, prepared.templates, step)
+            )
     return artifacts, replace(
         _facts(compressed, expected, prepared.errors if compressed.weights else ()), sizes=sizes, cost=cost
     )
@@ -248,8 +251,10 @@ def _compress(
         return compressed, dict.fromkeys(targets, captured.reference)
     expected = {}
     dense = {name: weight.dense for name, weight in compressed.weights.items()}
-    if compressed.activations is not None and "executorch-mps" in targets:  # it keeps them in float
-        expected["executorch-mps"] = evaluate(compressed.captured.program, compressed.captured, dense)
+    in_float = [target for target in targets if not find_target(target).rounds_activations]
+    if compressed.activations is not None and in_float:
+        answers = evaluate(compressed.captured.program, compressed.captured, dense)
+        expected = dict.fromkeys(in_float, answers)
     if set(targets) - expected.keys():
         expected = (
             dict.fromkeys(targets, evaluate(with_grids(compressed), compressed.captured, dense)) | expected
@@ -258,17 +263,10 @@ def _compress(
 
 
 def _convert(
-    compressed: Any, target: str, folder: Path, plan: Plan, templates: Any, step: Callable[[str], None]
+    compressed: Any, target: Target, folder: Path, plan: Plan, templates: dict, step: Callable[[str], None]
 ) -> Any:
-    if target == "coreml":
-        from ..converters.coreml.write import write_mlpackage
-
-        return write_mlpackage(
-            compressed, folder / f"{plan.name}.mlpackage", plan.deployment_target, templates
-        )
-    from ..converters.mps.write import write_pte
-
-    return write_pte(compressed, folder / f"{plan.name}.pte", step)
+    path = folder / f"{plan.name}{target.suffix}"
+    return target.write(compressed, path, plan.deployment_target, templates.get(target.name), step)
 
 
 def _facts(compressed: Any, expected: dict, errors: tuple) -> Facts:
@@ -345,7 +343,7 @@ def _warn_of_earlier(out: Path, folder: Path, sections: list[dict]) -> None:
     kept = sorted(
         path.name
         for path in out.glob("*")
-        if path.suffix in (".mlpackage", ".pte") and not (folder / path.name).exists()
+        if path.suffix in artifact_suffixes() and not (folder / path.name).exists()
     )
     if kept:
         sections[0]["warnings"].append(

@@ -29,7 +29,6 @@ from .pte.read import open_program
 from .runners import Runner, has_native_runtime
 
 NEEDS_MACOS = "not run: needs macOS"
-NO_PLAN = "not run: ExecuTorch has no compute plan; the file says what is delegated"
 UNITS = {
     "coreml": ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"),
     "executorch": ("mps",),

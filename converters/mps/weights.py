@@ -7,13 +7,13 @@ import torch
 
 from ...models.graphs import Draft, retrace
 from ...quantization.weight import Codes, CompressedWeight, from_rows
+from .storage import DENSE, INDICES, INT4, dense_layout, layout_of, rows_of
 
 Realised = tuple[
     str, float, str
 ]  # storage scheme as written, bits per weight, reason where that is not what was asked for
 
-SPARSE = "the MPS delegate has no sparse weights"
-NO_SAVING = "; the recipe saves no bytes on this target"
+FOLDED = "the target's graph holds this weight only folded into another constant"
 
 
 def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool) -> dict[str, Realised]:
@@ -24,50 +24,33 @@ def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool)
     nodes = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
     for name, weight in weights.items():
         node = nodes.get(holders.get(name, ""))
-        if (
-            node is None or not node.users
-        ):  # a transposed convolution's weight is turned when constants are folded
-            realised[name] = _dense(
-                weight, half, "the target's graph holds this weight only folded into another constant"
-            )
-        elif isinstance(weight.values, Codes):
-            realised[name] = _place_codes(work, node, name, weight, half)
-        elif weight.values is None:
-            realised[name] = _dense(weight, half, SPARSE + NO_SAVING)
-        else:
-            realised[name] = _place_palette(work, node, name, weight, half)
+        # a transposed convolution's weight is turned when constants are folded
+        folded = node is None or not node.users
+        layout = dense_layout(weight, half, FOLDED) if folded else layout_of(weight, half)
+        realised[name] = (layout.scheme, layout.bits / math.prod(weight.shape), layout.reason)
+        if layout.kind == INDICES:
+            _place_palette(work, node, name, weight, half, layout.width == 4)
+        elif layout.kind != DENSE:
+            _place_codes(work, node, name, weight, half, layout.kind == INT4)
     return realised
 
 
-def _dense(weight: CompressedWeight, half: bool, reason: str) -> Realised:
-    return ("float16 (dense)", 16.0, reason) if half else ("float32 (dense)", 32.0, reason)
-
-
 def _place_codes(
-    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool
-) -> Realised:
-    values, reason = weight.values, why_not_int4(weight, half)
+    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool, int4: bool
+) -> None:
+    values = weight.values
     codes = (
         values.codes if weight.mask is None else torch.where(weight.mask, values.codes, _zero_codes(values))
     )
-    zeros = f"{SPARSE}: pruned weights are stored as zeros" if weight.mask is not None else ""
-    if not reason:
-        scheme, bits, _ = _place_int4(work, node, name, codes, values)
-        wider = f"the MPS delegate stores {values.bits}-bit codes in 4 bits" if values.bits < 4 else ""
-        return scheme, bits, "; ".join(filter(None, (wider, zeros)))
+    if int4:
+        _place_int4(work, node, name, codes, values)
+        return
     node = _stand_in(work, node)
     scale = values.scale.half() if half else values.scale
     inputs = [work.add_constant(name, codes, like=node), work.add_constant(f"{name}_scale", scale, like=node)]
     if values.zero_point is not None:
         inputs.append(work.add_constant(f"{name}_zero_point", values.zero_point.to(scale.dtype), like=node))
     retrace(work, node, dequantize, *inputs)
-    extra = sum(tensor.meta["val"].numel() * tensor.meta["val"].element_size() * 8 for tensor in inputs[1:])
-    bits = 8 + extra / math.prod(weight.shape)
-    return (
-        ("int8", bits, zeros)
-        if values.bits == 8
-        else ("int8-storage", bits, "; ".join(filter(None, (reason, zeros))))
-    )
 
 
 def _stand_in(work: Draft, weight: torch.fx.Node) -> torch.fx.Node:
@@ -106,57 +89,26 @@ def dequantize(codes, scale, zero_point=None):
     return weight.reshape(codes.shape) if blocked else weight
 
 
-def why_not_int4(weight: CompressedWeight, half: bool) -> str:
-    """ "" where the delegate's own int4 node can hold the codes: rows of an even length, scales along one
-    axis, no zero points."""
-    values = weight.values
-    if values.bits > 4:
-        return f"the MPS delegate stores {values.bits}-bit codes in 8 bits"
-    if not half:
-        return "the MPS delegate's int4 node gives float16 only"
-    if values.zero_point is not None:
-        return "the MPS delegate's int4 node takes no zero points"
-    if _rows_of(values) is None:
-        return "the MPS delegate's int4 node needs scales per row, or in blocks along one axis"
-    rows, columns, groups, _ = _rows_of(values)
-    if columns % 2 or (columns // groups) % 2:
-        return (
-            f"the MPS delegate's int4 node needs rows and blocks of an even length, not {columns} in blocks"
-            f" of {columns // groups}"
-        )
-    return ""
-
-
-def _rows_of(values: Codes) -> tuple[int, int, int, bool] | None:
-    """-> (rows, columns, groups per row, transposed) of the codes as a matrix whose rows have scales of their
-    own, or None."""
-    shape, blocks = tuple(values.codes.shape), tuple(values.scale.shape)
-    if len(shape) == 2 and blocks[0] != shape[0] and blocks[1] == shape[1]:
-        return shape[1], shape[0], blocks[0], True
-    if blocks[0] != shape[0] or len(shape) < 2 or any(size != 1 for size in blocks[2:]):
-        return None
-    return shape[0], math.prod(shape[1:]), blocks[1], False
-
-
-def _place_int4(work: Draft, node: torch.fx.Node, name: str, codes: torch.Tensor, values: Codes) -> Realised:
-    rows, columns, groups, transposed = _rows_of(values)
-    shape = list(codes.shape)
-    matrix = codes.t().contiguous() if transposed else codes.reshape(rows, columns)
-    scale = (values.scale.t().contiguous() if transposed else values.scale.reshape(rows, groups)).half()
+def _place_int4(work: Draft, node: torch.fx.Node, name: str, codes: torch.Tensor, values: Codes) -> None:
+    matrix, shape = rows_of(values), list(codes.shape)
+    if matrix.transposed:
+        codes, scale = codes.t().contiguous(), values.scale.t().contiguous()
+    else:
+        codes = codes.reshape(matrix.rows, matrix.columns)
+        scale = values.scale.reshape(matrix.rows, matrix.groups)
     node = _stand_in(work, node)
 
     def unpack(codes, scale):
-        weight = _unpack_int4(codes, scale, columns // groups)
-        return weight.permute(1, 0) if transposed else weight.reshape(shape)
+        weight = _unpack_int4(codes, scale, matrix.columns // matrix.groups)
+        return weight.permute(1, 0) if matrix.transposed else weight.reshape(shape)
 
     retrace(
         work,
         node,
         unpack,
-        work.add_constant(name, matrix, like=node),
-        work.add_constant(f"{name}_scale", scale, like=node),
+        work.add_constant(name, codes, like=node),
+        work.add_constant(f"{name}_scale", scale.half(), like=node),
     )
-    return "int4", 4 + 16 * scale.numel() / codes.numel(), ""
 
 
 def _unpack_int4(codes, scale, group):
@@ -170,22 +122,13 @@ def _unpack_int4(codes, scale, group):
 
 
 def _place_palette(
-    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool
-) -> Realised:
-    """Indices in bytes, and every table one after the other as the rows of an embedding."""
+    work: Draft, node: torch.fx.Node, name: str, weight: CompressedWeight, half: bool, packed: bool
+) -> None:
+    """Indices in bytes (packed: in 4 bits), and every table one after the other as the rows of an
+    embedding."""
     indices, rows = indices_and_rows(weight)
-    if rows is None:
-        return _dense(
-            weight,
-            half,
-            "the MPS delegate has no sparse weights, and the table has no entry left for zero" + NO_SAVING,
-        )
     values, dtype = weight.values, torch.float16 if half else torch.float32
-    tables, packed = (
-        values.lut.shape[:-2].numel(),
-        half and len(rows) <= 16 and indices.shape[1:].numel() % 2 == 0,
-    )
-    shape, start = list(indices.shape), 8 if packed else 128
+    tables, shape, start = values.lut.shape[:-2].numel(), list(indices.shape), 8 if packed else 128
     codes = (indices - start).to(torch.int8)
     stored = {"": codes.reshape(len(codes), -1) if packed else codes, "_table": rows.to(dtype)}
     if packed:
@@ -196,11 +139,6 @@ def _place_palette(
         )
     if values.channel_scale is not None:
         stored["_scale"] = values.channel_scale.to(dtype)
-    bits = (sum(8 * tensor.nbytes for tensor in stored.values()) - packed * 4 * indices.numel()) / math.prod(
-        weight.shape
-    )
-    if bits >= (16 if half else 32):
-        return _dense(weight, half, f"indices and tables would take {bits:.3g} bits per weight" + NO_SAVING)
     node = _stand_in(work, node)
     placed = {key: work.add_constant(f"{name}{key}", tensor, like=node) for key, tensor in stored.items()}
 
@@ -215,29 +153,15 @@ def _place_palette(
         return found * given["_scale"] if "_scale" in given else found
 
     retrace(work, node, unpack, *placed.values())
-    width = 4 if packed else 8
-    wider = (
-        "" if values.bits == width else f"the MPS delegate stores {values.bits}-bit indices in {width} bits"
-    )
-    rows_scaled = (
-        "the MPS delegate's int4 node, which unpacks the indices, needs a scale for each row"
-        if packed
-        else ""
-    )
-    zeros = "" if weight.mask is None else f"{SPARSE}: pruned weights have an entry of the table"
-    return f"palettize{values.bits}", bits, "; ".join(filter(None, (wider, rows_scaled, zeros)))
 
 
-def indices_and_rows(weight: CompressedWeight) -> tuple[torch.Tensor, torch.Tensor | None]:
+def indices_and_rows(weight: CompressedWeight) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (int32 indices [*shape, vectors counted once], float32 tables as rows [tables * entries, vector]);
-    pruned weights point at an entry of zeros, which is added to each table. None where a table has 256
-    entries already."""
+    pruned weights point at an entry of zeros, which is added to each table."""
     values = weight.values
     indices, lut = values.indices.int(), values.lut
     if weight.mask is not None:
         entries, vector = lut.shape[-2:]
-        if entries == 256:
-            return indices, None
         axis = values.vector_axis or 0
         kept = weight.mask if vector == 1 else weight.mask.unflatten(axis, (-1, vector)).select(axis + 1, 0)
         indices, lut = (

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...models.errors import UserError
+from ..targets import artifact_suffixes
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 DEPTH = 4  # folders below the one that is searched
@@ -94,7 +95,7 @@ def _readable(path: Path) -> bool:
 
 
 def _foreign(folder: Path) -> bool:
-    ours = folder.suffix == ".mlpackage" or (folder / "report.json").is_file()
+    ours = folder.suffix in artifact_suffixes() or (folder / "report.json").is_file()
     return (
         ours
         or (folder / "pyvenv.cfg").is_file()

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from ... import __version__
-from ..plan import TARGETS, Plan
+from ..plan import Plan
+from ..targets import DEFAULT_TARGET, TARGETS
 from .build import build, init
 from .bundle import bundle, keygen, verify
 from .cache import cache
@@ -69,8 +70,8 @@ ANE_HELP = (
     "--target",
     "targets",
     multiple=True,
-    type=click.Choice(TARGETS),
-    default=("coreml",),
+    type=click.Choice(tuple(TARGETS)),
+    default=(DEFAULT_TARGET,),
     show_default=True,
     help=TARGET_HELP,
 )

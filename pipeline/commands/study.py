@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ...models.errors import UserError
-from ..plan import TARGETS
+from ..targets import DEFAULT_TARGET, TARGETS
 from .options import (
     CONTEXT,
     cache_option,
@@ -50,8 +50,8 @@ SENSITIVITY_HELP = (
     "--target",
     "targets",
     multiple=True,
-    type=click.Choice(TARGETS),
-    default=("coreml",),
+    type=click.Choice(tuple(TARGETS)),
+    default=(DEFAULT_TARGET,),
     show_default=True,
     help="Repeatable.",
 )

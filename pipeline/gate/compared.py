@@ -13,8 +13,8 @@ from typing import Any
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
 from ..report.read import FILE, Report, read_report
+from ..targets import artifact_suffixes, find_target
 
-SUFFIXES = (".mlpackage", ".pte")
 _TYPE_ENDING = re.compile(
     r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified)+$"
 )  # what coremltools adds for how a weight is stored
@@ -87,7 +87,7 @@ class Side:
         without what tells how it is stored."""
         entries = self.section["compression"]["weights"]
         values = self.decoded if self.here and other.here else {}
-        named = self.target == "coreml"
+        named = find_target(self.target).names_weights
         if self.is_report and other.is_report:
             return _unique(
                 _stored(
@@ -142,7 +142,7 @@ def _report(path: Path) -> Report | None:
         return read_report(path / FILE if path.is_dir() else path)
     if (
         path.exists()
-        and path.suffix not in SUFFIXES
+        and path.suffix not in artifact_suffixes()
         and path.is_dir()
         and not (path / "Manifest.json").is_file()
     ):

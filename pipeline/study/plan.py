@@ -9,6 +9,7 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..plan import Plan
+from ..targets import DEFAULT_TARGET, find_target
 
 SLUG = 48  # characters of a recipe in a folder's name
 
@@ -72,7 +73,7 @@ class StudyPlan:
     subjects: tuple[Subject, ...]
     out: Path
     recipes: str | None = None
-    targets: tuple[str, ...] = ("coreml",)
+    targets: tuple[str, ...] = (DEFAULT_TARGET,)
     goal: str = "maximize"
     constraints: tuple[str, ...] = ()
     trials: int | None = None
@@ -130,8 +131,7 @@ class StudyPlan:
     def task(self, trial: int, subject: int, target: str, recipe: str) -> Task:
         name = self.names[subject]
         slug = re.sub(r"[^\w.+-]+", "-", recipe).strip("-")[:SLUG]
-        short = {"coreml": "coreml", "executorch-mps": "mps"}[target]
-        suffix = f"-{short}" if len(self.targets) > 1 else ""
+        suffix = f"-{find_target(target).short}" if len(self.targets) > 1 else ""
         return Task(
             trial,
             self.subjects[subject],

@@ -19,6 +19,7 @@ from ..output import DiskFull, staged
 from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
 from ..stages import Stages, release_memory
 from ..store import fetch, make_room, open_cache, store
+from ..targets import DEFAULT_TARGET, find_target
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
 
@@ -38,7 +39,7 @@ def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
     stages = Stages(_unseen)
     return prepare(
-        subject.plan("coreml", "float16", Path("unused")),
+        subject.plan(DEFAULT_TARGET, "float16", Path("unused")),
         stages,
         True,
         _known_weights() if subject.cache else None,
@@ -91,25 +92,30 @@ def failed_row(task: Task, reason: str) -> Row:
 
 def warm(tasks: Sequence[Task]) -> None:
     """Make what the trials of the first task's model share beside the captured graph, before workers are
-    forked: the program for Core ML."""
+    forked: the program of a target whose conversions start from one."""
     from ...quantization.compress import compress
     from ...quantization.recipe import parse_recipe
 
-    shared = [
-        task
-        for task in tasks
-        if task.target == "coreml" and parse_recipe(task.recipe).compresses and "w8a8" not in task.recipe
-    ]
+    shared = [task for task in tasks if _fills_a_template(task)]
     if len(shared) < 2 or not FORKS:
         return
-    from ...converters.coreml.write import make_template
-
     ready = prepared(shared[0].subject)
     with contextlib.suppress(Exception):  # the trial says it in its row
         compressed = compress(ready.captured, parse_recipe(shared[0].recipe), None, ready.known_weights)
-        make_template(compressed, shared[0].subject.deployment_target, ready.templates)
+        target = find_target(shared[0].target)
+        target.make_template(compressed, shared[0].subject.deployment_target, ready.templates[target.name])
         del compressed
     release_memory()
+
+
+def _fills_a_template(task: Task) -> bool:
+    """Whether a trial differs from its like in the weights alone: 8-bit activations change the graph."""
+    from ...quantization.recipe import parse_recipe
+
+    if find_target(task.target).make_template is None:
+        return False
+    recipe = parse_recipe(task.recipe)
+    return recipe.compresses and recipe.activations is None
 
 
 def _figures(task: Task) -> Row:
@@ -145,7 +151,7 @@ def _row_figures(section: dict, total: Any, report: dict) -> Row:
     worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
     cosines = [error.cosine for error in total]
     conversion = [error["psnr_db"] for error in section["validation"]["conversion"]]
-    placement = section["placement"]
+    placement, on_engine = section["placement"], find_target(section["target"]).neural_engine
     return {
         "verdict": section["verdict"], "reason": "" if section["verdict"] == "pass" else "\n".join(section["warnings"][:1]),
         "size_bytes": section["size_bytes"], "sha256": section["sha256"],
@@ -153,7 +159,7 @@ def _row_figures(section: dict, total: Any, report: dict) -> Row:
         "psnr_db": worst if worst is not None and math.isfinite(worst) else None, "exact": worst == math.inf,
         "cosine": min(cosines) if cosines and None not in cosines else None,
         "conversion_psnr_db": min(conversion) if conversion and None not in conversion else None,
-        "ane_share": placement["units"]["ane"]["share"] if section["target"] == "coreml" else 0.0,
+        "ane_share": placement["units"]["ane"]["share"] if on_engine else 0.0,
         "latency": [{**{key: one[key] for key in ("device", "chip", "ms", "low_ms", "high_ms")}, "source": "estimate"}
                     for one in section["latency"]["devices"]],
     }  # fmt: skip

@@ -1,0 +1,56 @@
+"""The targets, by the name that `--target` takes. A new one is a file here with its record, and a row."""
+
+from pathlib import Path
+
+from ...models.errors import UserError
+from .coreml import COREML
+from .executorch_mps import EXECUTORCH_MPS
+from .target import Target
+
+TARGETS: dict[str, Target] = {target.name: target for target in (COREML, EXECUTORCH_MPS)}
+DEFAULT_TARGET = COREML.name
+
+
+def find_target(name: str) -> Target:
+    """Raises UserError, with the names that there are."""
+    if name not in TARGETS:
+        raise UserError(f"Unknown target {name!r}.", f"The targets are {' and '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def target_of(artifact: Path) -> Target:
+    """The target that writes artifacts of this kind: folders are packages, files are programs."""
+    suffix = ".mlpackage" if artifact.is_dir() else ".pte"
+    return next(target for target in TARGETS.values() if target.suffix == suffix)
+
+
+def require_libraries(target: Target) -> None:
+    """Raises UserError where a library that the target needs is not installed."""
+    missing = [library for library in target.libraries if not _is_installed(library)]
+    if missing:
+        package = f"'cidermill[{target.extra}]'" if target.extra else " ".join(missing)
+        raise UserError(
+            f"--target {target.name} needs {' and '.join(missing)}, which is not installed.",
+            f"Install it with `pip install {package}`.",
+        )
+
+
+def _is_installed(library: str) -> bool:
+    """Looked for in the path first: what is hidden from `sys.modules` just now is installed all the same."""
+    from importlib.machinery import PathFinder
+    from importlib.util import find_spec
+
+    return PathFinder.find_spec(library) is not None or find_spec(library) is not None
+
+
+def artifact_suffixes() -> tuple[str, ...]:
+    """Endings of what any target writes, each once."""
+    return tuple(dict.fromkeys(target.suffix for target in TARGETS.values()))
+
+
+def refuse(option: str, names: tuple[str, ...], value: object = "", artifact: Path | None = None) -> None:
+    """Raises UserError where an option holds for none of the targets, in the words of the first."""
+    refusals = [find_target(name).refused.get(option) for name in names]
+    if refusals and None not in refusals:
+        words = {"value": value, "artifact": "" if artifact is None else artifact.name}
+        raise UserError(refusals[0].text.format(**words), refusals[0].hint.format(**words))

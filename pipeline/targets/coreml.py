@@ -1,0 +1,110 @@
+"""Core ML: ML Program packages, for the Neural Engine, the GPU and the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .target import Cost, Target
+
+if TYPE_CHECKING:
+    from ...converters.artifact import Artifact
+    from ...converters.coreml.write import Templates
+    from ...models.capture import Captured
+    from ...quantization.compress import Compressed
+    from ...quantization.recipe import Recipe
+    from ...quantization.weight import CompressedWeight
+    from ...validation.estimate.devices import Device
+    from ...validation.estimate.flexible import Variant
+    from ...validation.estimate.latency import Latency
+    from ...validation.estimate.placement import Placement
+    from ...validation.graph import Graph
+    from ...validation.runners import Runner
+
+
+def check_recipe(recipe: Recipe, deployment_target: str) -> None:
+    """Sub-byte integers, blocks and groups came with iOS18, anything compressed with iOS16."""
+    from ...converters.coreml.deployment import check_target, required_target
+
+    check_target(deployment_target, recipe.name, *required_target(recipe))
+
+
+def write(
+    compressed: Compressed,
+    path: Path,
+    deployment_target: str,
+    templates: Templates | None,
+    step: Callable[[str], None],
+) -> Artifact:
+    from ...converters.coreml.write import write_mlpackage
+
+    return write_mlpackage(compressed, path, deployment_target, templates)
+
+
+def templates(captured: Captured) -> Templates:
+    from ...converters.coreml.write import Templates
+
+    return Templates(captured)
+
+
+def make_template(compressed: Compressed, deployment_target: str, templates: Templates) -> None:
+    from ...converters.coreml.write import make_template
+
+    make_template(compressed, deployment_target, templates)
+
+
+def footprint(form: CompressedWeight, name: str, recipe: Recipe, deployment_target: str) -> tuple[int, float]:
+    from ...converters.coreml.sizes import footprint
+
+    return footprint(form, name, recipe, deployment_target)
+
+
+def graph_bytes(captured: Captured, recipe: Recipe, dense_bytes: int) -> int:
+    from ...converters.coreml.sizes import graph_bytes
+
+    return graph_bytes(captured, recipe, dense_bytes)
+
+
+def place(
+    graph: Graph, devices: Sequence[Device], compute_units: str, barred: str
+) -> list[tuple[Placement, Latency]]:
+    """By the estimate of Core ML's own planner: a shortest path over the operations' times on each unit."""
+    from ...validation.estimate.latency import estimate_latency
+    from ...validation.estimate.operations import operations
+    from ...validation.estimate.placement import place_operations
+
+    steps = operations(graph)
+    placements = [place_operations(steps, device, compute_units, barred) for device in devices]
+    return [
+        (placement, estimate_latency(graph, device, compute_units, placement, steps))
+        for placement, device in zip(placements, devices)
+    ]
+
+
+def shapes(runner: Runner) -> tuple[Variant, ...]:
+    from ...validation.estimate.flexible import is_flexible, variants
+
+    return variants(runner) if is_flexible(runner) else ()
+
+
+COREML = Target(
+    name="coreml",
+    title="Core ML",
+    short="coreml",
+    suffix=".mlpackage",
+    runtime="coreml",
+    libraries=("coremltools",),
+    cost=Cost(captures=1.0, seconds_per_mb=0.02, copies=2.0),
+    check_recipe=check_recipe,
+    write=write,
+    templates=templates,
+    make_template=make_template,
+    footprint=footprint,
+    graph_bytes=graph_bytes,
+    place=place,
+    shapes=shapes,
+    names_weights=True,
+    rounds_activations=True,
+    neural_engine=True,
+)

@@ -1,0 +1,79 @@
+"""ExecuTorch with its MPS backend: programs whose delegates run on the GPU, the rest as portable kernels on
+the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .target import Cost, Refusal, Target
+
+if TYPE_CHECKING:
+    from ...converters.artifact import Artifact
+    from ...models.capture import Captured
+    from ...quantization.compress import Compressed
+    from ...quantization.recipe import Recipe
+    from ...quantization.weight import CompressedWeight
+    from ...validation.estimate.devices import Device
+    from ...validation.estimate.latency import Latency
+    from ...validation.estimate.placement import Placement
+    from ...validation.graph import Graph
+
+REFUSED = {
+    "min_ane_share": Refusal(
+        "--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
+        "Leave it out, or add --target coreml.",
+    ),
+    "compute_units": Refusal(
+        "--compute-units {value} is of Core ML; {artifact} is an ExecuTorch program.",
+        "Leave it out: the file itself says what is delegated to the GPU.",
+    ),
+}
+
+
+def write(
+    compressed: Compressed, path: Path, deployment_target: str, templates: Any, step: Callable[[str], None]
+) -> Artifact:
+    from ...converters.mps.write import write_pte
+
+    return write_pte(compressed, path, step)
+
+
+def footprint(form: CompressedWeight, name: str, recipe: Recipe, deployment_target: str) -> tuple[int, float]:
+    from ...converters.mps.sizes import footprint
+
+    return footprint(form)
+
+
+def graph_bytes(captured: Captured, recipe: Recipe, dense_bytes: int) -> int:
+    from ...converters.mps.sizes import graph_bytes
+
+    return graph_bytes(captured)
+
+
+def place(
+    graph: Graph, devices: Sequence[Device], compute_units: str, barred: str
+) -> list[tuple[Placement, Latency]]:
+    """As the file itself says: what is delegated on the GPU, the rest on the CPU."""
+    from ...validation.estimate.latency import estimate_program_latency
+    from ...validation.estimate.placement import place_program
+
+    return [(place_program(graph, device), estimate_program_latency(graph, device)) for device in devices]
+
+
+EXECUTORCH_MPS = Target(
+    name="executorch-mps",
+    title="ExecuTorch MPS",
+    short="mps",
+    suffix=".pte",
+    runtime="executorch",
+    libraries=("executorch",),
+    cost=Cost(captures=0.8, seconds_per_mb=0.03, copies=2.5),
+    write=write,
+    footprint=footprint,
+    graph_bytes=graph_bytes,
+    place=place,
+    no_plan="not run: ExecuTorch has no compute plan; the file says what is delegated",
+    refused=REFUSED,
+)
