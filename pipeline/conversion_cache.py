@@ -12,7 +12,8 @@ from typing import Any
 
 from ..models.digest import content_of, content_of_files, digest_json, digest_samples, digest_tensor
 from .plan import Plan
-from .report.write import environment, write_json
+from .report.json_files import write_json
+from .report.write import environment
 from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder
 

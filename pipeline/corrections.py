@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import UserError
-from .report.write import SCHEMA as REPORT
-from .report.write import write_json
+from .report.json_files import write_json
+from .report.records import SCHEMA as REPORT
 
 SCHEMA = "cidermill.calibration/1"
 HINT = "Give the report.json that `convert` wrote on the Mac to calibrate for."

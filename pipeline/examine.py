@@ -274,7 +274,7 @@ def validate_artifact(
     """Compare any artifact with its source model. -> {"artifact", "verdict", "validation", "warnings"}"""
     from ..models.capture import capture
     from ..validation.runners import open_runner
-    from .report.write import plain
+    from .report.json_files import to_builtins
 
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UserError(
@@ -301,7 +301,7 @@ def validate_artifact(
     )
     decided, warnings = judge(check, None)
     warnings = [*warnings, *runner.notes]
-    return plain(
+    return to_builtins(
         {
             "artifact": str(artifact),
             "against": str(against),
@@ -339,7 +339,7 @@ def inspect_artifact(
     from ..validation.runners import open_to_read
     from .corrections import load_calibration
     from .measurements import add_measured
-    from .report.write import plain
+    from .report.json_files import to_builtins
 
     found = devices_of(devices)
     correction = load_calibration(calibration, found)
@@ -370,7 +370,7 @@ def inspect_artifact(
         raise UnreadableArtifact(
             message, "Run it with `cidermill validate`, which names the operator."
         ) from error
-    return plain(
+    return to_builtins(
         {
             "target": target,
             "path": str(artifact),

@@ -145,7 +145,8 @@ def finish(
 
 def write_report(report: dict, plan: Plan, folder: Path) -> None:
     """report.json and report.html, in the folder that will become the plan's."""
-    from .report.write import write_html, write_json
+    from .report.json_files import write_json
+    from .report.write import write_html
 
     _warn_of_earlier(plan.folder, folder, report["artifacts"])
     write_json(report, folder / "report.json")
@@ -362,7 +363,8 @@ def _spent(stages: Stages) -> dict:
 
 
 def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:
-    from .report.write import build_report, environment, plain, source_section
+    from .report.json_files import to_builtins
+    from .report.write import build_report, environment, source_section
 
     source = source_section(facts.source, facts.samples, facts.inputs, facts.outputs, facts.parameters)
     report = build_report(source, stages.records, sections, environment())
@@ -370,4 +372,4 @@ def _report(facts: Facts, sections: list[dict], stages: Stages) -> dict:
         report["predicted"] = facts.cost | {"measured": _spent(stages)}
     if facts.budget:
         report["budget"] = facts.budget
-    return plain(report)
+    return to_builtins(report)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .report.write import StageRecord
+from .report.records import Stage
 
 
 class Stages:
@@ -20,7 +20,7 @@ class Stages:
 
     def __init__(self, show: Callable[..., Any]):
         self.show = show
-        self.records: list[StageRecord] = []
+        self.records: list[Stage] = []
 
     @contextmanager
     def __call__(self, name: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
@@ -28,7 +28,7 @@ class Stages:
         _reset_peak()
         with self.show(name, total) as step:
             yield step
-        self.records.append(StageRecord(name, round(time.perf_counter() - started, 3), peak_rss_bytes()))
+        self.records.append(Stage(name, round(time.perf_counter() - started, 3), peak_rss_bytes()))
 
 
 def release_memory() -> None:

@@ -103,7 +103,7 @@ def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) ->
 
 def write_summary(config: Config, content: dict) -> None:
     from ..output import write_whole
-    from ..report.write import json_text
+    from ..report.json_files import json_text
 
     text = json_text(content).encode("ascii")
     try:

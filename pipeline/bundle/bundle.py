@@ -13,7 +13,7 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..output import check_ours, staged, write_whole
-from ..report.write import json_text
+from ..report.json_files import json_text
 from .conditions import in_order, with_conditions
 from .deliverables import Model, read_models
 from .manifest import (

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from ...models.digest import content_of
 from ...models.errors import UserError
-from ..report.write import SCHEMA as REPORT
+from ..report.records import SCHEMA as REPORT
 
 REPORT_HINT = "Give the report.json that `convert` wrote, or the folder that holds it."
 MODEL_SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")

@@ -24,7 +24,7 @@ DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash 
 
 def tell(result: dict, as_json: bool, quiet: bool, show: Callable[[dict], Any]) -> None:
     """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
-    from ..report.write import json_text
+    from ..report.json_files import json_text
 
     if as_json:
         click.echo(json_text(result), nl=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ...models.errors import UserError
 from ..output import write_whole
+from ..report.json_files import json_text
 from ..report.markdown import code, rows
 from ..report.read import find_reports
-from ..report.write import json_text
 from .ci import annotation
 from .junit import Case, Suite, xml_text
 from .lock import (

@@ -12,7 +12,8 @@ from typing import Any
 
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
-from ..report.read import FILE, Report, read_report
+from ..report.read import ReportFile, read_report
+from ..report.records import REPORT_FILE
 from ..targets import artifact_suffixes, find_target
 
 _TYPE_ENDING = re.compile(
@@ -137,9 +138,9 @@ def open_sides(a: Path, b: Path, device: str | None) -> tuple[list[Side], list[S
     return sides[0], sides[1]
 
 
-def _report(path: Path) -> Report | None:
-    if path.suffix == ".json" or (path.is_dir() and (path / FILE).is_file()):
-        return read_report(path / FILE if path.is_dir() else path)
+def _report(path: Path) -> ReportFile | None:
+    if path.suffix == ".json" or (path.is_dir() and (path / REPORT_FILE).is_file()):
+        return read_report(path / REPORT_FILE if path.is_dir() else path)
     if (
         path.exists()
         and path.suffix not in artifact_suffixes()
@@ -147,13 +148,13 @@ def _report(path: Path) -> Report | None:
         and not (path / "Manifest.json").is_file()
     ):
         raise UserError(
-            f"{path} is neither an artifact nor a folder with a {FILE}.",
+            f"{path} is neither an artifact nor a folder with a {REPORT_FILE}.",
             "Give a .mlpackage, a .pte, a report.json or its folder.",
         )
     return None
 
 
-def _of_report(report: Report) -> list[Side]:
+def _of_report(report: ReportFile) -> list[Side]:
     files = [(artifact, report.artifact_path(artifact)) for artifact in report.artifacts]
     return [
         Side(file.as_posix(), artifact["target"], artifact, file, report.content) for artifact, file in files
@@ -167,7 +168,7 @@ def _bare(path: Path, devices: Sequence[str]) -> Side:
     return Side(str(path), section["target"], section, path)
 
 
-def _devices(report: Report | None) -> list[str]:
+def _devices(report: ReportFile | None) -> list[str]:
     """What a report placed its artifacts on, and estimated latencies for."""
     found = [artifact["placement"]["device"] for artifact in report.artifacts] if report else []
     rows = (

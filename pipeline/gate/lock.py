@@ -19,7 +19,8 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..report import summaries as fig
-from ..report.read import Report, is_number, read_json
+from ..report.json_files import read_json
+from ..report.read import ReportFile, is_number
 from ..report.write import PACKAGES
 from .ci import model_name
 
@@ -53,11 +54,11 @@ class Checked:
     """An artifact and the name that its entry has in the lock."""
 
     key: str
-    report: Report
+    report: ReportFile
     artifact: dict
 
 
-def keyed(reports: Sequence[Report], locked: Iterable[str]) -> list[Checked]:
+def keyed(reports: Sequence[ReportFile], locked: Iterable[str]) -> list[Checked]:
     """Every artifact of the reports under "model/target/recipe", where the recipe was chosen
     "model/target/budget 12MB"; with its "folder:" before it where two would be called so, or the lock has it
     so.
@@ -89,7 +90,7 @@ def entries_of(checked: Sequence[Checked]) -> dict[str, dict]:
     return {one.key: _entry(one.key, one.report.content, one.artifact) for one in checked}
 
 
-def _keys(report: Report, artifact: dict) -> tuple[str, str]:
+def _keys(report: ReportFile, artifact: dict) -> tuple[str, str]:
     chosen = report.content.get(
         "budget"
     )  # the same wish may choose another recipe another day: it is still the same artifact
@@ -277,7 +278,7 @@ def _same(key: str, figure: str, locked: Any, found: Any) -> Finding:
     return Finding(key, figure, locked, found, "equal" if locked == found else "changed")
 
 
-def _check_file(key: str, report: Report, artifact: dict) -> Iterator[Finding]:
+def _check_file(key: str, report: ReportFile, artifact: dict) -> Iterator[Finding]:
     from ...models.digest import content_of
 
     path = report.artifact_path(artifact)

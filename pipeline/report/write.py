@@ -4,35 +4,20 @@ The sections are plain dicts, so that a report read back from disk renders like 
 """
 
 import functools
-import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-
 from ... import __version__
 from ..output import write_whole
 from . import summaries as figures
+from .json_files import to_builtins
+from .records import SCHEMA, Stage
 
-SCHEMA = "cidermill.report/1"
 PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """A finished stage: wall time and the process's peak resident memory during it. cached: its result came
-    from the cache."""
-
-    name: str
-    seconds: float
-    peak_rss_bytes: int
-    cached: bool = False
 
 
 def environment() -> dict:
@@ -71,10 +56,10 @@ def validation_section(
     compare.OutputError per output."""
     return {
         "runner": runner,
-        "conversion": [error.as_json() for error in conversion],
-        "compression": [error.as_json() for error in compression],
+        "conversion": [*conversion],
+        "compression": [*compression],
         "tolerance_db": tolerance_db,
-        "total": [error.as_json() for error in total],
+        "total": [*total],
     }
 
 
@@ -98,13 +83,11 @@ def artifact_section(
     }
 
 
-def build_report(
-    source: dict, stages: Sequence[StageRecord], artifacts: Sequence[dict], environment: dict
-) -> dict:
+def build_report(source: dict, stages: Sequence[Stage], artifacts: Sequence[dict], environment: dict) -> dict:
     """The whole report as JSON types. It passes when it holds at least one artifact and every artifact
     passes."""
     passed = bool(artifacts) and all(artifact["verdict"] == "pass" for artifact in artifacts)
-    return plain(
+    return to_builtins(
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -117,33 +100,6 @@ def build_report(
     )
 
 
-def plain(value: Any) -> Any:
-    """Records, numpy values, paths and tuples -> JSON types. NaN and infinities, which JSON cannot hold,
-    become null."""
-    if is_dataclass(value):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, PurePath) else value
-
-
-def json_text(report: dict) -> str:
-    """Strict JSON in the schema's order of keys, one item a line. Equal reports give equal bytes."""
-    return json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
-
-
-def write_json(report: dict, path: Path) -> None:
-    """Write report.json whole or not at all."""
-    content = json_text(report).encode("ascii")
-    write_whole(path, lambda stream: stream.write(content))
-
-
 def write_html(report: dict, path: Path) -> None:
     """Write report.html whole or not at all: one file that loads nothing."""
     content = html_text(report).encode("utf-8", "backslashreplace")
@@ -152,7 +108,7 @@ def write_html(report: dict, path: Path) -> None:
 
 def html_text(report: dict) -> str:
     """The report as one HTML page. Every value is escaped: names come from files that we did not write."""
-    report = plain(report)
+    report = to_builtins(report)
     name = PurePath(report["source"]["path"]).name or report["source"]["path"]
     return page_templates().get_template("report.html.j2").render(report=report, name=name)
 

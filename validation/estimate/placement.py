@@ -78,7 +78,7 @@ class Placement:
     def units(self) -> dict[str, dict]:
         """Per unit: number of operations, share of the operations' time (of their number where all cost
         nothing), their milliseconds and bytes."""
-        count, spent, moved = (Counter(), Counter(), Counter())
+        count, moved, spent = Counter(), Counter(), dict.fromkeys(UNITS, 0.0)
         for op in self.ops:
             count[op.unit] += 1
             spent[op.unit] += op.cost_ms

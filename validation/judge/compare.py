@@ -7,9 +7,10 @@ together.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from ...models.decibels import decibels
 
@@ -35,7 +36,7 @@ class OutputError:
     (nothing comparable, a zero vector, one class). Metrics are over elements that are finite on both sides;
     `nonfinite` counts NaN and infinities where the reference is finite.
     vacuous: the reference is constant, all zero, empty, or holds NaN, so that agreement proves nothing.
-    `problem` says in words why an output cannot be judged or must fail, and is empty otherwise.
+    `problem` says in words why an output cannot be judged or must fail, and is UNSET (false) otherwise.
     """
 
     output: str
@@ -47,15 +48,7 @@ class OutputError:
     argmax_agreement: float | None = None
     nonfinite: int = 0
     vacuous: bool = False
-    problem: str = ""
-
-    def as_json(self) -> dict:
-        """The fields of report.json; `problem` only where there is one."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["shape"] = list(self.shape)
-        if not self.problem:
-            del values["problem"]
-        return values
+    problem: str | UnsetType = UNSET
 
 
 def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> tuple[OutputError, ...]:
@@ -120,7 +113,7 @@ def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputErr
         argmax_agreement=_argmax_agreement(pairs),
         nonfinite=nonfinite,
         vacuous=vacuous,
-        problem=problem or _lost_infinities(want, have),
+        problem=problem or _lost_infinities(want, have) or UNSET,
     )
 
 

@@ -69,9 +69,3 @@ def converted(tmp_path_factory):
 def reports(converted, tmp_path):
     """A copy of the output folders that a test may change."""
     return shutil.copytree(converted, tmp_path / "reports")
-
-
-@pytest.fixture
-def cidermill():
-    """Run the command line: cidermill("bundle", ...) -> result; every argument becomes text."""
-    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])

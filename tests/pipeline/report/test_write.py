@@ -11,6 +11,8 @@ from cidermill.converters.artifact import Artifact
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.pipeline.report import summaries as figures
 from cidermill.pipeline.report import write as report
+from cidermill.pipeline.report.json_files import to_builtins, write_json
+from cidermill.pipeline.report.records import Stage
 from cidermill.validation.judge.compare import OutputError
 
 ARTIFACT_KEYS = [
@@ -56,9 +58,7 @@ def small_report(folder: Path, verdicts=("pass",)) -> dict:
         )
         for i, verdict in enumerate(verdicts)
     ]
-    return report.build_report(
-        source, [report.StageRecord("load", 1.5, 2_000_000)], artifacts, report.environment()
-    )
+    return report.build_report(source, [Stage("load", 1.5, 2_000_000)], artifacts, report.environment())
 
 
 def test_names_are_those_of_the_schema(tmp_path):
@@ -98,7 +98,7 @@ def test_json_is_strict_and_equal_reports_give_equal_bytes(sample_report, tmp_pa
     sample_report["artifacts"][0]["latency"]["devices"][0]["ms"] = np.float32("nan")
     sample_report["artifacts"][0]["path"] = Path("net\udc80.mlpackage")
     for name in ("a.json", "b.json"):
-        report.write_json(sample_report, tmp_path / name)
+        write_json(sample_report, tmp_path / name)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
     assert read["artifacts"][0]["validation"]["conversion"][0]["psnr_db"] is None
@@ -108,10 +108,10 @@ def test_json_is_strict_and_equal_reports_give_equal_bytes(sample_report, tmp_pa
 
 def test_a_failed_write_leaves_the_earlier_report(sample_report, tmp_path):
     path = tmp_path / "report.json"
-    report.write_json(sample_report, path)
+    write_json(sample_report, path)
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        report.write_json({**sample_report, "source": object()}, path)
+        write_json({**sample_report, "source": object()}, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -207,9 +207,9 @@ def test_html_of_a_report_with_only_the_required_sections(tmp_path):
 
 
 def test_html_of_outputs_that_could_not_be_compared(sample_report):
-    broken = OutputError(
-        "logits", (1, 2), problem="the artifact gives no output 'logits'; it gives 'var_9'"
-    ).as_json()
+    broken = to_builtins(
+        OutputError("logits", (1, 2), problem="the artifact gives no output 'logits'; it gives 'var_9'")
+    )
     sample_report["artifacts"][0]["validation"]["conversion"] = [broken]
     sample_report["artifacts"][0]["latency"]["devices"] = [
         {"device": "X", "chip": "Y", "compute_units": "all", "ms": None, "low_ms": None, "high_ms": None}
