@@ -44,7 +44,7 @@ CLEAN = (
     "UnsupportedOperators",
     "OperatorFailed",
     "UserError",
-    "OverBudget",
+    "OverAllowance",
 )
 ENOUGH = 500  # jobs after which a worker is replaced, so that no mutant inherits much from others
 
@@ -105,10 +105,10 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def open_and_call(folder: Path) -> str:
-    from cidermill.validation.resources import Limits
+    from cidermill.validation.resources import Allowance
     from cidermill.validation.runners import open_runner
 
-    runner = open_runner(artifact_in(folder), host="reference", limits=Limits(MEMORY, SECONDS, LOOPS))
+    runner = open_runner(artifact_in(folder), host="reference", allowance=Allowance(MEMORY, SECONDS, LOOPS))
     shapes = [tuple(2 if size is None else size for size in value.shape) for value in runner.inputs]
     if sum(int(np.prod(shape, dtype=object)) for shape in shapes) > MOST_ELEMENTS or any(
         len(shape) > 30 for shape in shapes

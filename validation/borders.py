@@ -3,6 +3,7 @@ types."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 
 from ..models.errors import UserError
 from .graph import Value
-from .mil.interface import Feature
 from .resources import reserve
 
 STORED_AS = {
@@ -38,6 +38,30 @@ WIDER = {
     ("float32", "float16"),
     ("int64", "int32"),
 }  # given, wanted
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What is known of one input beyond its declared value.
+
+    channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the
+    enumerated shapes; ranges: least and greatest size of each dimension, None without bound. Of both, one at
+    most. default: fills an input that is left out, None where it may not be.
+    usual: the shape that the description itself gives.
+    """
+
+    channels: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    default: float | None = None
+    usual: tuple[int, ...] = ()
+
+    def allows(self, shape: tuple[int, ...]) -> bool:
+        if self.shapes:
+            return shape in self.shapes
+        return all(
+            low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges)
+        )
 
 
 def check_inputs(

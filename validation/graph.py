@@ -1,8 +1,8 @@
 """The one representation and the one interpreter of saved programs.
 
-A reader (mil_read, pte_read, mps_read) turns bytes into a `Graph`; an operator table (mil_ops, aten_ops,
-mps_ops) gives each operator a torch function; `interpret` runs the graph. Formats differ only in the reader
-and the table.
+A reader (mil/read.py, pte/read.py, pte/mps_read.py) turns bytes into a `Graph`; an operator table (mil/ops,
+pte/aten_ops.py, pte/mps_ops.py) gives each operator a torch function; `interpret` runs the graph. Formats
+differ only in the reader and the table.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -99,6 +99,15 @@ def last_uses(graph: Graph) -> list[list[str]]:
         frees.append(sorted(names - seen))
         seen |= names
     return frees[::-1]
+
+
+def all_nodes(graph: Graph) -> list[Node]:
+    """The nodes of a graph and of the graphs nested in it."""
+    return [
+        inner
+        for node in graph.nodes
+        for inner in (node, *(n for block in node.blocks for n in all_nodes(block)))
+    ]
 
 
 def needed_names(node: Node) -> set[str]:

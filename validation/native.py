@@ -23,10 +23,10 @@ import numpy as np
 
 from ..models.samples import synthetic
 from ..models.source import TensorSpec
-from .graph import Graph
-from .mil.run import all_nodes
+from .graph import Graph, all_nodes
 from .pte.read import open_program
-from .runners import Runner, has_native_runtime
+from .runner import Runner
+from .runners import has_native_runtime
 
 NEEDS_MACOS = "not run: needs macOS"
 UNITS = {

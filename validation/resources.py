@@ -1,10 +1,10 @@
-"""Bounds on running a program that nobody vouches for: memory, time and loops. Limits come in, a `Budget` to
-run under leaves.
+"""Bounds on running a program that nobody vouches for: memory, time and loops. An `Allowance`
+comes in, a `Meter` to run under leaves.
 
-`with Budget(limits):` sees every torch operation before it runs (a dispatch mode), so no operator needs
+`with Meter(allowance):` sees every torch operation before it runs (a dispatch mode), so no operator needs
 checks of its own: the size of each result is known from its arguments' shapes (on torch's meta device where
 nothing simpler tells), and is refused before it is allocated. `begin_node` and `begin_turn` are called by the
-interpreters, `reserve` by code that allocates in other ways; outside of a Budget they do nothing.
+interpreters, `reserve` by code that allocates in other ways; outside of a Meter they do nothing.
 """
 
 import math
@@ -45,12 +45,12 @@ BOUNDED = frozenset(
 )
 
 
-class OverBudget(UserError):
-    """A program asks for more memory, time or loops than its `Limits` allow."""
+class OverAllowance(UserError):
+    """A program asks for more memory, time or loops than its `Allowance` grants."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class Allowance:
     """What one call of a runner may use.
 
     memory_bytes: of everything that the call allocates; None is what the machine (or its container) has free
@@ -64,30 +64,30 @@ class Limits:
     loops: int = 100_000
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_ALLOWANCE = Allowance()
 
 
-class Budget(TorchDispatchMode):
-    """One call's account. Enter it around the call; OverBudget is raised out of the operation that would
-    exceed it."""
+class Meter(TorchDispatchMode):
+    """What one call has used of its allowance. Enter it around the call; OverAllowance is raised out of the
+    operation that would exceed it."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, allowance: Allowance):
         super().__init__()
-        self.limits = limits
-        self.ends = time.monotonic() + limits.seconds
+        self.allowance = allowance
+        self.ends = time.monotonic() + allowance.seconds
         self.turns = 0
         self.unseen = 0  # bytes allocated since the last look
-        self.start = resident_bytes() if limits.memory_bytes is not None else 0
+        self.resident_at_start = resident_bytes() if allowance.memory_bytes is not None else 0
         self.node: Any = None
         self.arguments: Any = None
         self.token: Token | None = None
 
-    def __enter__(self) -> "Budget":
-        self.token = CURRENT.set(self)
+    def __enter__(self) -> "Meter":
+        self.token = CURRENT_METER.set(self)
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        CURRENT.reset(self.token)
+        CURRENT_METER.reset(self.token)
         super().__exit__(*exception)
 
     @classmethod
@@ -101,12 +101,8 @@ class Budget(TorchDispatchMode):
         try:
             size, work = cost(func, args, kwargs)
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
-            size, work = (
-                0,
-                0.0,
-                # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what
-                # is read
-            )
+            # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what is read
+            size, work = 0, 0.0
         self.require_memory(size)
         self.require_time(work)
         return func(*args, **kwargs)
@@ -114,14 +110,14 @@ class Budget(TorchDispatchMode):
     def require_time(self, work: float = 0) -> None:
         """work: multiply-adds of the next operation."""
         if time.monotonic() + work / SLOWEST > self.ends:
-            raise OverBudget(
-                f"the program would run for longer than the {self.limits.seconds:g} seconds that one call may"
-                " take (Limits.seconds)"
+            raise OverAllowance(
+                f"the program would run for longer than the {self.allowance.seconds:g} seconds that one call may"
+                " take (Allowance.seconds)"
             )
 
     def require_memory(self, size: int) -> None:
         if size > FREE_SIZE and self.node is not None and size > (allowed := self.allowed_bytes()):
-            raise OverBudget(
+            raise OverAllowance(
                 f"it would allocate {in_words(size)}, its declared results and its inputs account for"
                 f" {in_words(allowed)}"
             )
@@ -130,13 +126,13 @@ class Budget(TorchDispatchMode):
             return
         free = (
             free_bytes()
-            if self.limits.memory_bytes is None
-            else self.start + self.limits.memory_bytes - resident_bytes()
+            if self.allowance.memory_bytes is None
+            else self.resident_at_start + self.allowance.memory_bytes - resident_bytes()
         )
         if size > free:
-            raise OverBudget(
+            raise OverAllowance(
                 f"it would allocate {in_words(size)}, {in_words(max(free, 0))} of memory are left"
-                " (Limits.memory_bytes)"
+                " (Allowance.memory_bytes)"
             )
         self.unseen = size
 
@@ -145,41 +141,40 @@ class Budget(TorchDispatchMode):
         shapes = [value.shape for value in self.node.outputs]
         if any(size is None for shape in shapes for size in shape):
             return math.inf
-        known = 8 * sum(math.prod(shape) for shape in shapes) + sum(
-            tensor.numel() * tensor.itemsize for tensor in tensors_in(self.arguments)
-        )
-        return FREE_SIZE + NODE_FACTOR * known
+        declared = 8 * sum(math.prod(shape) for shape in shapes)
+        read = sum(tensor.numel() * tensor.itemsize for tensor in tensors_in(self.arguments))
+        return FREE_SIZE + NODE_FACTOR * (declared + read)
 
     def next_turn(self) -> None:
         self.require_time()
         self.turns += 1
-        if self.turns > self.limits.loops:
-            raise OverBudget(
-                f"the program's loops did not end after {self.limits.loops} turns (Limits.loops)"
+        if self.turns > self.allowance.loops:
+            raise OverAllowance(
+                f"the program's loops did not end after {self.allowance.loops} turns (Allowance.loops)"
             )
 
 
-CURRENT: ContextVar[Budget | None] = ContextVar("budget", default=None)
+CURRENT_METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def begin_node(node: Any = None, arguments: Any = None) -> None:
     """An interpreter begins a node, or (without one) something that has no declared results, such as decoding
     a constant."""
-    if (budget := CURRENT.get()) is not None:
-        budget.node, budget.arguments = node, arguments
-        budget.require_time()
+    if (meter := CURRENT_METER.get()) is not None:
+        meter.node, meter.arguments = node, arguments
+        meter.require_time()
 
 
 def begin_turn() -> None:
     """A loop begins another turn."""
-    if (budget := CURRENT.get()) is not None:
-        budget.next_turn()
+    if (meter := CURRENT_METER.get()) is not None:
+        meter.next_turn()
 
 
 def reserve(size: int) -> None:
     """Code that is not torch's is about to allocate `size` bytes."""
-    if (budget := CURRENT.get()) is not None:
-        budget.require_memory(max(size, 0))
+    if (meter := CURRENT_METER.get()) is not None:
+        meter.require_memory(max(size, 0))
 
 
 def cost(func: Any, args: tuple, kwargs: dict) -> tuple[int, float]:
@@ -204,10 +199,8 @@ def cost(func: Any, args: tuple, kwargs: dict) -> tuple[int, float]:
         written = SIZES[name](*args)
     else:
         results = list(tensors_in(_on_meta(func, args, kwargs)))
-        written, width = (
-            sum(result.numel() for result in results),
-            max((result.itemsize for result in results), default=width),
-        )
+        written = sum(result.numel() for result in results)
+        width = max((result.itemsize for result in results), default=width)
     depth = DEPTHS[name](args) if name in DEPTHS and tensors else 0
     return written * width, written * depth + ELEMENT_COST * max(read, written)
 
@@ -279,13 +272,12 @@ def _padded(x, pad, value=0) -> int:
 
 def _indexed(x, indices) -> int:
     """Masks choose at most as many as they have elements."""
-    kept, axis = [], 0
+    sizes, axis = [], 0  # of the axes that are not indexed
     for index in indices:
-        kept += [x.shape[axis]] if index is None else []
+        sizes += [x.shape[axis]] if index is None else []
         axis += index.ndim if index is not None and index.dtype == torch.bool else 1
-    return math.prod([*kept, *x.shape[axis:]]) * _broadcast_elements(
-        [index for index in indices if index is not None]
-    )
+    given = [index for index in indices if index is not None]
+    return math.prod([*sizes, *x.shape[axis:]]) * _broadcast_elements(given)
 
 
 def _selected(x, dim, index) -> int:

@@ -22,11 +22,11 @@ from cidermill.validation.graph import Graph, Node, OperatorFailed, Ref, Value, 
 from cidermill.validation.mil.read import coreml_protos, read_package
 from cidermill.validation.pte.aten_ops import CHECKS, find_kernel
 from cidermill.validation.pte.flatbuffer import Buffer
-from cidermill.validation.resources import Budget, Limits, OverBudget
+from cidermill.validation.resources import Allowance, Meter, OverAllowance
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
-SMALL = Limits(memory_bytes=1 << 30, seconds=20.0, loops=500)
+SMALL = Allowance(memory_bytes=1 << 30, seconds=20.0, loops=500)
 
 
 def small(mb, x):
@@ -45,10 +45,10 @@ def rewrite(package, change):
     return package
 
 
-def refused(package, limits=SMALL):
+def refused(package, allowance=SMALL):
     """The text of the error that opening and calling a package ends with."""
     with pytest.raises((UserError, OperatorFailed)) as caught:
-        open_runner(package, host="reference", limits=limits)([X])
+        open_runner(package, host="reference", allowance=allowance)([X])
     return str(caught.value)
 
 
@@ -129,9 +129,9 @@ def test_many_small_results_together_are_refused(mil_package):
         return [mb.add(x=big, y=float(i)) for i in range(30)]
 
     package = mil_package(build, X)
-    message = refused(package, Limits(memory_bytes=200 << 20, seconds=60))
+    message = refused(package, Allowance(memory_bytes=200 << 20, seconds=60))
     assert "it would allocate 45.8 MiB" in message and message.endswith(
-        "of memory are left (Limits.memory_bytes)"
+        "of memory are left (Allowance.memory_bytes)"
     )
     assert len(open_runner(package, host="reference")([X])) == 30
 
@@ -158,7 +158,7 @@ def test_loops_that_never_end_are_stopped(mil_package):
     assert (
         refused(mil_package(build, X))
         == "operator while_loop (while_loop_0) failed: the program's loops did not end after 500 turns"
-        " (Limits.loops)"
+        " (Allowance.loops)"
     )
 
 
@@ -171,9 +171,9 @@ def test_programs_that_take_too_long_are_stopped(mil_package):
         )
 
     package, start = mil_package(build, X), time.monotonic()
-    message = refused(package, Limits(seconds=1.0, loops=10**9))
+    message = refused(package, Allowance(seconds=1.0, loops=10**9))
     assert (
-        "the program would run for longer than the 1 seconds that one call may take (Limits.seconds)"
+        "the program would run for longer than the 1 seconds that one call may take (Allowance.seconds)"
         in message
     )
     assert time.monotonic() - start < 5
@@ -185,14 +185,14 @@ def test_a_product_that_would_take_too_long_is_not_begun(mil_package):
         return mb.reduce_sum(x=mb.matmul(x=square, y=square), axes=[0, 1])
 
     assert "operator matmul (matmul_0) failed: the program would run for longer" in refused(
-        mil_package(build, X), Limits(seconds=5)
+        mil_package(build, X), Allowance(seconds=5)
     )
 
 
 def test_legitimate_large_results_pass():
-    with Budget(Limits(memory_bytes=1 << 30)):
+    with Meter(Allowance(memory_bytes=1 << 30)):
         assert (torch.ones(5000, 1) * torch.ones(1, 5000)).sum() == 25_000_000  # 100 MB
-    with pytest.raises(OverBudget), Budget(Limits(memory_bytes=1 << 30)):
+    with pytest.raises(OverAllowance), Meter(Allowance(memory_bytes=1 << 30)):
         torch.ones(50_000, 1) * torch.ones(1, 50_000)
 
 
@@ -200,7 +200,7 @@ def test_jumps_that_never_end_are_stopped():
     from cidermill.validation.pte.run import run_instructions
 
     jump = Node("jump_false", {"condition": False, "destination": 0}, ())
-    with pytest.raises(OverBudget, match="loops did not end after 500 turns"), Budget(SMALL):
+    with pytest.raises(OverAllowance, match="loops did not end after 500 turns"), Meter(SMALL):
         run_instructions(Graph((), (), (jump,)), {}, lambda *_: ())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...models.errors import UserError
 from ..graph import Graph, Node, OperatorFailed, Value
-from ..runners import Runner
+from ..runner import Runner
 
 MOST_SHAPES = 8
 MOST_ELEMENTS = 2**24  # of one input; larger ones are not run here

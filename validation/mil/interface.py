@@ -5,8 +5,9 @@ A model description (protobuf) enters, `Feature` records leave. The program itse
 and fixed dimensions.
 """
 
-from dataclasses import dataclass
 from typing import Any
+
+from ..borders import Feature
 
 IMAGE_CHANNELS = {
     10: "L",
@@ -14,30 +15,6 @@ IMAGE_CHANNELS = {
     30: "BGR",
     40: "F",
 }  # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
-
-
-@dataclass(frozen=True)
-class Feature:
-    """What is known of one input beyond its declared value.
-
-    channels: "RGB", "BGR", "L" (8 bits of grey), "F" (half precision grey) for pictures. shapes: the
-    enumerated shapes; ranges: least and greatest size of each dimension, None without bound. Of both, one at
-    most. default: fills an input that is left out, None where it may not be.
-    usual: the shape that the description itself gives.
-    """
-
-    channels: str = ""
-    shapes: tuple[tuple[int, ...], ...] = ()
-    ranges: tuple[tuple[int, int | None], ...] = ()
-    default: float | None = None
-    usual: tuple[int, ...] = ()
-
-    def allows(self, shape: tuple[int, ...]) -> bool:
-        if self.shapes:
-            return shape in self.shapes
-        return all(
-            low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges)
-        )
 
 
 def features_of(description: Any, function: str) -> dict[str, Feature]:

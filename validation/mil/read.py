@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from ...models.errors import UnreadableArtifact, UserError
+from ..borders import Feature
 from ..graph import Graph, Node, Ref, Value, misuse
 from ..resources import free_bytes, in_words
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
-from .interface import Feature, features_of
+from .interface import features_of
 
 MODULE_MAP = "cidermill.modules"
 BLOCKS = {"cond": 2, "while_loop": 2}

@@ -15,7 +15,7 @@ import torch
 
 from ...models.errors import UnsupportedOperators
 from ..borders import STORED_AS
-from ..graph import Graph, Node, Value, interpret, needed_names, references
+from ..graph import Graph, Node, Value, all_nodes, interpret, needed_names, references
 from ..resources import tensors_in
 from .ops import CONTROL, EXACT, OPS, RANDOM
 
@@ -34,15 +34,6 @@ def require_operators(graph: Graph) -> None:
         raise UnsupportedOperators(
             "the reference runner", list(missing.values()), "run it on macOS, or report the operator"
         )
-
-
-def all_nodes(graph: Graph) -> list[Node]:
-    """The nodes of a graph and of the graphs nested in it."""
-    return [
-        inner
-        for node in graph.nodes
-        for inner in (node, *(n for block in node.blocks for n in all_nodes(block)))
-    ]
 
 
 def compute_precision(graph: Graph) -> str:

@@ -1,7 +1,7 @@
 """The operators of a .pte program that no delegate took: operator name -> Kernel, after ATen's own schemas.
 
 "aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that
-the program declares. The operators that exist only in ExecuTorch are in pte_kernels.
+the program declares. The operators that exist only in ExecuTorch are in kernels.py.
 """
 
 import math
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..graph import Node, Value
-from .kernels import DTYPES, KERNELS, SCALAR_TYPES, Kernel
+from .kernels import KERNELS, Kernel
+from .scalar_types import DTYPES, HALF, SCALAR_TYPES, widened
 
-HALF = (torch.float16, torch.bfloat16)
 HALF_CODES = tuple(code for code, dtype in SCALAR_TYPES.items() if dtype in HALF)
 FLOAT_CODE = 6
 DTYPE_ARGUMENTS = ("dtype", "out_dtype", "output_dtype")
@@ -98,13 +98,6 @@ CHECKS = {
 
 def _declared(result: Any, value: Value) -> Any:
     return result.to(DTYPES[value.dtype]) if isinstance(result, Tensor) and value.dtype in DTYPES else result
-
-
-def widened(argument: Any) -> Any:
-    """Half-precision tensors, also those in lists, as float32."""
-    if isinstance(argument, Tensor) and argument.dtype in HALF:
-        return argument.float()
-    return [widened(item) for item in argument] if isinstance(argument, list) else argument
 
 
 def _widened_argument(name: str, argument: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from ...models.errors import UnreadableArtifact, UserError
 from ..graph import Value
 from .flatbuffer import Buffer, Table
-from .kernels import DTYPES, SCALAR_TYPES
+from .scalar_types import DTYPES, SCALAR_TYPES
 
 EXTERNAL = 1  # ExtraTensorInfo.location of data that is found by name
 DEFAULT_NAME = "_default_external_constant.ptd"  # what ExecuTorch calls the file of external_constants=True

@@ -9,35 +9,25 @@ Format: https://flatbuffers.dev/internals/. Fields are addressed by their number
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from ...models.errors import UnreadableArtifact
 
-SIZES = {
-    "b": 1,
-    "B": 1,
-    "?": 1,
-    "h": 2,
-    "H": 2,
-    "i": 4,
-    "I": 4,
-    "f": 4,
-    "q": 8,
-    "Q": 8,
-    "d": 8,
-}  # struct codes -> bytes
+# struct codes -> bytes
+SIZES = {"b": 1, "B": 1, "?": 1, "h": 2, "H": 2, "i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}
 
 
 @dataclass
 class Buffer:
-    """The bytes of one flatbuffer. `label` names it in errors; `budget` is how many more elements may be
+    """The bytes of one flatbuffer. `label` names it in errors; `elements_left`: how many more may be
     read."""
 
     data: memoryview
     label: str
-    budget: int = 0
+    elements_left: int = 0
 
-    def __post_init__(self):
-        self.budget = 4 * len(self.data) + 1000
+    def __post_init__(self) -> None:
+        self.elements_left = 4 * len(self.data) + 1000
 
     def corrupt(self, why: str) -> UnreadableArtifact:
         return UnreadableArtifact(
@@ -45,8 +35,8 @@ class Buffer:
         )
 
     def spend(self, count: int) -> None:
-        self.budget -= count
-        if self.budget < 0:
+        self.elements_left -= count
+        if self.elements_left < 0:
             raise self.corrupt("its tables refer to each other more often than its size allows")
 
     def span(self, position: int, size: int) -> memoryview:
@@ -55,7 +45,7 @@ class Buffer:
             raise self.corrupt(f"{size} bytes at offset {position} lie outside its {len(self.data)} bytes")
         return self.data[position : position + size]
 
-    def number(self, position: int, code: str):
+    def number(self, position: int, code: str) -> Any:
         return struct.unpack("<" + code, self.span(position, SIZES[code]))[0]
 
     def root(self) -> "Table":
@@ -95,7 +85,7 @@ class Table:
     def has(self, field: int) -> bool:
         return self._field(field) != 0
 
-    def number(self, field: int, code: str) -> int | float | bool:
+    def number(self, field: int, code: str) -> Any:
         """A scalar by its struct code: "i" int32, "q" int64, "f" float32, "d" float64, "?" bool, ...; zero
         where left out."""
         slot = self._field(field)

@@ -3,7 +3,7 @@ parameters.
 
 executorch_prim::* (numbers, after kernels/prim_ops/register_prim_ops.cpp), dim_order_ops::*, et_copy::*,
 quantized_decomposed::* (kernels/quantized/quantized.yaml) and llama::* (extension/llm/custom_ops). ATen's
-operators are in aten_ops.
+operators are in aten_ops.py.
 """
 
 import math
@@ -16,12 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ScalarType of program.fbs (ATen's numbering).
-SCALAR_TYPES = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
-    7: torch.float64, 11: torch.bool, 15: torch.bfloat16, 27: torch.uint16, 28: torch.uint32, 29: torch.uint64,
-}  # fmt: skip
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SCALAR_TYPES.values()}
 SMALLEST_SCALE = 6.1e-5  # choose_qparams' SMALL_SCALE_THRESHOLD
 
 

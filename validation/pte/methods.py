@@ -15,7 +15,7 @@ from ...models.errors import UnreadableArtifact
 from ..graph import Ref, Value
 from .data import EXTERNAL, NamedData, decoder, external_bytes, named_data, segments_of
 from .flatbuffer import Buffer, Table
-from .kernels import SCALAR_TYPES
+from .scalar_types import SCALAR_TYPES
 
 KERNEL, DELEGATE, MOVE, JUMP_FALSE, FREE = range(1, 6)  # InstructionArguments
 (

@@ -1,4 +1,4 @@
-"""A .pte file -> Program: its instruction list as a Graph, with the delegates read in, ready to run.
+"""A .pte file -> Program: its instruction list as a Graph, with the delegates read in.
 
 One instruction is one Node: a kernel call has the operator's name ("aten::add.out") and its schema's
 parameter names, a delegate call is "delegate:" + backend with the delegate's graph as its block, "move",
@@ -6,20 +6,17 @@ parameter names, a delegate call is "delegate:" + backend with the delegate's gr
 result lies in the same place.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...models.errors import UserError
-from ..graph import Graph, Node, Ref, Tap, Value, references
+from ..graph import Graph, Node, Ref, Value, references
 from . import aten_ops, mps_ops
-from .coreml import coreml_delegate
+from .coreml_read import coreml_delegate
 from .data import map_file, read_data_files
 from .flatbuffer import Buffer, Table
-from .kernels import DTYPES
 from .methods import (
     DELEGATE,
     FREE,
@@ -40,81 +37,9 @@ from .methods import (
     value_table,
 )
 from .mps_read import read_delegate
-from .run import Kept, require_operators, run_program
+from .program import Memory, Program
 
 MAGIC = (b"ET12", b"ET13")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A tensor that instructions change in place. `initial`: decodes its first content; zeros where the file
-    has none.
-
-    `kept`: it is a buffer of the model, which outlives a call; without, room for results that are collected
-    within one call.
-    """
-
-    value: Value
-    initial: Callable[[], torch.Tensor] | None = None
-    kept: bool = True
-
-    def make(self, rounding: bool = True) -> torch.Tensor:
-        """A tensor with the first content, of its own. Half precision becomes float32 without `rounding`."""
-        tensor = (
-            torch.zeros(self.value.shape, dtype=DTYPES[self.value.dtype])
-            if self.initial is None
-            else self.initial().clone()
-        )
-        return tensor if rounding else aten_ops.widened(tensor)
-
-
-@dataclass(frozen=True)
-class Program:
-    """One method of a .pte file. `graph` holds all instructions; `precision` is "float16" where anything
-    computes in half.
-
-    Inputs and outputs are named by the constant methods "cidermill_inputs" and "cidermill_outputs" of the
-    file, where it has them, else "input_0", "output_0", ... Dimensions of dynamic inputs are None;
-    `graph.inputs` has their upper bounds. `numbers` are the stored values of numbers that instructions change
-    (counters of loops). `notes` says where the runtime is known to do something else.
-    """
-
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    graph: Graph
-    precision: str
-    method: str = "forward"
-    memories: tuple[Memory, ...] = ()
-    numbers: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    kept: Kept = field(default_factory=Kept, repr=False, compare=False)
-
-    @property
-    def states(self) -> tuple[Value, ...]:
-        """The mutable buffers."""
-        return tuple(memory.value for memory in self.memories if memory.kept)
-
-    def run(
-        self,
-        inputs: dict[str, Any],
-        tap: Tap | None = None,
-        state: dict[str, torch.Tensor] | None = None,
-        rounding: bool = True,
-    ) -> dict[str, Any]:
-        """inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises
-        UnsupportedOperators, OperatorFailed.
-
-        Without `state` every call starts from the buffers' stored content; with one, it reads and changes
-        that state (as the runtime does from call to call). Without `rounding`, everything declared half is
-        computed and kept in float32.
-        """
-        require_operators(self.graph)
-        return run_program(self, inputs, tap, state, rounding)
-
-    def make_state(self, rounding: bool = True) -> dict[str, torch.Tensor]:
-        """The mutable buffers as a freshly loaded program has them. Methods that share buffers may be called
-        with one state."""
-        return {memory.value.name: memory.make(rounding) for memory in self.memories if memory.kept}
 
 
 def open_program(path: Path | str, method: str = "main", data: Sequence[Path | str] | None = None) -> Program:
@@ -251,7 +176,7 @@ def _add_views(
             reading.known.add(name)
         else:
             named = names[name] in reading.plan.names
-            _remember(reading, names[name], Memory(value, kept=named or name not in overwritten))
+            _remember(reading, names[name], Memory(value, persistent=named or name not in overwritten))
 
 
 def _add_states(reading: _Reading, node: Node) -> None:

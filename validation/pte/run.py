@@ -6,32 +6,26 @@ changed in place is seen everywhere. Without `rounding`, everything that is decl
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...models.errors import UnsupportedOperators, UserError
+from ..borders import STORED_AS
 from ..graph import Graph, Node, OperatorFailed, Tap, Value, interpret, references, resolve
-from ..mil.run import require_operators as require_mil_operators
+from ..mil import run as mil_run
 from ..resources import begin_turn
 from . import aten_ops, mps_ops
-from .coreml import run_coreml
-
-if TYPE_CHECKING:
-    from .read import Program
+from .program import Program
+from .scalar_types import DTYPES, widened
 
 MAX_STEPS = 1_000_000  # blocks that one run may execute: a corrupt jump must not loop forever
 OWN = ("move", "free", "view", "jump_false", "delegate:MPSBackend", "delegate:CoreMLBackend")
 INLINE_HINT = "Lower the model to the MPS or Core ML backend, or to portable operators."
 
-
-@dataclass
-class Kept:
-    """What runs of one program share: delegates prepared to run, by (name of the call, rounding)."""
-
-    delegates: dict[tuple[str, bool], Graph] = field(default_factory=dict)
+Prepared = dict[tuple[str, bool], Graph]  # (name of a delegate's call, rounding) -> its graph, ready to run
 
 
 def require_operators(graph: Graph) -> None:
@@ -51,13 +45,27 @@ def require_operators(graph: Graph) -> None:
         raise UnsupportedOperators("The ExecuTorch reference runner", lines, INLINE_HINT)
     for node in graph.nodes:
         if node.op == "delegate:CoreMLBackend":
-            require_mil_operators(node.blocks[0])
+            mil_run.require_operators(node.blocks[0])
 
 
 def run_program(
-    program: "Program", inputs: dict[str, Any], tap: Tap | None, state: dict[str, Any] | None, rounding: bool
+    program: Program,
+    inputs: dict[str, Any],
+    tap: Tap | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    rounding: bool = True,
+    prepared: Prepared | None = None,
 ) -> dict[str, Any]:
+    """inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises UnsupportedOperators,
+    OperatorFailed.
+
+    Without `state` every call starts from the buffers' stored content; with one, it reads and changes that
+    state (as the runtime does from call to call). Without `rounding`, everything declared half is computed
+    and kept in float32. `prepared`: what runs of this program share; filled by the first.
+    """
     graph = program.graph
+    require_operators(graph)
+    prepared = {} if prepared is None else prepared
     given = {value.name: inputs[value.name] for value in graph.inputs}
     _check_bounds(program, given)
     memories = _memories(program, state, rounding)
@@ -66,8 +74,8 @@ def run_program(
             name: item.clone() if isinstance(item, torch.Tensor) else item for name, item in given.items()
         }
     if not rounding:
-        given = {name: aten_ops.widened(item) for name, item in given.items()}
-    call = partial(_call, tap=tap, rounding=rounding, kept=program.kept)
+        given = {name: widened(item) for name, item in given.items()}
+    call = partial(_call, tap=tap, rounding=rounding, prepared=prepared)
     results = run_instructions(graph, {**program.numbers, **memories, **given}, call, tap)
     own = {tensor.untyped_storage().data_ptr() for tensor in memories.values()}
     return {
@@ -76,7 +84,7 @@ def run_program(
     }
 
 
-def _check_bounds(program: "Program", given: dict[str, Any]) -> None:
+def _check_bounds(program: Program, given: dict[str, Any]) -> None:
     """A dynamic input may be smaller than declared, not larger."""
     for value, bound in zip(program.inputs, program.graph.inputs):
         if None in value.shape:
@@ -88,21 +96,21 @@ def _check_bounds(program: "Program", given: dict[str, Any]) -> None:
                 raise UserError(message, "give a smaller input, or export the model with larger bounds")
 
 
-def _memories(program: "Program", state: dict[str, Any] | None, rounding: bool) -> dict[str, torch.Tensor]:
+def _memories(program: Program, state: dict[str, Any] | None, rounding: bool) -> dict[str, torch.Tensor]:
     """The tensors that instructions change in place: those of the state, which is completed, and fresh
     ones."""
     state = {} if state is None else state
     memories = {}
     for memory in program.memories:
         value = memory.value
-        tensor = state[value.name] if memory.kept and value.name in state else memory.make(rounding)
+        tensor = state[value.name] if memory.persistent and value.name in state else memory.make(rounding)
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != value.shape:
             message = (
                 f"the state's {value.name} does not fit {program.method}, which has {value.dtype}"
                 f" {list(value.shape)}"
             )
             raise UserError(message, "use a state made by make_state() of this program")
-        if memory.kept:
+        if memory.persistent:
             state[value.name] = tensor
         memories[value.name] = tensor
     return memories
@@ -176,12 +184,12 @@ def _call(
     environment: dict[str, Any],
     tap: Tap | None,
     rounding: bool,
-    kept: Kept,
+    prepared: Prepared,
 ) -> tuple:
     if node.op == "delegate:MPSBackend":
-        return _call_mps(node, arguments["inputs"], tap, rounding, kept)
+        return _call_mps(node, arguments["inputs"], tap, rounding, prepared)
     if node.op == "delegate:CoreMLBackend":
-        return run_coreml(node, arguments, tap, rounding, kept.delegates)
+        return _call_coreml(node, arguments, tap, rounding, prepared)
     if node.op == "move":
         return (arguments["source"],)
     if node.op == "view":
@@ -189,14 +197,55 @@ def _call(
     return () if node.op == "free" else aten_ops.call(node, arguments, environment, rounding)
 
 
+def _call_coreml(
+    node: Node, arguments: dict[str, Any], tap: Tap | None, rounding: bool, prepared: Prepared
+) -> tuple:
+    """Inputs and results are converted between the program's types and the model's, as the delegate does;
+    states change in place."""
+    call = partial(mil_run.call_operator, rounding=rounding)
+    if (node.name, rounding) not in prepared:
+        folded = mil_run.fold_constants(mil_run.with_tensors(node.blocks[0]), call)
+        prepared[node.name, rounding] = mil_run.remember_constants(folded)
+    block = prepared[node.name, rounding]
+    given = {
+        value.name: _entering(tensor, value, rounding)
+        for value, tensor in zip(block.inputs, arguments["inputs"], strict=True)
+    }
+    given |= {
+        key.removeprefix("state:"): tensor for key, tensor in arguments.items() if key.startswith("state:")
+    }
+    inner = None if tap is None else lambda name, value: tap(arguments["prefix"] + name, value)
+    results = interpret(block, call, given, inner)
+    return tuple(
+        _leaving(results[name], value, rounding)
+        for name, value in zip(block.outputs, node.outputs, strict=True)
+    )
+
+
+def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
+    if value.dtype == "float16" and rounding:
+        tensor = tensor.half()
+    tensor = mil_run.widened(tensor.to(STORED_AS[value.dtype]) if value.dtype in STORED_AS else tensor)
+    fixed = None not in value.shape and math.prod(value.shape) == tensor.numel()
+    return (
+        tensor.reshape(value.shape) if fixed else tensor
+    )  # a number without dimensions enters Core ML as [1]
+
+
+def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
+    keep = value.dtype == "float16" and not rounding
+    tensor = tensor if keep or value.dtype not in DTYPES else tensor.to(DTYPES[value.dtype])
+    return tensor.reshape(value.shape) if math.prod(value.shape) == tensor.numel() else tensor
+
+
 def _call_mps(
-    node: Node, arguments: list[torch.Tensor], tap: Tap | None, rounding: bool, kept: Kept
+    node: Node, arguments: list[torch.Tensor], tap: Tap | None, rounding: bool, prepared: Prepared
 ) -> tuple:
     """The delegate reads and writes raw bytes: dtypes must be those declared on both sides, and shapes hold
     as many elements."""
-    if (node.name, rounding) not in kept.delegates:
-        kept.delegates[node.name, rounding] = _prepared(node.blocks[0], rounding)
-    block = kept.delegates[node.name, rounding]
+    if (node.name, rounding) not in prepared:
+        prepared[node.name, rounding] = _with_decoded_once(node.blocks[0], rounding)
+    block = prepared[node.name, rounding]
     inputs = {}
     for value, tensor in zip(block.inputs, arguments, strict=True):
         _require_same_bytes(tensor, value, "reads", rounding)
@@ -208,7 +257,7 @@ def _call_mps(
     return tuple(tensor.reshape(value.shape) for value, tensor in zip(node.outputs, tensors))
 
 
-def _prepared(block: Graph, rounding: bool) -> Graph:
+def _with_decoded_once(block: Graph, rounding: bool) -> Graph:
     """Constants decoded at most once, and without rounding as float32."""
     decode = {
         name: constant if rounding else partial(_widened, constant)
@@ -218,7 +267,7 @@ def _prepared(block: Graph, rounding: bool) -> Graph:
 
 
 def _widened(constant: Any) -> torch.Tensor:
-    return aten_ops.widened(constant())
+    return widened(constant())
 
 
 def _require_same_bytes(tensor: torch.Tensor, value: Value, verb: str, rounding: bool) -> None:

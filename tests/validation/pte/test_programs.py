@@ -14,7 +14,7 @@ import torch
 
 from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from cidermill.validation import open_runner
-from cidermill.validation.pte.coreml import unflatten
+from cidermill.validation.pte.coreml_read import unflatten
 from cidermill.validation.pte.read import open_program
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)

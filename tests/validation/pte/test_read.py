@@ -15,6 +15,7 @@ from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators
 from cidermill.validation.graph import OperatorFailed
 from cidermill.validation.pte.aten_ops import find_kernel
 from cidermill.validation.pte.read import open_program
+from cidermill.validation.pte.run import run_program
 
 
 def lower(module, inputs, path, mps=None, portable_methods=None, config=None, dynamic_shapes=None):
@@ -54,7 +55,9 @@ def partitioner(half):
 def run(path, inputs, tap=None):
     program = open_program(path)
     return list(
-        program.run(dict(zip([value.name for value in program.inputs], inputs, strict=True)), tap).values()
+        run_program(
+            program, dict(zip([value.name for value in program.inputs], inputs, strict=True)), tap
+        ).values()
     )
 
 
@@ -214,7 +217,7 @@ def test_names_come_from_constant_methods(tmp_path):
     path = lower(Function(torch.add), (X, Y), tmp_path / "model.pte", portable_methods=names)
     program = open_program(path)
     assert [value.name for value in program.inputs] == ["left", "right"]
-    assert_all_close([program.run({"right": Y, "left": X})["total"]], X + Y)
+    assert_all_close([run_program(program, {"right": Y, "left": X})["total"]], X + Y)
 
 
 def test_names_are_numbered_where_the_file_has_none(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from cidermill.validation.pte.aten_ops import find_kernel
 from cidermill.validation.pte.kernels import KERNELS
 from cidermill.validation.pte.read import open_program
+from cidermill.validation.pte.run import run_program
 
 X, Y = torch.linspace(-2, 2, 24).reshape(2, 3, 4), torch.linspace(3, -1, 24).reshape(2, 3, 4)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -299,8 +300,8 @@ def test_a_program_computes_what_the_runtime_computes(programs, name):
     wanted = torch.load(programs / f"{name}.out")
     for inputs, want in zip(PROGRAMS[name][1], wanted, strict=True):
         results = list(
-            program.run(
-                dict(zip(names, (item.clone() for item in inputs), strict=True)), state=state
+            run_program(
+                program, dict(zip(names, (item.clone() for item in inputs), strict=True)), state=state
             ).values()
         )
         for result, expected in zip(results, want, strict=True):

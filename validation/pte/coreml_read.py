@@ -1,5 +1,4 @@
-"""Delegates of ExecuTorch's Core ML backend: the package in their bytes -> Graph of an ML Program, and how it
-is called.
+"""The bytes of a delegate of ExecuTorch's Core ML backend -> Graph of the ML Program in them.
 
 The bytes are a flattened folder (backends/apple/coreml/runtime/inmemoryfs): the files' contents, then a list
 of nodes as JSON that is written backwards, so that it can be read from the end. Where several methods share a
@@ -7,23 +6,15 @@ model, the bytes are "CMJR" and a JSON reference.
 """
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import torch
 
 from ...models.errors import UnreadableArtifact
-from ..borders import STORED_AS
-from ..graph import Graph, Node, Tap, Value, interpret
+from ..graph import Graph, Value
 from ..mil.read import Package, read_package
-from ..mil.run import call_operator, fold_constants, remember_constants, widened, with_tensors
 from .data import NamedData
-from .kernels import DTYPES
 
 REFERENCE = b"CMJR"
 PACKAGE, METADATA, COMPILED = "model.mlpackage", "metadata.json", "model.mlmodelc"
@@ -153,50 +144,3 @@ def _json(content: bytes, label: str) -> dict:
 
 def _unreadable(label: str, why: str, hint: str = HINT) -> UnreadableArtifact:
     return UnreadableArtifact(f"{label} cannot be read: {why}.", hint)
-
-
-# Running
-
-
-def run_coreml(
-    node: Node,
-    arguments: dict[str, Any],
-    tap: Tap | None,
-    rounding: bool,
-    kept: dict[tuple[str, bool], Graph],
-) -> tuple:
-    """Inputs and results are converted between the program's types and the model's, as the delegate does;
-    states change in place."""
-    call = partial(call_operator, rounding=rounding)
-    if (node.name, rounding) not in kept:
-        kept[node.name, rounding] = remember_constants(fold_constants(with_tensors(node.blocks[0]), call))
-    block = kept[node.name, rounding]
-    given = {
-        value.name: _entering(tensor, value, rounding)
-        for value, tensor in zip(block.inputs, arguments["inputs"], strict=True)
-    }
-    given |= {
-        key.removeprefix("state:"): tensor for key, tensor in arguments.items() if key.startswith("state:")
-    }
-    inner = None if tap is None else lambda name, value: tap(arguments["prefix"] + name, value)
-    results = interpret(block, call, given, inner)
-    return tuple(
-        _leaving(results[name], value, rounding)
-        for name, value in zip(block.outputs, node.outputs, strict=True)
-    )
-
-
-def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
-    if value.dtype == "float16" and rounding:
-        tensor = tensor.half()
-    tensor = widened(tensor.to(STORED_AS[value.dtype]) if value.dtype in STORED_AS else tensor)
-    fixed = None not in value.shape and math.prod(value.shape) == tensor.numel()
-    return (
-        tensor.reshape(value.shape) if fixed else tensor
-    )  # a number without dimensions enters Core ML as [1]
-
-
-def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
-    keep = value.dtype == "float16" and not rounding
-    tensor = tensor if keep or value.dtype not in DTYPES else tensor.to(DTYPES[value.dtype])
-    return tensor.reshape(value.shape) if math.prod(value.shape) == tensor.numel() else tensor
