@@ -8,9 +8,8 @@ alternately; the least of each
         counts. Weights of ViT-Base and BERT-Base width (two layers and 2,048 words; --full: all of both),
         random, exact in float16.
 Error:  mean squared, of every weight, each side decompressed as it is stored; also on the trained MiniLM.
-coremltools' pruning is judged
-        against the ideal (see DESIGN.md). torchao's arithmetic and coreai-opt's compressors are applied to
-        each matrix at the same storage.
+        Pruning is judged against the ideal (docs/design.md: what the tools get wrong). torchao's arithmetic
+        and coreai-opt's compressors are applied to each matrix at the same storage.
 Memory: what the peak of the process grows by during `compress`, against the largest weight.
 
 Needs the extra `bench`: pip install -e ".[bench]".

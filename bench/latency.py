@@ -7,7 +7,7 @@ multiply-adds, bytes).
 
 Both are fitted to the same rows, leaving out each network, each chip and each compression in turn; the peer
 also as it is at its best, on the other networks of the same chip. PACKAGES is the folder that
-`shared/devices/models.py` fills (MODEL-SHAPE.mlpackage); the plain table of work per network is kept in the
+`bench/latency_networks.py` fills (MODEL-SHAPE.mlpackage); the plain table of work per network is kept in the
 package, so that the fit and this bench need neither timm nor a conversion.
 """
 

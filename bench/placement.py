@@ -1,15 +1,14 @@
 """How well the placement model agrees with Core ML's own planner on an M4.
 
-    python bench/placement.py [SHARED_DEVICES] [--nets NETS.csv] [--costs COSTS.csv] [--keep DIR]
+    python bench/placement.py [--nets NETS.csv] [--costs COSTS.csv] [--keep DIR]
 
-Rebuilds the networks of planner_nets.csv with coremltools, places each saved package and compares unit by
-unit (a last ReLU may fall either way: its costs tie); computes every row of planner_costs.csv and compares
-the costs; times the placement of a 500-operation program.
+Rebuilds the networks of data/planner_nets.csv with coremltools, places each saved package and compares unit
+by unit (a last ReLU may fall either way: its costs tie); computes every row of data/planner_costs.csv and
+compares the costs; times the placement of a 500-operation program.
 """
 
 import argparse
 import csv
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from cidermill.validation.estimate.support import engine_refusal
 from cidermill.validation.graph import Graph, Node, Ref, Value
 from cidermill.validation.mil.read import read_package
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "devices"
+DATA = Path(__file__).resolve().parent / "data"
 PARAMETERS = {
     "conv": ("x", "weight"),
     "conv_transpose": ("x", "weight"),
@@ -46,32 +45,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shared", nargs="?", type=Path, default=SHARED)
-    parser.add_argument("--nets", type=Path)
-    parser.add_argument("--costs", type=Path)
+    parser.add_argument("--nets", type=Path, default=DATA / "planner_nets.csv")
+    parser.add_argument("--costs", type=Path, default=DATA / "planner_costs.csv")
     parser.add_argument(
         "--keep", type=Path, help="folder for the rebuilt packages (default: a temporary one)"
     )
     options = parser.parse_args()
-    compare_costs(options.costs or options.shared / "planner_costs.csv")
+    compare_costs(options.costs)
     with tempfile.TemporaryDirectory() as scratch:
-        compare_networks(
-            options.shared, options.nets or options.shared / "planner_nets.csv", options.keep or Path(scratch)
-        )
+        compare_networks(options.nets, options.keep or Path(scratch))
     print(f"placement of 500 operations: {time_placement(500) * 1e3:.1f} ms of CPU time")
 
 
-def compare_networks(shared: Path, table: Path, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location("planner_nets", shared / "planner_nets.py")
-    nets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nets)
+def compare_networks(table: Path, folder: Path) -> None:
+    import planner_nets
+
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(csv.DictReader(table.open()))
     equal = identical = 0
     for row in rows:
         path = folder / f"{row['case']}.mlpackage"
         if not path.exists():
-            nets.build(row["inputs"], row["expression"]).save(str(path))
+            planner_nets.build(row["inputs"], row["expression"]).save(str(path))
         ops = place(read_package(path).functions["main"], "M4", "cpu_and_ne").ops
         units = "".join("A" if op.unit == "ane" else "C" for op in ops)
         same = units == row["units"] or (units[:-1] == row["units"][:-1] and ops[-1].type == "relu")

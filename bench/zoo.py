@@ -1,4 +1,4 @@
-"""Every architecture of ../shared/zoo through the command line, for both targets: exit codes, conversion
+"""Every architecture of tests/zoo through the command line, for both targets: exit codes, conversion
 error, delegates, sizes.
 
     python bench/zoo.py [--only NAME]... [--workers 2] [--keep DIR]
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-ZOO = HERE.parent.parent / "shared" / "zoo"
+ZOO = HERE.parent / "tests" / "zoo"
 RECIPES = {
     "float16": ("coreml", "executorch-mps"),
     "int8": ("coreml", "executorch-mps"),

@@ -18,7 +18,7 @@ os.environ.update(
     OMP_WAIT_POLICY="PASSIVE",
     CIDERMILL_CACHE="off",
 )
-REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,11 +42,8 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def zoo():
-    """The module ../shared/zoo/zoo.py: build(name) -> (model, inputs), save(name, folder)."""
-    path = REPOSITORY.parent / "shared" / "zoo" / "zoo.py"
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    spec = importlib.util.spec_from_file_location("cidermill_zoo", path)
+    """The module tests/zoo/zoo.py: build(name) -> (model, inputs), save(name, folder)."""
+    spec = importlib.util.spec_from_file_location("cidermill_zoo", TESTS / "zoo" / "zoo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -38,7 +38,7 @@ def test_imports_run_one_way(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_optional_runtimes_are_imported_inside_functions(path):
-    """STYLE.md, rule 10: a module's top level imports none of the converters' or loaders' runtimes."""
+    """A module's top level imports none of the converters' or loaders' runtimes."""
     top_level = [
         node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
     ]

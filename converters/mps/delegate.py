@@ -109,7 +109,9 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
 @functools.cache
 def _visitor_classes() -> dict[str, type]:
     """Operator name -> the stock visitor behind our corrections."""
-    from executorch.backends.apple.mps.operators import node_visitor  # importing the package registers every visitor
+    from executorch.backends.apple.mps.operators import (
+        node_visitor,
+    )  # importing the package registers every visitor
 
     corrected = _corrections(node_visitor.NodeVisitor)
     classes = {

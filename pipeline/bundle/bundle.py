@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ...models.extras import require_extra
 from ..output import check_ours, staged, write_whole
 from ..report.json_files import json_text
 from .conditions import in_order, with_conditions
@@ -64,6 +65,7 @@ def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> dict:
 
     Raises UserError for bad input, and then nothing is written.
     """
+    require_extra("bundle", "A bundle")
     check_module_name(plan.name)
     key = read_private_key(plan.sign) if plan.sign is not None else None
     licence, licence_text = _licence(plan.licence)

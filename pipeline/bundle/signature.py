@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ...models.extras import require_extra
 
 ALGORITHM = "Ed25519"
 KEY_HINT = "Make one with `cidermill keygen KEY.pem`, or `openssl genpkey -algorithm ed25519 -out KEY.pem`."
@@ -41,6 +42,7 @@ def read_private_key(path: Path) -> Any:
 
 def read_public_key(path: Path) -> Any:
     """A PEM file (SubjectPublicKeyInfo) -> Ed25519PublicKey. Raises UserError."""
+    require_extra("bundle", "A signature")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -57,6 +59,7 @@ def read_public_key(path: Path) -> Any:
 def write_keys(path: Path) -> tuple[Path, str]:
     """A new key at `path`, readable by its owner alone, and its public half beside it. -> (public key's path,
     fingerprint)"""
+    require_extra("bundle", "A signature")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -98,6 +101,7 @@ def signer(public_key: Any) -> dict:
 def signature_problem(manifest: bytes, signature: bytes, record: Any, trusted: Any = None) -> str:
     """ "" where `signature` is the recorded signer's of these bytes, and the signer is the trusted key, if
     one is given; else what is wrong."""
+    require_extra("bundle", "A signature")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,4 +1,4 @@
-"""What the stages found in; report.json (schema cidermill.report/1, DESIGN.md) and report.html out.
+"""What the stages found in; report.json (schema cidermill.report/1, docs/design.md) and report.html out.
 
 The sections are plain dicts, so that a report read back from disk renders like a fresh one.
 """

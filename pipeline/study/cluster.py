@@ -85,13 +85,8 @@ def run_and_pack(task: Task, home: str) -> tuple[Row, bytes]:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
     """A client of the scheduler. Dask's own log says at length what our one message says."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError(
-            "--cluster needs the package distributed, which is not installed.",
-            'Install it: pip install "cidermill[cluster]"',
-        ) from error
+    from distributed import Client
+
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_SECONDS)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
+from ...models.extras import require_extra
 from ..conversion_cache import source_digest
 from ..output import DiskFull, check_parent, disk_errors, remove
 from ..signals import Stopped
@@ -40,6 +41,9 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
     model, recipe, eval function or folder; of several models, one that cannot be loaded is a reason in its
     rows.
     """
+    require_extra("study", "A study")
+    if plan.cluster:
+        require_extra("cluster", "--cluster")
     recipes = parse_recipes(plan.recipes or DEFAULT_RECIPES) if plan.recipes or plan.trials is None else ()
     _check(plan, recipes)
     header = _header(plan, recipes)

@@ -1,7 +1,7 @@
 """Why an operation cannot run on a unit: an Operation and a Device come in, a reason or "" leaves.
 
 Limits are those of an M4 where a source measured them, and of earlier Neural Engines where one is published
-(shared/devices/planner_notes.md section 5 and placement.csv:
+(bench/data/planner_notes.md section 5 and placement.csv:
 751K/Apple-Neural-Engine-Microarchitecture-Study-M6, ane-silicon-reference arXiv 2606.22283, apple/coremltools
 issues).
 """

@@ -14,9 +14,9 @@ from msgspec import UNSET, UnsetType
 
 from ...models.decibels import decibels
 
-# Least conversion PSNR by compute precision (DESIGN.md, report.json). 8-bit activations: where half precision
-# lands on the other side of the edge between two codes, a value moves by a whole step, and one in ten does;
-# the conversion cannot be told closer than the rounding itself.
+# Least conversion PSNR by compute precision (docs/design.md, "The report"). 8-bit activations: where half
+# precision lands on the other side of the edge between two codes, a value moves by a whole step, and one in
+# ten does; the conversion cannot be told closer than the rounding itself.
 TOLERANCE_DB = {"float32": 60.0, "float16": 40.0, "int8": 25.0}
 # decibels are cut to [-200, 200], so that they stay JSON numbers: 200 means bit-exact or beyond float64's
 # reach

@@ -6,7 +6,7 @@ in, latency_fit.json leaves.
 
 latency_features.csv holds the Neural Engine's work of every network of latency.csv, latency_host.csv what the
 planner charges for the rows that ran without it (both written by bench/latency.py --features from packages
-that shared/devices/models.py converts), so the fit needs neither timm nor coremltools. Fit: least squares of
+that bench/latency_networks.py converts), so the fit needs neither timm nor coremltools. Fit: least squares of
 log(estimate / measured) over the logarithms of the numbers, held to the priors.
 """
 
