@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ import torch
 from .borders import STORED_AS, Feature, check_inputs
 from .graph import Graph, Node, Tap, Value, all_nodes
 from .resources import DEFAULT_ALLOWANCE, Allowance, Meter
+
+if TYPE_CHECKING:
+    from .mil.read import Package
 
 State = Any  # {name: tensor} of a reference runner; the runtime's own object of a native one
 
@@ -50,6 +53,7 @@ class Runner:
     program: Graph | None = None
     allowance: Allowance = DEFAULT_ALLOWANCE
     notes: tuple[str, ...] = ()
+    package: "Package | None" = None  # as it was read; None of a .pte
 
     def __call__(
         self, inputs: dict[str, Any] | Sequence[Any], tap: Tap | None = None, state: State = None

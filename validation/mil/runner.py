@@ -63,6 +63,7 @@ def reference_package(path: Path, opening: Opening) -> Runner:
         run=run,
         states=border.states,
         features=border.features,
+        package=package,
         decode=partial(decode_constants, program),
         program=program,
         allowance=opening.allowance,
@@ -96,6 +97,7 @@ def core_ml_runner(path: Path, opening: Opening) -> Runner:
         run=run,
         states=border.states,
         features=border.features,
+        package=package,
         native_state=model.make_state if border.states else None,
     )
 
@@ -118,6 +120,7 @@ def readable_package(path: Path, error: Exception) -> Runner:
         run=refuse,
         states=border.states,
         features=border.features,
+        package=package,
     )
 
 
