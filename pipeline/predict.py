@@ -42,11 +42,10 @@ def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: 
     chosen = layer_recipes(recipe, tensors, find_roles(tensors))
     held = [footprint(layer, chosen[layer.name], target, deployment_target) for layer in layers]
     bits, around = (sum(part) for part in zip(*held)) if held else (0, 0)
-    dense_bytes = other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in layers)
     return Size(
         math.ceil(bits / 8),
         other_bytes(captured, recipe.compute),
-        find_target(target).graph_bytes(captured, recipe, dense_bytes) + round(around),
+        graph_bytes(captured, recipe, target) + round(around),
     )
 
 
@@ -135,3 +134,10 @@ def _bytes_each(tensor: Tensor, compute: str) -> int:
     if tensor.data.is_floating_point():
         return 4 if compute == "float32" else 2
     return min(4, tensor.data.element_size())  # int64 is stored as int32
+
+
+def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
+    """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
+    layers = layers_of(captured.program)
+    dense_bytes = other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in layers)
+    return find_target(target).graph_bytes(captured, recipe, dense_bytes)
