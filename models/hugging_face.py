@@ -8,15 +8,18 @@ runs, nothing is downloaded.
 import inspect
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .digest import content_of_files
 from .errors import UserError
-from .formats import check_safetensors
 from .inputs import DTYPES, InputSpec, override
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
-from .source import TensorSpec
+from .source import Source, TensorSpec
+from .source_kind import LoadOptions
+from .state_dicts import check_safetensors
 
 TOKENS = 128  # default text length, where the model's position table is not shorter
 # for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
@@ -61,11 +64,25 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return (found, *files)
 
 
-def load_folder(
+def load_folder(folder: Path, options: LoadOptions) -> Source:
+    """Its module is called by input names and returns {output name: tensor}."""
+    with ThreadPoolExecutor(1) as beside:  # hashing is as long as loading, and releases the interpreter lock
+        files = sorted((folder / "config.json", *weight_files(folder)), key=lambda file: file.name)
+        content = beside.submit(content_of_files, files, folder)
+        module, inputs, limits, warnings = _load_model(folder, options.inputs)
+    if options.inputs:
+        from .forward import try_once
+
+        hint = "Correct --input, or leave it out to take the model's default."
+        try_once(module, inputs, limits, str(folder), hint)
+    sha256 = content.result().sha256
+    return Source(folder, "hugging-face", sha256, module, inputs, limits=limits, warnings=warnings)
+
+
+def _load_model(
     folder: Path, given: tuple[InputSpec, ...]
 ) -> tuple[Any, tuple[TensorSpec, ...], dict, tuple[str, ...]]:
-    """-> (module called by input names and returning {output name: tensor}, inputs, integer limits,
-    warnings)."""
+    """-> (module, inputs, integer limits, warnings)."""
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
         _check_weights(file)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .archives import read_member
 from .errors import UserError
-from .formats import read_member
 from .quiet import quiet
 from .user_code import current_folder_importable
 

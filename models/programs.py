@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .archives import read_member, zip_members
+from .digest import content_of
 from .errors import UserError
-from .formats import read_member, zip_members
 from .inputs import InputSpec, check, listing
 from .pickles import globals_of, torch_only
 from .quiet import quiet
-from .source import TensorSpec
+from .source import Source, TensorSpec
+from .source_kind import LoadOptions
 
 _BORDER = {
     "torch.float32": "float32",
@@ -51,25 +53,22 @@ _INDEX_KEEPING = (
 )
 
 
-def load_program(
-    path: Path, given: tuple[InputSpec, ...], trust: bool
-) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
-    """-> (program or None, module, inputs, integer limits).
-
-    None where shapes are dynamic or inputs are not all tensors: the module then is to be exported again at
-    the shapes of `inputs`.
-    """
-    if not trust:
+def load_program(path: Path, options: LoadOptions) -> Source:
+    """A Source without a program where shapes are dynamic or inputs are not all tensors: its module then is
+    to be exported again at the shapes of its inputs."""
+    if not options.trust_pickle:
         refuse_code(path)
     _register_output_types(path)
-    program = _read(path)
-    return describe(program, given, str(path))
+    program, module, inputs, limits = describe(_read(path), options.inputs, str(path))
+    sha256 = content_of(path).sha256
+    return Source(path, "exported-program", sha256, module, inputs, program, limits=limits)
 
 
 def describe(
     program: Any, given: tuple[InputSpec, ...], title: str
 ) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
-    """The same for a program already in memory."""
+    """-> (program, or None where it is to be exported again at the shapes of `inputs`, module, inputs,
+    integer limits)."""
     # Python text that program.module() would execute; capture fixes the shapes that it would guard
     program._guards_code = []
     placeholders = _tensor_inputs(program)

@@ -1,6 +1,8 @@
 """Weights without a model (state dict or safetensors file) + `--model-class package.module:factory` -> a
 module."""
 
+import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ _NESTED = (
     "model_state_dict",
     "model",
 )  # where training loops and Lightning keep the weights in a checkpoint
+
+
+_MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
 def is_state_dict(saved: Any) -> bool:
@@ -40,6 +45,31 @@ def find_state_dict(path: Path, saved: Any) -> Mapping:
         f"{path} holds neither a module nor a state dict, but a {held}.",
         "Save model.state_dict() or the whole model.",
     )
+
+
+def check_safetensors(path: Path) -> tuple[str, ...]:
+    """-> the tensor names of a safetensors file whose header is sound and whose data is complete; else
+    UserError."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
+            raise _bad_safetensors(path, f"the header claims {length} bytes of a {size}-byte file")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise _bad_safetensors(path, f"the header is not a table of tensors ({error})") from error
+    if 8 + length + end != size:
+        raise _bad_safetensors(path, f"its tensors need {8 + length + end} bytes, the file has {size}")
+    return tuple(tensors)
+
+
+def _bad_safetensors(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a sound safetensors file: {why}.", "Save or copy the model again.")
 
 
 def read_safetensors(path: Path) -> Mapping:

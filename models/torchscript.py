@@ -6,25 +6,23 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from .archives import read_member
+from .digest import content_of
 from .errors import UserError
-from .formats import read_member
 from .forward import bind, try_once, vocabulary
-from .inputs import InputSpec
 from .programs import describe
 from .quiet import quiet
 from .samples import synthetic
-from .source import TensorSpec
+from .source import Source, TensorSpec
+from .source_kind import LoadOptions
 
 _HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
 
 
-def load_torchscript(
-    path: Path, given: tuple[InputSpec, ...]
-) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
-    """-> (program or None, module, inputs, integer limits) as `programs.describe`, under the names that the
-    user gave."""
+def load_torchscript(path: Path, options: LoadOptions) -> Source:
+    """Its inputs have the names that the user gave."""
     model = _read(path)
-    module, specs = bind(model, given, str(path))
+    module, specs = bind(model, options.inputs, str(path))
     limits = vocabulary(module, specs)
     try_once(module, specs, limits, str(path), "Correct --input.")
     converted = _convert(path, model, specs, limits)
@@ -35,7 +33,8 @@ def load_torchscript(
             f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used."
         )
     limits = {spec.name: found[old.name] for spec, old in zip(specs, own) if old.name in found}
-    return program, converted_module, specs, limits
+    sha256 = content_of(path).sha256
+    return Source(path, "torchscript", sha256, converted_module, specs, program, limits=limits)
 
 
 class _Anything:

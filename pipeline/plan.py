@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.errors import UserError
-from .targets import DEFAULT_TARGET, find_target, refuse, require_libraries
+from ..models.extras import require_extra
+from .targets import DEFAULT_TARGET, find_target, refuse
 
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
@@ -117,8 +118,9 @@ class Plan:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # named twice is meant once
-        for target in self.targets:
-            require_libraries(find_target(target))
+        for name in self.targets:
+            if extra := find_target(name).extra:
+                require_extra(extra, f"--target {name}")
         if self.min_psnr is not None and not 0 < self.min_psnr < math.inf:
             raise UserError(
                 f"--min-psnr {self.min_psnr} is not a positive number of decibels.", "30 is a common budget."

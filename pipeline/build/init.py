@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...models.errors import UserError
+from ...models.formats import SOURCES, recognise, usual_suffixes
+from ...models.source_kind import EITHER, WHOLE, SourceKind
 from ..targets import artifact_suffixes
 
-SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 DEPTH = 4  # folders below the one that is searched
 HEAD = """\
 # What `cidermill build` makes. The keys are the long options of `convert` (see `convert --help`); paths are relative to this file.
@@ -29,14 +30,6 @@ TAIL = """
 """
 SHAPES = '# input = "input:1x3x224x224"   # needed: the file does not say its shapes'
 FACTORY = '# model-class = "nets:build"    # needed{when}: what makes the module that the weights belong to'
-KINDS = {  # of models.formats -> what it is called, what cannot be known from the file
-    "hugging-face": ("a Hugging Face folder", ()),
-    "exported-program": ("an exported program", ()),
-    "torchscript": ("TorchScript", (SHAPES,)),
-    "torch-zip": ("a pickled module, or weights", (SHAPES, FACTORY.format(when=" for weights"))),
-    "torch-legacy": ("a pickled module, or weights", (SHAPES, FACTORY.format(when=" for weights"))),
-    "safetensors": ("weights", (SHAPES, FACTORY.format(when=""))),
-}
 
 
 def write_config(file: Path) -> dict:
@@ -51,7 +44,7 @@ def write_config(file: Path) -> dict:
         for path, kind in find_models(file.parent)
     ]
     if not found:
-        hint = f"cidermill looks for Hugging Face folders, and for files in {', '.join(SUFFIXES)}."
+        hint = f"cidermill looks for Hugging Face folders, and for files in {', '.join(usual_suffixes())}."
         raise UserError(f"No model lies in {file.parent.resolve()}, nor up to {DEPTH} folders below.", hint)
     _name(found)
     text = config_text(found).encode()
@@ -71,14 +64,12 @@ def config_text(models: list[dict]) -> str:
 def find_models(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, str]]:
     """(path, format) of what `convert` takes, in the order of the names. Neither hidden folders nor
     environments nor results are searched."""
-    from ...models.formats import recognise
-
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not _readable(path):
             continue
-        if path.suffix in SUFFIXES and path.is_file() or _like_hugging_face(path):
+        if path.suffix in usual_suffixes() and path.is_file() or _like_hugging_face(path):
             try:
-                yield path, recognise(path)
+                yield path, recognise(path).name
                 continue
             except UserError:  # some other file of that name
                 pass
@@ -119,8 +110,22 @@ def _name(models: list[dict]) -> None:
 
 
 def _table(model: dict) -> str:
-    called, missing = KINDS[model["format"]]
+    kind = SOURCES[model["format"]]
     path = json.dumps(model["path"], ensure_ascii=False)  # JSON's strings are TOML's basic strings
     return "\n".join(
-        [f"\n[models.{model['name']}]  # {called}", f"path = {path}", 'quant = "int8"', *missing, ""]
+        [
+            f"\n[models.{model['name']}]  # {kind.title}",
+            f"path = {path}",
+            'quant = "int8"',
+            *_missing(kind),
+            "",
+        ]
     )
+
+
+def _missing(kind: SourceKind) -> list[str]:
+    """Lines for what cannot be known from the file."""
+    lines = [] if kind.says_shapes else [SHAPES]
+    if kind.holds != WHOLE:
+        lines.append(FACTORY.format(when=" for weights" if kind.holds == EITHER else ""))
+    return lines

@@ -13,10 +13,10 @@ from pathlib import Path, PurePath
 
 from ...models.digest import content_of
 from ...models.errors import UserError
+from ...models.formats import usual_suffixes
 from ..report.records import SCHEMA as REPORT
 
 REPORT_HINT = "Give the report.json that `convert` wrote, or the folder that holds it."
-MODEL_SUFFIXES = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
 # MLModel specification version -> systems. https://apple.github.io/coremltools/mlmodel/Format/Model.html
 # (coremltools calls them so as well)
 SYSTEMS = {
@@ -257,7 +257,7 @@ def _key(report: dict, variant: Variant, known: Iterable[tuple]) -> tuple:
 
 def _model(given: str, source: dict, variants: list[Variant]) -> Model:
     path = PurePath(source["path"])
-    name = given or (path.stem if path.suffix in MODEL_SUFFIXES else path.name) or "model"
+    name = given or (path.stem if path.suffix in usual_suffixes() else path.name) or "model"
     about = {
         "name": path.name,
         "sha256": source["sha256"],

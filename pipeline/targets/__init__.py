@@ -24,25 +24,6 @@ def target_of(artifact: Path) -> Target:
     return next(target for target in TARGETS.values() if target.suffix == suffix)
 
 
-def require_libraries(target: Target) -> None:
-    """Raises UserError where a library that the target needs is not installed."""
-    missing = [library for library in target.libraries if not _is_installed(library)]
-    if missing:
-        package = f"'cidermill[{target.extra}]'" if target.extra else " ".join(missing)
-        raise UserError(
-            f"--target {target.name} needs {' and '.join(missing)}, which is not installed.",
-            f"Install it with `pip install {package}`.",
-        )
-
-
-def _is_installed(library: str) -> bool:
-    """Looked for in the path first: what is hidden from `sys.modules` just now is installed all the same."""
-    from importlib.machinery import PathFinder
-    from importlib.util import find_spec
-
-    return PathFinder.find_spec(library) is not None or find_spec(library) is not None
-
-
 def artifact_suffixes() -> tuple[str, ...]:
     """Endings of what any target writes, each once."""
     return tuple(dict.fromkeys(target.suffix for target in TARGETS.values()))

@@ -59,8 +59,8 @@ class Target:
 
     name: as `--target` takes it and report.json has it; title: as sentences call it; short: in names of
     folders and variants; suffix: of its artifacts, by which `validation` opens them; runtime: what runs them
-    natively, as `validation.native` and bundles call it; libraries: without which nothing is written;
-    extra: of cidermill, which installs them ("": every installation has them).
+    natively, as `validation.native` and bundles call it; libraries: whose versions decide its bytes;
+    extra: of cidermill, without which nothing is written ("": every installation writes it).
 
     check_recipe(recipe, deployment target): raises UserError where its operators cannot hold the recipe.
     write(compressed, path, deployment target, templates, step): the artifact; templates: what several

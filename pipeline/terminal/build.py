@@ -108,11 +108,11 @@ def show_foreseen(found: dict) -> None:
 
 def show_start(found: dict) -> None:
     """The result of `init`."""
-    from ..build.init import KINDS
+    from ...models.formats import SOURCES
 
     out = console()
     rows = [
-        [line((model["name"], "bold")), clean(model["path"]), KINDS[model["format"]][0]]
+        [line((model["name"], "bold")), clean(model["path"]), SOURCES[model["format"]].title]
         for model in found["models"]
     ]
     out.print(table(out, ["model", "path", ""], rows))

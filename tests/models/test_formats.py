@@ -167,7 +167,7 @@ def test_formats_are_recognised_under_any_name(tmp_path, convnet):
     torch.jit.trace(convnet, torch.ones(1, 3, 8, 8)).save(tmp_path / "b.pt2")
     torch.save(convnet, tmp_path / "c")
     torch.save(convnet, tmp_path / "d", _use_new_zipfile_serialization=False)
-    kinds = {path.name: recognise(path) for path in tmp_path.iterdir()}
+    kinds = {path.name: recognise(path).name for path in tmp_path.iterdir()}
     assert kinds == {
         "a.safetensors": "exported-program",
         "b.pt2": "torchscript",

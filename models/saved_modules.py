@@ -1,0 +1,42 @@
+"""A torch.save or safetensors file -> Source: the module that was pickled, or weights in the module that
+`--model-class` builds."""
+
+from pathlib import Path
+from typing import Any
+
+from .digest import content_of
+from .errors import UserError
+from .forward import bind, prepare, propose, try_once, vocabulary
+from .pickles import load_object
+from .source import Source
+from .source_kind import LoadOptions
+from .state_dicts import build_model, find_state_dict, read_safetensors
+
+
+def load_saved(path: Path, options: LoadOptions, legacy: bool) -> Source:
+    """legacy: whether the file is of the format from before torch 1.6."""
+    import torch
+
+    saved = load_object(path, legacy, options.trust_pickle)
+    if not isinstance(saved, torch.nn.Module):
+        model = build_model(path, find_state_dict(path, saved), options.model_class)
+        return _source(path, "state-dict", model, options)
+    if options.model_class is not None:
+        raise UserError(
+            f"{path} is a whole model ({type(saved).__name__}), so --model-class has no use.",
+            "Leave --model-class out.",
+        )
+    return _source(path, "module", saved, options)
+
+
+def load_safetensors(path: Path, options: LoadOptions) -> Source:
+    model = build_model(path, read_safetensors(path), options.model_class)
+    return _source(path, "state-dict", model, options)
+
+
+def _source(path: Path, format_name: str, model: Any, options: LoadOptions) -> Source:
+    model = prepare(model, str(path))
+    module, specs = bind(model, options.inputs, str(path))
+    limits = vocabulary(model, specs)
+    try_once(module, specs, limits, str(path), f"About the shapes: {propose(model)}")
+    return Source(path, format_name, content_of(path).sha256, module, specs, limits=limits)
