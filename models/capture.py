@@ -1,36 +1,59 @@
 """Source + samples -> Captured: the model as one ExportedProgram over flat tensors, with its reference
 outputs."""
 
+from __future__ import annotations
+
 import re
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import UserError
 from .quiet import quiet
+from .roles import Layer, Role, find_roles, layers_of
 from .samples import blaming
 from .source import Samples, Source, TensorSpec
+from .tensors import Tensor, tensors_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
 class Captured:
     """The model as a graph of ATen operators over flat, named tensor inputs and outputs.
 
-    `program` (torch.export.ExportedProgram) takes its user inputs positionally in the order of `inputs` and
+    `program` takes its user inputs positionally in the order of `inputs` and
     returns a flat tuple in the order of `outputs`; its input nodes carry the names of `inputs`. Integer
     inputs are int32 here: the casts to int64 are inside the graph. `reference[i]` holds the source's outputs
     for `samples.batches[i]`.
     """
 
     source: Source
-    program: Any
+    program: ExportedProgram
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     samples: Samples
     reference: tuple[dict[str, np.ndarray], ...]
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The program's parameters, buffers and constants, in graph order."""
+        return tensors_of(self.program)
+
+    @cached_property
+    def roles(self) -> dict[str, Role | str]:
+        """Name of a tensor -> what it does as a weight, or why it is none worth compressing."""
+        return find_roles(self.tensors)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The compressible weights, in graph order."""
+        return layers_of(self.tensors, self.roles)
 
 
 def capture(source: Source, samples: Samples) -> Captured:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .graphs import Draft, is_op
+from .interpret import compute
 
 aten = torch.ops.aten
 
@@ -70,12 +71,8 @@ def evaluate_constant(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
         if constant is not None:
             computed[node] = constant.detach()
         else:
-            args = torch.fx.node.map_arg(node.args, lambda source: evaluate_constant(work, source, computed))
-            kwargs = torch.fx.node.map_arg(
-                node.kwargs, lambda source: evaluate_constant(work, source, computed)
-            )
             with torch.no_grad():
-                computed[node] = node.target(*args, **kwargs)
+                computed[node] = compute(node, lambda source: evaluate_constant(work, source, computed))
     return computed[node]
 
 

@@ -146,9 +146,7 @@ class Choice:
         }  # fmt: skip
 
     def _layers(self) -> list:
-        from ..quantization.sensitivity import layers_of
-
-        return layers_of(self.captured.program)
+        return self.captured.layers
 
     def _problem(self) -> Any:
         from ..quantization.allocation import Problem
@@ -238,11 +236,9 @@ class Choice:
 
     def parameters(self) -> int:
         """Elements of all stored tensors, each storage once."""
-        from ..quantization.roles import storage_of, tensors_of
+        from ..models.tensors import storage_of
 
-        return sum(
-            {storage_of(tensor): tensor.data.numel() for tensor in tensors_of(self.captured.program)}.values()
-        )
+        return sum({storage_of(tensor): tensor.data.numel() for tensor in self.captured.tensors}.values())
 
     def _smallest_near(self, problem: Any) -> np.ndarray:
         """The fewest bits within --min-psnr: the sum of the layers' errors is only a guess of the whole,

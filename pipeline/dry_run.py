@@ -9,10 +9,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from ..models.tensors import storage_of
 from ..quantization.layers import compress_weight
 from ..quantization.recipe import Recipe
-from ..quantization.roles import storage_of, tensors_of
-from ..quantization.sensitivity import layers_of
 from .predict import predict_size
 from .targets import find_target
 
@@ -102,13 +101,13 @@ def predict_peak(captured: Any, targets: tuple[str, ...]) -> int:
 
 def _source_bytes(captured: Any) -> int:
     """Of all tensors in float32, each stored once."""
-    tensors = {storage_of(tensor): tensor for tensor in tensors_of(captured.program)}.values()
+    tensors = {storage_of(tensor): tensor for tensor in captured.tensors}.values()
     return 4 * sum(tensor.data.numel() for tensor in tensors)
 
 
 def _compress_seconds(captured: Any, recipe: Recipe) -> float:
     """The time of the kernel on the layer of median size, for as many elements as all layers have."""
-    layers = sorted(layers_of(captured.program), key=lambda layer: math.prod(layer.shape))
+    layers = sorted(captured.layers, key=lambda layer: math.prod(layer.shape))
     if not layers or not recipe.compresses:
         return 0.0
     layer = layers[len(layers) // 2]

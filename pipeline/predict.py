@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ..models.roles import Layer, Role
+from ..models.tensors import Tensor, storage_of
 from ..quantization.granularity import blocks_of
 from ..quantization.layers import NOTHING, realisable
 from ..quantization.overrides import layer_recipes
 from ..quantization.recipe import Linear, Palettize, Prune, Recipe
-from ..quantization.roles import Role, Tensor, find_roles, storage_of, tensors_of
-from ..quantization.sensitivity import Layer, layers_of
 from ..quantization.weight import Codes, CompressedWeight, Palette
 from .targets import find_target
 
@@ -37,9 +37,8 @@ class Size:
 
 def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> Size:
     """The size of the artifact that `recipe` gives on `target`, from shapes alone."""
-    layers = layers_of(captured.program)
-    tensors = tensors_of(captured.program)
-    chosen = layer_recipes(recipe, tensors, find_roles(tensors))
+    layers, tensors = captured.layers, captured.tensors
+    chosen = layer_recipes(recipe, tensors, captured.roles)
     held = [footprint(layer, chosen[layer.name], target, deployment_target) for layer in layers]
     bits, around = (sum(part) for part in zip(*held)) if held else (0, 0)
     return Size(
@@ -121,12 +120,8 @@ def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def other_bytes(captured: Any, compute: str = "float16") -> int:
     """Bytes of the tensors that no recipe compresses, each stored once: norms, biases, tables of positions,
     constants."""
-    compressible = {tensor.name for layer in layers_of(captured.program) for tensor in layer.tensors}
-    rest = {
-        storage_of(tensor): tensor
-        for tensor in tensors_of(captured.program)
-        if tensor.name not in compressible
-    }
+    compressible = {tensor.name for layer in captured.layers for tensor in layer.tensors}
+    rest = {storage_of(tensor): tensor for tensor in captured.tensors if tensor.name not in compressible}
     return sum(_bytes_each(tensor, compute) * tensor.data.numel() for tensor in rest.values())
 
 
@@ -138,6 +133,5 @@ def _bytes_each(tensor: Tensor, compute: str) -> int:
 
 def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
     """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
-    layers = layers_of(captured.program)
-    dense_bytes = other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in layers)
+    dense_bytes = other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in captured.layers)
     return find_target(target).graph_bytes(captured, recipe, dense_bytes)

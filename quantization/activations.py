@@ -6,21 +6,30 @@ tensor. Products of two activations (attention) and everything else stay in the 
 cost most stay too, until the whole answers well enough.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..models.capture import Captured
 from ..models.decibels import decibels
 from ..models.graphs import draft, finish, insert
+from ..models.interpret import Runnable, input_tensors, prepare, run
 from ..models.quiet import quiet
-from .calibration import as_tensors, check_finite, run_tapped
-from .roles import tensors_of, weight_uses
+from ..models.roles import weight_uses
+from ..models.tensors import tensors_of
+from .calibration import check_finite
 from .schemes import Activations
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Ends = tuple[float, float]  # the lowest and highest of some values
+Sample = list[torch.Tensor]  # in the order of the program's inputs
 LOW, HIGH = -128, 127
 SMALLEST_SCALE = (
     2.0**-14
@@ -68,9 +77,23 @@ class Site:
     node: torch.fx.Node
     place: int
 
+    @property
+    def source(self) -> torch.fx.Node:
+        """What computes the layer's input."""
+        return input_of(self.node, self.place)
+
+
+def input_of(node: torch.fx.Node, place: int) -> torch.fx.Node:
+    source = node.args[place]
+    assert isinstance(source, torch.fx.Node)
+    return source
+
 
 def plan_activations(
-    captured: Captured, program: Any, layers: Mapping[str, Activations], least_psnr_db: float = LEAST_PSNR_DB
+    captured: Captured,
+    program: ExportedProgram,
+    layers: Mapping[str, Activations],
+    least_psnr_db: float = LEAST_PSNR_DB,
 ) -> ActivationPlan:
     """Observe the inputs of `layers` (weight name -> scheme) while `program` runs on the captured samples,
     and choose their grids.
@@ -81,11 +104,12 @@ def plan_activations(
     """
     check_finite(captured.samples.batches)
     sites = find_sites(program, layers)
-    batches = [as_tensors(captured, batch) for batch in captured.samples.batches]
+    samples = [input_tensors(captured.inputs, batch) for batch in captured.samples.batches]
+    runnable = prepare(program)
     with quiet(), torch.no_grad():
-        ranges = observe(program, batches, sites, layers)
+        ranges = observe(runnable, samples, sites, layers)
         grids = {source: _grid(*ends) for source, ends in ranges.items()}
-        usable = {site.name: grids[_source(site)] for site in sites}
+        usable = {site.name: grids[site.source] for site in sites}
         left = {
             name: f"its input spans {_span(site, ranges)}, which float16 scales cannot hold"
             for site in sites
@@ -93,10 +117,10 @@ def plan_activations(
         }
         left |= {name: "its input is no activation of the graph" for name in layers if name not in usable}
         plan = ActivationPlan({name: grid for name, grid in usable.items() if grid is not None}, left)
-        return _leave_worst(program, batches[:JUDGED], sites, plan, least_psnr_db)
+        return _leave_worst(runnable, samples[:JUDGED], sites, plan, least_psnr_db)
 
 
-def insert_grids(program: Any, plan: ActivationPlan) -> Any:
+def insert_grids(program: ExportedProgram, plan: ActivationPlan) -> ExportedProgram:
     """A copy of the program whose planned layers read their input through quantize_per_tensor and
     dequantize_per_tensor (int8).
 
@@ -105,83 +129,95 @@ def insert_grids(program: Any, plan: ActivationPlan) -> Any:
     """
     quantizer = _round_trip()
     work = draft(program)
-    made: dict[torch.fx.Node, torch.fx.Node] = {}
-    names = {node.name: node for node in work.graph.nodes}
+    rounded: dict[torch.fx.Node, torch.fx.Node] = {}
+    nodes = {node.name: node for node in work.graph.nodes}
     for site in find_sites(program, plan.layers):
-        node = names[site.node.name]
-        source, grid = node.args[site.place], plan.layers[site.name]
-        if source not in made:
-            made[source] = insert(work, node, quantizer, source, grid.scale, grid.zero_point)
-        node.update_arg(site.place, made[source])
+        node = nodes[site.node.name]
+        source, grid = input_of(node, site.place), plan.layers[site.name]
+        if source not in rounded:
+            rounded[source] = insert(work, node, quantizer, source, grid.scale, grid.zero_point)
+        node.update_arg(site.place, rounded[source])
     return finish(work)
 
 
-def find_sites(program: Any, names: Iterable[str]) -> list[Site]:
+def find_sites(program: ExportedProgram, names: Iterable[str]) -> list[Site]:
     """Every use of the named weights whose other operand is an activation, in graph order."""
-    wanted = set(names)
-    constants = {tensor.node for tensor in tensors_of(program)}
-    found = []
-    for tensor in tensors_of(program):
-        for node, place, role in weight_uses(tensor) if tensor.name in wanted else ():
+    names, tensors = set(names), tensors_of(program)
+    constants = {tensor.node for tensor in tensors}
+    sites = []
+    for tensor in tensors:
+        for node, place, role in weight_uses(tensor) if tensor.name in names else ():
             other = {"linear": 0, "convolution": 0}.get(role.kind)
             if role.kind == "matmul":
                 first = 1 if "add" in str(node.target) else 0  # addmm and baddbmm begin with what is added
                 other = 2 * first + 1 - place
             if other is not None and node.args[other] not in constants:
-                found.append(Site(tensor.name, node, other))
+                sites.append(Site(tensor.name, node, other))
     order = {node: index for index, node in enumerate(program.graph.nodes)}
-    return sorted(found, key=lambda site: order[site.node])
+    return sorted(sites, key=lambda site: order[site.node])
 
 
 def observe(
-    program: Any, batches: list[list[torch.Tensor]], sites: list[Site], layers: Mapping[str, Activations]
-) -> dict[Any, tuple[float, float]]:
+    runnable: Runnable, samples: list[Sample], sites: list[Site], layers: Mapping[str, Activations]
+) -> dict[torch.fx.Node, Ends]:
     """source node -> the (lowest, highest) value that its grid is made for, by the observer of the first
     layer that reads it."""
     schemes: dict[torch.fx.Node, Activations] = {}
-    at: dict[torch.fx.Node, list[Site]] = {}
     for site in sites:
-        schemes.setdefault(_source(site), layers[site.name])
-        at.setdefault(site.node, []).append(site)
-    seen: dict[torch.fx.Node, list[tuple[float, float]]] = {source: [] for source in schemes}
+        schemes.setdefault(site.source, layers[site.name])
+    extremes: dict[torch.fx.Node, list[Ends]] = {source: [] for source in schemes}
 
-    def watch(look: Any) -> None:
-        for batch in batches:
-            done: set[torch.fx.Node] = set()
+    def look_at_extremes(source: torch.fx.Node, values: torch.Tensor) -> None:
+        low, high = values.aminmax()
+        extremes[source].append((float(low), float(high)))
 
-            def tap(node: torch.fx.Node, args: tuple, done: set = done) -> None:
-                for site in at.get(node, ()):
-                    if (source := _source(site)) not in done:
-                        done.add(source)
-                        look(source, args[site.place].float())
-
-            run_tapped(program, batch, tap)
-
-    watch(lambda source, values: seen[source].append(tuple(map(float, values.aminmax()))))
+    _watch(runnable, samples, sites, look_at_extremes)
     widest = {
-        source: (min(low for low, _ in ends), max(high for _, high in ends)) for source, ends in seen.items()
+        source: (min(low for low, _ in ends), max(high for _, high in ends))
+        for source, ends in extremes.items()
     }
     ranges = {
         source: average(ends) if schemes[source].observer == "average" else widest[source]
-        for source, ends in seen.items()
+        for source, ends in extremes.items()
     }
-    searched = {
+    histograms = {
         source: torch.zeros(BINS)
         for source in schemes
         if schemes[source].observer == "mse" and widest[source][0] < widest[source][1]
     }
-    if searched:
-        watch(
-            lambda source, values: (
-                searched[source].add_(torch.histc(values, BINS, *widest[source]))
-                if source in searched
-                else None
-            )
-        )
-    return ranges | {source: clip(histogram, *widest[source]) for source, histogram in searched.items()}
+
+    def count(source: torch.fx.Node, values: torch.Tensor) -> None:
+        if source in histograms:
+            histograms[source].add_(torch.histc(values, BINS, *widest[source]))
+
+    if histograms:
+        _watch(runnable, samples, sites, count)
+    return ranges | {source: clip(counts, *widest[source]) for source, counts in histograms.items()}
 
 
-def average(ends: list[tuple[float, float]]) -> tuple[float, float]:
+def _watch(
+    runnable: Runnable,
+    samples: list[Sample],
+    sites: list[Site],
+    look: Callable[[torch.fx.Node, torch.Tensor], None],
+) -> None:
+    """Run the program on each sample; `look(source, values)` sees what each source of the sites gives, once."""
+    sites_at: dict[torch.fx.Node, list[Site]] = {}
+    for site in sites:
+        sites_at.setdefault(site.node, []).append(site)
+    for sample in samples:
+        seen: set[torch.fx.Node] = set()
+
+        def tap(node: torch.fx.Node, args: tuple[Any, ...], seen: set[torch.fx.Node] = seen) -> None:
+            for site in sites_at.get(node, ()):
+                if site.source not in seen:
+                    seen.add(site.source)
+                    look(site.source, args[site.place].float())
+
+        run(runnable, [sample], tap)
+
+
+def average(ends: list[Ends]) -> Ends:
     """The moving average of the extremes of each sample: their mean for the first 100 samples, then each new
     one counts 1 %."""
     low, high = ends[0]
@@ -191,7 +227,7 @@ def average(ends: list[tuple[float, float]]) -> tuple[float, float]:
     return low, high
 
 
-def clip(histogram: torch.Tensor, low: float, high: float) -> tuple[float, float]:
+def clip(histogram: torch.Tensor, low: float, high: float) -> Ends:
     """histogram [bins] of values in low..high -> the ends of the grid that gives them the least squared
     error."""
     centres = low + (torch.arange(len(histogram)) + 0.5) * (high - low) / len(histogram)
@@ -217,24 +253,20 @@ def fake_quantize(values: torch.Tensor, grid: Grid) -> torch.Tensor:
 def _grid(low: float, high: float) -> Grid | None:
     """The grid over low..high and zero, or None where its scale is beyond float16."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = torch.tensor((high - low) / (HIGH - LOW)).half()
-    if float(scale) * (HIGH - LOW) < high - low:
-        scale = (scale.view(torch.int16) + 1).view(torch.float16)
-    scale = float(scale)
+    half = torch.tensor((high - low) / (HIGH - LOW)).half()
+    if float(half) * (HIGH - LOW) < high - low:
+        half = (half.view(torch.int16) + 1).view(torch.float16)
+    scale = float(half)
     if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         return None
     return Grid(scale, max(LOW, min(HIGH, round(LOW - low / scale))))
 
 
-def _source(site: Site) -> torch.fx.Node:
-    return site.node.args[site.place]
+def _span(site: Site, ranges: Mapping[torch.fx.Node, Ends]) -> str:
+    return "{:g} to {:g}".format(*ranges[site.source])
 
 
-def _span(site: Site, ranges: Mapping[Any, tuple[float, float]]) -> str:
-    return "{:g} to {:g}".format(*ranges[_source(site)])
-
-
-def _round_trip() -> Any:
+def _round_trip() -> Callable[[torch.Tensor, float, int], torch.Tensor]:
     import torch.ao.quantization.fx._decomposed  # registers the operators
 
     library = torch.ops.quantized_decomposed
@@ -250,52 +282,56 @@ def _round_trip() -> Any:
 
 
 def _leave_worst(
-    program: Any,
-    batches: list[list[torch.Tensor]],
+    runnable: Runnable,
+    samples: list[Sample],
     sites: list[Site],
     plan: ActivationPlan,
     least_psnr_db: float,
 ) -> ActivationPlan:
-    wanted = [_run(program, batch, sites, {}) for batch in batches]
+    references = [_run_rounded(runnable, sample, sites, {}) for sample in samples]
 
     def psnr_of(layers: dict[str, Grid]) -> float:
-        return min(
-            _psnr(wanted, [_run(program, batch, sites, layers) for batch in batches]), default=math.inf
-        )
+        answers = [_run_rounded(runnable, sample, sites, layers) for sample in samples]
+        return min(_psnr_db(references, answers), default=math.inf)
 
-    psnr = psnr_of(plan.layers)
-    if psnr >= least_psnr_db:
-        return replace(plan, psnr_db=psnr)
+    psnr_db = psnr_of(plan.layers)
+    if psnr_db >= least_psnr_db:
+        return replace(plan, psnr_db=psnr_db)
     alone = {name: psnr_of({name: grid}) for name, grid in plan.layers.items()}
     layers, left = dict(plan.layers), dict(plan.left)
-    for name in sorted(alone, key=alone.get)[: int(MOST_LEFT * len(alone))]:
+    for name in sorted(alone, key=alone.__getitem__)[: int(MOST_LEFT * len(alone))]:
         del layers[name]
         left[name] = f"8-bit activations of this layer alone leave the outputs {alone[name]:.1f} dB"
-        if (psnr := psnr_of(layers)) >= least_psnr_db:
+        if (psnr_db := psnr_of(layers)) >= least_psnr_db:
             break
-    return ActivationPlan(layers, left, psnr)
+    return ActivationPlan(layers, left, psnr_db)
 
 
-def _run(program: Any, batch: list[torch.Tensor], sites: list[Site], layers: Mapping[str, Grid]) -> tuple:
-    at = {(site.node, site.place): layers[site.name] for site in sites if site.name in layers}
-    nodes = {node for node, _ in at}
+def _run_rounded(
+    runnable: Runnable, sample: Sample, sites: list[Site], layers: Mapping[str, Grid]
+) -> tuple[torch.Tensor, ...]:
+    """The outputs for one sample with the inputs of these layers rounded to their grids."""
+    grids = {(site.node, site.place): layers[site.name] for site in sites if site.name in layers}
+    nodes = {node for node, _ in grids}
 
-    def tap(node: torch.fx.Node, args: tuple) -> tuple | None:
+    def tap(node: torch.fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if node not in nodes:
             return None
         return tuple(
-            fake_quantize(value, at[node, place]) if (node, place) in at else value
+            fake_quantize(value, grids[node, place]) if (node, place) in grids else value
             for place, value in enumerate(args)
         )
 
-    return run_tapped(program, batch, tap)
+    return run(runnable, [sample], tap)[0]
 
 
-def _psnr(wanted: list[tuple], found: list[tuple]) -> list[float]:
-    """One figure for each floating-point output, over all samples: 20 log10(max|wanted| / rms error)."""
+def _psnr_db(
+    references: list[tuple[torch.Tensor, ...]], answers: list[tuple[torch.Tensor, ...]]
+) -> list[float]:
+    """One figure for each floating-point output, over all samples."""
     figures = []
-    for want, have in zip(zip(*wanted), zip(*found)):
-        if want[0].is_floating_point():
-            want, have = torch.stack(want).double(), torch.stack(have).double()
-            figures.append(decibels(float(want.abs().max()) ** 2, float((have - want).square().mean())))
+    for reference, answer in zip(zip(*references), zip(*answers)):
+        if reference[0].is_floating_point():
+            wish, value = torch.stack(reference).double(), torch.stack(answer).double()
+            figures.append(decibels(float(wish.abs().max()) ** 2, float((value - wish).square().mean())))
     return figures

@@ -10,17 +10,16 @@ column's rounding error is divided by s_i. A Captured enters, a Captured leaves 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ..models.capture import Captured
 from ..models.graphs import Draft, draft, finish, insert, is_op
 from ..models.quiet import quiet
+from ..models.tensors import storage_of
 from .affine import quantize
 from .calibration import LayerStatistics
 from .granularity import blocks_of, fit
-from .roles import storage_of, tensors_of
 from .schemes import Linear
 from .weight import CompressedWeight
 
@@ -41,7 +40,7 @@ def rescale(
     or the multiplication by a vector that makes the input, where nobody else reads it; else one
     multiplication of the input is added, a form that every target has.
     """
-    able = {name for names in rescalable(captured.program, layers) for name in names}
+    able = {name for names in rescalable(captured, layers) for name in names}
     with quiet():
         work = draft(captured.program)
         for source, nodes in _by_input(work, able, statistics).items():
@@ -67,9 +66,9 @@ def search_scale(
 
     The inverse of a scale is a float16, as targets store it, within the rounding of the division.
     """
-    some = [weight[:: max(1, len(weight) // SEARCHED_ROWS)] for weight in weights]
+    sampled = [weight[:: max(1, len(weight) // SEARCHED_ROWS)] for weight in weights]
     scales = [_scale(statistics.mean_abs, alpha) for alpha in ALPHAS]
-    errors = [output_error(some, schemes, statistics.hessian, scale) for scale in scales]
+    errors = [output_error(sampled, schemes, statistics.hessian, scale) for scale in scales]
     best = scales[errors.index(min(errors))]
     plain = output_error(weights, schemes, statistics.hessian, torch.ones_like(best))
     return best if output_error(weights, schemes, statistics.hessian, best) < plain else None
@@ -97,32 +96,33 @@ def _scale(mean_abs: torch.Tensor, alpha: float) -> torch.Tensor:
     return 1 / (1 / scale).half().float()
 
 
-def rescalable(program: Any, names: Iterable[str]) -> list[list[str]]:
+def rescalable(captured: Captured, names: Iterable[str]) -> list[list[str]]:
     """Those of the named weights that one linear layer uses and nothing else, under this or a tied name;
     layers on one input together."""
-    tensors, wanted = tensors_of(program), set(names)
-    holders = Counter(storage_of(tensor) for tensor in tensors)
-    found: dict[torch.fx.Node, list[str]] = {}
-    for tensor in tensors:
+    names = set(names)
+    holders = Counter(storage_of(tensor) for tensor in captured.tensors)
+    by_input: dict[torch.fx.Node, list[str]] = {}
+    for tensor in captured.tensors:
         user = next(iter(tensor.node.users), None)
-        if tensor.name in wanted and holders[storage_of(tensor)] == len(tensor.node.users) == 1:
+        if tensor.name in names and holders[storage_of(tensor)] == len(tensor.node.users) == 1:
             if is_op(user, aten.linear.default) and user.args[1] is tensor.node:
-                found.setdefault(user.args[0], []).append(tensor.name)
-    return list(found.values())
+                by_input.setdefault(user.args[0], []).append(tensor.name)
+    return list(by_input.values())
 
 
 def _by_input(
     work: Draft, names: set[str], statistics: Mapping[str, LayerStatistics]
 ) -> dict[torch.fx.Node, list[torch.fx.Node]]:
     """input -> the linear layers on it that can be rescaled and that the data has passed through."""
-    found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    by_input: dict[torch.fx.Node, list[torch.fx.Node]] = {}
     for node in work.graph.nodes:
         if not is_op(node, aten.linear.default) or work.tensor_of(node.args[1]) is None:
             continue
-        known = statistics.get(name := work.constants[node.args[1].name][0])
-        if name in names and known is not None and known.hessian is not None and known.mean_abs is not None:
-            found.setdefault(node.args[0], []).append(node)
-    return found
+        name = work.constants[node.args[1].name][0]
+        layer = statistics.get(name)
+        if name in names and layer is not None and layer.hessian is not None and layer.mean_abs is not None:
+            by_input.setdefault(node.args[0], []).append(node)
+    return by_input
 
 
 def _divide(

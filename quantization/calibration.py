@@ -1,24 +1,32 @@
 """What calibration data tells about each layer: a captured model and samples enter, LayerStatistics by weight
 name leave.
 
-The captured program is run by an fx interpreter that looks at the inputs of the layers it was asked about.
+The captured program runs on the samples one by one, and a tap looks at the inputs of the layers asked about.
 Statistics are those of the uncompressed model: one pass serves all layers (GPTQ's own code runs layer after
 layer and shows each the errors of those before it).
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..models.capture import Captured
 from ..models.errors import UserError
+from ..models.interpret import Maker, always, input_tensors, prepare, run
 from ..models.quiet import quiet
-from .roles import Role, Tensor, find_roles, storage_of, tensors_of, weight_uses
+from ..models.roles import Role, WeightUse, weight_uses
+from ..models.tensors import Storage, Tensor, storage_of
 
+if TYPE_CHECKING:
+    from ..models.source import Samples
+
+Item = TypeVar("Item")
 KINDS = ("hessian", "mean_abs", "gradient")
 BUDGET_BYTES = 1 << 30  # of Hessians that are summed up in one pass over the samples
 PROBES = 32  # random directions, over all samples together, in which outputs are differentiated
@@ -44,28 +52,28 @@ class LayerStatistics:
 def calibrate(
     captured: Captured,
     names: Iterable[str],
-    wanted: set[str],
-    samples: Any = None,
+    kinds: set[str],
+    samples: Samples | None = None,
     budget: int = BUDGET_BYTES,
 ) -> dict[str, LayerStatistics]:
     """-> name -> LayerStatistics, for the names that have any; embeddings and transposed convolutions have
     gradients only.
 
-    wanted: of "hessian", "mean_abs", "gradient". samples: a models.source.Samples, or the captured ones. The
-    Hessians of one pass over the samples take at most `budget` bytes (or one layer's, where that is more).
+    kinds: of "hessian", "mean_abs", "gradient". samples: the captured ones, if none are given. The Hessians of
+    one pass over the samples take at most `budget` bytes (or one layer's, where that is more).
     Raises UserError for samples or activations that are not finite.
     """
-    if unknown := wanted - set(KINDS):
+    if unknown := kinds - set(KINDS):
         raise ValueError(f"unknown statistics {sorted(unknown)}; allowed are {KINDS}")
     names = list(names)
     batches = (captured.samples if samples is None else samples).batches
     check_finite(batches)
-    taps = _find_taps(captured.program, set(names))
+    taps = _find_taps(captured, set(names))
     sums: dict[str, _Sums] = {}
-    if wanted & {"hessian", "mean_abs"}:
-        for some in _passes(taps, budget if "hessian" in wanted else math.inf):
-            _sum_up(captured, batches, some, wanted, sums)
-    gradients = gradient_squares(captured, names, batches) if "gradient" in wanted else {}
+    if kinds & {"hessian", "mean_abs"}:
+        for portion in _passes(taps, budget if "hessian" in kinds else math.inf):
+            _sum_up(captured, batches, portion, kinds, sums)
+    gradients = gradient_squares(captured, names, batches) if "gradient" in kinds else {}
     return {
         name: LayerStatistics(
             *(sums[name].means() if name in sums else (None, None)),
@@ -83,14 +91,14 @@ def portions(captured: Captured, groups: Iterable[list[str]], budget: int) -> li
     groups = list(groups)
     sizes = {
         tap.name: tap.hessian_bytes
-        for tap in _find_taps(captured.program, {name for group in groups for name in group})
+        for tap in _find_taps(captured, {name for group in groups for name in group})
     }
     return _packed([(group, sum(sizes.get(name, 0) for name in group)) for group in groups], budget)
 
 
-def _packed(groups: Iterable[tuple[list, int]], budget: float) -> list[list]:
+def _packed(groups: Iterable[tuple[list[Item], int]], budget: float) -> list[list[Item]]:
     """(items, bytes) joined in their order as long as they stay within the budget together."""
-    joined: list[list] = []
+    joined: list[list[Item]] = []
     used = 0
     for items, size in groups:
         if not joined or used + size > budget:
@@ -114,7 +122,7 @@ def too_few_rows(statistics: LayerStatistics) -> str:
     )
 
 
-def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
+def check_finite(batches: Iterable[Mapping[str, np.ndarray]]) -> None:
     """Raise a UserError that names the first sample, input and position that is NaN or infinite."""
     for index, batch in enumerate(batches):
         for name, array in batch.items():
@@ -122,44 +130,6 @@ def check_finite(batches: Iterable[dict[str, np.ndarray]]) -> None:
                 place = tuple(int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
                 message = f"calibration sample {index}: input {name!r} is {array[place]} at {list(place)}"
                 raise UserError(message, "Clean the samples given with --samples.")
-
-
-def run_tapped(program: Any, inputs: list[torch.Tensor], tap: Callable[[torch.fx.Node, tuple], Any]) -> tuple:
-    """Run a program on tensors in the order of its inputs; `tap(node, args)` sees each operator before it
-    runs and may return other args."""
-    return _Tapped(program.graph_module, tap).run(*arguments_of(program, inputs))
-
-
-class _Tapped(torch.fx.Interpreter):
-    def __init__(self, module: torch.fx.GraphModule, tap: Callable[[torch.fx.Node, tuple], Any]):
-        super().__init__(module)
-        self.tap = tap
-
-    def run_node(self, node: torch.fx.Node) -> Any:
-        if node.op != "call_function":
-            return super().run_node(node)
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        return node.target(*(self.tap(node, args) or args), **kwargs)
-
-
-def arguments_of(
-    program: Any, inputs: list[torch.Tensor], instead: dict[str, torch.Tensor] | None = None
-) -> list[torch.Tensor]:
-    """Every graph input in order: constants by name (from `instead` where it has them), then the user's."""
-    held = {
-        tensor.node.name: (instead or {}).get(tensor.name, tensor.data.detach())
-        for tensor in tensors_of(program)
-    }
-    given = iter(inputs)
-    return [
-        held[node.name] if node.name in held else next(given)
-        for node in program.graph.nodes
-        if node.op == "placeholder"
-    ]
-
-
-def as_tensors(captured: Captured, batch: dict[str, np.ndarray]) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.array(batch[spec.name])) for spec in captured.inputs]
 
 
 # Hessians and means
@@ -175,7 +145,7 @@ class Tap:
     inputs: int  # columns of the weight as a matrix
     groups: int
     kernel: int  # positions per input channel
-    rows: Callable[[tuple], torch.Tensor]
+    rows: Callable[[tuple[Any, ...]], torch.Tensor]
 
     @property
     def hessian_bytes(self) -> int:
@@ -191,13 +161,13 @@ class _Sums:
     hessian: torch.Tensor | None = None
     magnitude: torch.Tensor | None = None
 
-    def add(self, rows: torch.Tensor, wanted: set[str]) -> None:
+    def add(self, rows: torch.Tensor, kinds: set[str]) -> None:
         self.rows += rows.shape[1]
-        if "hessian" in wanted:
+        if "hessian" in kinds:
             if self.hessian is None:
                 self.hessian = torch.zeros(rows.shape[0], rows.shape[2], rows.shape[2])
             self.hessian.baddbmm_(rows.mT, rows, alpha=2.0)
-        if "mean_abs" in wanted:
+        if "mean_abs" in kinds:
             magnitude = rows.abs().sum(1, dtype=torch.float64)
             self.magnitude = magnitude if self.magnitude is None else self.magnitude + magnitude
 
@@ -210,23 +180,17 @@ class _Sums:
         return hessian, (self.magnitude / self.rows).reshape(-1, self.tap.kernel).mean(1).float()
 
 
-def _find_taps(program: Any, names: set[str]) -> list[Tap]:
+def _find_taps(captured: Captured, names: set[str]) -> list[Tap]:
     """Every use of the named weights as a linear layer, matrix product or convolution; tied weights count as
     one, by their first name."""
-    tensors = tensors_of(program)
-    roles = find_roles(tensors)
-    first: dict[tuple, str] = {}
-    found = []
-    for tensor in tensors:
-        role = roles[tensor.name]
-        if isinstance(role, Role) and (tensor.name in names or storage_of(tensor) in first):
-            name = first.setdefault(storage_of(tensor), tensor.name)
-            found += [
-                _tap(name, tensor, node, place)
-                for node, place, use in weight_uses(tensor)
-                if _same_axes(use, role)
-            ]
-    return [tap for tap in found if tap is not None]
+    first_names: dict[Storage, str] = {}
+    taps = []
+    for tensor in captured.tensors:
+        role, storage = captured.roles[tensor.name], storage_of(tensor)
+        if isinstance(role, Role) and (tensor.name in names or storage in first_names):
+            name = first_names.setdefault(storage, tensor.name)
+            taps += [_tap(name, tensor, use) for use in weight_uses(tensor) if _same_axes(use.role, role)]
+    return [tap for tap in taps if tap is not None]
 
 
 def _same_axes(use: Role, role: Role) -> bool:
@@ -235,7 +199,8 @@ def _same_axes(use: Role, role: Role) -> bool:
     return (use.channel_axis, use.input_axis) == (role.channel_axis, role.input_axis)
 
 
-def _tap(name: str, tensor: Tensor, node: torch.fx.Node, place: int) -> Tap | None:
+def _tap(name: str, tensor: Tensor, use: WeightUse) -> Tap | None:
+    node, place = use.node, use.place
     operator = str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
     weight = node.args[place].meta["val"].shape
     if operator == "convolution":
@@ -310,30 +275,36 @@ def _passes(taps: list[Tap], budget: float) -> list[list[Tap]]:
 
 
 def _sum_up(
-    captured: Captured, batches: Iterable[dict], taps: list[Tap], wanted: set[str], sums: dict[str, _Sums]
+    captured: Captured,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    taps: list[Tap],
+    kinds: set[str],
+    sums: dict[str, _Sums],
 ) -> None:
-    at: dict[torch.fx.Node, list[Tap]] = {}
+    """One pass over the samples: add what `taps` see to `sums`, in place."""
+    taps_at: dict[torch.fx.Node, list[Tap]] = {}
     for tap in taps:
-        at.setdefault(tap.node, []).append(tap)
+        taps_at.setdefault(tap.node, []).append(tap)
 
-    def look(node: torch.fx.Node, args: tuple) -> None:
-        for tap in at.get(node, ()):
+    def look(node: torch.fx.Node, args: tuple[Any, ...]) -> None:
+        for tap in taps_at.get(node, ()):
             rows = tap.rows(args).float()
             if not rows.isfinite().all():
                 message = f"calibration: the input of the layer {tap.name} is not finite"
                 raise UserError(message, "Check the samples given with --samples, and the model on them.")
-            sums.setdefault(tap.name, _Sums(tap)).add(rows, wanted)
+            sums.setdefault(tap.name, _Sums(tap)).add(rows, kinds)
 
+    runnable = prepare(captured.program, tensors=captured.tensors)
     with torch.no_grad(), quiet():
         for batch in batches:
-            run_tapped(captured.program, as_tensors(captured, batch), look)
+            run(runnable, [input_tensors(captured.inputs, batch)], look)
 
 
 # gradients
 
 
 def gradient_squares(
-    captured: Captured, names: Iterable[str], batches: tuple[dict[str, np.ndarray], ...], seed: int = 0
+    captured: Captured, names: Iterable[str], batches: Sequence[Mapping[str, np.ndarray]], seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """-> name -> float32 [*shape]: how strongly the outputs react to each weight, the mean over samples of
     sum_k (d output_k / d weight)^2.
@@ -343,36 +314,30 @@ def gradient_squares(
     weight)^2] is this diagonal (the mixed terms average out); the empirical Fisher of SqueezeLLM,
     https://arxiv.org/abs/2306.07629, needs labels, and at the model's own answers its gradient is zero.
     """
-    program, names = captured.program, set(names)
-    tensors = [tensor for tensor in tensors_of(program) if tensor.name in names]
+    names = set(names)
+    tensors = [tensor for tensor in captured.tensors if tensor.name in names]
     leaves = {
         storage_of(tensor): tensor.data.detach().requires_grad_()
         for tensor in tensors
         if tensor.data.is_floating_point()
     }
-    tied = {
-        tensor.name: leaves[storage_of(tensor)]
-        for tensor in tensors_of(program)
-        if storage_of(tensor) in leaves
-    }
-    total = {key: torch.zeros_like(leaf, requires_grad=False) for key, leaf in leaves.items()}
+    total = {storage: torch.zeros_like(leaf, requires_grad=False) for storage, leaf in leaves.items()}
     generator = torch.Generator().manual_seed(seed)
     probes = max(1, math.ceil(PROBES / len(batches)))
+    runnable = prepare(captured.program, _tied_to(leaves, captured.tensors), captured.tensors)
     with quiet(), torch.enable_grad():
         for batch in batches:
-            outputs = torch.fx.Interpreter(program.graph_module).run(
-                *arguments_of(program, as_tensors(captured, batch), tied)
-            )
+            outputs = run(runnable, [input_tensors(captured.inputs, batch)])[0]
             for probe in range(probes):
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     _probe(outputs, generator),
                     list(leaves.values()),
                     retain_graph=probe + 1 < probes,
                     allow_unused=True,
                 )
-                for key, gradient in zip(leaves, found):
+                for storage, gradient in zip(leaves, gradients):
                     if gradient is not None:
-                        total[key] += gradient.square()
+                        total[storage] += gradient.square()
     return {
         tensor.name: total[storage_of(tensor)].float() / (probes * len(batches))
         for tensor in tensors
@@ -380,7 +345,13 @@ def gradient_squares(
     }
 
 
-def _probe(outputs: tuple, generator: torch.Generator) -> torch.Tensor:
+def _tied_to(leaves: Mapping[Storage, torch.Tensor], tensors: Iterable[Tensor]) -> dict[str, Maker]:
+    """Name -> what gives its leaf, for every name of a storage that has one."""
+    leaf_by_name = {tensor.name: leaves.get(storage_of(tensor)) for tensor in tensors}
+    return {name: always(leaf) for name, leaf in leaf_by_name.items() if leaf is not None}
+
+
+def _probe(outputs: tuple[torch.Tensor, ...], generator: torch.Generator) -> torch.Tensor:
     """The outputs, in units of their root mean square, summed with random signs."""
     parts = []
     for output in outputs:

@@ -16,13 +16,14 @@ from ..models.capture import Captured
 from ..models.decibels import decibels
 from ..models.errors import UserError
 from ..models.quiet import quiet
+from ..models.roles import Role
+from ..models.tensors import Storage, Tensor, storage_of
 from .activations import ActivationPlan, insert_grids, plan_activations
 from .affine import LARGEST_FLOAT16
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all
 from .recipe import Linear, Recipe
-from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .weight import CompressedWeight
 from .weight_cache import Known, Made, keep, key_of, recalled
 
@@ -76,21 +77,17 @@ def compress(
 
     Raises UserError on NaN or infinite weights, which it names.
     """
-    tensors = tensors_of(captured.program)
-    roles = find_roles(tensors)
-    _refuse_nonfinite(tensors, roles)
-    chosen = layer_recipes(recipe, tensors, roles)
-    survivors = _survivors(tensors, chosen)
+    _refuse_nonfinite(captured)
+    chosen = layer_recipes(recipe, captured.tensors, captured.roles)
+    survivors = _survivors(captured.tensors, chosen)
     few: dict[str, str] = {}
-    captured, rescaled = _rescaled(captured, chosen, few, progress)
-    tensors = tensors_of(captured.program)
-    roles = find_roles(tensors)  # rescaling adds constants
+    captured, rescaled = _rescaled(captured, chosen, few, progress)  # which adds constants
     statistics_of = _calibrated(captured, chosen, few, progress)
     total = sum(layer.compresses for layer in chosen.values())
     weights: dict[str, CompressedWeight] = {}
     decisions: list[Decision] = []
     first_with: dict[tuple, str] = {}
-    for tensor in tensors:
+    for tensor in captured.tensors:
         layer = chosen.get(tensor.name, recipe)
         if progress and tensor.name in chosen and layer.compresses:
             progress(len(weights), total, tensor.name)
@@ -101,7 +98,7 @@ def compress(
             evidence = Evidence(
                 statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled
             )
-            weight, decision = _compress_tensor(tensor, roles[tensor.name], layer, evidence, known)
+            weight, decision = _compress_tensor(tensor, captured.roles[tensor.name], layer, evidence, known)
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
@@ -281,7 +278,7 @@ def _rescaled(
     from .calibration import calibrate, portions, too_few_rows
 
     done: set[str] = set()
-    for some in portions(captured, rescalable(captured.program, asked), HELD_BYTES):
+    for some in portions(captured, rescalable(captured, asked), HELD_BYTES):
         if progress:
             progress(0, len(some), "calibrate")
         statistics = calibrate(captured, some, {"hessian", "mean_abs"})
@@ -322,11 +319,12 @@ def _tied(name: str, first: str, decisions: list[Decision]) -> Decision:
     )
 
 
-def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> None:
+def _refuse_nonfinite(captured: Captured) -> None:
     """NaN anywhere, and infinities in parameters and weights, are refused. Other buffers may hold them: masks
     are made of -inf."""
-    found, seen = [], set()
-    for tensor in tensors:
+    broken: list[str] = []
+    seen: set[Storage] = set()
+    for tensor in captured.tensors:
         data = tensor.data.detach()
         if (
             storage_of(tensor) in seen
@@ -337,15 +335,15 @@ def _refuse_nonfinite(tensors: list[Tensor], roles: dict[str, Role | str]) -> No
             continue
         seen.add(storage_of(tensor))
         nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
-        if nan or tensor.is_parameter or isinstance(roles[tensor.name], Role):
+        if nan or tensor.is_parameter or isinstance(captured.roles[tensor.name], Role):
             counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (inf, "infinite")) if count]
-            found.append(f"{tensor.name} ({' and '.join(counts)} of {data.numel()})")
-    if found:
-        more = f" and {len(found) - NAMED_IN_ERRORS} more" if len(found) > NAMED_IN_ERRORS else ""
-        count = f"{len(found)} tensor{'s' if len(found) > 1 else ''}"
+            broken.append(f"{tensor.name} ({' and '.join(counts)} of {data.numel()})")
+    if broken:
+        more = f" and {len(broken) - NAMED_IN_ERRORS} more" if len(broken) > NAMED_IN_ERRORS else ""
+        count = f"{len(broken)} tensor{'s' if len(broken) > 1 else ''}"
         raise UserError(
             f"the model holds values that are not finite numbers in {count}:"
-            f" {', '.join(found[:NAMED_IN_ERRORS])}{more}",
+            f" {', '.join(broken[:NAMED_IN_ERRORS])}{more}",
             "Such a model computes nothing useful: repair or retrain it, or start from an earlier"
             " checkpoint.",
         )

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..models.roles import Role
 from .affine import quantize
 from .granularity import PerGroup, blocks_of, fit
 from .palette import palettize
 from .prune import surviving_blocks, surviving_channels, survivors, survivors_in_groups
 from .recipe import Linear, Palettize, Prune, Recipe
-from .roles import Role
 from .weight import Codes, CompressedWeight, Palette
 
 Reasons = list[str]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ..models.errors import UserError
-from .roles import Role, Tensor, storage_of
+from ..models.roles import Role
+from ..models.tensors import Storage, Tensor, storage_of
 from .schemes import TYPE, Recipe
 
 NAMED = 3  # near names in an error
@@ -21,7 +22,7 @@ def layer_recipes(
 
     Raises UserError for a pattern that matches no layer.
     """
-    names: dict[tuple, list[str]] = {}
+    names: dict[Storage, list[str]] = {}
     for tensor in tensors:
         if isinstance(roles[tensor.name], Role):
             names.setdefault(storage_of(tensor), []).append(tensor.name)

@@ -15,13 +15,14 @@ import torch
 
 from ..models.capture import Captured
 from ..models.errors import UserError
+from ..models.interpret import always, input_tensors, prepare, run
 from ..models.quiet import quiet
+from ..models.roles import Role
 from ..models.samples import blaming
-from .calibration import arguments_of, as_tensors
+from ..models.tensors import Storage, Tensor, storage_of
 from .compress import compress, with_weights
 from .fake import fake_weight, learns_table, table_of
 from .recipe import Recipe
-from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .schemes import Linear, Palettize
 from .weight import CompressedWeight
 
@@ -199,12 +200,13 @@ def _trainable(captured: Captured) -> tuple[dict[str, str], dict[str, torch.Tens
         else {name for name, _ in source.module.named_parameters()}
     )
     modules = {name.rpartition(".")[0] for name in own}
-    tensors = tensors_of(captured.program)
-    roles, names, weights, first_with = find_roles(tensors), {}, {}, {}
-    for tensor in tensors:
-        if not _is_trained(tensor, roles[tensor.name], own, modules):
+    first_names: dict[Storage, str] = {}
+    names: dict[str, str] = {}
+    weights: dict[str, torch.Tensor] = {}
+    for tensor in captured.tensors:
+        if not _is_trained(tensor, captured.roles[tensor.name], own, modules):
             continue
-        names[tensor.name] = first_with.setdefault(storage_of(tensor), tensor.name)
+        names[tensor.name] = first_names.setdefault(storage_of(tensor), tensor.name)
         if names[tensor.name] == tensor.name:
             weights[tensor.name] = (
                 tensor.data.detach().float().clone(memory_format=torch.contiguous_format).requires_grad_()
@@ -279,12 +281,9 @@ def _next_sample(training: Training) -> int:
 def run_program(training: Training, values: dict[str, torch.Tensor], index: int) -> list[torch.Tensor]:
     """The outputs of the program on sample `index` with the trained tensors `values` (by first name)."""
     captured = training.captured
-    instead = {name: values[first] for name, first in training.names.items()}
-    return list(
-        captured.program.graph_module(
-            *arguments_of(captured.program, as_tensors(captured, captured.samples.batches[index]), instead)
-        )
-    )
+    makers = {name: always(values[first]) for name, first in training.names.items()}
+    runnable = prepare(captured.program, makers, captured.tensors)
+    return list(run(runnable, [input_tensors(captured.inputs, captured.samples.batches[index])])[0])
 
 
 def teach(training: Training, index: int) -> list[torch.Tensor]:
@@ -292,7 +291,7 @@ def teach(training: Training, index: int) -> list[torch.Tensor]:
     if index in training.teacher:
         return training.teacher[index]
     with torch.no_grad(), blaming(training.captured.samples, index):
-        source = {tensor.name: tensor.data.detach() for tensor in tensors_of(training.captured.program)}
+        source = {tensor.name: tensor.data.detach() for tensor in training.captured.tensors}
         answer = run_program(training, {first: source[first] for first in training.weights}, index)
     for spec, value in zip(training.captured.outputs, answer):
         if not value.isfinite().all():

@@ -7,40 +7,24 @@ is computed once.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..models.capture import Captured
 from ..models.errors import UserError
+from ..models.interpret import Runnable, Values, always, input_tensors, prepare, run_nodes
 from ..models.quiet import quiet
+from ..models.roles import Layer
 from .compress import compress
 from .recipe import Recipe
-from .roles import Role, Tensor, find_roles, storage_of, tensors_of
 from .weight import CompressedWeight
 
 SCHEMA = "cidermill.sensitivity/1"
-Values = dict[torch.fx.Node, Any]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A compressible weight: the tied tensors that hold it, the first of which names it, and what it does."""
-
-    tensors: tuple[Tensor, ...]
-    role: Role
-
-    @property
-    def name(self) -> str:
-        return self.tensors[0].name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensors[0].data.shape)
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Sensitivities:
     outputs: tuple[str, ...]
     errors: dict[str, dict[str, list[float]]]
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -67,122 +51,103 @@ class Sensitivities:
         }
 
 
-def layers_of(program: Any) -> list[Layer]:
-    """The compressible weights of a program, in graph order."""
-    tensors = tensors_of(program)
-    roles, held = find_roles(tensors), {}
-    for tensor in tensors:
-        if isinstance(roles[tensor.name], Role):
-            held.setdefault(storage_of(tensor), []).append(tensor)
-    return [Layer(tuple(tied), roles[tied[0].name]) for tied in held.values()]
-
-
 def measure(
-    captured: Captured, schemes: Mapping[str, Recipe], identity: tuple[str, str], known: Sensitivities | None = None,
+    captured: Captured,
+    schemes: Mapping[str, Recipe],
+    identity: tuple[str, str],
+    earlier: Sensitivities | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Sensitivities:  # fmt: skip
-    """The table for all `schemes` (text -> recipe without overrides); what `known` holds is not measured
-    again. identity: (source, samples)."""
-    errors = dict(known.errors) if known else {}
+) -> Sensitivities:
+    """The table for all `schemes` (text -> recipe without overrides); what an `earlier` table holds is not
+    measured again. identity: (source, samples)."""
+    tables = dict(earlier.errors) if earlier else {}
     outputs = tuple(spec.name for spec in captured.outputs)
-    layers = layers_of(captured.program)
+    nothing = [0.0] * len(outputs)
     for text, scheme in schemes.items():
-        if text in errors:
+        if text in tables:
             continue
+        errors: dict[str, list[float]] = {}
         if scheme.compresses:
-            found = dict(
-                _measure_scheme(
-                    captured, layers, scheme, lambda name: progress and progress(f"{text} {name}")
-                )
-            )
-        else:
-            found = {}
-        errors[text] = {layer.name: found.get(layer.name, [0.0] * len(outputs)) for layer in layers}
-    return Sensitivities(*identity, outputs, errors)
+            tell = None if progress is None else partial(_tell, progress, text)
+            errors = dict(_measure_scheme(captured, scheme, tell))
+        tables[text] = {layer.name: errors.get(layer.name, nothing) for layer in captured.layers}
+    return Sensitivities(*identity, outputs, tables)
+
+
+def _tell(progress: Callable[[str], None], scheme: str, layer: str) -> None:
+    progress(f"{scheme} {layer}")
 
 
 def _measure_scheme(
-    captured: Captured, layers: list[Layer], scheme: Recipe, progress: Callable
+    captured: Captured, scheme: Recipe, progress: Callable[[str], None] | None
 ) -> Iterator[tuple[str, list[float]]]:
-    """-> (layer, its errors), in the order in which the program uses the layers."""
+    """-> (layer, its errors), in the order in which the program uses the layers.
+
+    The program advances once, on all samples, from one layer's first use to the next; from each of these
+    places a copy of the values runs on to the end with that layer compressed.
+    """
     weights = compress(captured, scheme).weights
-    nodes = [node for node in captured.program.graph.nodes if node.op != "placeholder"]
-    last_use = {source: index for index, node in enumerate(nodes) for source in node.all_input_nodes}
-    first_use: dict[int, list[Layer]] = {}
-    for layer in layers:
-        holders = {tensor.node for tensor in layer.tensors}
-        place = next((index for index, node in enumerate(nodes) if holders & set(node.all_input_nodes)), None)
-        if place is not None and layer.name in weights:
-            first_use.setdefault(place, []).append(layer)
+    runnable = prepare(captured.program, tensors=captured.tensors)
+    first_uses = _first_uses(runnable, [layer for layer in captured.layers if layer.name in weights])
     with torch.no_grad(), quiet():
-        states = _initial(captured)
-        wanted = [_run(nodes, dict(state), 0, last_use) for state in states]
-        done = 0
-        for place in sorted(first_use):
+        states = [runnable.start(input_tensors(captured.inputs, batch)) for batch in captured.samples.batches]
+        references = _finish(runnable, states, 0)
+        place = 0
+        for next_place in sorted(first_uses):
             for state in states:
-                _run(nodes, state, done, last_use, place)
-            done = place
-            for layer in first_use[place]:
-                progress(layer.name)
-                yield (
-                    layer.name,
-                    _errors(_answers(nodes, states, place, last_use, layer, weights[layer.name]), wanted),
-                )
+                run_nodes(runnable, [state], place, next_place)
+            place = next_place
+            for layer in first_uses[place]:
+                if progress:
+                    progress(layer.name)
+                changed = _with_layer(runnable, layer, weights[layer.name])
+                yield layer.name, _errors(_finish(changed, states, place), references)
 
 
-def _initial(captured: Captured) -> list[Values]:
-    """For each sample, the value of every placeholder."""
-    held = {tensor.node: tensor.data.detach() for tensor in tensors_of(captured.program)}
-    inputs = [node for node in captured.program.graph.nodes if node.op == "placeholder" and node not in held]
-    return [
-        {
-            **held,
-            **{
-                node: torch.from_numpy(np.array(batch[spec.name]))
-                for node, spec in zip(inputs, captured.inputs)
-            },
-        }
-        for batch in captured.samples.batches
-    ]
-
-
-def _run(
-    nodes: list, values: Values, start: int, last_use: dict, stop: int | None = None
-) -> list[torch.Tensor]:
-    """Compute nodes[start:stop] in place; a value is freed after its last use. -> the outputs, where the end
-    was reached."""
-    for index, node in enumerate(nodes[start:stop], start):
-        if node.op == "output":
-            return [values[source] for source in node.args[0]]
-        arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        values[node] = node.target(*arguments, **options)
+def _first_uses(runnable: Runnable, layers: Iterable[Layer]) -> dict[int, list[Layer]]:
+    """Position of a node -> the layers that are first used there."""
+    positions: dict[torch.fx.Node, int] = {}
+    for index, node in enumerate(runnable.nodes):
         for source in node.all_input_nodes:
-            if last_use[source] == index:
-                values.pop(source, None)
-    return []
+            positions.setdefault(source, index)
+    first_uses: dict[int, list[Layer]] = {}
+    for layer in layers:
+        uses = [positions[tensor.node] for tensor in layer.tensors if tensor.node in positions]
+        if uses:
+            first_uses.setdefault(min(uses), []).append(layer)
+    return first_uses
 
 
-def _answers(
-    nodes: list, states: list[Values], place: int, last_use: dict, layer: Layer, weight: CompressedWeight
-) -> list[list[torch.Tensor]]:
+def _with_layer(runnable: Runnable, layer: Layer, weight: CompressedWeight) -> Runnable:
+    """The same program with one layer's weight as it is after compression."""
     dense = weight.dense().to(layer.tensors[0].data.dtype)
-    changed = dict.fromkeys((tensor.node for tensor in layer.tensors), dense)
-    return [_run(nodes, {**state, **changed}, place, last_use) for state in states]
+    compressed = {tensor.node: always(dense) for tensor in layer.tensors}
+    return replace(runnable, constants={**runnable.constants, **compressed})
 
 
-def _errors(answers: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> list[float]:
+def _finish(runnable: Runnable, states: Sequence[Values], start: int) -> list[tuple[torch.Tensor, ...]]:
+    """The outputs for each sample; the states stay as they are. One sample after the other: a copy of the values
+    of all at once would be large."""
+    return [run_nodes(runnable, [dict(state)], start)[0] for state in states]
+
+
+def _errors(
+    answers: Sequence[tuple[torch.Tensor, ...]], references: Sequence[tuple[torch.Tensor, ...]]
+) -> list[float]:
     """One figure for each output, as in `Sensitivities`. An output without a peak, or that is not a number,
     adds nothing."""
-    found = []
-    for mine, want in zip(zip(*answers), zip(*wanted)):
+    errors = []
+    for answer, reference in zip(zip(*answers), zip(*references)):
         squares = sum(
-            float((one.double() - other.double()).square().nan_to_num(posinf=1e30).sum())
-            for one, other in zip(mine, want)
+            float((value.double() - wish.double()).square().nan_to_num(posinf=1e30).sum())
+            for value, wish in zip(answer, reference)
         )
-        peak = max(float(other.double().abs().nan_to_num().max()) if other.numel() else 0.0 for other in want)
-        count = sum(other.numel() for other in want)
-        found.append(squares / count / peak**2 if peak and count else 0.0)
-    return found
+        peak = max(
+            float(wish.double().abs().nan_to_num().max()) if wish.numel() else 0.0 for wish in reference
+        )
+        count = sum(wish.numel() for wish in reference)
+        errors.append(squares / count / peak**2 if peak and count else 0.0)
+    return errors
 
 
 def write_table(table: Sensitivities, path: Path) -> None:
@@ -218,7 +183,7 @@ def read_table(path: Path) -> Sensitivities:
 
 def fits(table: Sensitivities, captured: Captured, identity: tuple[str, str]) -> str:
     """ "" where the table was measured on this model and these samples, else what differs."""
-    names = {layer.name for layer in layers_of(captured.program)}
+    names = {layer.name for layer in captured.layers}
     if table.source != identity[0] or table.outputs != tuple(spec.name for spec in captured.outputs):
         return "another model"
     if table.samples != identity[1]:

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..models.digest import digest_json, digest_tensor
+from ..models.roles import Role
 from .layers import Evidence
 from .recipe import Recipe
-from .roles import Role
 from .weight import Codes, CompressedWeight, Palette
 
 KINDS = {"codes": Codes, "palette": Palette}

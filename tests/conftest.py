@@ -41,6 +41,23 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(scope="session")
+def captured():
+    """(module, *inputs) -> Captured with only the program filled in."""
+    import torch
+
+    from cidermill.models.capture import Captured, kept_composites
+
+    def capture(module: torch.nn.Module, *inputs: torch.Tensor) -> Captured:
+        table = torch.export.default_decompositions()
+        for operator in kept_composites():
+            table.pop(operator, None)
+        program = torch.export.export(module.eval(), inputs).run_decompositions(table)
+        return Captured(None, program, (), (), None, ())
+
+    return capture
+
+
+@pytest.fixture(scope="session")
 def zoo():
     """The module tests/zoo/zoo.py: build(name) -> (model, inputs), save(name, folder)."""
     spec = importlib.util.spec_from_file_location("cidermill_zoo", TESTS / "zoo" / "zoo.py")

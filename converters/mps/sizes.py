@@ -3,7 +3,6 @@ file that `write` makes leave, from shapes alone."""
 
 from typing import Any
 
-from ...quantization.roles import tensors_of
 from ...quantization.weight import Codes, CompressedWeight
 from .storage import DENSE, INDICES, INT4, INT8, Layout, layout_of
 
@@ -37,4 +36,4 @@ def graph_bytes(captured: Any) -> int:
     """Of the graph, its names, metadata and padding."""
     fixed, operation, tensor = GRAPH
     operations = sum(node.op == "call_function" for node in captured.program.graph.nodes)
-    return round(fixed + operation * operations + tensor * len(tensors_of(captured.program)))
+    return round(fixed + operation * operations + tensor * len(captured.tensors))

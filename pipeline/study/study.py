@@ -258,7 +258,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
     """For the heatmap: each layer compressed alone, where that takes no longer than a moment or was asked
     for."""
     from ...quantization.recipe import parse_recipe
-    from ...quantization.sensitivity import layers_of, measure, write_table
+    from ...quantization.sensitivity import measure, write_table
     from ..choice import SAMPLES, TABLE, identity_of
 
     path = plan.out / TABLE
@@ -271,7 +271,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
         samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]),
         reference=captured.reference[:SAMPLES],
     )
-    runs = len(layers_of(captured.program)) * len(HEAT_SCHEMES) * len(few.samples.batches)
+    runs = len(captured.layers) * len(HEAT_SCHEMES) * len(few.samples.batches)
     if (
         plan.sensitivity is None and runs * ready.run_seconds / 2 > SENSITIVITY_SECONDS
     ):  # each run begins at its layer

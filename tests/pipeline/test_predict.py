@@ -15,7 +15,6 @@ from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.predict import predict_size, stand_in
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.sensitivity import layers_of
 
 RECIPES = [
     "float16", "int8", "int4", "int4:block24", "palettize4", "palettize2:group16", "palettize6", "prune50",
@@ -101,7 +100,7 @@ STAND_INS = [
 @pytest.mark.parametrize("recipe", STAND_INS)
 def test_a_stand_in_stores_as_many_bits_as_the_real_form(captured, recipe):
     compressed = compress(captured, parse_recipe(recipe))
-    for layer in layers_of(captured.program):
+    for layer in captured.layers:
         assert (
             stand_in(layer, parse_recipe(recipe)).storage_bits()
             == compressed.weights[layer.name].storage_bits()

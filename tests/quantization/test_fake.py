@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from cidermill.models.roles import Role
 from cidermill.quantization.fake import fake_weight, learns_table, table_of
 from cidermill.quantization.layers import compress_weight
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.roles import Role
 
 LINEAR = Role("linear", 0, 1)
 RECIPES = [

@@ -13,7 +13,7 @@ from cidermill.models.samples import synthetic
 from cidermill.models.source import Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.sensitivity import fits, layers_of, measure, read_table, write_table
+from cidermill.quantization.sensitivity import fits, measure, read_table, write_table
 
 
 class Branches(torch.nn.Module):
@@ -48,7 +48,7 @@ def table(captured):
 @pytest.mark.parametrize("scheme", ["int8", "int4", "palettize2"])
 def test_one_layer_alone_gives_the_same_error(captured, table, scheme):
     wanted = evaluate(captured.program, captured)
-    for layer in layers_of(captured.program):
+    for layer in captured.layers:
         alone = decompressed(compress(captured, parse_recipe(f"float16; {layer.name}={scheme}")))
         answers = evaluate(alone, captured)
         for output, found in zip(table.outputs, table.errors[scheme][layer.name]):

@@ -1,11 +1,17 @@
-"""Which tensors of a program are weights worth compressing: an ExportedProgram enters, a Role or a reason not
-to leaves for each tensor."""
+"""Which tensors of a program are weights worth compressing: its tensors enter, a Role or a reason not to leaves
+for each of them, and the layers that they make up."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from .tensors import Storage, Tensor, storage_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import Node
 
 # The threshold of coremltools.optimize (weight_threshold=2048): below it the scales or the table, and the
 # operator that decompresses, eat what is saved; biases, norms and small tables of positions fall under it
@@ -32,46 +38,49 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor of a program: its name in the state dict (or constants), its data, whether it is a parameter,
-    its graph input."""
+class Layer:
+    """A compressible weight: the tied tensors that hold it, the first of which names it, and what it does."""
 
-    name: str
-    data: torch.Tensor
-    is_parameter: bool
-    node: Any  # torch.fx.Node
+    tensors: tuple[Tensor, ...]
+    role: Role
 
+    @property
+    def name(self) -> str:
+        return self.tensors[0].name
 
-def tensors_of(program: Any) -> list[Tensor]:
-    """Every parameter, buffer and lifted constant that is an input of the graph, in graph order."""
-    signature = program.graph_signature
-    parameters = signature.inputs_to_parameters  # computed anew whenever it is asked for
-    names = {**parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
-    held = {**program.constants, **program.state_dict}
-    return [
-        Tensor(names[node.name], held[names[node.name]], node.name in parameters, node)
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in names
-    ]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensors[0].data.shape)
 
 
-def find_roles(tensors: list[Tensor]) -> dict[str, Role | str]:
+class WeightUse(NamedTuple):
+    """An operator that uses a tensor as its weight, and the number of the argument by which it does."""
+
+    node: Node
+    place: int
+    role: Role
+
+
+def layers_of(tensors: Sequence[Tensor], roles: Mapping[str, Role | str]) -> tuple[Layer, ...]:
+    """The compressible weights among a program's tensors, in graph order."""
+    tied: dict[Storage, list[Tensor]] = {}
+    for tensor in tensors:
+        if isinstance(roles[tensor.name], Role):
+            tied.setdefault(storage_of(tensor), []).append(tensor)
+    return tuple(
+        Layer(tuple(same), role) for same in tied.values() if isinstance(role := roles[same[0].name], Role)
+    )
+
+
+def find_roles(tensors: Sequence[Tensor]) -> dict[str, Role | str]:
     """name -> its Role, or why it is left alone. Names that share one storage get one answer, from all their
     uses together."""
-    uses: dict[tuple, list[Role | str]] = {}
+    uses: dict[Storage, list[Role | str]] = {}
     for tensor in tensors:
         uses.setdefault(storage_of(tensor), []).extend(
             _uses(tensor.node, tuple(range(tensor.data.ndim)), tensor.data.ndim)
         )
     return {tensor.name: _judge(tensor.data, uses[storage_of(tensor)]) for tensor in tensors}
-
-
-def storage_of(tensor: Tensor) -> tuple:
-    """Equal for tied tensors: the same elements of the same memory."""
-    data = tensor.data
-    if data.numel() == 0:
-        return (tensor.name,)
-    return data.untyped_storage().data_ptr(), data.storage_offset(), tuple(data.shape), data.stride()
 
 
 def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
@@ -96,7 +105,7 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
     return replace(first, other_kinds=tuple(sorted({role.kind for role in uses} - {first.kind})))
 
 
-def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
+def _uses(node: Node, axes: Axes, rank: int) -> Iterator[Role | str]:
     """Every use of the value `node`, whose axes are the `axes` of a tensor of `rank`: a Role, or the name of
     an operator without one."""
     for user in node.users:
@@ -121,22 +130,21 @@ def _uses(node: Any, axes: Axes, rank: int) -> Iterator[Role | str]:
                 yield name  # inside a list, as cat takes it
 
 
-def weight_uses(tensor: Tensor) -> Iterator[tuple[Any, int, Role]]:
-    """(node, number of the argument, Role) of every operator that uses a tensor as its weight, directly or
-    through views."""
-    seen = [(tensor.node, tuple(range(tensor.data.ndim)))]
-    while seen:
-        node, axes = seen.pop()
+def weight_uses(tensor: Tensor) -> Iterator[WeightUse]:
+    """Every operator that uses a tensor as its weight, directly or through views."""
+    views: list[tuple[Node, Axes]] = [(tensor.node, tuple(range(tensor.data.ndim)))]
+    while views:
+        node, axes = views.pop()
         for user in node.users:
             name = str(getattr(user.target, "overloadpacket", user.target)).removeprefix("aten.")
             if name in _VIEWS and (viewed := _VIEWS[name](user, axes)) is not None:
-                seen.append((user, viewed))
+                views.append((user, viewed))
             for place, value in enumerate(user.args):
                 if value is node and (role := _role(name, user, place, axes, tensor.data.ndim)) is not None:
-                    yield user, place, role
+                    yield WeightUse(user, place, role)
 
 
-def _role(name: str, user: Any, place: int, axes: Axes, rank: int) -> Role | None:
+def _role(name: str, user: Node, place: int, axes: Axes, rank: int) -> Role | None:
     """The role of argument number `place` of an operator, or None. An input axis that a view inserted (length
     1) is any other axis."""
     kind, channel, inputs = _ROLES.get((name, place), (None, 0, 0))
@@ -164,15 +172,15 @@ _ROLES = {
 _IGNORED = {"_assert_tensor_metadata", "sym_size", "sym_stride"}  # look at a tensor without computing with it
 
 
-def _same(user: Any, axes: Axes) -> Axes:
+def _same(user: Node, axes: Axes) -> Axes:
     return axes
 
 
-def _permuted(user: Any, axes: Axes) -> Axes:
+def _permuted(user: Node, axes: Axes) -> Axes:
     return tuple(axes[axis] for axis in user.args[1])
 
 
-def _transposed(user: Any, axes: Axes) -> Axes:
+def _transposed(user: Node, axes: Axes) -> Axes:
     first, second = user.args[1:3] if len(user.args) > 2 else (0, 1)
     swapped = list(axes)
     if len(swapped) >= 2:
@@ -180,7 +188,7 @@ def _transposed(user: Any, axes: Axes) -> Axes:
     return tuple(swapped)
 
 
-def _reshaped(user: Any, axes: Axes) -> Axes | None:
+def _reshaped(user: Node, axes: Axes) -> Axes | None:
     """Axes of length 1 may come and go; where another axis changes there is no answer."""
     before, after = user.args[0].meta["val"].shape, user.meta["val"].shape
     kept = [axis for axis, size in zip(axes, before) if size != 1]
@@ -189,7 +197,7 @@ def _reshaped(user: Any, axes: Axes) -> Axes | None:
     return tuple(None if size == 1 else kept.pop(0) for size in after)
 
 
-def _expanded(user: Any, axes: Axes) -> Axes:
+def _expanded(user: Node, axes: Axes) -> Axes:
     return (None,) * (user.meta["val"].ndim - len(axes)) + axes
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from cidermill.quantization.roles import Role, find_roles, storage_of, tensors_of
+from cidermill.models.roles import Role
+from cidermill.models.tensors import storage_of, tensors_of
 
 
 def roles_of(captured):
-    tensors = tensors_of(captured.program)
-    return find_roles(tensors)
+    return captured.roles
 
 
 class Lambda(nn.Module):

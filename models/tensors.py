@@ -1,0 +1,46 @@
+"""The tensors of a program: an ExportedProgram in, its parameters, buffers and constants out, each with the graph
+input that it arrives by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+# what tied tensors have in common: address, offset, shape and strides of their memory
+Storage = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a program: its name in the state dict (or constants), its data, whether it is a parameter,
+    its graph input."""
+
+    name: str
+    data: torch.Tensor
+    is_parameter: bool
+    node: torch.fx.Node
+
+
+def tensors_of(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Every parameter, buffer and lifted constant that is an input of the graph, in graph order."""
+    signature = program.graph_signature
+    parameters = signature.inputs_to_parameters  # computed anew whenever it is asked for
+    names = {**parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    data = {**program.constants, **program.state_dict}
+    return tuple(
+        Tensor(names[node.name], data[names[node.name]], node.name in parameters, node)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    )
+
+
+def storage_of(tensor: Tensor) -> Storage:
+    """Equal for tied tensors: the same elements of the same memory."""
+    data = tensor.data
+    if data.numel() == 0:
+        return (tensor.name,)
+    return data.untyped_storage().data_ptr(), data.storage_offset(), tuple(data.shape), data.stride()
