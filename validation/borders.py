@@ -73,27 +73,29 @@ def check_inputs(
     features: which inputs are pictures, which sizes they allow, what they default to. A scalar may be given
     for [1], as Core ML has it.
     """
-    wanted = {value.name: value for value in values}
+    declared = {value.name: value for value in values}
     hint = f"it takes {describe(values, features)}"
     if not isinstance(given, dict):
-        if len(given) != len(wanted):
-            raise UserError(f"{owner} takes {len(wanted)} inputs, {len(given)} were given", hint)
-        given = dict(zip(wanted, given))
+        if len(given) != len(declared):
+            raise UserError(f"{owner} takes {len(declared)} inputs, {len(given)} were given", hint)
+        given = dict(zip(declared, given))
     given = {**defaults(tuple(value for value in values if value.name not in given), features), **given}
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is not an input" for name in given if name not in wanted]
-    known = {name: features.get(name, Feature()) for name in wanted if name in given}
-    arrays = {name: to_array(given[name], feature.channels) for name, feature in known.items()}
+    problems = [f"{name} is missing" for name in declared if name not in given]
+    problems += [f"{name} is not an input" for name in given if name not in declared]
+    known_features = {name: features.get(name, Feature()) for name in declared if name in given}
+    arrays = {name: to_array(given[name], feature.channels) for name, feature in known_features.items()}
     arrays = {
-        name: array[None] if array.ndim == 0 and wanted[name].shape == (1,) else array
+        name: array[None] if array.ndim == 0 and declared[name].shape == (1,) else array
         for name, array in arrays.items()
     }
     problems += [
-        problem for name, array in arrays.items() if (problem := misfit(array, wanted[name], known[name]))
+        problem
+        for name, array in arrays.items()
+        if (problem := misfit(array, declared[name], known_features[name]))
     ]
     if problems:
         raise UserError(f"inputs do not fit {owner}: {'; '.join(problems)}", hint)
-    return {name: to_tensor(array, wanted[name].dtype) for name, array in arrays.items()}
+    return {name: to_tensor(array, declared[name].dtype) for name, array in arrays.items()}
 
 
 def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[str, np.ndarray]:
@@ -131,8 +133,8 @@ def describe(values: tuple[Value, ...], features: dict[str, Feature]) -> str:
 def describe_input(value: Value, feature: Feature) -> str:
     ranges = feature.ranges or ((0, None),) * len(value.shape)
     sizes = [
-        str(size) if size is not None else describe_range(*limits)
-        for size, limits in zip(value.shape, ranges)
+        str(size) if size is not None else describe_range(*bounds)
+        for size, bounds in zip(value.shape, ranges)
     ]
     shape = " or ".join(str(list(shape)) for shape in feature.shapes) or f"[{', '.join(sizes)}]"
     notes = [f"a picture, {feature.channels}"] if feature.channels else []
@@ -168,29 +170,29 @@ def to_picture(tensor: torch.Tensor, channels: str) -> Any:
     return Image.fromarray(whole[..., 0] if channels == "L" else np.ascontiguousarray(whole))
 
 
-def misfit(array: np.ndarray, wanted: Value, feature: Feature) -> str:
+def misfit(array: np.ndarray, declared: Value, feature: Feature) -> str:
     """What is wrong with an input, or nothing."""
     given = str(array.dtype)
     allowed = (
-        given == wanted.dtype
-        or (given, wanted.dtype) in WIDER
+        given == declared.dtype
+        or (given, declared.dtype) in WIDER
         or (
-            wanted.dtype in STORED_AS
+            declared.dtype in STORED_AS
             and array.dtype.kind in "biu"
-            and np.can_cast(array.dtype, wanted.dtype, "safe")
+            and np.can_cast(array.dtype, declared.dtype, "safe")
         )
     )
-    fits = array.ndim == len(wanted.shape) and all(
-        want in (None, have) for want, have in zip(wanted.shape, array.shape)
+    fits = array.ndim == len(declared.shape) and all(
+        size in (None, given_size) for size, given_size in zip(declared.shape, array.shape)
     )
     if not fits or not allowed or not feature.allows(array.shape):
-        return f"{wanted.name} is {given} {list(array.shape)}"
+        return f"{declared.name} is {given} {list(array.shape)}"
     if (
-        (given, wanted.dtype) == ("int64", "int32")
+        (given, declared.dtype) == ("int64", "int32")
         and array.size
         and np.abs(array).max() > np.iinfo(np.int32).max
     ):
-        return f"{wanted.name} holds numbers beyond int32"
+        return f"{declared.name} holds numbers beyond int32"
     return ""
 
 
@@ -205,7 +207,7 @@ def as_array(result: Any, declared: Value, precision: str) -> Any:
     dictionaries pass."""
     if not isinstance(result, torch.Tensor):
         return result
-    wanted = "float32" if precision == "float32" and declared.dtype == "float16" else declared.dtype
+    dtype = "float32" if precision == "float32" and declared.dtype == "float16" else declared.dtype
     result = result.float() if result.dtype == torch.bfloat16 else result  # which numpy does not have
     array = result.contiguous().numpy()
-    return array.astype(wanted, copy=False) if wanted in np.sctypeDict else array
+    return array.astype(dtype, copy=False) if dtype in np.sctypeDict else array

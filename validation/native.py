@@ -29,16 +29,16 @@ from .runner import Runner
 from .runners import has_native_runtime
 
 NEEDS_MACOS = "not run: needs macOS"
-UNITS = {
+COMPUTE_UNITS = {
     "coreml": ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"),
     "executorch": ("mps",),
     "reference": ("reference",),
 }
-LIMIT_S = (
+MOST_SECONDS = (
     300.0  # for all that one process does; the Neural Engine's compiler takes minutes over the largest models
 )
 MOST_BYTES = 1 << 26  # of a child's lines
-SIGNALS = {one.value: one.name for one in signal.Signals}
+SIGNALS = {number.value: number.name for number in signal.Signals}
 PHASES = {"compile": "compile_ms", "cold load": "cold_load_ms", "load": "load_ms", "first run": "first_ms"}
 
 
@@ -88,13 +88,14 @@ def why_not_run(path: Path) -> str:
 def machine() -> dict:
     """This Mac: {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}. A virtual one has a chip of its
     own name: "M2 Pro (Virtual)"."""
-    found = {
-        key: _sysctl(name) for key, name in (("chip", "machdep.cpu.brand_string"), ("model", "hw.model"))
+    return {
+        "chip": _sysctl("machdep.cpu.brand_string").removeprefix("Apple "),
+        "model": _sysctl("hw.model"),
+        "os": f"macOS {platform.mac_ver()[0]}",
     }
-    return {**found, "chip": found["chip"].removeprefix("Apple "), "os": f"macOS {platform.mac_ver()[0]}"}
 
 
-def measure_times(runner: Runner, host: str, limit_s: float = LIMIT_S) -> list[dict]:
+def measure_times(runner: Runner, host: str, limit_s: float = MOST_SECONDS) -> list[dict]:
     """One entry per compute unit, as report.json's latency.measured.units has them: times in ms, or a problem
     and the times before it."""
     with _workplace(runner) as (folder, inputs):
@@ -103,12 +104,12 @@ def measure_times(runner: Runner, host: str, limit_s: float = LIMIT_S) -> list[d
                 "compute_units": units,
                 **timings(run_worker(_time_job(runner, host, units, folder, inputs).command(), limit_s)),
             }
-            for units in UNITS[host]
+            for units in COMPUTE_UNITS[host]
         ]
 
 
 def measure_plan(
-    path: Path, compute_units: str = "all", function: str | None = None, limit_s: float = LIMIT_S
+    path: Path, compute_units: str = "all", function: str | None = None, limit_s: float = MOST_SECONDS
 ) -> Outcome:
     """Core ML's plan; `find("plan")` is None where it could not be had."""
     with tempfile.TemporaryDirectory(prefix="cidermill-", ignore_cleanup_errors=True) as folder:
@@ -151,26 +152,26 @@ def timings(outcome: Outcome) -> dict:
     """Times of one unit in ms. ms: the median of the steady runs; low_ms, high_ms: their 10 and 90 %
     quantiles."""
     ended = {line["end"]: line["seconds"] for line in outcome.lines if _is_end(line)}
-    found: dict[str, Any] = {key: _ms(ended[phase]) for phase, key in PHASES.items() if phase in ended}
+    times: dict[str, Any] = {key: _ms(ended[phase]) for phase, key in PHASES.items() if phase in ended}
     runs = outcome.find("runs")
     if _are_times(runs):
         low, middle, high = np.quantile(runs, (0.1, 0.5, 0.9))
-        found |= {"ms": _ms(middle), "low_ms": _ms(low), "high_ms": _ms(high), "runs": len(runs)}
+        times |= {"ms": _ms(middle), "low_ms": _ms(low), "high_ms": _ms(high), "runs": len(runs)}
     if outcome.problem:
-        found["problem"] = outcome.problem
-    return found
+        times["problem"] = outcome.problem
+    return times
 
 
 def match_plan(rows: Sequence[dict], graph: Graph) -> list[dict]:
     """Planned operations under our names, in file order; what the plan does not name is left out. They are
     matched by their outputs' names."""
     by_output = {row["name"]: row for row in rows}
-    found = []
+    planned = []
     for node in all_nodes(graph):
         row = next((by_output[value.name] for value in node.outputs if value.name in by_output), None)
         if row is not None:
-            found.append({**row, "name": node.name or node.outputs[0].name, "type": node.op})
-    return found
+            planned.append({**row, "name": node.name or node.outputs[0].name, "type": node.op})
+    return planned
 
 
 def example_inputs(runner: Runner) -> dict[str, np.ndarray]:
@@ -249,15 +250,15 @@ def _end(child: subprocess.Popen) -> None:
 def _lines(stream: Any) -> tuple[dict, ...]:
     """Those that are JSON objects: runtimes print what they like."""
     stream.seek(0)
-    found = []
+    objects = []
     for line in stream.read(MOST_BYTES).splitlines():
         try:
             item = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(item, dict):
-            found.append(item)
-    return tuple(found)
+            objects.append(item)
+    return tuple(objects)
 
 
 def _last_line(stream: Any) -> str:

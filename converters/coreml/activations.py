@@ -16,14 +16,14 @@ def activation_warnings(compressed: Any) -> tuple[str, ...]:
     plan = compressed.activations
     if plan is None:
         return ()
-    found = []
+    warnings = []
     if compressed.captured.samples.kind == "synthetic":
-        found.append(
+        warnings.append(
             "8-bit activations were calibrated on random inputs, which say little about real ones\nGive real"
             " inputs with --samples."
         )
     if plan.left:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(plan.left.items())[:NAMED])
         more = f"; and {len(plan.left) - NAMED} more" if len(plan.left) > NAMED else ""
-        found.append(f"{len(plan.left)} layers keep float activations: {named}{more}")
-    return tuple(found)
+        warnings.append(f"{len(plan.left)} layers keep float activations: {named}{more}")
+    return tuple(warnings)

@@ -236,14 +236,14 @@ def transform_to_real(self, dim, normalization, last_dim_size):
     number = self
     for axis in dim[:-1]:
         number = _transform(number, axis, 1.0, scale)
-    kept = last_dim_size // 2 + 1
-    number = Pair(*[part.narrow(dim[-1], 0, kept) for part in number])
+    frequencies = last_dim_size // 2 + 1
+    number = Pair(*[part.narrow(dim[-1], 0, frequencies) for part in number])
     cos, sin = _waves(last_dim_size, last_dim_size, 1.0)
-    frequency = torch.arange(kept)
+    frequency = torch.arange(frequencies)
     single = (frequency == 0) | (2 * frequency == last_dim_size)
     weight = torch.where(single, 1.0, 2.0)[:, None] * scale
     both = torch.cat([number.re, number.im], dim[-1])
-    return _along(both, dim[-1], torch.cat([cos[:kept] * weight, -sin[:kept] * weight]))
+    return _along(both, dim[-1], torch.cat([cos[:frequencies] * weight, -sin[:frequencies] * weight]))
 
 
 TRANSFORMS = (transform_complex, transform_real, transform_to_real)

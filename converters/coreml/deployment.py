@@ -36,9 +36,8 @@ def generation(target: str) -> int:
 
 def required_target(recipe: Recipe) -> tuple[str, str]:
     """-> (lowest Core ML deployment target whose operators hold every layer's recipe, why)."""
-    return max(
-        (_required(layer) for layer in recipe.layers), key=lambda found: int(found[0].removeprefix("iOS"))
-    )
+    needs = [_required(layer) for layer in recipe.layers]
+    return max(needs, key=lambda need: int(need[0].removeprefix("iOS")))
 
 
 def _required(recipe: Recipe) -> tuple[str, str]:

@@ -149,10 +149,10 @@ def scatter_reduce(self, dim, index, src, reduce, include_self=True):
     hits = index.unsqueeze(dim) == places
     lowest = float("-inf") if reduce == "amax" else float("inf")
     values = torch.where(hits, src.unsqueeze(dim), torch.tensor(lowest, dtype=src.dtype))
-    found = values.amax(dim + 1) if reduce == "amax" else values.amin(dim + 1)
+    extreme = values.amax(dim + 1) if reduce == "amax" else values.amin(dim + 1)
     if include_self:
-        return torch.maximum(found, self) if reduce == "amax" else torch.minimum(found, self)
-    return torch.where(hits.any(dim + 1), found, self)
+        return torch.maximum(extreme, self) if reduce == "amax" else torch.minimum(extreme, self)
+    return torch.where(hits.any(dim + 1), extreme, self)
 
 
 def takes_extremes(node: torch.fx.Node) -> bool:
@@ -187,9 +187,11 @@ def takes_part(node: torch.fx.Node) -> bool:
 
 
 def _differ(tensor: torch.fx.Node, index: torch.fx.Node, but: int | None) -> bool:
-    shape, wanted = tensor.meta["val"].shape, index.meta["val"].shape
+    shape, index_shape = tensor.meta["val"].shape, index.meta["val"].shape
     return any(
-        a != b for axis, (a, b) in enumerate(zip(shape, wanted)) if but is None or axis != but % len(shape)
+        a != b
+        for axis, (a, b) in enumerate(zip(shape, index_shape))
+        if but is None or axis != but % len(shape)
     )
 
 
@@ -208,11 +210,11 @@ def _scatter(operator, self, dim, index, src):
     part = operator(_leading(self, index.shape, dim), dim, index, src)
     for axis in range(self.ndim):  # what lies beyond the index stays
         if axis != dim:
-            kept = _leading(
+            rest = _leading(
                 self, part.shape[:axis] + self.shape[axis : axis + 1] + part.shape[axis + 1 :], None
             )
             part = torch.cat(
-                [part, kept.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis
+                [part, rest.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis
             )
     return part
 
@@ -262,8 +264,8 @@ def counts_from_the_end(node: torch.fx.Node) -> bool:
 
 def kth_value(self, k, dim=-1, keepdim=False):
     values, order = torch.sort(self, dim)
-    found = values.select(dim, k - 1), order.select(dim, k - 1)
-    return tuple(item.unsqueeze(dim) for item in found) if keepdim else found
+    kth = values.select(dim, k - 1), order.select(dim, k - 1)
+    return tuple(item.unsqueeze(dim) for item in kth) if keepdim else kth
 
 
 def median(self, dim, keepdim=False):

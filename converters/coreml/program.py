@@ -126,22 +126,24 @@ def first_of_each(weights: dict[str, CompressedWeight]) -> dict[str, str]:
     return first
 
 
-def _equal(one: CompressedWeight, other: CompressedWeight) -> bool:
-    return one is other or all(
-        _same(getattr(one, part), getattr(other, part)) for part in ("values", "mask", "kept")
+def _equal(first: CompressedWeight, second: CompressedWeight) -> bool:
+    return first is second or all(
+        _same(getattr(first, part), getattr(second, part)) for part in ("values", "mask", "kept")
     )
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return (
-            one.shape == other.shape
-            and torch.equal(one.flatten()[:64], other.flatten()[:64])
-            and torch.equal(one, other)
+            first.shape == second.shape
+            and torch.equal(first.flatten()[:64], second.flatten()[:64])
+            and torch.equal(first, second)
         )
-    if hasattr(one, "__dataclass_fields__") and type(one) is type(other):
-        return all(_same(getattr(one, field), getattr(other, field)) for field in one.__dataclass_fields__)
-    return type(one) is type(other) and one == other
+    if hasattr(first, "__dataclass_fields__") and type(first) is type(second):
+        return all(
+            _same(getattr(first, field), getattr(second, field)) for field in first.__dataclass_fields__
+        )
+    return type(first) is type(second) and first == second
 
 
 def _converted(
@@ -172,12 +174,12 @@ def _passes() -> Any:
 
 def _find_places(program: Any, names: list[str]) -> dict[str, Any]:
     """Name -> the Var of its place, in the order of the program."""
-    found = {}
+    places = {}
     for operation in program.functions["main"].operations:
         index = place_index(operation)
         if index is not None and index < len(names) and operation.outputs[0].child_ops:
-            found[names[index]] = operation.outputs[0]
-    return found
+            places[names[index]] = operation.outputs[0]
+    return places
 
 
 def _remove(block: Any, operations: list) -> None:

@@ -47,7 +47,7 @@ def _form_bytes(form: CompressedWeight, characters: int) -> float:
         first = FORM["indices"]
     else:
         first = FORM["codes"] + (FORM["zero points"] if values.zero_point is not None else 0)
-    return first + sum(MORE[one] + NAME * characters for one in more)
+    return first + sum(MORE[part] + NAME * characters for part in more)
 
 
 def graph_bytes(captured: Any, recipe: Recipe, dense_bytes: int) -> int:

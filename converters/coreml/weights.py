@@ -148,10 +148,10 @@ def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
         return mb.constexpr_blockwise_shift_scale(
             data=_as_bits(values.codes.numpy(), "int", values.bits), **after, name=name
         )
-    found = mb.constexpr_lut_to_dense(
+    looked_up = mb.constexpr_lut_to_dense(
         **table, indices=_indices(values), name=f"{name}_palettized" if after else name
     )
-    return mb.constexpr_blockwise_shift_scale(data=found, **after, name=name) if after else found
+    return mb.constexpr_blockwise_shift_scale(data=looked_up, **after, name=name) if after else looked_up
 
 
 def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
@@ -159,28 +159,28 @@ def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
     from coremltools.converters.mil.mil import Builder as mb
 
     mask, values = weight.mask.numpy(), weight.values
-    kept = _as_bits(mask.astype(np.uint8), "uint", 1)
+    bits_of_mask = _as_bits(mask.astype(np.uint8), "uint", 1)
     if values is None:
         return mb.constexpr_sparse_to_dense(
-            nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=kept, name=name
+            nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=bits_of_mask, name=name
         )
     table, after = _table_and_scales(values, name, dtype)
     if table is None:
         data = _as_bits(values.codes.numpy()[mask], "int", values.bits)
     else:
         stored = _one_of_each(mask, values)
-        kept = _as_bits(stored.astype(np.uint8), "uint", 1)
-        kept, data = mb.constexpr_lut_to_sparse(
+        bits_of_mask = _as_bits(stored.astype(np.uint8), "uint", 1)
+        bits_of_mask, data = mb.constexpr_lut_to_sparse(
             **table,
-            indices_mask=kept,
+            indices_mask=bits_of_mask,
             indices_nonzero_data=_indices(values)[stored],
             name=f"{name}_palettized",
         )
     if after:
-        kept, data = mb.constexpr_sparse_blockwise_shift_scale(
-            data_mask=kept, nonzero_data=data, **after, name=f"{name}_quantized"
+        bits_of_mask, data = mb.constexpr_sparse_blockwise_shift_scale(
+            data_mask=bits_of_mask, nonzero_data=data, **after, name=f"{name}_quantized"
         )
-    return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=kept, name=name)
+    return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=bits_of_mask, name=name)
 
 
 def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[dict | None, dict]:

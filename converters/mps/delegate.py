@@ -93,7 +93,7 @@ def _conv_beyond_2d(node: torch.fx.Node) -> bool:
 
 REFUSALS = {  # serializable uses that the runtime aborts on or computes differently
     "aten.convolution.default": _conv_beyond_2d,
-    "aten.index.Tensor": lambda node: True,  # lower_mps rewrites every form that can be rewritten
+    "aten.index.Tensor": lambda node: True,  # lower.py rewrites every form that can be rewritten
     "aten.index_put.default": lambda node: sum(index is not None for index in node.args[1]) != 1,
     "aten.avg_pool2d.default": (
         lambda node: len(node.args) > 4 and bool(node.args[4])
@@ -155,7 +155,7 @@ def _corrections(stock: type) -> type:
             return self._write(constant_tensor, mps_graph, None)
 
         def define_scalar(self, val, mps_data_type, mps_graph) -> int:
-            raise AssertionError("lower_mps.agree_types leaves no scalar operands")
+            raise AssertionError("agree_types of lower.py leaves no scalar operands")
 
         def _write(self, tensor: torch.Tensor, mps_graph, mps_data_type) -> int:
             """A constant, written once however many nodes hold the same bytes (tied weights)."""

@@ -72,11 +72,11 @@ def narrow_integers(work: Draft) -> None:
 
 
 def _fits_int32(tensor: torch.Tensor) -> bool:
-    limits = torch.iinfo(torch.int32)
+    int32 = torch.iinfo(torch.int32)
     return (
         tensor.is_floating_point()
         or tensor.numel() == 0
-        or (int(tensor.min()) >= limits.min and int(tensor.max()) <= limits.max)
+        or (int(tensor.min()) >= int32.min and int(tensor.max()) <= int32.max)
     )
 
 
@@ -163,12 +163,12 @@ def fit_scalars(work: Draft) -> None:
         if node.op != "call_function":
             continue
         if is_op(node, aten.clamp.default):
-            limits = [
+            bounds = [
                 None if limit is not None and abs(limit) > HALF_MAX else limit
                 for limit in [*node.args[1:], None, None][:2]
             ]
-            node.args = (node.args[0], *[_fit(limit) for limit in limits])
-            if limits == [None, None]:
+            node.args = (node.args[0], *[_fit(limit) for limit in bounds])
+            if bounds == [None, None]:
                 node.replace_all_uses_with(node.args[0])
                 work.graph.erase_node(node)
         elif node.target in BINARY and node.args and not isinstance(node.args[-1], torch.fx.Node):

@@ -147,10 +147,10 @@ def _place_palette(
         codes = (
             _unpack_int4(given[""], given["_unit"], len(given[""][0])).reshape(shape) if packed else given[""]
         )
-        found = look_up(
+        looked_up = look_up(
             codes.to(torch.int32) + start, given["_table"], given.get("_first"), values.vector_axis
         )
-        return found * given["_scale"] if "_scale" in given else found
+        return looked_up * given["_scale"] if "_scale" in given else looked_up
 
     retrace(work, node, unpack, *placed.values())
 
@@ -163,9 +163,11 @@ def indices_and_rows(weight: CompressedWeight) -> tuple[torch.Tensor, torch.Tens
     if weight.mask is not None:
         entries, vector = lut.shape[-2:]
         axis = values.vector_axis or 0
-        kept = weight.mask if vector == 1 else weight.mask.unflatten(axis, (-1, vector)).select(axis + 1, 0)
+        survives = (
+            weight.mask if vector == 1 else weight.mask.unflatten(axis, (-1, vector)).select(axis + 1, 0)
+        )
         indices, lut = (
-            torch.where(kept, indices, entries),
+            torch.where(survives, indices, entries),
             torch.cat([lut, torch.zeros_like(lut[..., :1, :])], dim=-2),
         )
     return indices, lut.reshape(-1, lut.shape[-1])
@@ -180,9 +182,9 @@ def look_up(indices, rows, first=None, vector_axis=None):
         indices = indices.reshape(split) + first.reshape(
             [part for tables in first.shape for part in (tables, 1)]
         )
-    found = torch.ops.aten.embedding.default(rows, indices.reshape(-1))
+    looked_up = torch.ops.aten.embedding.default(rows, indices.reshape(-1))
     if rows.shape[1] == 1:
-        return found.reshape(shape)
+        return looked_up.reshape(shape)
     order = [*range(vector_axis + 1), len(shape), *range(vector_axis + 1, len(shape))]
     shape[vector_axis] *= rows.shape[1]
-    return found.reshape([*stored, rows.shape[1]]).permute(order).reshape(shape)
+    return looked_up.reshape([*stored, rows.shape[1]]).permute(order).reshape(shape)

@@ -535,4 +535,4 @@ def test_a_call_that_does_not_fit_is_noticed(ct, right, wrong):
 
 
 def test_every_compute_unit_has_its_name_in_coremltools(ct):
-    assert {ct.ComputeUnit[units.upper()] for units in native.UNITS["coreml"]} == set(ct.ComputeUnit)
+    assert {ct.ComputeUnit[units.upper()] for units in native.COMPUTE_UNITS["coreml"]} == set(ct.ComputeUnit)

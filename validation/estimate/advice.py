@@ -2,7 +2,7 @@
 rewrite or "" leaves.
 
 Only rewrites that compute the same and that the Neural Engine is known to take; where none is known nothing
-is said. The limits are those of `limits.py`, whose docstring names the sources.
+is said. The limits are those of `support.py`, whose docstring names the sources.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ BY_OPERATOR = {
 
 def advice(operation: Operation, reason: str) -> str:
     """A rewrite for an operation that stands off the Neural Engine for `reason` (a text of
-    `limits.engine_refusal` or `placement`)."""
+    `support.engine_refusal` or `placement`)."""
     if not reason:
         return ""
     if "has no Neural Engine form" in reason:

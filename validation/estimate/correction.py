@@ -73,7 +73,7 @@ def estimator() -> str:
 def parts(latency: Latency, placement: Placement) -> dict[str, float]:
     """Unit -> ms of the estimate, by the units' shares of the placement's costs; floors and crossings go with
     them."""
-    shares = {unit: found["share"] for unit, found in placement.units().items()}
+    shares = {unit: part["share"] for unit, part in placement.units().items()}
     total = sum(shares.values()) or 1.0
     return {unit: latency.ms * shares[unit] / total for unit in UNITS}
 
@@ -162,10 +162,10 @@ def _solve(rows: Sequence[Row]) -> list[float]:
         return [*misfit, *(numbers[:2] / FLOOR_PRIOR_MS), *(numbers[2:] / SCALE_PRIOR)]
 
     least = [0.0, *[-np.inf] * (1 + len(UNITS))]
-    found = least_squares(
+    solution = least_squares(
         residuals, np.zeros(2 + len(UNITS)), bounds=(least, np.inf), method="dogbox"
     )  # the default stalls from a bound
-    return [float(value) for value in found.x]
+    return [float(value) for value in solution.x]
 
 
 def _log_ratio(row: Row, numbers: Sequence[float]) -> float:
@@ -178,9 +178,9 @@ def _held_out(rows: Sequence[Row]) -> tuple[float, ...]:
     names = sorted({row.artifact for row in rows})
     if len(names) == 1:
         return ()
-    found = []
+    mean_squares = []
     for name in names:
         numbers = _solve([row for row in rows if row.artifact != name])
         errors = [_log_ratio(row, numbers) ** 2 for row in rows if row.artifact == name]
-        found.append(sum(errors) / len(errors))
-    return tuple(found)
+        mean_squares.append(sum(errors) / len(errors))
+    return tuple(mean_squares)

@@ -110,38 +110,38 @@ def _end(which: int) -> Any:
 def _at(runner: Runner, shapes: dict[str, tuple[int, ...]], kind: str) -> Variant:
     if max(math.prod(shape) for shape in shapes.values()) > MOST_ELEMENTS:
         return Variant(shapes, kind, None, "too large to run here")
-    found: dict[str, tuple[int, ...]] = dict(shapes)
+    seen: dict[str, tuple[int, ...]] = dict(shapes)
 
     def note(name: str, result: Any) -> None:
         if hasattr(result, "shape"):
-            found[name] = tuple(result.shape)
+            seen[name] = tuple(result.shape)
 
     types = {value.name: "float32" if value.dtype == "bfloat16" else value.dtype for value in runner.inputs}
     try:
         runner({name: np.zeros(shape, types[name]) for name, shape in shapes.items()}, tap=note)
     except (OperatorFailed, UserError) as error:
         return Variant(shapes, kind, None, " ".join(str(error).split()))
-    return Variant(shapes, kind, _fixed(runner.graph, found))
+    return Variant(shapes, kind, _fixed(runner.graph, seen))
 
 
 def _fixed(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> Graph:
     """The graph with the shapes that were seen instead of the declared ones."""
 
-    def value(one: Value) -> Value:
+    def value(declared: Value) -> Value:
         return (
-            replace(one, shape=shapes[one.name], any_rank=False)
-            if one.name in shapes and (None in one.shape or one.any_rank)
-            else one
+            replace(declared, shape=shapes[declared.name], any_rank=False)
+            if declared.name in shapes and (None in declared.shape or declared.any_rank)
+            else declared
         )
 
-    def node(one: Node) -> Node:
+    def node(operation: Node) -> Node:
         return replace(
-            one,
-            outputs=tuple(map(value, one.outputs)),
-            blocks=tuple(_fixed(block, shapes) for block in one.blocks),
+            operation,
+            outputs=tuple(map(value, operation.outputs)),
+            blocks=tuple(_fixed(block, shapes) for block in operation.blocks),
         )
 
-    values = {name: value(one) for name, one in graph.values.items()}
+    values = {name: value(declared) for name, declared in graph.values.items()}
     return replace(
         graph, inputs=tuple(map(value, graph.inputs)), nodes=tuple(map(node, graph.nodes)), values=values
     )

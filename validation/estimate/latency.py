@@ -107,18 +107,18 @@ def estimate_latency(
     device: str | Device = DEFAULT_DEVICE,
     compute_units: str = "all",
     placement: Placement | None = None,
-    every: list[Operation] | None = None,
+    listed: list[Operation] | None = None,
 ) -> Latency:
     """Latency of a Core ML program. `placement` saves the work where it is known already for this device and
     these units, `every` (its operations) where several devices are asked for."""
     device = device if isinstance(device, Device) else find_device(device)
-    every = operations(graph) if every is None else every
-    placement = placement or place_operations(every, device, compute_units)
-    steps = without_softmax_guards(every)
-    if len(steps) < len(every) and placement.units()["ane"]["ops"]:
+    listed = operations(graph) if listed is None else listed
+    placement = placement or place_operations(listed, device, compute_units)
+    steps = without_softmax_guards(listed)
+    if len(steps) < len(listed) and placement.units()["ane"]["ops"]:
         placement = place_operations(steps, device, compute_units)
-    elif len(steps) < len(every):
-        steps = every
+    elif len(steps) < len(listed):
+        steps = listed
     on_engine = [step for step, op in zip(steps, placement.ops) if op.unit == "ane"]
     work = work_of(on_engine, sparse_weights(graph))
     ms = engine_ms(work, device, numbers("engine")) if on_engine else 0.0
@@ -130,7 +130,7 @@ def estimate_latency(
         device,
         placement,
         band_names(device, placement, compression_of(on_engine, work)),
-        caveats(graph, every, steps),
+        caveats(graph, listed, steps),
     )
 
 
@@ -158,13 +158,15 @@ def without_softmax_guards(steps: list[Operation]) -> list[Operation]:
 def without_interface_casts(placement: Placement, steps: list[Operation], graph: Graph) -> Placement:
     """The placement without CPU casts of the program's own inputs and outputs: the measured floor of a call
     holds them already."""
-    given, taken = {value.name for value in graph.inputs}, set(graph.outputs)
+    input_names, output_names = {value.name for value in graph.inputs}, set(graph.outputs)
     casts = [(step, op) for step, op in zip(steps, placement.ops) if step.op == "cast" and op.unit == "cpu"]
-    entering = {op for step, op in casts if any(operand.value.name in given for operand in step.operands)}
-    leaving = {op for step, op in casts if any(result.value.name in taken for result in step.results)}
-    kept = tuple(op for op in placement.ops if op not in entering | leaving)
+    entering = {
+        op for step, op in casts if any(operand.value.name in input_names for operand in step.operands)
+    }
+    leaving = {op for step, op in casts if any(result.value.name in output_names for result in step.results)}
+    inside = tuple(op for op in placement.ops if op not in entering | leaving)
     return replace(
-        placement, ops=kept, crossings=max(0, placement.crossings - bool(entering) - bool(leaving))
+        placement, ops=inside, crossings=max(0, placement.crossings - bool(entering) - bool(leaving))
     )
 
 
@@ -211,7 +213,7 @@ def work_of(steps: list[Operation], zeros: dict[str, float] | None = None) -> li
 def fusion(steps: list[Operation]) -> tuple[set[int], set[str]]:
     """-> ids of elementwise operations that run inside a convolution or product before or after them, and the
     values that those give."""
-    computed, wanted, fused = set(), set(), set()
+    computed, multiplied, fused = set(), set(), set()
     for step in steps:
         inputs = [operand.value.name for operand in step.operands if not operand.constant]
         if step.op in CLASSES or (step.op in POINTWISE and len(inputs) == 1 and inputs[0] in computed):
@@ -222,25 +224,25 @@ def fusion(steps: list[Operation]) -> tuple[set[int], set[str]]:
         ahead = (
             step.op in POINTWISE
             and len(inputs) == 1
-            and any(result.value.name in wanted for result in step.results)
+            and any(result.value.name in multiplied for result in step.results)
         )
         if step.op in CLASSES or ahead:
-            wanted.update(inputs)
+            multiplied.update(inputs)
             fused.update([id(step)] if step.op not in CLASSES else [])
     return fused, computed
 
 
 def sparse_weights(graph: Graph) -> dict[str, float]:
     """Weight -> share of its elements that the file leaves out as zeros."""
-    found = {}
+    zeros = {}
     for node in graph.nodes:
         data = node.inputs.get("nonzero_data")
         if node.op == "constexpr_sparse_to_dense" and data is not None:
-            kept = graph.values[data.name].shape if isinstance(data, Ref) else data.shape
-            found[node.outputs[0].name] = 1 - math.prod(kept) / math.prod(
+            stored = graph.values[data.name].shape if isinstance(data, Ref) else data.shape
+            zeros[node.outputs[0].name] = 1 - math.prod(stored) / math.prod(
                 size or 1 for size in node.outputs[0].shape
             )
-    return found
+    return zeros
 
 
 def engine_ms(work: Iterable[Work], device: Device, numbers: dict[str, float]) -> float:

@@ -113,13 +113,13 @@ def operations(graph: Graph) -> list[Operation]:
     for node in graph.nodes:
         used.update(references(node.inputs))
         used.update(name for block in node.blocks for name in captured_names(block))
-    found = []
+    listed = []
     for node in graph.nodes:
         if is_weight(node, constants):
             constants.update({value.name: _fold(node, value, constants) for value in node.outputs})
         else:
-            found.append(_operation(node, graph, constants, used))
-    return found
+            listed.append(_operation(node, graph, constants, used))
+    return listed
 
 
 def is_weight(node: Node, constants: dict) -> bool:

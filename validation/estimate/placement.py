@@ -2,7 +2,7 @@
 operation leaves.
 
 The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and
-limits (`limits.py`).
+limits (`support.py`).
 """
 
 from collections import Counter

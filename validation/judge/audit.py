@@ -161,7 +161,7 @@ def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> di
     for weight in weights:
         for name in _shortened(re.sub(r"\W", "_", weight.name).casefold()):
             by_name.setdefault(name, weight)
-    found = {}
+    matched = {}
     for decision in decisions:
         plain = re.sub(r"\W", "_", decision.name).casefold()
         weight = next(
@@ -173,8 +173,8 @@ def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> di
             None,
         )
         if weight is not None and weight.size == math.prod(decision.shape):
-            found[decision.name] = weight
-    return _with_tied(decisions, found)
+            matched[decision.name] = weight
+    return _with_tied(decisions, matched)
 
 
 def _shortened(name: str) -> list[str]:
@@ -191,29 +191,29 @@ def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> d
     left: dict[int, list[StoredWeight]] = {}
     for weight in weights:
         left.setdefault(weight.size, []).append(weight)
-    found = {}
+    matched = {}
     for decision in decisions:
-        same = left.get(math.prod(decision.shape), [])
-        if same and not decision.reason.startswith("tied to "):
-            near = min(
-                same,
+        candidates = left.get(math.prod(decision.shape), [])
+        if candidates and not decision.reason.startswith("tied to "):
+            nearest = min(
+                candidates,
                 key=lambda weight: (
                     weight.shape != decision.shape,
                     abs(weight.bits_per_weight - decision.bits_per_weight),
                 ),
             )
-            found[decision.name] = near
-            same.remove(near)
-    return _with_tied(decisions, found)
+            matched[decision.name] = nearest
+            candidates.remove(nearest)
+    return _with_tied(decisions, matched)
 
 
-def _with_tied(decisions: Sequence[Any], found: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
+def _with_tied(decisions: Sequence[Any], matched: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
     """A tied weight is where the weight is that it is tied to."""
     for decision in decisions:
         tied = re.match(r"tied to ([^;]+)", decision.reason)
-        if decision.name not in found and tied and tied[1] in found:
-            found[decision.name] = found[tied[1]]
-    return found
+        if decision.name not in matched and tied and tied[1] in matched:
+            matched[decision.name] = matched[tied[1]]
+    return matched
 
 
 def _entry(

@@ -145,8 +145,8 @@ def _lost_infinities(want: np.ndarray, have: np.ndarray) -> str:
     finite = want[np.isfinite(want)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     with np.errstate(invalid="ignore"):
-        kept = np.where(want > 0, have >= max(high, 0.0), have <= min(low, 0.0))[infinite]
-    lost = int(np.count_nonzero(~kept))
+        infinite_still = np.where(want > 0, have >= max(high, 0.0), have <= min(low, 0.0))[infinite]
+    lost = int(np.count_nonzero(~infinite_still))
     return f"{lost} infinite values of the reference became ordinary numbers or NaN" if lost else ""
 
 

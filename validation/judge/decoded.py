@@ -68,35 +68,35 @@ def _computed(block: Graph, last: Node, call) -> torch.Tensor:
     return interpret(replace(block, inputs=(), outputs=(name,), nodes=tuple(nodes)), call, {})[name]
 
 
-def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def same(decoded: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two weights hold the same values, rounded to float16, in the same order, with axes reordered or
     of length 1 left out, or turned as the weight of a transposed convolution that is computed as a plain
     one."""
-    if found.numel() != expected.numel():
+    if decoded.numel() != expected.numel():
         return False
-    found, expected = found.half(), expected.half()
-    if torch.equal(found.reshape(-1), expected.reshape(-1)) or _is_turned(found, expected):
+    decoded, expected = decoded.half(), expected.half()
+    if torch.equal(decoded.reshape(-1), expected.reshape(-1)) or _is_turned(decoded, expected):
         return True
-    target = _long_axes(found)
+    target = _long_axes(decoded)
     squeezed = expected.reshape(_long_axes(expected))
     if squeezed.ndim > LARGEST_RANK or sorted(target) != sorted(squeezed.shape):
         return False
-    found = found.reshape(target)
+    decoded = decoded.reshape(target)
     orders = (
         order
         for order in permutations(range(squeezed.ndim))
         if [squeezed.shape[axis] for axis in order] == target
     )
-    return any(torch.equal(found, squeezed.permute(order)) for order in orders)
+    return any(torch.equal(decoded, squeezed.permute(order)) for order in orders)
 
 
-def _is_turned(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _is_turned(decoded: torch.Tensor, expected: torch.Tensor) -> bool:
     """expected [groups * in, out, *kernel], found [groups * out, in, *kernel] with the kernel read
     backwards."""
     if (
         expected.ndim < 3
-        or found.shape[0] % expected.shape[1]
-        or expected.shape[0] % (groups := found.shape[0] // expected.shape[1])
+        or decoded.shape[0] % expected.shape[1]
+        or expected.shape[0] % (groups := decoded.shape[0] // expected.shape[1])
     ):
         return False
     kernel = list(expected.shape[2:])
@@ -105,7 +105,7 @@ def _is_turned(found: torch.Tensor, expected: torch.Tensor) -> bool:
         .transpose(1, 2)
         .flip(list(range(3, 3 + len(kernel))))
     )
-    return torch.equal(found.reshape(-1), turned.reshape(-1))
+    return torch.equal(decoded.reshape(-1), turned.reshape(-1))
 
 
 def _long_axes(tensor: torch.Tensor) -> list[int]:

@@ -73,17 +73,17 @@ def stored_weights(graph: Graph) -> list[StoredWeight]:
     }
     behind = _mps_parts(graph)
     hidden = {name for names in behind.values() for name in names}
-    found: dict[str, StoredWeight] = {}
+    weights: dict[str, StoredWeight] = {}
     for node in graph.nodes:
         for name in () if node.op.startswith("constexpr_") else references(node.inputs):
-            if name in found or name in hidden:
+            if name in weights or name in hidden:
                 continue
             if name in makers:
-                found[name] = _compressed(graph, makers, graph.values[name])
+                weights[name] = _compressed(graph, makers, graph.values[name])
             elif name in graph.constants:
-                found[name] = _plain(graph, graph.values[name], behind.get(name, {}))
+                weights[name] = _plain(graph, graph.values[name], behind.get(name, {}))
     inner = [weight for node in graph.nodes for block in node.blocks for weight in stored_weights(block)]
-    return [weight for weight in [*found.values(), *inner] if weight.size]
+    return [weight for weight in [*weights.values(), *inner] if weight.size]
 
 
 # Core ML

@@ -147,11 +147,11 @@ def find_record(blob: Blob, offset: int, dtype: str, shape: tuple[int, ...]) -> 
             f" the file at {blob.size_bytes}"
         )
     stored = BLOB_TYPES.get(code, f"type {code}")
-    wanted = storage_bytes(dtype, shape)
-    if stored != dtype or size != wanted:
+    declared_size = storage_bytes(dtype, shape)
+    if stored != dtype or size != declared_size:
         raise UnreadableArtifact(
             f"the weight file {blob.path} is corrupt: the value at byte {offset} is {stored} of {size} bytes,"
-            f" the program declares {dtype} {list(shape)} of {wanted} bytes"
+            f" the program declares {dtype} {list(shape)} of {declared_size} bytes"
         )
     return Record(stored, start, size)
 

@@ -60,13 +60,13 @@ def coreml_protos() -> tuple[Any, Any]:
     """-> modules Model_pb2, MIL_pb2, loaded from coremltools' folder without importing coremltools (which
     takes seconds and prints)."""
     if PROTO_PACKAGE not in sys.modules:
-        found = importlib.util.find_spec("coremltools")
-        if found is None:
+        library = importlib.util.find_spec("coremltools")
+        if library is None:
             raise UnreadableArtifact(
                 "reading an .mlpackage needs coremltools, which is not installed",
                 "pip install coremltools==9.0",
             )
-        folder = Path(found.submodule_search_locations[0]) / "proto"
+        folder = Path(library.submodule_search_locations[0]) / "proto"
         spec = importlib.util.spec_from_file_location(
             PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
@@ -164,11 +164,11 @@ def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
             if name in places or not CONVERTER_SUFFIX.search(name):
                 break
             name = CONVERTER_SUFFIX.sub("", name)
-        found = places.get(name)
+        place = places.get(name)
         nodes.append(
             node
-            if node.scope or found is None or len(found) != 2
-            else replace(node, scope=found[0], location=found[1])
+            if node.scope or place is None or len(place) != 2
+            else replace(node, scope=place[0], location=place[1])
         )
     return replace(graph, nodes=tuple(nodes))
 

@@ -175,14 +175,14 @@ def fold_constants(graph: Graph, call: Callable) -> Graph:
 
 def ancestors(name: str, makers: dict[str, Node]) -> set[int]:
     """Identities of the nodes that a folded value is computed from."""
-    found: set[int] = set()
+    nodes: set[int] = set()
     waiting = [name]
     while waiting:
         node = makers.get(waiting.pop())
-        if node is not None and id(node) not in found:
-            found.add(id(node))
+        if node is not None and id(node) not in nodes:
+            nodes.add(id(node))
             waiting += references(node.inputs)
-    return found
+    return nodes
 
 
 def remember_constants(graph: Graph) -> Graph:
@@ -203,7 +203,7 @@ def _narrowed(constant: Callable[[], Any]) -> Any:
         return value
     half = value.half()
     pieces = zip(half.reshape(-1).split(PIECE), value.reshape(-1).split(PIECE))
-    return half if all(torch.equal(one.float(), other) for one, other in pieces) else value
+    return half if all(torch.equal(narrow.float(), exact) for narrow, exact in pieces) else value
 
 
 def _widen(remembered: Callable[[], Any]) -> Any:

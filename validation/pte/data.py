@@ -61,15 +61,15 @@ def segments_of(root: Table, field: int, magic: bytes, position: int) -> tuple[m
 
 def named_data(root: Table, field: int, segments: tuple[memoryview, ...]) -> dict[str, NamedData]:
     """The named blobs of a .pte or .ptd file."""
-    found = {}
+    blobs = {}
     for entry in root.tables(field):
         index, layout = entry.number(1, "I"), entry.table(2)
         if index >= len(segments):
             raise root.buffer.corrupt(
                 f"the data named {entry.string(0)!r} lie in segment {index} of {len(segments)}"
             )
-        found[entry.string(0) or ""] = NamedData(segments[index], *(_layout(layout) if layout else ()))
-    return found
+        blobs[entry.string(0) or ""] = NamedData(segments[index], *(_layout(layout) if layout else ()))
+    return blobs
 
 
 def _layout(layout: Table) -> tuple:
@@ -99,10 +99,10 @@ def read_data_files(program: Path, given: Sequence[Path | str] | None) -> dict[s
         given = beside or ([default] if default.exists() else [])
     elif isinstance(given, (str, Path)):
         raise UserError(f"data must be a list of .ptd files, got {given!r}", "Write data=[path].")
-    found: dict[str, NamedData] = {}
+    external: dict[str, NamedData] = {}
     for path in given:
-        found.update(read_ptd(Path(path)))
-    return found
+        external.update(read_ptd(Path(path)))
+    return external
 
 
 def external_bytes(

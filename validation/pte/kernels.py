@@ -210,11 +210,11 @@ def choose_qparams(input, quant_min, quant_max, eps, dtype):
 
 def choose_qparams_per_token_asymmetric(input, dtype):
     rows = input.float().reshape(-1, input.shape[-1])
-    found = [qparams(row.min().item(), row.max().item(), -128, 127) for row in rows]
+    pairs = [qparams(row.min().item(), row.max().item(), -128, 127) for row in rows]
     shape = (*input.shape[:-1], 1)
-    return torch.tensor([scale for scale, _ in found], dtype=torch.float64).reshape(shape), torch.tensor(
-        [z for _, z in found]
-    ).reshape(shape)
+    scales = torch.tensor([scale for scale, _ in pairs], dtype=torch.float64)
+    zero_points = torch.tensor([zero_point for _, zero_point in pairs])
+    return scales.reshape(shape), zero_points.reshape(shape)
 
 
 def quantized_add(

@@ -244,26 +244,26 @@ def constants_of(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
 
 def initial_buffers(plan: Plan) -> dict[str, Callable[[], torch.Tensor]]:
     """Every mutable buffer that starts with stored numbers: name -> function that decodes them."""
-    found: dict[tuple[int, int] | None, str] = {}
+    buffers: dict[tuple[int, int] | None, str] = {}
     initial = {}
     for index, decode in _stored_tensors(plan):
         place = place_of(plan, index)
-        if place is not None and place not in found:  # the same place again is a view of the buffer
-            found[place] = value_name(plan, index)
-            initial[found[place]] = decode
+        if place is not None and place not in buffers:  # the same place again is a view of the buffer
+            buffers[place] = value_name(plan, index)
+            initial[buffers[place]] = decode
     return initial
 
 
 def _stored_tensors(plan: Plan) -> list[tuple[int, Callable[[], torch.Tensor]]]:
-    found = []
+    tensors = []
     for index in range(len(plan.values)):
         kind, table = value_table(plan, index)
         if kind == TENSOR and table is not None:
             value, order = declared(plan, index), tuple(table.raw(3))
             stored = _stored_bytes(plan, table, value, order)
             if stored is not None:
-                found.append((index, decoder(plan.buffer, value, order, stored)))
-    return found
+                tensors.append((index, decoder(plan.buffer, value, order, stored)))
+    return tensors
 
 
 def _stored_bytes(plan: Plan, tensor: Table, value: Value, order: tuple[int, ...]) -> memoryview | None:

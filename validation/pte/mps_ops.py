@@ -272,10 +272,10 @@ def index_put(input1, indices, values_shape, values, metal_kernel=False):
     if single is None or metal_kernel:
         return torch.ops.aten.index_put(input1, indices, updates)
     axis, index = single
-    wanted = (*input1.shape[:axis], *index.shape, *input1.shape[axis + 1 :])
-    if tuple(updates.shape) != wanted or index.ndim != 1:
+    needed = (*input1.shape[:axis], *index.shape, *input1.shape[axis + 1 :])
+    if tuple(updates.shape) != needed or index.ndim != 1:
         raise ValueError(
-            f"MPSGraph's scatter needs updates of shape {list(wanted)}, got {list(updates.shape)}"
+            f"MPSGraph's scatter needs updates of shape {list(needed)}, got {list(updates.shape)}"
         )
     return input1.index_copy(axis, index.long(), updates)
 

@@ -272,9 +272,9 @@ def _node(table: Table, values: list[Value], index: int, prefix: str, metal_kern
         elif field_kind != "skip":
             inputs[name] = _field(body, number, field_kind, values)
     if op == "MPSClamp":
-        limits = table.table(1 + 1)
-        inputs["min_value"] = limits.number(0, "f") if limits else -math.inf
-        inputs["max_value"] = limits.number(1, "f") if limits else math.inf
+        bounds = table.table(1 + 1)
+        inputs["min_value"] = bounds.number(0, "f") if bounds else -math.inf
+        inputs["max_value"] = bounds.number(1, "f") if bounds else math.inf
     if op == "MPSDequantizePerChannelGroup":
         inputs["dtype"] = "float16"  # QuantDequant.mm, whatever the node declares
     if metal_kernel and op in METAL_OPERATORS:

@@ -26,7 +26,7 @@ class Device:
     GB/s = 1e9 bytes/s.
 
     generation: the A-series year whose Neural Engine it has (an M1 has 14's), which sets the limits of
-    `limits.py`.
+    `support.py`.
     cpu_relative: matrix speed of the CPU against the M4's, estimated. estimated: names of the fields that are
     not published.
     """

@@ -121,10 +121,10 @@ def measurements(table: Path) -> list[Measurement]:
 def host_measurements(table: Path) -> list[Measurement]:
     """Rows that ran without the Neural Engine, with what the planner charges for them."""
     host = {(row["model"], row["chip"], row["units"]): row for row in _read(DATA / "latency_host.csv")}
-    found = []
+    measurements = []
     for row in _read(table):
-        if part := host.get((row["model"], row["chip"], row["units"])):
-            found.append(
+        if costs := host.get((row["model"], row["chip"], row["units"])):
+            measurements.append(
                 Measurement(
                     row["model"],
                     find_device(row["chip"]),
@@ -132,13 +132,13 @@ def host_measurements(table: Path) -> list[Measurement]:
                     row["compression"],
                     float(row["latency_ms"]),
                     (),
-                    float(part["cpu_ms"]),
-                    float(part["gpu_ms"]),
-                    int(part["gpu_ops"]),
-                    int(part["crossings"]),
+                    float(costs["cpu_ms"]),
+                    float(costs["gpu_ms"]),
+                    int(costs["gpu_ops"]),
+                    int(costs["crossings"]),
                 )
             )
-    return found
+    return measurements
 
 
 def read_features(table: Path) -> dict[str, list[Work]]:
@@ -153,9 +153,9 @@ def read_features(table: Path) -> dict[str, list[Work]]:
 
 
 def compressed(work: list[Work], compression: str) -> tuple[Work, ...]:
-    kept, zeros = STORED[compression], 0.75 if compression == "prune75" else 0.0
+    stored, zeros = STORED[compression], 0.75 if compression == "prune75" else 0.0
     return tuple(
-        replace(item, weight_bytes=int(item.weight_bytes * kept), int8=compression == "w8a8", zeros=zeros)
+        replace(item, weight_bytes=int(item.weight_bytes * stored), int8=compression == "w8a8", zeros=zeros)
         for item in work
     )
 

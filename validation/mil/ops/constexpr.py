@@ -91,11 +91,11 @@ def constexpr_sparse_blockwise_shift_scale(data_mask, nonzero_data, scale, offse
 
 
 def _lay_out(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    keep = mask.bool()
-    kept = int(keep.count_nonzero())
-    if kept != values.numel():
-        raise ValueError(f"the mask keeps {kept} values, {values.numel()} are stored")
-    return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter_(keep, values.reshape(-1))
+    chosen = mask.bool()
+    count = int(chosen.count_nonzero())
+    if count != values.numel():
+        raise ValueError(f"the mask keeps {count} values, {values.numel()} are stored")
+    return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter_(chosen, values.reshape(-1))
 
 
 def _as_bytes(packed: torch.Tensor) -> np.ndarray:

@@ -141,19 +141,19 @@ def non_maximum_suppression(
     if not channels_last:
         boxes, scores = boxes.transpose(1, 2), scores.transpose(1, 2)
     limit = scalar(score_threshold) if channels_last else -float("inf")
-    kept = [
+    survivors = [
         _survivors(b, s, scalar(iou_threshold), limit, bool(per_class_suppression))[: scalar(max_boxes)]
         for b, s in zip(boxes, scores)
     ]
     count = scalar(max_boxes)
     chosen = [torch.zeros(boxes.shape[0], count, part.shape[-1]) for part in (boxes, scores)]
     indices = torch.full((boxes.shape[0], count), -1, dtype=torch.int32)
-    for n, order in enumerate(kept):
+    for n, order in enumerate(survivors):
         chosen[0][n, : len(order)], chosen[1][n, : len(order)] = boxes[n, order], scores[n, order]
         indices[n, : len(order)] = torch.tensor(order, dtype=torch.int32)
     if not channels_last:
         return chosen[0].transpose(1, 2), chosen[1].transpose(1, 2), indices
-    return chosen[0], chosen[1], indices, torch.tensor([len(order) for order in kept], dtype=torch.int32)
+    return chosen[0], chosen[1], indices, torch.tensor([len(order) for order in survivors], dtype=torch.int32)
 
 
 def _survivors(
@@ -167,17 +167,21 @@ def _survivors(
     """
     best, kind = scores.max(-1)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    area, kept = boxes[:, 2] * boxes[:, 3], []
+    area, survivors = boxes[:, 2] * boxes[:, 3], []
     for i in torch.sort(best, descending=True, stable=True).indices.tolist():
         if best[i] < score_threshold:
             continue
-        common = (torch.minimum(high[kept], high[i]) - torch.maximum(low[kept], low[i])).clamp(min=0).prod(-1)
-        overlap = common / (area[kept] + area[i] - common).clamp(min=1e-12) > iou_threshold
+        common = (
+            (torch.minimum(high[survivors], high[i]) - torch.maximum(low[survivors], low[i]))
+            .clamp(min=0)
+            .prod(-1)
+        )
+        overlap = common / (area[survivors] + area[i] - common).clamp(min=1e-12) > iou_threshold
         if per_class:
-            overlap &= kind[kept] == kind[i]
+            overlap &= kind[survivors] == kind[i]
         if not bool(overlap.any()):
-            kept.append(i)
-    return kept or [int(best.argmax())]
+            survivors.append(i)
+    return survivors or [int(best.argmax())]
 
 
 INDEXING = {

@@ -92,18 +92,18 @@ def conv_transpose(
     )
     for axis in range(rank):
         size = whole.shape[axis + 2]
-        wanted = size - sum(pads[axis])
+        length = size - sum(pads[axis])
         if pad_type in ("same", "same_lower"):
-            wanted = x.shape[axis + 2] * strides[axis]
+            length = x.shape[axis + 2] * strides[axis]
         if output_shape is not None:
-            wanted = ints(output_shape)[axis + 2]
+            length = ints(output_shape)[axis + 2]
         start = pads[axis][0]
         if pad_type in ("same", "same_lower"):
-            cut = max(size - wanted, 0)
+            cut = max(size - length, 0)
             start = cut // 2 if pad_type == "same" else cut - cut // 2
-        if start + wanted > size:
-            whole = padded(whole, [(0, start + wanted - size if i == axis else 0) for i in range(rank)])
-        whole = whole.narrow(axis + 2, start, wanted)
+        if start + length > size:
+            whole = padded(whole, [(0, start + length - size if i == axis else 0) for i in range(rank)])
+        whole = whole.narrow(axis + 2, start, length)
     return whole if bias is None else whole + bias.reshape([-1] + [1] * rank)
 
 

@@ -96,8 +96,8 @@ def resize_bilinear(x, target_size_height=1, target_size_width=1, sampling_mode=
 def resize(x, shape, resized_dims, interpolation_mode="LINEAR", sampling_mode="DEFAULT"):
     """The last `resized_dims` entries of `shape` give the last axes of x; 0 keeps an axis as it is."""
     count = scalar(resized_dims)
-    wanted = ints(shape)[len(ints(shape)) - count :]
-    sizes = {axis: size for axis, size in zip(range(-count, 0), wanted) if size}
+    targets = ints(shape)[len(ints(shape)) - count :]
+    sizes = {axis: size for axis, size in zip(range(-count, 0), targets) if size}
     return resize_axes(x, sizes, sampling_mode, interpolation_mode == "NEAREST_NEIGHBOR")
 
 

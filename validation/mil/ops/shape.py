@@ -11,12 +11,12 @@ from .arguments import ints, scalar, tensor
 
 def reshape(x, shape):
     """0 copies the dimension of x counted from the right (1 where x has none); -1 is what remains."""
-    x, wanted = tensor(x), ints(shape)
-    for i, size in enumerate(wanted):
-        j = i - len(wanted) + x.ndim
+    x, sizes = tensor(x), ints(shape)
+    for i, size in enumerate(sizes):
+        j = i - len(sizes) + x.ndim
         if size == 0 and x.numel() > 0:
-            wanted[i] = x.shape[j] if j >= 0 else 1
-    return x.reshape(wanted)
+            sizes[i] = x.shape[j] if j >= 0 else 1
+    return x.reshape(sizes)
 
 
 def reshape_like(x, ref_tensors, begins, ends, end_masks):
@@ -101,14 +101,16 @@ def slice_by_size(x, begin, size):
 def slice_update(x, update, begin, end, stride=None, begin_mask=None, end_mask=None, squeeze_mask=None):
     """A copy of x whose slice is replaced by `update`."""
     positions = slice_positions(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    kept = [where for where in positions if not isinstance(where, int)]
+    ranges = [where for where in positions if not isinstance(where, int)]
     grids = (
-        iter(torch.meshgrid(*[torch.tensor(list(where), dtype=torch.long) for where in kept], indexing="ij"))
-        if kept
+        iter(
+            torch.meshgrid(*[torch.tensor(list(where), dtype=torch.long) for where in ranges], indexing="ij")
+        )
+        if ranges
         else iter(())
     )
     indices = tuple(torch.tensor(where) if isinstance(where, int) else next(grids) for where in positions)
-    return x.clone().index_put_(indices, update.reshape([len(where) for where in kept]).to(x.dtype))
+    return x.clone().index_put_(indices, update.reshape([len(where) for where in ranges]).to(x.dtype))
 
 
 def pad(x, pad, mode="constant", constant_val=0.0):
