@@ -18,18 +18,26 @@ from .runner import Opening, Runner
 
 HOSTS = ("auto", "native", "reference")
 PRECISIONS = ("declared", "float32")
-ARTIFACTS = "An artifact is an .mlpackage folder or a .pte file."
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of artifact. `recognises` takes its path and its first 8 bytes (none of a folder);
-    `has_runtime`: whether this Mac has the platform's runtime for it; `native` and `reference` open it."""
+    """One kind of artifact.
 
+    suffix: of its name; title: what it is, in a list; sign: the same, with what it is known by. recognises
+    takes its path and its first 8 bytes (none of a folder); has_runtime: whether this Mac has the platform's
+    runtime for it; native and reference open it; readable: a runner of which only border and graph are used,
+    where an operator has no reference (None: `reference` opens it all the same).
+    """
+
+    suffix: str
+    title: str
+    sign: str
     recognises: Callable[[Path, bytes], bool]
     has_runtime: Callable[[], bool]
     native: Callable[[Path, Opening], Runner]
     reference: Callable[[Path, Opening], Runner]
+    readable: Callable[[Path, Exception], Runner] | None = None
 
 
 def open_runner(
@@ -61,7 +69,7 @@ def open_runner(
             f"not run: {path.name} on its native runtime needs macOS; this is {platform.system()}",
             "use host='reference'",
         )
-    artifact_format = _format_of(path)
+    artifact_format = format_of(path)
     opening = Opening(function, precision, keep_weights, allowance, data)
     if host == "native" or (host == "auto" and precision == "declared" and has_native_runtime(path)):
         return artifact_format.native(path, opening)
@@ -71,25 +79,34 @@ def open_runner(
 def open_to_read(path: str | Path) -> Runner:
     """The reference runner; of a Core ML package with operators that it cannot compute, one whose border and
     graph can be read. Calling that one raises what opening it would have."""
+    path = Path(path)
     try:
         return open_runner(path, host="reference")
     except UnsupportedOperators as error:
-        return readable_package(Path(path), error)
+        readable = format_of(path).readable
+        if readable is None:
+            raise
+        return readable(path, error)
 
 
 def has_native_runtime(path: Path) -> bool:
     """Whether this host can run the artifact in its real runtime."""
-    return platform.system() == "Darwin" and _format_of(path).has_runtime()
+    return platform.system() == "Darwin" and format_of(path).has_runtime()
 
 
-def _format_of(path: Path) -> Format:
+def format_of(path: Path) -> Format:
+    """By content. Raises UnreadableArtifact for what is no artifact."""
     head = _first_bytes(path)
-    for artifact_format in FORMATS:
+    for artifact_format in FORMATS.values():
         if artifact_format.recognises(path, head):
             return artifact_format
-    raise UnreadableArtifact(
-        f"{path} is neither an .mlpackage folder nor an ExecuTorch program (no ET12 at byte 4)", ARTIFACTS
-    )
+    signs = " nor ".join(artifact_format.sign for artifact_format in FORMATS.values())
+    raise UnreadableArtifact(f"{path} is neither {signs}", artifact_kinds())
+
+
+def artifact_kinds() -> str:
+    """What an artifact is, in a sentence."""
+    return f"An artifact is {' or '.join(artifact_format.title for artifact_format in FORMATS.values())}."
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -101,7 +118,7 @@ def _first_bytes(path: Path) -> bytes:
         if not path.exists():
             raise UnreadableArtifact(f"{path} does not exist", "Check the path of the artifact.")
         if not path.is_file():
-            raise UnreadableArtifact(f"{path} is neither a file nor a folder", ARTIFACTS)
+            raise UnreadableArtifact(f"{path} is neither a file nor a folder", artifact_kinds())
         with path.open("rb") as stream:
             return stream.read(8)
     except OSError as error:
@@ -148,7 +165,28 @@ def _reference_pte(path: Path, opening: Opening) -> Runner:
     return reference_pte(path, opening)
 
 
-FORMATS = (
-    Format(_is_package, _has_core_ml, core_ml_runner, reference_package),
-    Format(_is_executorch, _has_executorch, _executorch_runner, _reference_pte),
-)
+# The first row that recognises an artifact opens it; any folder counts as a damaged package
+FORMATS: dict[str, Format] = {
+    artifact_format.suffix: artifact_format
+    for artifact_format in (
+        Format(
+            ".mlpackage",
+            title="an .mlpackage folder",
+            sign="an .mlpackage folder",
+            recognises=_is_package,
+            has_runtime=_has_core_ml,
+            native=core_ml_runner,
+            reference=reference_package,
+            readable=readable_package,
+        ),
+        Format(
+            ".pte",
+            title="a .pte file",
+            sign="an ExecuTorch program (no ET12 at byte 4)",
+            recognises=_is_executorch,
+            has_runtime=_has_executorch,
+            native=_executorch_runner,
+            reference=_reference_pte,
+        ),
+    )
+}

@@ -19,8 +19,10 @@ def find_target(name: str) -> Target:
 
 
 def target_of(artifact: Path) -> Target:
-    """The target that writes artifacts of this kind: folders are packages, files are programs."""
-    suffix = ".mlpackage" if artifact.is_dir() else ".pte"
+    """The target that writes artifacts of this format. Raises UnreadableArtifact for what is no artifact."""
+    from ...validation.runners import format_of
+
+    suffix = format_of(artifact).suffix
     return next(target for target in TARGETS.values() if target.suffix == suffix)
 
 
