@@ -3,13 +3,16 @@ script. Ratios, in one run.
 
     python bench/convert.py [--rounds 3]
 
-Ours:  `convert FOLDER --target coreml --quant int8`, whole process: load, capture, compress, convert, open,
-run, compare, place, report.
+Ours:  `convert FOLDER --target coreml --quant int8 --no-cache`, whole process: load, capture, compress,
+convert, open, run, compare, place, report.
 Peer:  load, torch.export, ct.convert, ct.optimize.coreml.linear_quantize_weights, save. No check of any kind.
-The two alternate; the median of each side counts. Peak memory is the process's own (ru_maxrss of the child).
+The two alternate; the median of each side counts. Peak memory is the process's own: ru_maxrss of the child,
+or the largest of the report's stages where that is more (on Linux a stage starts the count anew, and what came
+before is then missing in ru_maxrss too).
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -17,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+MOST_TIME, MOST_MEMORY = 0.55, 0.5  # of the bare script's
 
 PEER = """
 import sys, torch, transformers, coremltools as ct
@@ -53,6 +58,12 @@ def measure(command: list[str]) -> tuple[float, int]:
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def largest_stage(out: Path) -> int:
+    """Peak resident bytes of the stages in OUT/report.json"""
+    stages = json.loads((out / "report.json").read_text())["stages"]
+    return max(stage["peak_rss_bytes"] for stage in stages)
+
+
 def make_model(folder: Path) -> None:
     script = (
         "import sys, torch, transformers as T; torch.manual_seed(0);"
@@ -80,8 +91,11 @@ def main() -> int:
                 "coreml",
                 "--quant",
                 "int8",
+                "--no-cache",
             ]
-            ours.append(measure([*convert, "--out", str(folder / f"ours{turn}"), "--quiet"]))
+            out = folder / f"ours{turn}"
+            seconds, resident = measure([*convert, "--out", str(out), "--quiet"])
+            ours.append((seconds, max(resident, largest_stage(out))))
             peer.append(
                 measure(
                     [
@@ -100,15 +114,16 @@ def main() -> int:
         seconds, memory = (
             [statistics.median(run[index] for run in side) for side in (ours, peer)] for index in (0, 1)
         )
+    time_ratio, memory_ratio = seconds[0] / seconds[1], memory[0] / memory[1]
     print(
-        f"time ratio   {seconds[0] / seconds[1]:.2f}  (ours {seconds[0]:.1f} s, validated; bare script"
-        f" {seconds[1]:.1f} s)  wanted: at most 1.0"
+        f"time ratio   {time_ratio:.2f}  (ours {seconds[0]:.1f} s, validated; bare script"
+        f" {seconds[1]:.1f} s)  wanted: at most {MOST_TIME}"
     )
     print(
-        f"memory ratio {memory[0] / memory[1]:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script"
-        f" {memory[1] / 1e6:.0f} MB)  wanted: at most 1.0"
+        f"memory ratio {memory_ratio:.2f}  (ours {memory[0] / 1e6:.0f} MB; bare script"
+        f" {memory[1] / 1e6:.0f} MB)  wanted: at most {MOST_MEMORY}"
     )
-    return 0 if seconds[0] <= seconds[1] and memory[0] <= memory[1] else 1
+    return 0 if time_ratio <= MOST_TIME and memory_ratio <= MOST_MEMORY else 1
 
 
 if __name__ == "__main__":

@@ -7,13 +7,19 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+from .patched import shared
+
+
+def quiet() -> AbstractContextManager[None]:
+    """No warnings, prints, progress bars or log lines below CRITICAL from anything inside; the root logger is
+    left as it was."""
+    return shared("quiet", _silence)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings, prints, progress bars or log lines below CRITICAL from anything inside; the root logger is
-    left as it was."""
+def _silence() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
     with (
@@ -31,9 +37,13 @@ def quiet() -> Iterator[None]:
             root.setLevel(level)
 
 
-@contextmanager
-def transformers_offline() -> Iterator[None]:
+def transformers_offline() -> AbstractContextManager[None]:
     """No network, no telemetry and no progress bars from transformers and huggingface_hub."""
+    return shared("transformers offline", _without_network)
+
+
+@contextmanager
+def _without_network() -> Iterator[None]:
     settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)  # read once, when the libraries are first imported

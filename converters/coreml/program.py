@@ -7,7 +7,8 @@ weights.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe
+from ...models.patched import replaced
 from ...quantization.weight import CompressedWeight
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
 
@@ -46,10 +48,11 @@ def with_places(
     if len(order) > MOST_PLACES:
         return None
     made: set[str] = set()
+    zeros: dict[tuple, Any] = {}
 
     def build(name: str, called: str) -> Any:
         made.add(first[name])
-        return emit_place(weights[name].shape, order[first[name]], called)
+        return emit_place(weights[name].shape, order[first[name]], called, zeros)
 
     mil = _converted(program, weights, build, outputs, target, compute)
     places = _find_places(mil, list(order))
@@ -76,7 +79,8 @@ def fill(mil: MilProgram, weights: dict[str, CompressedWeight]) -> None:
 
 def empty(mil: MilProgram) -> None:
     """Take the weights out again, which would stay in memory until others come."""
-    _replace(mil, lambda name, place, dtype: emit_place(place.shape, 0, place.name, dtype))
+    zeros: dict[tuple, Any] = {}
+    _replace(mil, lambda name, place, dtype: emit_place(place.shape, 0, place.name, zeros, dtype))
 
 
 def _replace(mil: MilProgram, build: Callable[[str, Any, type], Any]) -> None:
@@ -153,7 +157,7 @@ def _converted(
     import coremltools as ct
 
     names = mark_compressed(program, weights)
-    with weights_built_by(build, names):
+    with weights_built_by(build, names), _validated_once():
         return _convert(
             program, convert_to="milinternal", outputs=outputs, minimum_deployment_target=target, pass_pipeline=_passes(),
             compute_precision=ct.precision.FLOAT32 if compute == "float32" else ct.precision.FLOAT16,
@@ -170,6 +174,31 @@ def _passes() -> Any:
     for name in ct.PassPipeline._PIPELINE_NAME_TO_PASSES[BACKEND]:
         passes.append_pass(name)
     return passes
+
+
+@contextmanager
+def _validated_once() -> Iterator[None]:
+    """coremltools runs a pipeline of passes and validates the program after the last one.
+
+    Its own `apply_pipeline` (9.0) validates after each of 111 passes, which takes half as long as the passes.
+    What a pass breaks is found all the same.
+    """
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+    with replaced(PassPipelineManager, "apply_pipeline", staticmethod(_run_passes)):
+        yield
+
+
+def _run_passes(program: Any, pipeline: Any) -> None:
+    """Every pass of a coremltools PassPipeline, in place; raises what a pass or the validation raises."""
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    pipeline.validate()
+    for name in pipeline.passes:
+        graph_pass = PASS_REGISTRY[name]
+        graph_pass.set_options(pipeline.get_options(name))
+        graph_pass(program)
+    program.validate(check_essential_scope=True)
 
 
 def _find_places(program: Any, names: list[str]) -> dict[str, Any]:

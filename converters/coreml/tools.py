@@ -4,6 +4,7 @@ frontends need."""
 import sys
 from typing import Any
 
+from ...models.patched import hidden_modules
 from ...models.quiet import quiet
 
 OTHER_FRONTENDS = ("sklearn", "xgboost", "libsvm", "tensorflow", "torchao", "executorch")
@@ -18,13 +19,6 @@ def import_coremltools() -> Any:
     """
     if "coremltools" in sys.modules:
         return sys.modules["coremltools"]
-    before = {name: sys.modules[name] for name in OTHER_FRONTENDS if name in sys.modules}
-    sys.modules.update(dict.fromkeys(OTHER_FRONTENDS))  # None: an import of it raises ImportError
-    try:
-        with quiet():
-            import coremltools
-    finally:
-        for name in OTHER_FRONTENDS:
-            del sys.modules[name]
-        sys.modules.update(before)
+    with hidden_modules(OTHER_FRONTENDS), quiet():
+        import coremltools
     return coremltools

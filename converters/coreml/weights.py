@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
 
+from ...models.patched import replaced
 from ...quantization.weight import Codes, CompressedWeight, Palette
 from .storage import NATIVE_BITS, TABLE_BITS
 
@@ -62,16 +63,11 @@ def weights_built_by(build: Callable[[str, str], Any], names: dict[str, str]) ->
     operation)`."""
     from coremltools.converters.mil.frontend.torch.converter import TorchConverter
 
-    original = TorchConverter._construct_compression_op
-
     def construct(self: Any, value: np.ndarray, name: str) -> Any:
         return build(names[name], name)
 
-    TorchConverter._construct_compression_op = construct
-    try:
+    with replaced(TorchConverter, "_construct_compression_op", construct):
         yield
-    finally:
-        TorchConverter._construct_compression_op = original
 
 
 def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
@@ -84,16 +80,27 @@ def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
     )
 
 
-def emit_place(shape: tuple[int, ...], index: int, name: str, dtype: type = np.float32) -> Any:
+def emit_place(
+    shape: tuple[int, ...], index: int, name: str, zeros: dict[tuple, Any], dtype: type = np.float32
+) -> Any:
     """An operation that stands for a weight while a program is made of which only the weights are not known
     yet. -> its Var.
 
-    It decompresses zeros that take no memory, times a scale by which `place_index` knows it again.
+    It decompresses zeros that take no memory, times a scale by which `place_index` knows it again. zeros:
+    shape -> the constant that earlier places of the program share: coremltools' `const_deduplication` would
+    compare those of equal shape number by number.
     """
-    from coremltools.converters.mil.frontend._utils import _construct_constexpr_dequant_op
+    from coremltools.converters.mil.mil import Builder as mb
 
-    scale = (np.uint16(FIRST_SCALE + index)).view(np.float16).astype(dtype).reshape([1] * len(shape))
-    return _construct_constexpr_dequant_op(np.broadcast_to(np.int8(0), shape), None, scale, axis=0, name=name)
+    if shape not in zeros:
+        zeros[shape] = mb.const(val=np.broadcast_to(np.int8(0), shape), name=f"{name}_zeros")
+    scale = (np.uint16(FIRST_SCALE + index)).view(np.float16).astype(dtype)
+    if _has("iOS18"):
+        scale = scale.reshape([1] * len(shape))
+        return mb.constexpr_blockwise_shift_scale(data=zeros[shape], scale=scale, name=name)
+    return mb.constexpr_affine_dequantize(
+        quantized_data=zeros[shape], zero_point=np.int8(0), scale=scale, axis=np.int32(0), name=name
+    )
 
 
 def place_index(operation: Any) -> int | None:

@@ -18,6 +18,7 @@ from ... import __version__
 from ...models.digest import Content, add_files, files_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
+from ...models.patched import exclusive
 from ...models.quiet import quiet
 from ...quantization.compress import with_grids
 from ..artifact import Artifact
@@ -64,7 +65,7 @@ def write_mlpackage(
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     import_coremltools()
-    with quiet():
+    with exclusive, quiet():
         forms = _forms(compressed.weights, deployment_target)
         weights = {name: weight for name, (weight, _) in forms.items()}
         template = _template(compressed, weights, deployment_target, templates)
@@ -101,7 +102,7 @@ def write_mlpackage(
 def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
     """Make the template that conversions of `compressed` and its like will use."""
     import_coremltools()
-    with quiet():
+    with exclusive, quiet():
         forms = _forms(compressed.weights, deployment_target)
         _template(
             compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates

@@ -1,0 +1,80 @@
+"""Everything in other libraries that cidermill changes while it works.
+
+All of it is put back, and several threads may ask for it at once: the first to come makes a change, the last
+to leave undoes it.
+
+Environment variables: HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY (`quiet.transformers_offline`).
+Output: sys.stdout, sys.stderr, warnings and logging are silenced (`quiet.quiet`).
+Hidden modules: libraries that coremltools would import for its other frontends (`converters.coreml.tools`).
+Patched calls, all of coremltools 9.0 and in `converters.coreml.program`:
+    TorchConverter._construct_compression_op     builds a weight from its own codes
+    PassPipelineManager.apply_pipeline           validates a program once instead of after every pass
+
+coremltools keeps the program that it builds in globals (`BLOCK_STACK`, `SCOPE_STACK`, counters of names), so
+only one thread at a time may use it: `exclusive`.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+exclusive = threading.RLock()
+_hiding = threading.RLock()
+_lock = threading.RLock()
+_changes: dict[
+    Any, tuple[ExitStack, list]
+] = {}  # what is in force -> (how to undo it, one entry for each user)
+
+
+@contextmanager
+def shared(name: Any, change: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """`change()` is in force inside, once for all that ask for it by this name at the same time."""
+    with _lock:
+        if name not in _changes:
+            undo = ExitStack()
+            undo.enter_context(change())
+            _changes[name] = undo, []
+        _changes[name][1].append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            undo, users = _changes[name]
+            users.pop()
+            if not users:
+                del _changes[name]
+                undo.close()
+
+
+@contextmanager
+def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    """`owner.name` is `replacement` inside. Threads that overlap must ask for equal replacements."""
+
+    @contextmanager
+    def change() -> Iterator[None]:
+        before = vars(owner)[name]  # as it stands there: a staticmethod stays one
+        setattr(owner, name, replacement)
+        try:
+            yield
+        finally:
+            setattr(owner, name, before)
+
+    with shared((id(owner), name), change):
+        yield
+
+
+@contextmanager
+def hidden_modules(names: Iterable[str]) -> Iterator[None]:
+    """An import of any of these fails inside, as if it were not installed. Other threads that hide modules
+    wait; one that imports such a module meanwhile does not find it either."""
+    with _hiding:
+        before = {name: sys.modules[name] for name in names if name in sys.modules}
+        sys.modules.update(dict.fromkeys(names))  # None: an import of it raises ImportError
+        try:
+            yield
+        finally:
+            for name in names:
+                sys.modules.pop(name, None)
+            sys.modules.update(before)

@@ -1,0 +1,64 @@
+"""Changes to other libraries are made once for all threads and put back by the last."""
+
+import sys
+import threading
+import types
+
+import pytest
+
+from cidermill.models.patched import hidden_modules, replaced
+from cidermill.models.quiet import quiet
+
+
+def overlapping(first, second) -> None:
+    """Enter `first`, then `second` in another thread, and leave them in the same order."""
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with second:
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=other)
+    with first:
+        thread.start()
+        entered.wait(10)
+    left.set()
+    thread.join()
+
+
+def test_output_is_back_after_two_threads_were_quiet():
+    before = sys.stdout, sys.stderr
+    overlapping(quiet(), quiet())
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_replaced_call_is_back_after_two_threads_and_as_it_was():
+    class Owner:
+        call = staticmethod(lambda: "own")
+
+    own = vars(Owner)["call"]
+    replacement = staticmethod(lambda: "ours")
+    with replaced(Owner, "call", replacement):
+        assert Owner.call() == "ours"
+        overlapping(replaced(Owner, "call", replacement), replaced(Owner, "call", replacement))
+        assert Owner.call() == "ours"
+    assert vars(Owner)["call"] is own
+
+
+def test_a_change_is_undone_after_an_error():
+    owner = types.SimpleNamespace(value=1)
+    with pytest.raises(KeyError), replaced(owner, "value", 2):
+        raise KeyError
+    assert owner.value == 1
+
+
+def test_hidden_modules_cannot_be_imported_and_are_back():
+    with hidden_modules(["colorsys", "json"]):
+        with pytest.raises(ImportError):
+            import colorsys
+        assert sys.modules["json"] is None
+    import colorsys
+    import json
+
+    assert json.loads("1") == 1 and colorsys
