@@ -128,7 +128,7 @@ def sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 
 def inspect_only(folder: Path) -> str:
-    from cidermill.pipeline.examine import inspect_artifact
+    from cidermill.pipeline.inspection import inspect_artifact
 
     inspect_artifact(artifact_in(folder), (), "all")
     return "ran"

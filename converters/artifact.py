@@ -1,11 +1,11 @@
-"""Artifact: a written file or package and what it is."""
+"""WrittenArtifact: a file or package and what it is."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Artifact:
+class WrittenArtifact:
     """A finished artifact on disk. `sha256` of a package is over its files' relative names and bytes, in name
     order.
 

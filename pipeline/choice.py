@@ -1,22 +1,31 @@
 """Mixed precision: a captured model and a budget enter, the recipe that keeps it at the least loss leaves,
 chosen layer by layer."""
 
+from __future__ import annotations
+
 import fnmatch
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..models.decibels import decibels
 from ..models.digest import digest_samples
 from ..models.errors import UserError
-from .plan import Budget, parse_budget
+from .conversion import templates_of
+from .plan import Budget, Plan, parse_budget
 from .targets import find_target
+
+if TYPE_CHECKING:
+    from ..converters.artifact import WrittenArtifact
+    from ..models.capture import Captured
+    from ..quantization.recipe import Recipe
+    from .stages import Stages
 
 DEFAULT_SCHEMES = ("int8", "int4", "palettize4", "palettize2", "float16")
 SAMPLES = 8  # on which sensitivities are measured
@@ -68,6 +77,23 @@ def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -
         find_target(target).check_recipe(recipe, deployment_target)
 
 
+@dataclass(frozen=True)
+class Given:
+    """The recipe that the user named: nothing is chosen. Answers what a `Choice` answers."""
+
+    given: Recipe
+    templates: Mapping[str, Any] = field(default_factory=dict)  # one conversion to each target shares none
+
+    def attempts(self, stages: Stages) -> Iterator[Recipe]:
+        yield self.given
+
+    def accepts(self, written: Sequence[WrittenArtifact]) -> bool:
+        return True
+
+    def settle(self, recipe: Recipe, folder: Path) -> None:
+        return None
+
+
 @dataclass
 class Choice:
     """Everything that the choice of a recipe rests on, so that it can be made again with another limit.
@@ -91,6 +117,26 @@ class Choice:
     )  # the most bytes that an artifact had more than that
     smallest_tried: bool = False
     predicted_db: float | None = None
+    attempts_left: int = ATTEMPTS
+    templates: Mapping[str, Any] = field(default_factory=dict)  # what the attempts share
+
+    def attempts(self, stages: Stages) -> Iterator[Recipe]:
+        """Recipes to convert by, until one is accepted: each knows what the artifacts of the last came to."""
+        while self.attempts_left:
+            self.attempts_left -= 1
+            with stages("choose"):
+                recipe = self.recipe()
+            yield recipe
+
+    def accepts(self, written: Sequence[WrittenArtifact]) -> bool:
+        """Whether the artifacts keep the budget, or no attempt is left."""
+        return not self.attempts_left or not self.corrected(written)
+
+    def settle(self, recipe: Recipe, folder: Path) -> dict:
+        """Write the chosen recipe into `folder`. -> the report's `budget`, without what the artifacts came
+        to."""
+        write_recipe(recipe, folder / RECIPE_FILE)
+        return self.as_json(recipe)
 
     def recipe(self) -> Any:
         """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with
@@ -128,7 +174,7 @@ class Choice:
     def _counted_bytes(self, artifact: Any) -> int:
         """What the budget counts of an artifact: the whole file, or the tensors in it."""
         from ..validation.judge.audit import audit
-        from .examine import tensor_bytes
+        from .judge import tensor_bytes
 
         return (
             artifact.size_bytes
@@ -137,12 +183,11 @@ class Choice:
         )
 
     def as_json(self, recipe: Any) -> dict:
-        """The report's `budget`; `measured` is filled in when the artifacts are judged."""
+        """The report's `budget`, without what the artifacts came to."""
         budget = self.budget or Budget(f"{self.min_psnr:g} dB")
         return {
             "asked": budget.text, "size_bytes": budget.size_bytes, "bits_per_weight": budget.bits_per_weight, "min_psnr_db": self.min_psnr,
             "schemes": list(self.schemes), "recipe": recipe.name, "predicted_psnr_db": self.predicted_db, "parameters": self.parameters(),
-            "measured": {},
         }  # fmt: skip
 
     def _layers(self) -> list:
@@ -311,7 +356,28 @@ def _exactly(name: str) -> str:
     )
 
 
-def prepare_choice(captured: Any, plan: Any, folder: Path, step: Callable[[str], None]) -> Choice:
+def recipe_of(plan: Plan) -> Recipe:
+    """What the plan's options name. Raises UserError for a recipe that is none, for options that cannot be
+    added to it, for what a target cannot hold, and for schemes of which that is true."""
+    from ..quantization.recipe import add
+    from ..quantization.recipe_file import load_recipe
+
+    recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
+    _check_held(recipe, plan.targets, plan.deployment_target)
+    if plan.chooses:
+        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
+    return recipe
+
+
+def choose(plan: Plan, recipe: Recipe, captured: Captured, folder: Path, stages: Stages) -> Given | Choice:
+    """The recipe that was given, or the ones that the plan's budget lets choose."""
+    if not plan.chooses:
+        return Given(recipe)
+    with stages("measure") as step:
+        return prepare_choice(captured, plan, folder, step)
+
+
+def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[[str], None]) -> Choice:
     """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to
     choose."""
     from ..quantization.sensitivity import measure, write_table
@@ -326,7 +392,10 @@ def prepare_choice(captured: Any, plan: Any, folder: Path, step: Callable[[str],
     table = measure(few, schemes, identity, _known(plan, captured, identity), step)
     write_table(table, folder / TABLE)
     budget = parse_budget(plan.budget) if plan.budget else None
-    return Choice(captured, schemes, table, plan.targets, plan.deployment_target, budget, plan.min_psnr)
+    return Choice(
+        captured, schemes, table, plan.targets, plan.deployment_target, budget, plan.min_psnr,
+        templates=templates_of(captured),
+    )  # fmt: skip
 
 
 def identity_of(captured: Any) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..models.digest import content_of, content_of_files, digest_json, digest_samples, digest_tensor
 from .plan import Plan
-from .report.json_files import write_json
+from .report.json_files import json_text
 from .report.write import environment
 from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder
@@ -66,11 +66,13 @@ def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> st
     )
 
 
-def recall(cache: Cache, key: str, plan: Plan, folder: Path, stages: Stages) -> dict | None:
+def recall(cache: Cache | None, key: str | None, plan: Plan, folder: Path, stages: Stages) -> dict | None:
     """Lay out in `folder` what an equal conversion has made before. -> its report, None where there is none.
 
     Its stages are marked as cached and keep the times that they took then.
     """
+    if cache is None or key is None:
+        return None
     with stages("cache") as step:
         if not fetch_folder(cache, key, folder):
             step.note = "nothing of an equal conversion"
@@ -83,11 +85,13 @@ def recall(cache: Cache, key: str, plan: Plan, folder: Path, stages: Stages) -> 
     return report
 
 
-def remember(cache: Cache, key: str, plan: Plan, report: dict, folder: Path) -> None:
-    """Keep a finished folder for `recall`."""
-    write_json(report, folder / REPORT)
+def remember(cache: Cache | None, key: str | None, plan: Plan, report: dict, folder: Path) -> None:
+    """Keep a folder of artifacts, and their report before it is judged by limits, for `recall`."""
+    if cache is None or key is None:
+        return
     made = ", ".join(f"{artifact['target']} {artifact['recipe']}" for artifact in report["artifacts"])
-    store_folder(cache, key, f"{plan.name}: {made}", folder, lambda path: path.suffix != ".html")
+    content = {REPORT: json_text(report).encode("ascii")}
+    store_folder(cache, key, f"{plan.name}: {made}", folder, lambda path: path.suffix != ".html", content)
     make_room(cache)
 
 

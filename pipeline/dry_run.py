@@ -12,15 +12,18 @@ from typing import Any
 from ..models.tensors import storage_of
 from ..quantization.layers import compress_weight
 from ..quantization.recipe import Recipe
+from .choice import parse_schemes, recipe_of
+from .estimates import devices_of
+from .loading import load_model
 from .predict import predict_size
 from .targets import find_target
+from .yardstick import first_run
 
 
 def predictions(plan: Any, show: Any) -> dict:
     """`--dry-run`: load and capture the model, and say what each recipe would give. -> {"model", "recipes":
     [...]}; writes nothing."""
     from ..models.capture import capture
-    from .examine import devices_of, load_model
 
     recipes = _recipes(plan)
     devices_of(plan.devices)
@@ -33,7 +36,7 @@ def predictions(plan: Any, show: Any) -> dict:
         captured = capture(source, samples)
         capture_seconds = time.perf_counter() - started
     with show("probe", len(recipes)) as step:
-        rows, one_run = [], first_run(captured)[0]
+        rows, one_run = [], first_run(captured).seconds
         for recipe in recipes:
             step(recipe.name)
             rows.append(_row(plan, captured, recipe, capture_seconds, one_run))
@@ -42,9 +45,6 @@ def predictions(plan: Any, show: Any) -> dict:
 
 def _recipes(plan: Any) -> list[Recipe]:
     """Those of --schemes where given, else the one of --quant."""
-    from .choice import parse_schemes
-    from .run import recipe_of
-
     if plan.chooses:
         return list(parse_schemes(plan.schemes, plan.targets, plan.deployment_target).values())
     return [recipe_of(plan)]
@@ -116,13 +116,3 @@ def _compress_seconds(captured: Any, recipe: Recipe) -> float:
     compress_weight(layer.name, layer.tensors[0].data.detach().float().contiguous(), layer.role, plain)
     elapsed = time.perf_counter() - started
     return elapsed * sum(math.prod(one.shape) for one in layers) / math.prod(layer.shape)
-
-
-def first_run(captured: Any) -> tuple[float, tuple]:
-    """-> (seconds, answers) of one run of the captured program on the first sample."""
-    from ..models.evaluate import evaluate
-
-    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
-    started = time.perf_counter()
-    answers = evaluate(captured.program, first)
-    return time.perf_counter() - started, answers

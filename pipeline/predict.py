@@ -6,6 +6,7 @@ How a target lays a weight and the graph around it out is foreseen beside its em
 tensors that no recipe touches."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,19 @@ def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: 
         other_bytes(captured, recipe.compute),
         graph_bytes(captured, recipe, target) + round(around),
     )
+
+
+def sizes_from_shapes(
+    captured: Any, recipe: Recipe, targets: Sequence[str], deployment_target: str
+) -> dict[str, int | None]:
+    """target -> bytes of its artifact, None where the graph would have to be lowered to count them."""
+    dense = dense_bytes(captured)
+    return {
+        target: None
+        if find_target(target).lowers_to_count(captured, dense)
+        else predict_size(captured, recipe, target, deployment_target).total
+        for target in targets
+    }
 
 
 def footprint(
@@ -133,5 +147,9 @@ def _bytes_each(tensor: Tensor, compute: str) -> int:
 
 def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
     """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
-    dense_bytes = other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in captured.layers)
-    return find_target(target).graph_bytes(captured, recipe, dense_bytes)
+    return find_target(target).graph_bytes(captured, recipe, dense_bytes(captured))
+
+
+def dense_bytes(captured: Any) -> int:
+    """Of all tensors in half precision."""
+    return other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in captured.layers)

@@ -6,24 +6,23 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .report.records import Stage
+from .step import Show, Step
 
 
 class Stages:
-    """The stages of one run so far. `show(name, total)` is a context manager that yields `step(label)` for
-    progress inside a stage."""
+    """The stages of one run so far."""
 
-    def __init__(self, show: Callable[..., Any]):
+    def __init__(self, show: Show):
         self.show = show
         self.records: list[Stage] = []
 
     @contextmanager
-    def __call__(self, name: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    def __call__(self, name: str, total: int | None = None) -> Iterator[Step]:
         started = time.perf_counter()
         _reset_peak()
         with self.show(name, total) as step:

@@ -11,9 +11,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..models.errors import UserError
@@ -127,13 +128,21 @@ def fetch_folder(cache: Cache, key: str, folder: Path) -> bool:
     return True
 
 
-def store_folder(cache: Cache, key: str, what: str, folder: Path, wanted: Callable[[Path], bool]) -> None:
-    """Keep the files of a folder that are `wanted`, hidden ones never."""
+def store_folder(
+    cache: Cache, key: str, what: str, folder: Path, wanted: Callable[[Path], bool],
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Keep the files of a folder that are `wanted`, hidden ones never, and `more` beside them (name ->
+    content)."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         for path in sorted(folder.iterdir()):
             if wanted(path) and not path.name.startswith("."):
                 archive.add(path, path.name)
+        for name, data in more.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     store(cache, key, "conversion", what, content.getbuffer())
 
 

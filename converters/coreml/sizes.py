@@ -19,6 +19,8 @@ SMALL_BYTES = (
     5_000_000  # below it the graph is counted after lowering, as it will be written: a moment's work
 )
 
+COUNTS = "cidermill.counts"  # where a graph keeps its `_graph_counts`
+
 # Bytes of the graph beside each compressed weight's own bits, fitted to fourteen recipes on a small BERT and
 # a small convolutional network on 2026-11-21: an operation for codes, indices or a mask; zero points; then,
 # for each further operation in the chain, a fixed part and the weight's name again. 8-bit activations add
@@ -60,9 +62,14 @@ def graph_bytes(captured: Any, recipe: Recipe, dense_bytes: int) -> int:
 def _graph_counts(captured: Any, dense_bytes: int) -> tuple[int, int, int, int]:
     """-> what `GRAPH` has a size for, in its order; kept with the graph, as every recipe needs it."""
     meta = captured.program.graph_module.meta
-    if "cidermill.counts" not in meta:
-        meta["cidermill.counts"] = _count(_as_written(captured, dense_bytes))
-    return meta["cidermill.counts"]
+    if COUNTS not in meta:
+        meta[COUNTS] = _count(_as_written(captured, dense_bytes))
+    return meta[COUNTS]
+
+
+def lowers_to_count(captured: Any, dense_bytes: int) -> bool:
+    """Whether `graph_bytes` has to lower the graph: not where that was done before."""
+    return dense_bytes <= SMALL_BYTES and COUNTS not in captured.program.graph_module.meta
 
 
 def _as_written(captured: Any, dense_bytes: int) -> Any:

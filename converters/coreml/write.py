@@ -21,7 +21,7 @@ from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive
 from ...models.quiet import quiet
 from ...quantization.compress import with_grids
-from ..artifact import Artifact
+from ..artifact import WrittenArtifact
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation
 from .lower import lower
@@ -58,7 +58,7 @@ class Templates:
 
 def write_mlpackage(
     compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: Templates | None = None
-) -> Artifact:
+) -> WrittenArtifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
     templates: where one fits, the graph is not converted again; the bytes are the same with and without.
@@ -87,7 +87,7 @@ def write_mlpackage(
         name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason)
         for name, (weight, reason) in forms.items()
     }
-    return Artifact(
+    return WrittenArtifact(
         "coreml",
         compressed.recipe.name,
         path,

@@ -12,7 +12,7 @@ from ...models.digest import content_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
 from ...models.quiet import quiet
-from ..artifact import Artifact
+from ..artifact import WrittenArtifact
 from . import delegate as mps_delegate
 from .activations import activation_warnings
 from .lower import lower
@@ -21,10 +21,10 @@ from .weights import place_weights
 HINT = "Replace these operators in the model, or convert it with --target coreml."
 
 
-def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | None = None) -> Artifact:
+def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | None = None) -> WrittenArtifact:
     """Write a `Compressed` model as an ExecuTorch program for the MPS backend at `path`.
 
-    Operators without an MPS form run as portable CPU kernels between delegates, and `Artifact.warnings` names
+    Operators without an MPS form run as portable CPU kernels between delegates, and `WrittenArtifact.warnings` names
     them. Raises UnsupportedOperators with every operator that has neither. `progress` is told each step's
     name.
     """
@@ -46,7 +46,7 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
         warnings.append(f"outside the MPS delegate, as portable CPU kernels: {'; '.join(left_over)}")
     warnings += activation_warnings(compressed)
     precision = "float16" if half else "float32"
-    return Artifact(
+    return WrittenArtifact(
         "executorch-mps", compressed.recipe.name, path, *content, precision, tuple(warnings), realised
     )
 

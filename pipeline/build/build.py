@@ -158,17 +158,15 @@ def _made(job: Job, show: Callable[..., Any]) -> Outcome:
 def _check_plan(plan: Any) -> None:
     from ...models.formats import recognise
     from ...models.inputs import parse_inputs
-    from ..choice import parse_schemes
+    from ..choice import recipe_of
+    from ..estimates import estimator_of
     from ..output import check_ours
-    from ..run import examiner, recipe_of
 
     try:
         recipe_of(plan)
     except UserError as error:
         raise (blamed(error, f"quant = {plan.recipe!r}") if plan.recipe != "float16" else error) from error
-    if plan.chooses:
-        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
-    examiner(plan)
+    estimator_of(plan)
     parse_inputs(plan.inputs)
     check_ours(plan.folder, plan.force)
     with _readable(plan.model):

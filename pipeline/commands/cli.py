@@ -219,8 +219,8 @@ def validate(artifact: Path, against: Path, as_json: bool, quiet: bool, **option
 
     Exit code: 0 it agrees, 1 it does not, 2 bad usage or bad input.
     """
-    from ..examine import validate_artifact
     from ..terminal.report import progress, show_validation
+    from ..validate import validate_artifact
 
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, against, show=show, **options)
@@ -256,7 +256,7 @@ def inspect(
     On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's
     own plan is read.
     """
-    from ..examine import inspect_artifact
+    from ..inspection import inspect_artifact
     from ..terminal.report import show_inspection
 
     result = inspect_artifact(artifact, devices, compute_units, calibration, measure)

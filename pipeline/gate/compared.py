@@ -162,7 +162,7 @@ def _of_report(report: ReportFile) -> list[Side]:
 
 
 def _bare(path: Path, devices: Sequence[str]) -> Side:
-    from ..examine import inspect_artifact
+    from ..inspection import inspect_artifact
 
     section = inspect_artifact(path, devices, "all", measure_here=False)
     return Side(str(path), section["target"], section, path)

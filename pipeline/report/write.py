@@ -14,7 +14,7 @@ from typing import Any
 from ... import __version__
 from ..output import write_whole
 from . import summaries as figures
-from .json_files import to_builtins
+from .json_files import to_builtins, write_json
 from .records import SCHEMA, Stage
 
 PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
@@ -66,7 +66,7 @@ def validation_section(
 def artifact_section(
     artifact, folder: Path, verdict: str, sections: Mapping[str, Any], warnings: Sequence[str] = ()
 ) -> dict:
-    """artifact: converters.Artifact; folder: where report.json will lie; sections: validation, compression,
+    """artifact: converters.WrittenArtifact; folder: where report.json will lie; sections: validation, compression,
     placement, latency.
 
     A warning's first line says what is the matter, its further lines what to do about it.
@@ -104,6 +104,12 @@ def write_html(report: dict, path: Path) -> None:
     """Write report.html whole or not at all: one file that loads nothing."""
     content = html_text(report).encode("utf-8", "backslashreplace")
     write_whole(path, lambda stream: stream.write(content))
+
+
+def write_report(report: dict, folder: Path) -> None:
+    """report.json and report.html."""
+    write_json(report, folder / "report.json")
+    write_html(report, folder / "report.html")
 
 
 def html_text(report: dict) -> str:

@@ -112,7 +112,7 @@ class StudyPlan:
         )
 
     def _devices(self) -> list[str]:
-        from ..examine import devices_of
+        from ..estimates import devices_of
 
         return [device.name for device in devices_of(self.subjects[0].devices)]
 

@@ -197,8 +197,8 @@ def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
 def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
     """What can be known to be wrong before the first model is loaded."""
     from ...models.formats import recognise
-    from ..examine import devices_of
-    from ..run import recipe_of
+    from ..choice import recipe_of
+    from ..estimates import devices_of
 
     for subject in plan.subjects:
         recognise(subject.model)
@@ -273,7 +273,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
     )
     runs = len(captured.layers) * len(HEAT_SCHEMES) * len(few.samples.batches)
     if (
-        plan.sensitivity is None and runs * ready.run_seconds / 2 > SENSITIVITY_SECONDS
+        plan.sensitivity is None and runs * ready.first_run.seconds / 2 > SENSITIVITY_SECONDS
     ):  # each run begins at its layer
         return
     with show("sensitivity") as step:

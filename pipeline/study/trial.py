@@ -4,24 +4,41 @@ wrong is a row as well.
 A process loads and captures a model once and keeps it for the trials that follow.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...models.errors import UserError
+from ..choice import recipe_of
+from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
+from ..estimates import estimator_of
+from ..examine import examine
+from ..judge import judge
+from ..loading import load_model
 from ..output import DiskFull, staged
-from ..run import Prepared, examiner, finish, prepare, press, recipe_of, write_report
+from ..predict import sizes_from_shapes
+from ..report.compose import Findings, compose
+from ..report.write import write_report
 from ..stages import Stages, release_memory
+from ..step import silent
 from ..store import fetch, make_room, open_cache, store
-from ..targets import DEFAULT_TARGET, find_target
+from ..targets import find_target
+from ..yardstick import FirstRun, expected_answers, first_run, yardstick_of
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
+
+if TYPE_CHECKING:
+    from ...models.capture import Captured
+    from ...quantization.weight_cache import Known
 
 PICTURES = "pictures.npz"
 EVAL_HINT = (
@@ -34,16 +51,27 @@ FORKS = (
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A captured model and what all trials of it share. templates: see `conversion.templates_of`;
+    known_weights: see `quantization.compress`."""
+
+    captured: Captured
+    first_run: FirstRun
+    templates: Mapping[str, Any]
+    known_weights: Known | None
+
+
 @functools.lru_cache(maxsize=1)
 def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
-    stages = Stages(_unseen)
-    return prepare(
-        subject.plan(DEFAULT_TARGET, "float16", Path("unused")),
-        stages,
-        True,
-        _known_weights() if subject.cache else None,
+    from ...models.capture import capture
+
+    captured = capture(
+        *load_model(subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle)
     )
+    known_weights = _known_weights() if subject.cache else None
+    return Prepared(captured, first_run(captured), templates_of(captured), known_weights)
 
 
 def _known_weights() -> Any:
@@ -119,23 +147,37 @@ def _fills_a_template(task: Task) -> bool:
 
 
 def _figures(task: Task) -> Row:
-    ready, stages = prepared(task.subject), Stages(_unseen)
+    from ...quantization.compress import compress
+
+    ready, stages = prepared(task.subject), Stages(silent)
     plan = task.subject.plan(task.target, task.recipe, task.folder)
-    examine = examiner(plan)
+    recipe, estimator = recipe_of(plan), estimator_of(plan)
     with staged(task.folder, force=True, keep=False) as folder:
-        artifacts, facts = press(plan, ready, recipe_of(plan), folder, stages, probe=False)
+        with stages("compress"):
+            compressed = compress(ready.captured, recipe, known=ready.known_weights)
+            expected = expected_answers(compressed, plan.targets)
+        with stages("convert") as step:
+            artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
+        foreseen = sizes_from_shapes(ready.captured, recipe, plan.targets, plan.deployment_target)
+        errors = ready.first_run.errors if compressed.weights else ()
+        yardstick = yardstick_of(compressed, expected, errors)
+        del compressed, expected
         release_memory()  # graphs refer to themselves, and would keep weights
-        report, checks = finish(plan, artifacts, facts, examine, folder, stages)
-        pictures = pictures_of(checks[0].answers[0], facts.reference[0])
+        examination = examine(artifact, yardstick, estimator, stages)
+        judgement = judge(examination, yardstick, plan.min_psnr, None)
+        report = compose(
+            Findings(yardstick, [examination], [judgement], None, foreseen), stages.records, folder
+        )
+        pictures = pictures_of(examination.check.answers[0], yardstick.reference[0])
         if pictures:
             with (folder / PICTURES).open("wb") as stream:
                 write_pictures(pictures, stream)
-        write_report(report, plan, folder)
+        write_report(report, folder)
     if ready.known_weights is not None and (cache := open_cache()):
         make_room(cache)
     section = report["artifacts"][0]
     where = f"{task.folder.parent.name}/{task.folder.name}"
-    figures = _row_figures(section, checks[0].total, report) | {
+    figures = _row_figures(section, examination.check.total, report) | {
         "report": f"{where}/report.html", "pictures": f"{where}/{PICTURES}" if pictures else None, "state": "done",
         "peak_rss_bytes": max(stage.peak_rss_bytes for stage in stages.records),
     }  # fmt: skip
@@ -145,7 +187,7 @@ def _figures(task: Task) -> Row:
 def _row_figures(section: dict, total: Any, report: dict) -> Row:
     """What a trial is compared by, from its report. total: errors of the saved artifact against the
     source."""
-    from ..examine import tensor_bytes
+    from ..judge import tensor_bytes
 
     known = [error.psnr_db for error in total]
     worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
@@ -201,9 +243,3 @@ def _number(given: Any) -> float | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return value if math.isfinite(value) else None
-
-
-@contextlib.contextmanager
-def _unseen(name: str, total: int | None = None) -> Any:
-    """Stages of a trial are not shown: several run at once."""
-    yield lambda label="": None

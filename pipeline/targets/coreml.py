@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .target import Cost, Target
 
 if TYPE_CHECKING:
-    from ...converters.artifact import Artifact
+    from ...converters.artifact import WrittenArtifact
     from ...converters.coreml.write import Templates
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
@@ -36,7 +36,7 @@ def write(
     deployment_target: str,
     templates: Templates | None,
     step: Callable[[str], None],
-) -> Artifact:
+) -> WrittenArtifact:
     from ...converters.coreml.write import write_mlpackage
 
     return write_mlpackage(compressed, path, deployment_target, templates)
@@ -64,6 +64,12 @@ def graph_bytes(captured: Captured, recipe: Recipe, dense_bytes: int) -> int:
     from ...converters.coreml.sizes import graph_bytes
 
     return graph_bytes(captured, recipe, dense_bytes)
+
+
+def lowers_to_count(captured: Captured, dense_bytes: int) -> bool:
+    from ...converters.coreml.sizes import lowers_to_count
+
+    return lowers_to_count(captured, dense_bytes)
 
 
 def place(
@@ -102,6 +108,7 @@ COREML = Target(
     make_template=make_template,
     footprint=footprint,
     graph_bytes=graph_bytes,
+    lowers_to_count=lowers_to_count,
     place=place,
     shapes=shapes,
     names_weights=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .target import Cost, Refusal, Target
 
 if TYPE_CHECKING:
-    from ...converters.artifact import Artifact
+    from ...converters.artifact import WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
     from ...quantization.recipe import Recipe
@@ -34,7 +34,7 @@ REFUSED = {
 
 def write(
     compressed: Compressed, path: Path, deployment_target: str, templates: Any, step: Callable[[str], None]
-) -> Artifact:
+) -> WrittenArtifact:
     from ...converters.mps.write import write_pte
 
     return write_pte(compressed, path, step)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...converters.artifact import Artifact
+    from ...converters.artifact import WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
     from ...quantization.recipe import Recipe
@@ -48,6 +48,11 @@ def _holds(recipe: Recipe, deployment_target: str) -> None:
     """Of a target that takes every recipe (and tells in its artifacts what it had to store otherwise)."""
 
 
+def _counts_at_once(captured: Captured, dense_bytes: int) -> bool:
+    """Of a target whose graphs are counted as they are."""
+    return False
+
+
 def _fixed_shapes(runner: Runner) -> tuple[Variant, ...]:
     """Of a target whose artifacts have one shape."""
     return ()
@@ -69,7 +74,8 @@ class Target:
 
     footprint(form, name, recipe, deployment target): bits of the tensors that hold a weight of that name and
     form, and bytes of what stands around them; graph_bytes(captured, recipe, dense bytes): of the rest of a
-    file beside its tensors, which take as many bytes dense in half precision.
+    file beside its tensors, which take as many bytes dense in half precision; lowers_to_count(captured, dense
+    bytes): whether that has to lower the graph, which takes a moment.
 
     place(graph, devices, compute units, barred): where each operation runs and how long that takes, on each
     device, before any correction; barred: why the Neural Engine takes nothing, or "". shapes(runner): the
@@ -87,10 +93,11 @@ class Target:
     runtime: str
     libraries: tuple[str, ...]
     cost: Cost
-    write: Callable[[Compressed, Path, str, Any, Callable[[str], None]], Artifact]
+    write: Callable[[Compressed, Path, str, Any, Callable[[str], None]], WrittenArtifact]
     footprint: Callable[[CompressedWeight, str, Recipe, str], tuple[int, float]]
     graph_bytes: Callable[[Captured, Recipe, int], int]
     place: Callable[[Graph, Sequence[Device], str, str], list[tuple[Placement, Latency]]]
+    lowers_to_count: Callable[[Captured, int], bool] = _counts_at_once
     check_recipe: Callable[[Recipe, str], None] = _holds
     shapes: Callable[[Runner], tuple[Variant, ...]] = _fixed_shapes
     templates: Callable[[Captured], Any] | None = None

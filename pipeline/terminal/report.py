@@ -9,15 +9,15 @@ for it.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..report import summaries as fig
 from ..signals import raise_again
+from ..step import Show, Step, silent
 from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
 
@@ -27,8 +27,6 @@ WIDE, MIDDLE, NARROW = (
     112,
     76,
 )  # columns for rows of one line, of two lines, of three; below, one block per artifact
-
-Show = Callable[..., Any]
 
 
 def console(stderr: bool = False) -> Any:
@@ -50,26 +48,12 @@ def console(stderr: bool = False) -> Any:
 # Progress
 
 
-@dataclass
-class Step:
-    """What a stage is given to report with: `step("encoder.layer.0")` counts one more part. `note` is shown
-    when the stage is done."""
-
-    advance: Callable[[str], None]
-    note: str = ""
-    done: int = field(default=0, init=False)
-
-    def __call__(self, label: str = "") -> None:
-        self.done += 1
-        self.advance(clean(label))
-
-
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[Show]:
     """-> `show(name, total=None)`, a context manager per stage that yields a Step. Not enabled: the same,
     silently."""
     if not enabled:
-        yield partial(_unless_stopped, _silent)
+        yield partial(_unless_stopped, silent)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _live() as show:
             yield partial(_unless_stopped, show)
@@ -83,11 +67,6 @@ def _unless_stopped(show: Show, name: str, total: int | None = None) -> Iterator
     with show(name, total) as step:
         yield step
         raise_again()
-
-
-@contextmanager
-def _silent(name: str, total: int | None = None) -> Iterator[Step]:
-    yield Step(lambda label: None)
 
 
 @contextmanager
@@ -134,7 +113,7 @@ def _live() -> Iterator[Show]:
         @contextmanager
         def show(name: str, total: int | None = None) -> Iterator[Step]:
             task = bars.add_task(name, total=total, label="")
-            step = Step(lambda label: bars.update(task, advance=1, label=label))
+            step = Step(lambda label: bars.update(task, advance=1, label=clean(label)))
             try:
                 yield step
                 bars.update(

@@ -192,7 +192,7 @@ def test_a_machines_own_stale_calibration_is_left_out_in_words(folders, fitted, 
     assert own.correction is None and own.problem.startswith(
         f"not calibrated: {path} corrects the estimates 0.0.1-old"
     )
-    from cidermill.pipeline.examine import devices_of, estimate
+    from cidermill.pipeline.estimates import devices_of, estimate
 
     graph = open_runner(folders["unseen"] / "unseen.mlpackage", host="reference").graph
     plain, stale = (

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from cidermill.models import simplify
 from cidermill.models.source import Samples, TensorSpec
 from cidermill.pipeline.commands.cli import main
-from cidermill.pipeline.examine import Check, check_artifact, judge, judge_capture
+from cidermill.pipeline.examine import Check, check_artifact
+from cidermill.pipeline.judge import judge_capture, judge_check
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report import progress
@@ -71,8 +72,8 @@ def test_outputs_are_matched_by_name_whatever_their_order():
 @pytest.mark.parametrize(("budget", "expected"), [(None, "pass"), (10, "pass"), (60, "fail")])
 def test_the_budget_is_on_the_compression_error_alone(budget, expected):
     exact, coarse = outputs(0.0), outputs(0.1)
-    assert judge(checked(coarse, coarse, exact), budget)[0] == expected
-    assert judge(checked(coarse, exact, exact), 10)[0] == "fail", (
+    assert judge_check(checked(coarse, coarse, exact), budget)[0] == expected
+    assert judge_check(checked(coarse, exact, exact), 10)[0] == "fail", (
         "a conversion error is no price of the recipe"
     )
 
@@ -82,8 +83,8 @@ def test_advice_claims_no_more_than_what_was_compared():
     the conversion."""
     exact, coarse = outputs(0.0), outputs(0.1)
     check = checked(coarse, exact, exact)
-    assert "the same weights" in judge(check, None)[1][0]
-    verdict, warnings = judge(Check(check.runner, check.conversion, (), check.tolerance_db), None)
+    assert "the same weights" in judge_check(check, None)[1][0]
+    verdict, warnings = judge_check(Check(check.runner, check.conversion, (), check.tolerance_db), None)
     assert verdict == "fail" and "the same weights" not in warnings[0] and "--tolerance" in warnings[0]
 
 
@@ -236,7 +237,7 @@ def test_the_users_samples_are_what_is_compared(tmp_path):
 
 
 def test_all_devices_are_one_product_of_every_chip():
-    from cidermill.pipeline.examine import devices_of
+    from cidermill.pipeline.estimates import devices_of
     from cidermill.validation.estimate.devices import DEFAULT_DEVICE, all_chips
 
     assert [device.name for device in devices_of(())] == [DEFAULT_DEVICE]

@@ -6,12 +6,14 @@ recipe made is decoded from the file by the reference runner's operators and com
 half precision.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +23,9 @@ from ..mil.read import Package, read_package
 from ..pte.read import open_program
 from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
+
+if TYPE_CHECKING:
+    from ..runner import Runner
 
 NOT_STORED = "not stored by name"
 EQUAL, DIFFERS = "equal", "differs"
@@ -32,23 +37,23 @@ EXPLAINED = 1.02
 
 def audit(
     path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: dict[str, Any] | None = None,
-    program: Graph | None = None, consume: bool = False,
+    opened: Runner | None = None, consume: bool = False,
 ) -> dict:  # fmt: skip
     """The "compression" section of report.json for a saved .mlpackage or .pte.
 
     decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised:
-    converters.Artifact.realised, of which only the reasons are used; made: name -> CompressedWeight, to
-    compare the decoded weights with; program: of the runner of the file's only function, so that nothing is
-    decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
+    converters.WrittenArtifact.realised, of which only the reasons are used; made: name -> CompressedWeight, to
+    compare the decoded weights with; opened: the file's reference runner, so that nothing is parsed or decoded
+    twice; consume: take each weight out of `made` when it has been compared, to make room for the
     decoded ones. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the
     artifact's size. Raises UnreadableArtifact.
     """
     path = Path(path)
-    package = read_package(path) if path.is_dir() else None
-    graphs = list(package.functions.values()) if package else [open_program(path).graph]
+    package, graphs = _parsed(path) if opened is None else _of_runner(opened)
+    program = opened.program if opened is not None and len(graphs) == 1 else None
     weights = _unique(weight for graph in graphs for weight in stored_weights(graph))
     matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
-    decoders = [Decoder(graph, program if len(graphs) == 1 else None) for graph in graphs] if made else []
+    decoders = [Decoder(graph, program) for graph in graphs] if made else []
     checked = _compare(decoders, weights, matched, made or {}, package is not None, consume)
     reasons = {name: entry[2] for name, entry in (realised or {}).items()}
     entries = [
@@ -63,6 +68,18 @@ def audit(
         "weights": entries,
         "bytes": _bytes(path, package, weights, _duplicates(graphs, weights)),
     }
+
+
+def _parsed(path: Path) -> tuple[Package | None, list[Graph]]:
+    """-> (the package, None of a .pte; the graphs of all its functions)."""
+    package = read_package(path) if path.is_dir() else None
+    return package, list(package.functions.values()) if package else [open_program(path).graph]
+
+
+def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
+    """As `_parsed`, from the file that a runner has parsed."""
+    package = runner.package
+    return package, list(package.functions.values()) if package else [runner.graph]
 
 
 def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -294,7 +294,7 @@ def test_a_damaged_artifact_is_refused(models, tmp_path, command):
 def test_a_crash_of_our_own_is_no_verdict(models, tmp_path, monkeypatch):
     from cidermill.pipeline import run
 
-    monkeypatch.setattr(run, "_examine", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(run, "examine", lambda *arguments: 1 / 0)
     result = CliRunner().invoke(convert, [str(models / "good.pt"), "--out", str(tmp_path / "out"), "--quiet"])
     assert result.exit_code == 70
     assert "ZeroDivisionError" in result.stderr and "defect of cidermill" in result.stderr

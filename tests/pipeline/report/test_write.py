@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cidermill.converters.artifact import Artifact
+from cidermill.converters.artifact import WrittenArtifact
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.pipeline.report import summaries as figures
 from cidermill.pipeline.report import write as report
@@ -50,7 +50,7 @@ def small_report(folder: Path, verdicts=("pass",)) -> dict:
     validation = report.validation_section("reference", [error], [error], 40.0)
     artifacts = [
         report.artifact_section(
-            Artifact("coreml", "int8", folder / f"net{i}.mlpackage", 60, "cd", "float16", ("a\nb",)),
+            WrittenArtifact("coreml", "int8", folder / f"net{i}.mlpackage", 60, "cd", "float16", ("a\nb",)),
             folder,
             verdict,
             {"validation": validation},

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
+from cidermill.pipeline.choice import recipe_of
 from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.plan import Plan
-from cidermill.pipeline.run import recipe_of
 from cidermill.pipeline.study.presets import PRESETS, parse_recipes
 
 COUNTS = {"quick": 8, "standard": 24, "thorough": 60}

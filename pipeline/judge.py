@@ -1,0 +1,149 @@
+"""Facts of examined artifacts in; verdicts, and what to do where one is no pass, out. Pure: nothing is run,
+read or changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..validation.judge import audit
+from ..validation.judge.compare import TOLERANCE_DB, OutputError, meets, verdict
+
+if TYPE_CHECKING:
+    from .examine import Check, Examination
+    from .yardstick import Yardstick
+
+# kinds of bytes in an artifact that a budget of bits per weight leaves out
+NO_TENSORS = ("padding", "graph", "metadata", "duplicates")
+ROUNDED_UP = 1 + 1e-3  # bits per weight: the file rounds tensors up to bytes
+
+
+class Judgement(NamedTuple):
+    """verdict: "pass" or "fail"; advice: texts whose first line says what is the matter, the second what to
+    do."""
+
+    verdict: str
+    advice: list[str]
+
+
+def judge(
+    examination: Examination, yardstick: Yardstick, min_psnr: float | None, budget: Mapping | None
+) -> Judgement:
+    """Everything that an artifact must keep: its graph was captured rightly, its file holds the recipe's
+    weights and computes what they compute (in the real runtime too, where it ran), and it keeps the budgets.
+
+    min_psnr: in decibels; budget: the report's section, None where no recipe was chosen by one.
+    """
+    judgements = [judge_capture(yardstick.captured), Judgement(*audit.judge(examination.audit))]
+    judgements.append(judge_check(examination.check, min_psnr))
+    if not isinstance(examination.native, str):
+        judgements.append(judge_check(examination.native, min_psnr))
+    if budget is not None:
+        judgements.append(judge_budget(budget, stored_size(examination, budget["parameters"])))
+    passed = all(judgement.verdict == "pass" for judgement in judgements)
+    advice = [text for judgement in judgements for text in judgement.advice]
+    return Judgement("pass" if passed else "fail", advice)
+
+
+def judge_check(check: Check, min_psnr: float | None) -> Judgement:
+    """What running the artifact showed. min_psnr: in decibels, of the compressed model's outputs."""
+    same_weights = bool(check.compression)  # else it was compared with its source, whatever its weights are
+    failing = [error for error in check.conversion if not meets(error, check.tolerance_db)]
+    conversion = [_conversion_advice(error, check.tolerance_db, same_weights) for error in failing]
+    budget = [
+        _budget_advice(error, min_psnr)
+        for error in check.compression
+        if min_psnr is not None and not meets(error, min_psnr)
+    ]
+    passed = verdict(check.conversion, check.tolerance_db) == "pass" and not budget
+    return Judgement("pass" if passed else "fail", conversion + budget)
+
+
+def judge_capture(captured: Sequence[OutputError]) -> Judgement:
+    """Of the captured graph before any compression: compared with the source, as both errors of a compressed
+    artifact are measured from it, and a graph that was captured wrongly would otherwise look like the price
+    of the recipe.
+    """
+    wrong = [error for error in captured if not error.vacuous and not meets(error, TOLERANCE_DB["float32"])]
+    return Judgement("fail" if wrong else "pass", [_capture_advice(error) for error in wrong])
+
+
+class StoredSize(NamedTuple):
+    """An artifact's size, and the bits of its tensors for each of the model's parameters, from the file."""
+
+    size_bytes: int
+    bits_per_weight: float
+
+
+def stored_size(examination: Examination, parameters: int) -> StoredSize:
+    """What a budget is compared with. parameters: elements of all tensors of the model."""
+    bits = 8 * tensor_bytes(examination.audit["bytes"]) / parameters
+    return StoredSize(examination.artifact.size_bytes, bits)
+
+
+def tensor_bytes(stored: Mapping[str, int]) -> int:
+    """What a budget of bits per weight counts. stored: bytes by kind, from the file."""
+    return sum(size for kind, size in stored.items() if kind not in NO_TENSORS)
+
+
+def judge_budget(budget: Mapping, stored: StoredSize) -> Judgement:
+    """Of the size that an artifact came to. budget: the report's section."""
+    size_bytes, bits_per_weight = budget["size_bytes"], budget["bits_per_weight"]
+    too_large = size_bytes is not None and stored.size_bytes > size_bytes
+    too_fine = bits_per_weight is not None and stored.bits_per_weight > bits_per_weight * ROUNDED_UP
+    if not too_large and not too_fine:
+        return Judgement("pass", [])
+    size_text = f"{stored.size_bytes} bytes" if too_large else f"{stored.bits_per_weight:.3g} bits per weight"
+    advice = (
+        f"The artifact has {size_text}; the budget (--budget) is {budget['asked']}.\nRaise the budget, or add"
+        " smaller schemes to --schemes."
+    )
+    return Judgement("fail", [advice])
+
+
+def _distance(error: OutputError) -> str:
+    return "cannot be compared with" if error.psnr_db is None else f"is {error.psnr_db:.1f} dB from"
+
+
+def _capture_advice(error: OutputError) -> str:
+    return (
+        f"Output {error.output} of the captured graph, before any compression, {_distance(error)} what the"
+        " source gives.\nThis is a defect of cidermill, not of the recipe: please report it with the model."
+    )
+
+
+def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bool) -> str:
+    if error.nonfinite:
+        return (
+            f"Output {error.output} has {error.nonfinite} values that are NaN or infinite where the source's"
+            " are finite.\nHalf precision overflows in this model: convert with --quant float32, or scale"
+            " its activations down."
+        )
+    if error.vacuous:
+        return (
+            f"Output {error.output} proves nothing: {error.problem or 'the reference is constant'}.\n"
+            "Give inputs that make the model answer something (--samples)."
+        )
+    if error.problem or error.psnr_db is None:
+        return (
+            f"Output {error.output} cannot be compared: {error.problem or 'no comparable values'}.\nCheck"
+            " that the artifact belongs to this model."
+        )
+    if not same_weights:
+        return (
+            f"Output {error.output} is {error.psnr_db:.1f} dB from the model's; {tolerance_db:g} dB are"
+            " needed.\nWhere the artifact's weights are compressed, their error is in it: allow for it with"
+            " --tolerance; else the conversion is wrong."
+        )
+    return (
+        f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch;"
+        f" {tolerance_db:g} dB are needed.\nThis is the conversion, not the compression: try --quant float32"
+        " to see whether half precision is the cause."
+    )
+
+
+def _budget_advice(error: OutputError, min_psnr: float) -> str:
+    return (
+        f"Output {error.output} {_distance(error)} the source; the budget (--min-psnr) is {min_psnr:g} dB.\n"
+        "Choose a finer recipe (int8 instead of int4, smaller blocks), or lower the budget."
+    )

@@ -1,0 +1,115 @@
+"""A compressed model in; what its artifacts are compared with out, so that the model itself can be freed
+before an artifact is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..validation.judge.compare import OutputError, compare
+from .targets import find_target
+
+if TYPE_CHECKING:
+    from ..models.capture import Captured
+    from ..models.source import Samples, Source, TensorSpec
+    from ..quantization.compress import Compressed, Decision
+    from ..quantization.weight import CompressedWeight
+
+Batches = Sequence[dict[str, np.ndarray]]  # for each sample, the outputs by name
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What artifacts are compared with.
+
+    source: without its module; reference: what it answers on the samples; expected: target -> what a perfect
+    conversion answers; captured: how far the captured graph is from the source before any compression (empty
+    where nothing was compressed: then `expected` is the reference itself); decisions, weights: what the
+    recipe made of each tensor; parameters: elements of the source's parameters.
+    """
+
+    source: Source
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    samples: Samples
+    reference: Batches
+    expected: Mapping[str, Batches]
+    captured: tuple[OutputError, ...]
+    decisions: tuple[Decision, ...]
+    weights: dict[str, CompressedWeight]
+    parameters: int
+
+    @property
+    def output_names(self) -> list[str]:
+        return [spec.name for spec in self.outputs]
+
+
+class FirstRun(NamedTuple):
+    """One run of the captured graph on the first sample. errors: against what the source answers there."""
+
+    seconds: float
+    errors: tuple[OutputError, ...]
+
+
+def yardstick_of(
+    compressed: Compressed, expected: Mapping[str, Batches], captured: tuple[OutputError, ...]
+) -> Yardstick:
+    """expected: of `expected_answers`; captured: of `first_run`, where there was one."""
+    model = compressed.captured
+    source = replace(
+        model.source, module=None, program=None, warnings=(*model.source.warnings, *compressed.warnings)
+    )
+    return Yardstick(
+        source,
+        model.inputs,
+        model.outputs,
+        model.samples,
+        model.reference,
+        expected,
+        captured,
+        compressed.decisions,
+        compressed.weights,
+        _parameters(model.source),
+    )
+
+
+def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str, Batches]:
+    """-> target -> what a perfect conversion of the compressed model answers on its samples."""
+    from ..models.evaluate import evaluate
+    from ..quantization.compress import with_grids
+
+    captured = compressed.captured
+    if not compressed.weights:
+        return dict.fromkeys(targets, captured.reference)
+    dense = {name: weight.dense for name, weight in compressed.weights.items()}
+    expected = {}
+    in_float = [target for target in targets if not find_target(target).rounds_activations]
+    if compressed.activations is not None and in_float:
+        expected = dict.fromkeys(in_float, evaluate(captured.program, captured, dense))
+    if set(targets) - expected.keys():
+        expected = dict.fromkeys(targets, evaluate(with_grids(compressed), captured, dense)) | expected
+    return expected
+
+
+def first_run(captured: Captured) -> FirstRun:
+    """Run the captured graph, nothing of it compressed, on the first sample."""
+    from ..models.evaluate import evaluate
+
+    first = replace(captured, samples=replace(captured.samples, batches=captured.samples.batches[:1]))
+    started = time.perf_counter()
+    answers = evaluate(captured.program, first)
+    seconds = time.perf_counter() - started
+    return FirstRun(seconds, compare(captured.reference[:1], answers))
+
+
+def _parameters(source: Source) -> int:
+    """Elements of a model's parameters; those of tied weights once."""
+    module = source.program if source.program is not None else source.module
+    memory = {
+        (tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()
+    }
+    return sum(memory.values())
