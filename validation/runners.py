@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..converters.coreml.tools import import_coremltools
 from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
+from .graph import Graph
+from .mil.read import Package, read_package
 from .mil.runner import core_ml_runner, readable_package, reference_package
 from .resources import DEFAULT_ALLOWANCE, Allowance
 from .runner import Opening, Runner
@@ -26,8 +28,9 @@ class Format:
 
     suffix: of its name; title: what it is, in a list; sign: the same, with what it is known by. recognises
     takes its path and its first 8 bytes (none of a folder); has_runtime: whether this Mac has the platform's
-    runtime for it; native and reference open it; readable: a runner of which only border and graph are used,
-    where an operator has no reference (None: `reference` opens it all the same).
+    runtime for it; native and reference open it; parse: the package that it is, None of a file, and the
+    graphs of all its functions; readable: a runner of which only border and graph are used, where an operator
+    has no reference (None: `reference` opens it all the same).
     """
 
     suffix: str
@@ -37,6 +40,7 @@ class Format:
     has_runtime: Callable[[], bool]
     native: Callable[[Path, Opening], Runner]
     reference: Callable[[Path, Opening], Runner]
+    parse: Callable[[Path], tuple[Package | None, list[Graph]]]
     readable: Callable[[Path, Exception], Runner] | None = None
 
 
@@ -165,6 +169,17 @@ def _reference_pte(path: Path, opening: Opening) -> Runner:
     return reference_pte(path, opening)
 
 
+def _parse_package(path: Path) -> tuple[Package, list[Graph]]:
+    package = read_package(path)
+    return package, list(package.functions.values())
+
+
+def _parse_pte(path: Path) -> tuple[None, list[Graph]]:
+    from .pte.read import open_program
+
+    return None, [open_program(path).graph]
+
+
 # The first row that recognises an artifact opens it; any folder counts as a damaged package
 FORMATS: dict[str, Format] = {
     artifact_format.suffix: artifact_format
@@ -177,6 +192,7 @@ FORMATS: dict[str, Format] = {
             has_runtime=_has_core_ml,
             native=core_ml_runner,
             reference=reference_package,
+            parse=_parse_package,
             readable=readable_package,
         ),
         Format(
@@ -187,6 +203,7 @@ FORMATS: dict[str, Format] = {
             has_runtime=_has_executorch,
             native=_executorch_runner,
             reference=_reference_pte,
+            parse=_parse_pte,
         ),
     )
 }

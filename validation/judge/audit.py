@@ -19,8 +19,8 @@ import torch
 
 from ...models.digest import digest_tensor, files_of
 from ..graph import Graph, OperatorFailed
-from ..mil.read import Package, read_package
-from ..pte.read import open_program
+from ..mil.read import Package
+from ..runners import format_of
 from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
 
@@ -36,20 +36,24 @@ EXPLAINED = 1.02
 
 
 def audit(
-    path: Path | str, decisions: Sequence[Any], realised: Mapping[str, tuple] | None = None, made: dict[str, Any] | None = None,
-    opened: Runner | None = None, consume: bool = False,
-) -> dict:  # fmt: skip
-    """The "compression" section of report.json for a saved .mlpackage or .pte.
+    path: Path | str,
+    decisions: Sequence[Any],
+    realised: Mapping[str, tuple] | None = None,
+    made: dict[str, Any] | None = None,
+    opened: Runner | None = None,
+    consume: bool = False,
+) -> dict:
+    """The "compression" section of report.json for a saved artifact.
 
     decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised:
-    converters.WrittenArtifact.realised, of which only the reasons are used; made: name -> CompressedWeight, to
-    compare the decoded weights with; opened: the file's reference runner, so that nothing is parsed or decoded
-    twice; consume: take each weight out of `made` when it has been compared, to make room for the
+    converters.WrittenArtifact.realised, of which only the reasons are used; made: name -> CompressedWeight,
+    to compare the decoded weights with; opened: the file's reference runner, so that nothing is parsed or
+    decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
     decoded ones. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the
     artifact's size. Raises UnreadableArtifact.
     """
     path = Path(path)
-    package, graphs = _parsed(path) if opened is None else _of_runner(opened)
+    package, graphs = format_of(path).parse(path) if opened is None else _of_runner(opened)
     program = opened.program if opened is not None and len(graphs) == 1 else None
     weights = _unique(weight for graph in graphs for weight in stored_weights(graph))
     matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
@@ -70,14 +74,8 @@ def audit(
     }
 
 
-def _parsed(path: Path) -> tuple[Package | None, list[Graph]]:
-    """-> (the package, None of a .pte; the graphs of all its functions)."""
-    package = read_package(path) if path.is_dir() else None
-    return package, list(package.functions.values()) if package else [open_program(path).graph]
-
-
 def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
-    """As `_parsed`, from the file that a runner has parsed."""
+    """As `Format.parse`, from the file that a runner has parsed."""
     package = runner.package
     return package, list(package.functions.values()) if package else [runner.graph]
 
