@@ -4,9 +4,9 @@
 
 A small network is converted in this process by the command line, and every call of a function of cidermill is
 noted (`sys.setprofile`). Printed: functions and files entered, lines in those files, the most frames of ours
-that lie between the command and a kernel of the compression (quantization/affine.py, quantize) and between
-the command and an operator of the reference runner (validation, `ops`), and the circles of imports in the whole
-package, imports inside functions counted. Nothing is judged: figures to compare two versions by.
+from the command to a kernel of the compression (quantization/affine.py) and to an operator of the
+reference runner, and the circles of imports in the package, imports inside functions counted. Nothing is
+judged: figures to compare two versions by.
 """
 
 import argparse
