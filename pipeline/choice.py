@@ -18,63 +18,20 @@ from ..models.decibels import decibels
 from ..models.digest import digest_samples
 from ..models.errors import UserError
 from .conversion import templates_of
-from .plan import Budget, Plan, parse_budget
-from .targets import find_target
+from .quantities import Budget
 
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
     from ..models.capture import Captured
     from ..quantization.recipe import Recipe
+    from .plan import Plan
     from .stages import Stages
 
-DEFAULT_SCHEMES = ("int8", "int4", "palettize4", "palettize2", "float16")
 SAMPLES = 8  # on which sensitivities are measured
 TABLE = "sensitivity.json"
 RECIPE_FILE = "recipe.toml"
 ATTEMPTS = 3  # conversions, where the first ones miss a size
 ROUNDS = 8  # of correcting the sum of the layers' errors by the error of the whole model
-
-
-def parse_schemes(text: str | None, targets: tuple[str, ...], deployment_target: str) -> dict[str, Any]:
-    """ "int8,palettize4" -> {"int8": Recipe, ...}; None: the default list, as far as the targets hold it.
-    Raises UserError."""
-    from ..quantization.recipe import parse_recipe
-
-    hint = f"Choose among schemes such as {','.join(DEFAULT_SCHEMES)}."
-    words = DEFAULT_SCHEMES if text is None else [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise UserError(
-            f"--schemes {text!r}: a scheme is missing; it is a list of recipes with a comma between them.",
-            hint,
-        )
-    schemes = {}
-    for recipe in map(parse_recipe, words):
-        if _beyond_a_layer(recipe):
-            raise UserError(f"--schemes: {recipe.name} cannot be chosen for single layers.", hint)
-        try:
-            _check_held(recipe, targets, deployment_target)
-        except UserError:
-            if text is not None:
-                raise
-            continue
-        schemes[recipe.name] = recipe
-    return schemes
-
-
-def _beyond_a_layer(recipe: Any) -> bool:
-    """Whether a recipe does more than store one layer's weight: AWQ rescales other tensors too, a global
-    threshold is of all layers."""
-    everywhere = recipe.overrides or recipe.activations is not None or recipe.compute == "float32"
-    return bool(
-        everywhere
-        or getattr(recipe.values, "method", "") == "awq"
-        or getattr(recipe.prune, "kind", "") == "global"
-    )
-
-
-def _check_held(recipe: Any, targets: tuple[str, ...], deployment_target: str) -> None:
-    for target in targets:
-        find_target(target).check_recipe(recipe, deployment_target)
 
 
 @dataclass(frozen=True)
@@ -356,23 +313,10 @@ def _exactly(name: str) -> str:
     )
 
 
-def recipe_of(plan: Plan) -> Recipe:
-    """What the plan's options name. Raises UserError for a recipe that is none, for options that cannot be
-    added to it, for what a target cannot hold, and for schemes of which that is true."""
-    from ..quantization.recipe import add
-    from ..quantization.recipe_file import load_recipe
-
-    recipe = add(load_recipe(plan.recipe), plan.palettize, plan.prune)
-    _check_held(recipe, plan.targets, plan.deployment_target)
-    if plan.chooses:
-        parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
-    return recipe
-
-
-def choose(plan: Plan, recipe: Recipe, captured: Captured, folder: Path, stages: Stages) -> Given | Choice:
+def choose(plan: Plan, captured: Captured, folder: Path, stages: Stages) -> Given | Choice:
     """The recipe that was given, or the ones that the plan's budget lets choose."""
     if not plan.chooses:
-        return Given(recipe)
+        return Given(plan.recipe)
     with stages("measure") as step:
         return prepare_choice(captured, plan, folder, step)
 
@@ -382,7 +326,7 @@ def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[
     choose."""
     from ..quantization.sensitivity import measure, write_table
 
-    schemes = parse_schemes(plan.schemes, plan.targets, plan.deployment_target)
+    schemes = {scheme.name: scheme for scheme in plan.schemes}
     few = replace(
         captured,
         samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]),
@@ -391,9 +335,8 @@ def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[
     identity = identity_of(few)
     table = measure(few, schemes, identity, _known(plan, captured, identity), step)
     write_table(table, folder / TABLE)
-    budget = parse_budget(plan.budget) if plan.budget else None
     return Choice(
-        captured, schemes, table, plan.targets, plan.deployment_target, budget, plan.min_psnr,
+        captured, schemes, table, plan.targets, plan.deployment_target, plan.budget, plan.min_psnr,
         templates=templates_of(captured),
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from .store import Cache, fetch_folder, make_room, store_folder
 
 PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
 JUDGED_AFTER = (
-    "max_size",
+    "max_size_bytes",
     "min_ane_share",
 )  # limits (`limits`) need no other conversion; --max-latency adds devices to it
 FILES = (
@@ -34,18 +33,18 @@ FILES = (
 REPORT = "report.json"
 
 
-def conversion_key(plan: Plan, recipe: Any, calibration: Any) -> str | None:
+def conversion_key(plan: Plan, calibration: Any) -> str | None:
     """From the files' bytes, the options and the versions of the tools, without loading the model; None where
     code of the user has a part in it."""
     if plan.model_class is not None or plan.trust_pickle or ":" in str(plan.samples or ""):
         return None
     samples = _file_digest(Path(plan.samples)) if plan.samples else None
     return digest_json(
-        {"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, recipe, calibration)}
+        {"source": source_digest(plan.model), "samples": samples, **_decided_by(plan, calibration)}
     )
 
 
-def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> str:
+def captured_key(plan: Plan, calibration: Any, captured: Any) -> str:
     """As `conversion_key`, from the captured graph, its tensors and the samples: whatever code made them."""
     program = captured.program
     source = {
@@ -61,7 +60,7 @@ def captured_key(plan: Plan, recipe: Any, calibration: Any, captured: Any) -> st
         {
             "source": source,
             "samples": digest_samples(captured.samples.batches),
-            **_decided_by(plan, recipe, calibration),
+            **_decided_by(plan, calibration),
         }
     )
 
@@ -95,10 +94,10 @@ def remember(cache: Cache | None, key: str | None, plan: Plan, report: dict, fol
     make_room(cache)
 
 
-def _decided_by(plan: Plan, recipe: Any, calibration: Any) -> dict:
+def _decided_by(plan: Plan, calibration: Any) -> dict:
     """What decides a conversion beside the model and the samples."""
-    options = {name: value for name, value in asdict(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
-    options |= {"recipe": recipe.name, "samples": None, "calibration": str(calibration), "name": plan.name}
+    options = {name: value for name, value in vars(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
+    options |= {"samples": None, "calibration": str(calibration), "name": plan.name}
     options["sensitivity"] = _file_digest(plan.sensitivity) if plan.sensitivity else None
     machine = {
         "system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",

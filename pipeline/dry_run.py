@@ -12,8 +12,6 @@ from typing import Any
 from ..models.tensors import storage_of
 from ..quantization.layers import compress_weight
 from ..quantization.recipe import Recipe
-from .choice import parse_schemes, recipe_of
-from .estimates import devices_of
 from .loading import load_model
 from .predict import predict_size
 from .targets import find_target
@@ -25,8 +23,7 @@ def predictions(plan: Any, show: Any) -> dict:
     [...]}; writes nothing."""
     from ..models.capture import capture
 
-    recipes = _recipes(plan)
-    devices_of(plan.devices)
+    recipes = plan.schemes or (plan.recipe,)
     with show("load"):
         source, samples = load_model(
             plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
@@ -41,13 +38,6 @@ def predictions(plan: Any, show: Any) -> dict:
             step(recipe.name)
             rows.append(_row(plan, captured, recipe, capture_seconds, one_run))
     return {"model": str(plan.model), "recipes": rows}
-
-
-def _recipes(plan: Any) -> list[Recipe]:
-    """Those of --schemes where given, else the one of --quant."""
-    if plan.chooses:
-        return list(parse_schemes(plan.schemes, plan.targets, plan.deployment_target).values())
-    return [recipe_of(plan)]
 
 
 def _row(plan: Any, captured: Any, recipe: Recipe, capture_seconds: float, one_run: float) -> dict:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ..validation.graph import Graph
     from .plan import Plan
 
-ALL_DEVICES = "all"
-
 
 @dataclass(frozen=True)
 class Estimator:
@@ -32,28 +30,10 @@ class Estimator:
 
 
 def estimator_of(plan: Plan) -> Estimator:
-    """Raises UserError for devices and calibrations that are not known."""
+    """Raises UserError for a calibration that cannot be used."""
     from .corrections import load_calibration
 
-    devices = tuple(devices_of(plan.estimated_devices))
-    return Estimator(devices, load_calibration(plan.calibration, devices), plan.measure)
-
-
-def devices_of(names: Sequence[str]) -> list[Device]:
-    """The named devices, or the default one; "all": one product of every chip too. The first is placed on.
-    UserError for unknown names."""
-    from ..validation.estimate.devices import DEFAULT_DEVICE, all_devices, find_device
-
-    named = [find_device(name) for name in names if name.lower() != ALL_DEVICES] or [
-        find_device(DEFAULT_DEVICE)
-    ]
-    if not any(name.lower() == ALL_DEVICES for name in names):
-        return named
-    chips = {device.chip: device for device in reversed(all_devices())}  # the first product of each
-    return [
-        *named,
-        *(device for device in reversed(chips.values()) if device.chip not in {one.chip for one in named}),
-    ]
+    return Estimator(plan.devices, load_calibration(plan.calibration, plan.devices), plan.measure)
 
 
 def estimate(

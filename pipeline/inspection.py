@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..models.errors import UnreadableArtifact, UserError
-from .estimates import devices_of, estimate_shapes
+from ..validation.estimate.devices import Device
+from .estimates import estimate_shapes
 from .targets import refuse, target_of
 
 
 def inspect_artifact(
     artifact: Path,
-    devices: Sequence[str],
+    devices: Sequence[Device],
     compute_units: str,
     calibration: Path | None = None,
-    measure_here: bool = True,
+    measure: bool = True,
 ) -> dict:
-    """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too."""
+    """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too,
+    unless `measure` is False."""
     from ..models.digest import content_of
     from ..validation.judge.audit import audit
     from ..validation.runners import open_to_read
@@ -24,8 +26,7 @@ def inspect_artifact(
     from .measurements import add_measured
     from .report.json_files import to_builtins
 
-    found = devices_of(devices)
-    correction = load_calibration(calibration, found)
+    correction = load_calibration(calibration, devices)
     runner = open_to_read(artifact)
     target = target_of(artifact).name
     if compute_units != "all":
@@ -34,7 +35,7 @@ def inspect_artifact(
     try:
         sections = {
             "compression": audit(artifact, (), opened=runner),
-            **estimate_shapes(runner, target, found, compute_units, correction),
+            **estimate_shapes(runner, target, devices, compute_units, correction),
         }
     except UserError:
         raise
@@ -61,6 +62,6 @@ def inspect_artifact(
             "sha256": digest,
             "inputs": [vars(value) for value in runner.inputs],
             "outputs": [vars(value) for value in runner.outputs],
-            **add_measured(sections, runner, target, measure_here),
+            **add_measured(sections, runner, target, measure),
         }
     )

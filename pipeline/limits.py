@@ -3,7 +3,8 @@ do where one is not, out."""
 
 from typing import Any
 
-from .plan import Plan, parse_max_latency, parse_size
+from .plan import Plan
+from .quantities import LatencyLimit
 from .report import summaries as fig
 from .targets import find_target
 
@@ -46,11 +47,11 @@ def limit_rows(plan: Plan, section: dict) -> list[dict]:
     elsewhere count less than one matmul; of Core ML artifacts only.
     """
     rows = []
-    if plan.max_size is not None:
-        rows.append(_row("max_size_bytes", parse_size(plan.max_size), section["size_bytes"]))
+    if plan.max_size_bytes is not None:
+        rows.append(_row("max_size_bytes", plan.max_size_bytes, section["size_bytes"]))
     if plan.min_psnr is not None:
         rows.append(_psnr(section["validation"], plan.min_psnr))
-    rows += [_latency(section["latency"], parse_max_latency(text)) for text in plan.max_latency]
+    rows += [_latency(section["latency"], limit) for limit in plan.max_latency]
     if plan.min_ane_share is not None:
         rows.append(_ane_share(section, plan.min_ane_share))
     return rows
@@ -101,15 +102,14 @@ def _psnr(validation: dict, asked: float) -> dict:
     return _row("min_psnr_db", asked, fig.worst(errors, "psnr_db")) | {"verdict": "pass" if kept else "fail"}
 
 
-def _latency(latency: dict, limit: Any) -> dict:
-    row = next((one for one in latency["devices"] if one["device"] == limit.device), None)
+def _latency(latency: dict, limit: LatencyLimit) -> dict:
+    device = limit.device.name
+    row = next((one for one in latency["devices"] if one["device"] == device), None)
     if row is None:
-        return _row(
-            "max_latency_ms", limit.ms, None, device=limit.device, low_ms=None, high_ms=None, source=None
-        )
+        return _row("max_latency_ms", limit.ms, None, device=device, low_ms=None, high_ms=None, source=None)
     found = _measured(latency.get("measured"), row) or {**row, "source": row.get("source", "estimate")}
     band = {key: found.get(key) for key in ("low_ms", "high_ms")}
-    return _row("max_latency_ms", limit.ms, found["ms"], device=limit.device, **band, source=found["source"])
+    return _row("max_latency_ms", limit.ms, found["ms"], device=device, **band, source=found["source"])
 
 
 def _measured(measured: dict | str | None, row: dict) -> dict | None:

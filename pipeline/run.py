@@ -6,7 +6,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .choice import choose, recipe_of
+from .choice import choose
 from .conversion import convert
 from .conversion_cache import captured_key, conversion_key, recall, remember
 from .estimates import estimator_of
@@ -36,11 +36,11 @@ def run(plan: Plan, show: Show = silent) -> dict:
     from ..models.capture import capture
     from ..quantization.compress import compress
 
-    recipe, estimator = recipe_of(plan), estimator_of(plan)
+    estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
-        key = cache and conversion_key(plan, recipe, estimator.calibration)
+        key = cache and conversion_key(plan, estimator.calibration)
         if report := recall(cache, key, plan, folder, stages):
             return _publish(report, plan, folder, stages)
         with stages("load"):
@@ -50,10 +50,10 @@ def run(plan: Plan, show: Show = silent) -> dict:
         with stages("capture"):
             captured = capture(source, samples)
         if cache and key is None:
-            key = captured_key(plan, recipe, estimator.calibration, captured)
+            key = captured_key(plan, estimator.calibration, captured)
             if report := recall(cache, key, plan, folder, stages):
                 return _publish(report, plan, folder, stages)
-        choice = choose(plan, recipe, captured, folder, stages)
+        choice = choose(plan, captured, folder, stages)
         for recipe in choice.attempts(stages):
             with stages("compress") as step:
                 compressed = compress(captured, recipe, lambda done, total, name, step=step: step(name))

@@ -60,7 +60,7 @@ def open_cache() -> Cache | None:
     to): then everything is made anew.
 
     Raises UserError for a place that was named and cannot be written to."""
-    from .plan import parse_size
+    from .quantities import parse_size
 
     if os.environ.get(FOLDER_VARIABLE) == OFF:
         return None

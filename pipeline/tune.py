@@ -4,7 +4,7 @@ the recipe is on disk when it leaves."""
 import glob
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ import psutil
 
 from ..models.digest import digest_samples
 from ..models.errors import UserError
+from ..models.inputs import InputSpec
+from ..quantization.schemes import Recipe
+from .option import parse_options
+from .options import OPTIONS
 from .output import write_whole
+from .plan import model_name
 
 JUDGED = 64  # samples on which the result is compared with the source
 MOST_DATA_BYTES = 2 << 30  # of samples held in memory
@@ -21,11 +26,11 @@ MOST_DATA_BYTES = 2 << 30  # of samples held in memory
 
 @dataclass(frozen=True)
 class TunePlan:
-    """One tuning, as the command line asks for it. checkpoint: a folder that holds `tune.pt`; every: steps
-    between checkpoints, at least."""
+    """One tuning. data: "FILE.npz" or "module:function". checkpoint: a folder that holds `tune.pt`; every:
+    steps between checkpoints, at least."""
 
     model: Path
-    recipe: str
+    recipe: Recipe
     data: str
     out: Path | None = None
     steps: int = 200
@@ -37,7 +42,7 @@ class TunePlan:
     checkpoint: Path | None = None
     every: int = 50
     resume: bool = False
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
     model_class: str | None = None
     trust_pickle: bool = False
 
@@ -55,11 +60,13 @@ class TunePlan:
 
     @property
     def file(self) -> Path:
-        return (
-            self.out
-            if self.out is not None
-            else Path(f"{Path(os.path.abspath(self.model)).name.split('.')[0] or 'model'}-tuned.pt2")
-        )
+        return self.out if self.out is not None else Path(f"{model_name(self.model)}-tuned.pt2")
+
+
+def tune_plan_from(model: Path, options: Mapping[str, Any]) -> TunePlan:
+    """What `cidermill tune` is asked for -> TunePlan. options: as `plan.plan_from` takes them. Raises
+    UserError."""
+    return TunePlan(model, **parse_options(OPTIONS["tune"], options))
 
 
 def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
@@ -69,10 +76,9 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
     Raises UserError (then nothing is written, apart from checkpoints of steps that were done).
     """
     from ..models.capture import capture
-    from ..quantization.recipe_file import load_recipe
     from ..quantization.recovery import Tuning, check_recipe, tune
 
-    recipe = load_recipe(plan.recipe)
+    recipe = plan.recipe
     check_recipe(recipe)
     tuning = Tuning(plan.steps, plan.rate, plan.accumulation, plan.seed, plan.refresh, plan.loss)
     _check_places(plan)
@@ -140,11 +146,10 @@ def _check_places(plan: TunePlan) -> None:
 def _load(plan: TunePlan) -> tuple[Any, Any]:
     import numpy as np
 
-    from ..models.inputs import parse_inputs
     from ..models.load import load
     from ..models.samples import load_samples
 
-    source = load(plan.model, parse_inputs(plan.inputs), plan.model_class, plan.trust_pickle)
+    source = load(plan.model, plan.inputs, plan.model_class, plan.trust_pickle)
     sample_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in source.inputs)
     most = min(plan.steps * plan.accumulation, max(1, MOST_DATA_BYTES // max(1, sample_bytes)))
     return source, load_samples(plan.data, source.inputs, most, "--data")

@@ -23,10 +23,6 @@ LEAVES = {"build", "bundle", "commands", "gate", "study", "terminal"}
 KNOWN_CIRCLES = [
     {"models.formats", "models.pickles"},
     {"pipeline.dry_run", "pipeline.run"},
-    {
-        "pipeline.build.build", "pipeline.build.config", "pipeline.build.keys", "pipeline.commands.build",
-        "pipeline.commands.cli", "pipeline.terminal.build",
-    },
 ]  # fmt: skip
 KNOWN_IMPORTS_OF_LEAVES = {"pipeline.report.markdown imports pipeline.terminal.text"}
 MOST_LINES = 450

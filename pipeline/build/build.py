@@ -24,11 +24,11 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
-from ..commands.options import DEFECT
-from .config import SUMMARY, Config, Job, blamed
+from ..exit_codes import BAD_INPUT, DEFECT, FAIL, PASS
+from .config import SUMMARY, Config, Job
+from .keys import blamed
 
 SCHEMA = "cidermill.build/1"
-PASS, FAIL, BAD_INPUT = 0, 1, 2
 NOT_MADE = "not made"
 Watch = Callable[[Job], AbstractContextManager[Callable[..., Any]]]  # a job -> what its stages are shown with
 
@@ -157,17 +157,10 @@ def _made(job: Job, show: Callable[..., Any]) -> Outcome:
 
 def _check_plan(plan: Any) -> None:
     from ...models.formats import recognise
-    from ...models.inputs import parse_inputs
-    from ..choice import recipe_of
     from ..estimates import estimator_of
     from ..output import check_ours
 
-    try:
-        recipe_of(plan)
-    except UserError as error:
-        raise (blamed(error, f"quant = {plan.recipe!r}") if plan.recipe != "float16" else error) from error
     estimator_of(plan)
-    parse_inputs(plan.inputs)
     check_ours(plan.folder, plan.force)
     with _readable(plan.model):
         recognise(plan.model)
@@ -260,7 +253,7 @@ def _row(outcome: Outcome, out: Path) -> dict:
 def _unmade(outcome: Outcome) -> dict:
     plan = outcome.job.plan
     recipe, warnings = (
-        "chosen recipe" if plan.chooses else plan.recipe,
+        "chosen recipe" if plan.chooses else plan.recipe.name,
         [f"Not made: {_reason(outcome.error)}"],
     )
     nothing = {

@@ -24,15 +24,17 @@ import re
 import shlex
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import chdir
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..commands.cli import convert
-from ..plan import Plan
-from .keys import Setting, Settings, nearest, option_keys, read_settings, told
+from ..option import nearest, parse_options
+from ..options import OPTIONS
+from ..plan import Plan, plan_of
+from .keys import Setting, Settings, blamed, option_keys, read_settings, told
 
 FILE = "cidermill.toml"
 SUMMARY = "build.json"  # in Config.out
@@ -91,9 +93,9 @@ def read_config(file: Path) -> Config:
     _check_tables(file, document)
     defaults = read_settings(f"{file}, [defaults]", document.get("defaults", {}))
     out = _folder(defaults.pop("out", None), Path(_DEFAULT_OUT))
-    jobs = tuple(
-        job for name, table in document["models"].items() for job in _jobs(file, name, table, defaults, out)
-    )
+    models = document["models"].items()
+    with chdir(file.parent):  # a recipe may be a file
+        jobs = tuple(job for name, table in models for job in _jobs(file, name, table, defaults, out))
     _check_folders(file, jobs, out)
     return Config(file, out, jobs)
 
@@ -113,11 +115,6 @@ def select(config: Config, only: Sequence[str]) -> tuple[Job, ...]:
 
 def uncached(job: Job) -> Job:
     return replace(job, plan=replace(job.plan, cache=False))
-
-
-def blamed(error: UserError, where: str) -> UserError:
-    """The error with the place in front that it belongs to."""
-    return UserError(f"{where}: {error.message}", error.hint)
 
 
 def _parse(file: Path) -> dict:
@@ -209,19 +206,28 @@ def _job(where: str, model: str, variant: str | None, path: str | None, settings
             f"{where}: path is missing.",
             'Every model needs the file or folder that it comes from: path = "models/encoder.pt".',
         )
-    options = [word for name, setting in settings.items() if name != "out" for word in setting.words]
-    words = [*options, f"--out={_folder(settings.get('out'), out)}"]
+    folder = _folder(settings.get("out"), out)
+    options = [
+        word
+        for name, setting in settings.items()
+        if name != "out"
+        for word in setting.option.words(setting.value)
+    ]
+    words = [*options, f"--out={folder}"]
     words = [*words, "--", path] if path.startswith("-") else [path, *words]
-    given = convert.make_context("convert", list(words)).params
+    return Job(model, variant, _plan(where, path, settings, folder), ("convert", *words))
+
+
+def _plan(where: str, path: str, settings: Settings, folder: Path) -> Plan:
+    values = {setting.option.field: setting.parsed(where) for setting in settings.values()}
     try:
-        plan = Plan(**{field.name: given[field.name] for field in fields(Plan) if field.name in given})
+        return plan_of(path, {**parse_options(OPTIONS["convert"], {}), **values, "out": folder})
     except UserError as error:
         raise blamed(error, where) from error
-    return Job(model, variant, plan, ("convert", *words))
 
 
 def _folder(setting: Setting | None, otherwise: Path) -> Path:
-    return Path(setting.text) if setting is not None else otherwise
+    return Path(setting.value) if setting is not None else otherwise
 
 
 def _path(where: str, table: dict) -> str | None:

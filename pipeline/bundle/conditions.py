@@ -106,9 +106,9 @@ def _changed(
 
 
 def _bytes(value: str) -> int:
-    from ..plan import UNITS
+    from ..quantities import size_bytes
 
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", value.strip().lower())
-    if found is None or found[2] not in UNITS:
+    size = size_bytes(value)
+    if size is None:
         raise UserError(f"--min-memory: {value!r} is no size.", "Write for example 6GB.")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(size)

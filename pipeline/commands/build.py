@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from ..exit_codes import BAD_INPUT, PASS
 from ..signals import Stopped
 from .ci import ci_option, junit_option, publish
-from .options import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
+from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 
 
 @click.command(context_settings=CONTEXT)
@@ -132,7 +133,7 @@ def _build(config: Any, jobs: Sequence, only: tuple[str, ...], as_json: bool, qu
 
 
 def _foresee(jobs: Sequence, as_json: bool, quiet: bool) -> int:
-    from ..build.build import BAD_INPUT, PASS, foresee
+    from ..build.build import foresee
     from ..terminal.build import show_foreseen
 
     rows = []
@@ -158,7 +159,7 @@ def _watched(job: Any, enabled: bool) -> Iterator[Any]:
 def _show_failure(outcome: Any) -> None:
     """Why a conversion was not made, at once: the others take their time."""
     from ...models.errors import UserError
-    from ..build.config import blamed
+    from ..build.keys import blamed
     from ..terminal.report import show_error
 
     if isinstance(outcome.error, UserError):

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .ci import announce, ci_option, junit_option, write_junit
-from .options import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
+from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 
 
 @click.command(context_settings=CONTEXT)

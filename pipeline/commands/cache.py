@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from ...models.errors import UserError
-from .options import CONTEXT, exits_with_user_errors, json_option, tell
+from .shared import CONTEXT, exits_with_user_errors, json_option, tell
 
 SHOWN = 20  # entries
 
@@ -28,7 +28,7 @@ def cache(size: str | None, clear: bool, as_json: bool) -> int:
     ~/.cache/cidermill ($XDG_CACHE_HOME is honoured) or $CIDERMILL_CACHE ("off": none), and holds at most
     $CIDERMILL_CACHE_SIZE (20GB). It can be removed at any time.
     """
-    from ..plan import parse_size
+    from ..quantities import parse_size
     from ..store import cache_place, entries, open_cache, prune
 
     if size is not None and clear:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from ...models.errors import UserError
-from ..output import write_whole
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 LARGEST_SUMMARY = (
@@ -56,6 +55,8 @@ def announce(annotations: Sequence[str], summary: str, as_json: bool) -> None:
 
 def write_junit(path: Path, content: str) -> None:
     """A whole file; its folder is made. Raises UserError."""
+    from ..output import write_whole
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda stream: stream.write(content.encode()))

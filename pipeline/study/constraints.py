@@ -15,14 +15,13 @@ from itertools import combinations
 from typing import Any
 
 from ...models.errors import UserError
-from ..plan import UNITS as BYTES
+from ..quantities import BYTES, MILLISECONDS
 from ..report import summaries as fig
 
 HINT = (
     'Write for example "size<=12MB", "psnr>=30", "ane_share>=0.95", "latency[iPhone 15 Pro]<=2ms",'
     ' "metric>=0.9"; several joined by commas.'
 )
-MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 Row = dict[str, Any]
 
 

@@ -3,14 +3,27 @@ model and of one trial."""
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
-from ..plan import Plan
+from ...models.inputs import InputSpec
+from ...quantization.schemes import Recipe
+from ...validation.estimate.devices import Device
+from ..device_choice import default_devices
+from ..option import parse_options
+from ..options import OPTIONS
+from ..plan import Plan, model_name
 from ..targets import DEFAULT_TARGET, find_target
+from .constraints import Constraint, parse_constraints
+from .presets import parse_recipes
 
+DEFAULT_RECIPES = "quick"
+OF_SUBJECT = (  # fields that all subjects of a study share
+    "inputs", "samples", "model_class", "trust_pickle", "deployment_target", "devices", "evaluate", "cache",
+)  # fmt: skip
 SLUG = 48  # characters of a recipe in a folder's name
 
 
@@ -23,26 +36,25 @@ class Subject:
     """
 
     model: Path
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
     samples: str | None = None
     model_class: str | None = None
     trust_pickle: bool = False
     deployment_target: str = "iOS18"
-    devices: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = field(default_factory=default_devices)
     evaluate: str | None = None
     cache: bool = True
     run: str = ""
 
     @property
     def name(self) -> str:
-        return Plan(self.model).name
+        return model_name(self.model)
 
-    def plan(self, target: str, recipe: str, out: Path) -> Plan:
-        """Of one trial. The recipe is a text; the artifact is not timed on this machine, which runs several
-        trials at once."""
+    def plan(self, target: str, recipe: Recipe, out: Path) -> Plan:
+        """Of one trial. Its artifact is not timed on this machine, which runs several trials at once."""
         return Plan(
-            self.model, (target,), recipe, None, None, self.inputs, self.samples, self.deployment_target, self.devices, self.model_class,
-            self.trust_pickle, out=out, force=True, measure=False, cache=self.cache,
+            self.model, (target,), recipe, self.inputs, self.samples, self.deployment_target, self.devices,
+            self.model_class, self.trust_pickle, out=out, force=True, measure=False, cache=self.cache,
         )  # fmt: skip
 
 
@@ -54,28 +66,29 @@ class Task:
     subject: Subject
     model: str  # the subject's name in the study
     target: str
-    recipe: str
+    recipe: Recipe
     folder: Path
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.model, self.target, self.recipe
+        return self.model, self.target, self.recipe.name
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """recipes: a preset, a file or a list (see presets.py), of which all are tried, or with `trials` the ones
-    that the search may choose from (None: `search.SPACE`). goal: of what --eval gives. batch: trials that the
-    search proposes at once; its results depend on it. workers: processes, 0 for one on each core. cluster:
-    address of a Dask scheduler. storage: Optuna's, by URL; None: a journal in the study's folder.
+    """recipes: all are tried, or with `trials` they are what the search may choose from (none:
+    `search.SPACE`). goal: of what --eval gives. batch: trials that the search proposes at once; its results
+    depend on it. workers: processes, 0 for one on each core. cluster: address of a Dask scheduler. storage:
+    Optuna's, by URL; None: a journal in the study's folder. given: the options as they were given, for the
+    journal's header.
     """
 
     subjects: tuple[Subject, ...]
     out: Path
-    recipes: str | None = None
+    recipes: tuple[Recipe, ...] = ()
     targets: tuple[str, ...] = (DEFAULT_TARGET,)
     goal: str = "maximize"
-    constraints: tuple[str, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     trials: int | None = None
     seed: int = 0
     batch: int = 4
@@ -83,11 +96,9 @@ class StudyPlan:
     cluster: str | None = None
     storage: str | None = None
     sensitivity: bool | None = None
-    parsed: Any = field(init=False, default=())  # constraints.Constraint
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        from .constraints import parse_constraints
-
         if self.trials is not None and self.trials < 1:
             raise UserError(
                 f"--trials {self.trials} is not possible; allowed are 1 and more.",
@@ -106,15 +117,9 @@ class StudyPlan:
                     "Leave it out for the default.",
                 )
         for subject in self.subjects:
-            subject.plan(self.targets[0], "float16", self.out)  # what is wrong with targets and options
-        object.__setattr__(
-            self, "parsed", parse_constraints(self.constraints, self._devices()) if self.constraints else ()
-        )
-
-    def _devices(self) -> list[str]:
-        from ..estimates import devices_of
-
-        return [device.name for device in devices_of(self.subjects[0].devices)]
+            for target in self.targets:
+                for recipe in self.recipes or (Recipe(),):
+                    subject.plan(target, recipe, self.out)  # what does not go together is said at once
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,9 +133,9 @@ class StudyPlan:
             names.append(next(name for name in candidates if name not in names))
         return tuple(names)
 
-    def task(self, trial: int, subject: int, target: str, recipe: str) -> Task:
+    def task(self, trial: int, subject: int, target: str, recipe: Recipe) -> Task:
         name = self.names[subject]
-        slug = re.sub(r"[^\w.+-]+", "-", recipe).strip("-")[:SLUG]
+        slug = re.sub(r"[^\w.+-]+", "-", recipe.name).strip("-")[:SLUG]
         suffix = f"-{find_target(target).short}" if len(self.targets) > 1 else ""
         return Task(
             trial,
@@ -140,6 +145,23 @@ class StudyPlan:
             recipe,
             self.out / "trials" / f"{trial:03d}-{name}-{slug}{suffix}",
         )
+
+
+def study_plan_from(models: Sequence[Path], options: Mapping[str, Any]) -> StudyPlan:
+    """What `cidermill study` is asked for -> StudyPlan. options: as `plan.plan_from` takes them. Raises
+    UserError."""
+    fields = parse_options(OPTIONS["study"], options)
+    fields["devices"] = fields["devices"].devices()
+    shared = {name: fields.pop(name) for name in OF_SUBJECT}
+    subjects = tuple(Subject(model, **shared) for model in dict.fromkeys(models))
+    if fields["constraints"]:
+        names = [device.name for device in shared["devices"]]
+        fields["constraints"] = parse_constraints(fields["constraints"], names)
+    if fields["out"] is None:
+        fields["out"] = Path(f"{subjects[0].name}-study")
+    asked = fields.pop("recipes") or (DEFAULT_RECIPES if fields["trials"] is None else None)
+    fields["recipes"] = () if asked is None else parse_recipes(asked)
+    return StudyPlan(subjects, given=dict(options), **fields)
 
 
 def cores() -> int:

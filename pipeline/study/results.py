@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ..options import OPTIONS
 from ..output import write_whole
-from ..plan import Plan
 from ..report.summaries import EXACT_DB
 from .constraints import Constraint, describe_infeasible, total_violation, usable
 
@@ -266,12 +266,13 @@ def convert_command(study: Study, row: Row) -> list[str]:
     """The arguments that make the trial's artifact again, `convert` first."""
     model = next(model for model in study.header["models"] if model["name"] == row["model"])
     options = study.header.get("options") or {}
+    defaults = {option.name: option.default for option in OPTIONS["convert"]}
     command = ["convert", str(model["path"]), "--target", row["target"], "--quant", row["recipe"]]
     for name, value in {"device": study.header.get("devices"), **options}.items():
         for one in value if isinstance(value, list) else [value]:
             if one is True:
                 command.append(f"--{name}")
-            elif one and one != getattr(Plan, name.replace("-", "_"), None):  # defaults go without saying
+            elif one and one != defaults.get(name):  # defaults go without saying
                 command += [f"--{name}", str(one)]
     return command
 

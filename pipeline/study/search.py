@@ -115,7 +115,7 @@ def _ask(study: Any, space: Space, seed: int, number: int, batch: int) -> Any:
 
 
 def _tell(study: Any, trial: Any, row: Row, plan: Any) -> None:
-    for constraint in plan.parsed:
+    for constraint in plan.constraints:
         trial.set_constraint(constraint.text, min(violation(constraint, row), UNKNOWN_MS))
     trial.set_constraint("verdict", 0.0 if row["verdict"] == "pass" and row["state"] == "done" else 1.0)
     trial.set_user_attr("recipe", row["recipe"])

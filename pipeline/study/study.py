@@ -23,12 +23,10 @@ from .executor import run_here
 from .journal import Journal, Key, identity, opened
 from .page import write_page
 from .plan import StudyPlan, Subject, Task
-from .presets import parse_recipes
 from .results import SCHEMA, Row, load_study, write_csv
 from .search import check_storage, search, search_space
 from .trial import failed_row, prepared, warm
 
-DEFAULT_RECIPES = "quick"
 SENSITIVITY_SECONDS = 60.0  # it is measured by itself where it takes no longer
 HEAT_SCHEMES = ("int8", "int4", "palettize4", "palettize2")
 
@@ -44,16 +42,15 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
     require_extra("study", "A study")
     if plan.cluster:
         require_extra("cluster", "--cluster")
-    recipes = parse_recipes(plan.recipes or DEFAULT_RECIPES) if plan.recipes or plan.trials is None else ()
-    _check(plan, recipes)
-    header = _header(plan, recipes)
+    _check(plan)
+    header = _header(plan)
     prepared.cache_clear()  # what an earlier study of this process left; its file may have changed
     if len(plan.subjects) == 1:
         with show("load"):
             prepared(plan.subjects[0])  # in this process, whose workers share it
     with _says_what_stays(plan.out), opened(plan.out, header) as journal, _without_leftovers(plan.out):
         for index, subject in enumerate(plan.subjects):
-            _run_subject(plan, index, subject, recipes, journal, show)
+            _run_subject(plan, index, subject, journal, show)
             prepared.cache_clear()
             gc.collect()
         with show("report"):
@@ -100,27 +97,27 @@ def _run_subject(
     plan: StudyPlan,
     index: int,
     subject: Subject,
-    recipes: Sequence[Any],
     journal: Journal,
     show: Callable[..., Any],
 ) -> None:
-    with show("trials", plan.trials or len(recipes) * len(plan.targets)) as step:
+    with show("trials", plan.trials or len(plan.recipes) * len(plan.targets)) as step:
         if plan.trials is not None:
-            _search(plan, recipes, journal, step)
-        elif not _grid(plan, index, recipes, journal, step):
+            _search(plan, journal, step)
+        elif not _grid(plan, index, journal, step):
             return
     _measure_sensitivity(plan, subject, show)
 
 
-def _grid(plan: StudyPlan, index: int, recipes: Sequence[Any], journal: Journal, step: Any) -> bool:
+def _grid(plan: StudyPlan, index: int, journal: Journal, step: Any) -> bool:
     """Every recipe for every target. -> whether the model could be loaded."""
     subject = plan.subjects[index]
-    grid = [
-        (name, target, recipe.name) for name in plan.names for target in plan.targets for recipe in recipes
-    ]
+    recipes = {recipe.name: recipe for recipe in plan.recipes}
+    grid = [(name, target, recipe) for name in plan.names for target in plan.targets for recipe in recipes]
     numbers = dict(zip(grid, _numbers(grid, journal.rows)))
     mine = [key for key in grid if key[0] == plan.names[index]]
-    tasks = [plan.task(numbers[key], index, *key[1:]) for key in mine if key not in journal.rows]
+    tasks = [
+        plan.task(numbers[key], index, key[1], recipes[key[2]]) for key in mine if key not in journal.rows
+    ]
     _note_earlier(step, len(mine) - len(tasks))
     if problem := _problem(subject):
         for task in tasks:
@@ -144,7 +141,9 @@ def _numbers(keys: Sequence[Key], rows: dict[Key, Row]) -> list[int]:
     ]
 
 
-def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, step: Any) -> None:
+def _search(plan: StudyPlan, journal: Journal, step: Any) -> None:
+    from ...quantization.recipe import parse_recipe
+
     target = plan.targets[0]
     asked: dict[str, int] = {}  # recipe -> its number, in the order in which they are proposed
     ran: list[str] = []
@@ -156,10 +155,11 @@ def _search(plan: StudyPlan, recipes: Sequence[Any], journal: Journal, step: Any
         fresh = [recipe for recipe in keys if keys[recipe] not in journal.rows]
         ran.extend(fresh)
         _note_earlier(step, len(wanted) - len(fresh))
-        _run(plan, [plan.task(asked[recipe], 0, target, recipe) for recipe in fresh], journal, step)
+        tasks = [plan.task(asked[recipe], 0, target, parse_recipe(recipe)) for recipe in fresh]
+        _run(plan, tasks, journal, step)
         return [journal.rows[keys[recipe]] for recipe in wanted]
 
-    search(plan, search_space(recipes), told, identity(journal.header))
+    search(plan, search_space(plan.recipes), told, identity(journal.header))
     step.note = f"{plan.trials - len(ran)} were known" if len(ran) < plan.trials else ""
 
 
@@ -194,18 +194,12 @@ def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
     return predict_peak(ready(task.subject).captured, (task.target,))
 
 
-def _check(plan: StudyPlan, recipes: Sequence[Any]) -> None:
+def _check(plan: StudyPlan) -> None:
     """What can be known to be wrong before the first model is loaded."""
     from ...models.formats import recognise
-    from ..choice import recipe_of
-    from ..estimates import devices_of
 
     for subject in plan.subjects:
         recognise(subject.model)
-        devices_of(subject.devices)
-        for target in plan.targets:
-            for recipe in recipes:
-                recipe_of(subject.plan(target, recipe.name, plan.out))
         if subject.evaluate is not None:
             _check_eval(subject.evaluate)
     check_parent(plan.out)
@@ -225,25 +219,26 @@ def _check_eval(text: str) -> None:
         )
 
 
-def _header(plan: StudyPlan, recipes: Sequence[Any]) -> dict:
+def _header(plan: StudyPlan) -> dict:
     first = plan.subjects[0]
-    options = {"samples": first.samples, "input": list(first.inputs), "deployment-target": first.deployment_target, "model-class": first.model_class,
+    constraints = list(plan.given.get("constraint") or ())
+    options = {"samples": first.samples, "input": list(plan.given.get("input") or ()), "deployment-target": first.deployment_target, "model-class": first.model_class,
                "trust-pickle": first.trust_pickle}  # fmt: skip
     models = [
         {"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)}
         for name, subject in zip(plan.names, plan.subjects)
     ]
-    names = [recipe.name for recipe in recipes]
+    names = [recipe.name for recipe in plan.recipes]
     by = {
         "seed": plan.seed,
         "batch": plan.batch,
         "target": plan.targets[0],
         "recipes": names,
-        "constraints": list(plan.constraints),
+        "constraints": constraints,
     }
     return {
-        "schema": SCHEMA, "version": __version__, "models": models, "targets": list(plan.targets), "devices": list(first.devices),
-        "eval": first.evaluate, "goal": plan.goal, "samples": _samples(first.samples), "options": options, "constraints": list(plan.constraints),
+        "schema": SCHEMA, "version": __version__, "models": models, "targets": list(plan.targets), "devices": list(plan.given.get("device") or ()),
+        "eval": first.evaluate, "goal": plan.goal, "samples": _samples(first.samples), "options": options, "constraints": constraints,
         "recipes": names, "search": None if plan.trials is None else by,
     }  # fmt: skip
 
@@ -294,5 +289,5 @@ def _infeasible(plan: StudyPlan, result: dict) -> dict:
     """Where the constraints cannot be met: why, and a verdict that says so."""
     from .constraints import describe_infeasible
 
-    why = describe_infeasible(result["trials"], plan.parsed) if plan.parsed else ""
+    why = describe_infeasible(result["trials"], plan.constraints) if plan.constraints else ""
     return {"infeasible": why, "verdict": "fail"} if why else {}

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...models.errors import UserError
-from ..choice import recipe_of
 from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
 from ..estimates import estimator_of
@@ -114,7 +113,7 @@ def run_trial(task: Task) -> Row:
 
 
 def failed_row(task: Task, reason: str) -> Row:
-    names = {"trial": task.trial, "model": task.model, "target": task.target, "recipe": task.recipe}
+    names = {"trial": task.trial, "model": task.model, "target": task.target, "recipe": task.recipe.name}
     return {**names, "state": "failed", "reason": reason, "verdict": None, "seconds": None}
 
 
@@ -122,14 +121,13 @@ def warm(tasks: Sequence[Task]) -> None:
     """Make what the trials of the first task's model share beside the captured graph, before workers are
     forked: the program of a target whose conversions start from one."""
     from ...quantization.compress import compress
-    from ...quantization.recipe import parse_recipe
 
     shared = [task for task in tasks if _fills_a_template(task)]
     if len(shared) < 2 or not FORKS:
         return
     ready = prepared(shared[0].subject)
     with contextlib.suppress(Exception):  # the trial says it in its row
-        compressed = compress(ready.captured, parse_recipe(shared[0].recipe), None, ready.known_weights)
+        compressed = compress(ready.captured, shared[0].recipe, None, ready.known_weights)
         target = find_target(shared[0].target)
         target.make_template(compressed, shared[0].subject.deployment_target, ready.templates[target.name])
         del compressed
@@ -138,12 +136,9 @@ def warm(tasks: Sequence[Task]) -> None:
 
 def _fills_a_template(task: Task) -> bool:
     """Whether a trial differs from its like in the weights alone: 8-bit activations change the graph."""
-    from ...quantization.recipe import parse_recipe
-
     if find_target(task.target).make_template is None:
         return False
-    recipe = parse_recipe(task.recipe)
-    return recipe.compresses and recipe.activations is None
+    return task.recipe.compresses and task.recipe.activations is None
 
 
 def _figures(task: Task) -> Row:
@@ -151,14 +146,14 @@ def _figures(task: Task) -> Row:
 
     ready, stages = prepared(task.subject), Stages(silent)
     plan = task.subject.plan(task.target, task.recipe, task.folder)
-    recipe, estimator = recipe_of(plan), estimator_of(plan)
+    estimator = estimator_of(plan)
     with staged(task.folder, force=True, keep=False) as folder:
         with stages("compress"):
-            compressed = compress(ready.captured, recipe, known=ready.known_weights)
+            compressed = compress(ready.captured, plan.recipe, known=ready.known_weights)
             expected = expected_answers(compressed, plan.targets)
         with stages("convert") as step:
             artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
-        foreseen = sizes_from_shapes(ready.captured, recipe, plan.targets, plan.deployment_target)
+        foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
         errors = ready.first_run.errors if compressed.weights else ()
         yardstick = yardstick_of(compressed, expected, errors)
         del compressed, expected

@@ -8,8 +8,10 @@ import torch
 from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.choice import Budget, parse_budget, parse_schemes, to_recipe
+from cidermill.pipeline.choice import to_recipe
 from cidermill.pipeline.commands.cli import convert
+from cidermill.pipeline.layer_schemes import default_schemes, parse_schemes
+from cidermill.pipeline.quantities import Budget, parse_budget
 from cidermill.quantization.recipe import parse_recipe
 
 
@@ -183,16 +185,19 @@ def test_budgets(text, wanted):
 
 
 def test_default_schemes_are_those_that_the_target_holds():
-    assert list(parse_schemes(None, ("coreml",), "iOS18")) == [
+    def names(deployment_target):
+        return [scheme.name for scheme in default_schemes(("coreml",), deployment_target)]
+
+    assert names("iOS18") == [
         "int8",
         "int4",
         "palettize4",
         "palettize2",
         "float16",
     ]
-    assert list(parse_schemes(None, ("coreml",), "iOS16")) == ["int8", "palettize4", "palettize2", "float16"]
+    assert names("iOS16") == ["int8", "palettize4", "palettize2", "float16"]
     with pytest.raises(UserError):
-        parse_schemes("int8,", ("coreml",), "iOS18")
+        parse_schemes("int8,")
 
 
 def test_exact_names_even_with_wildcards_in_them():

@@ -192,11 +192,12 @@ def test_a_machines_own_stale_calibration_is_left_out_in_words(folders, fitted, 
     assert own.correction is None and own.problem.startswith(
         f"not calibrated: {path} corrects the estimates 0.0.1-old"
     )
-    from cidermill.pipeline.estimates import devices_of, estimate
+    from cidermill.pipeline.estimates import estimate
+    from cidermill.validation.estimate.devices import find_device
 
     graph = open_runner(folders["unseen"] / "unseen.mlpackage", host="reference").graph
     plain, stale = (
-        estimate(graph, "coreml", devices_of(["M1"]), "all", one)["latency"]["devices"][0]
+        estimate(graph, "coreml", [find_device("M1")], "all", one)["latency"]["devices"][0]
         for one in (None, own)
     )
     assert stale == plain | {"basis": f"{plain['basis']}; {own.problem}"}

@@ -14,7 +14,7 @@ from cidermill.models.source import Samples, TensorSpec
 from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.examine import Check, check_artifact
 from cidermill.pipeline.judge import judge_capture, judge_check
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report import progress
 from cidermill.validation import open_runner
@@ -98,7 +98,7 @@ def test_a_graph_that_was_captured_wrongly_is_named():
 def press(model: torch.nn.Module, inputs: tuple, folder: Path, recipe: str, **options) -> dict:
     torch.export.save(torch.export.export(model.eval(), inputs), folder / "net.pt")
     with progress(enabled=False) as show:
-        run(Plan(folder / "net.pt", recipe=recipe, out=folder / "out", **options), show)
+        run(plan_from(folder / "net.pt", {"quant": recipe, "out": folder / "out", **options}), show)
     return json.loads((folder / "out" / "report.json").read_text())
 
 
@@ -237,15 +237,15 @@ def test_the_users_samples_are_what_is_compared(tmp_path):
 
 
 def test_all_devices_are_one_product_of_every_chip():
-    from cidermill.pipeline.estimates import devices_of
+    from cidermill.pipeline.device_choice import choose_devices
     from cidermill.validation.estimate.devices import DEFAULT_DEVICE, all_chips
 
-    assert [device.name for device in devices_of(())] == [DEFAULT_DEVICE]
-    found = devices_of(("M1 Max", "all"))
+    assert [device.name for device in choose_devices(()).devices()] == [DEFAULT_DEVICE]
+    found = choose_devices(("M1 Max", "all")).devices()
     assert found[0].name == "M1 Max" and sorted(device.chip for device in found) == sorted(
         chip.chip for chip in all_chips()
     )
-    assert devices_of(("ALL",))[0].name == DEFAULT_DEVICE
+    assert choose_devices(("ALL",)).devices()[0].name == DEFAULT_DEVICE
 
 
 def packaged(ct, module, shape, folder):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import Plan, plan_from
 
 
 def test_a_target_named_twice_is_written_once():
-    assert Plan(Path("m.pt"), targets=("coreml", "executorch-mps", "coreml")).targets == (
+    assert plan_from("m.pt", {"target": ("coreml", "executorch-mps", "coreml")}).targets == (
         "coreml",
         "executorch-mps",
     )
@@ -19,7 +19,7 @@ def test_a_target_named_twice_is_written_once():
 @pytest.mark.parametrize("budget", [-3.0, 0.0, math.nan, math.inf])
 def test_a_budget_that_nothing_or_everything_meets(budget):
     with pytest.raises(UserError, match="--min-psnr"):
-        Plan(Path("m.pt"), min_psnr=budget)
+        plan_from("m.pt", {"min_psnr": budget})
 
 
 @pytest.mark.parametrize(

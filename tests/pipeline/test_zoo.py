@@ -3,7 +3,7 @@ other recipes too."""
 
 import pytest
 
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report import progress
 from cidermill.validation import open_runner
@@ -16,7 +16,7 @@ ARCHITECTURES = """
 
 def press(path, out, recipe, targets):
     with progress(enabled=False) as show:
-        report = run(Plan(model=path, targets=targets, recipe=recipe, out=out), show)
+        report = run(plan_from(path, {"target": targets, "quant": recipe, "out": out}), show)
     for artifact in report["artifacts"]:
         for error in artifact["validation"]["conversion"]:
             assert error["psnr_db"] >= 40 and not error["vacuous"], (artifact["target"], error)

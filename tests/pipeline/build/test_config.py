@@ -7,33 +7,41 @@ import click
 import pytest
 
 from cidermill.models.errors import UserError
+from cidermill.models.inputs import InputSpec
 from cidermill.pipeline.build.config import read_config, select
 from cidermill.pipeline.build.keys import option_keys
 from cidermill.pipeline.commands.cli import convert
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
+from cidermill.pipeline.quantities import Budget, LatencyLimit
+from cidermill.quantization.recipe import parse_recipe
+from cidermill.validation.estimate.devices import find_device
 
 # key -> (what stands in the file, where it arrives in the Plan, as what). Written by hand: an option that
 # `convert` gains needs its line here.
 KEYS = {
     "target": ('["executorch-mps", "coreml"]', "targets", ("executorch-mps", "coreml")),
-    "quant": ('"int4:block32; lm_head*=int8"', "recipe", "int4:block32; lm_head*=int8"),
-    "palettize": ("4", "palettize", 4),
-    "prune": ("0.5", "prune", 0.5),
-    "input": ('"image:1x3x8x8"', "inputs", ("image:1x3x8x8",)),
+    "quant": ('"int4:block32; lm_head*=int8"', "recipe", parse_recipe("int4:block32; lm_head*=int8")),
+    "palettize": ("4", "recipe", parse_recipe("palettize4")),
+    "prune": ("0.5", "recipe", parse_recipe("prune50")),
+    "input": ('"image:1x3x8x8"', "inputs", (InputSpec("image", (1, 3, 8, 8)),)),
     "samples": ('"samples.npz"', "samples", "samples.npz"),
     "deployment-target": ('"iOS17"', "deployment_target", "iOS17"),
-    "device": ('["iPhone 15 Pro", "A14"]', "devices", ("iPhone 15 Pro", "A14")),
+    "device": ('["iPhone 15 Pro", "A14"]', "devices", (find_device("iPhone 15 Pro"), find_device("A14"))),
     "calibration": ('"m2.json"', "calibration", Path("m2.json")),
     "measure": ("false", "measure", False),
     "no-measure": ("true", "measure", False),
     "model-class": ('"nets:build"', "model_class", "nets:build"),
     "trust-pickle": ("true", "trust_pickle", True),
     "min-psnr": ("30", "min_psnr", 30.0),
-    "max-size": ('"12MB"', "max_size", "12MB"),
-    "max-latency": ('["iPhone 15 Pro=3ms", "A14=5ms"]', "max_latency", ("iPhone 15 Pro=3ms", "A14=5ms")),
+    "max-size": ('"12MB"', "max_size_bytes", 12e6),
+    "max-latency": (
+        '["iPhone 15 Pro=3ms", "A14=5ms"]',
+        "max_latency",
+        (LatencyLimit(find_device("iPhone 15 Pro"), 3.0), LatencyLimit(find_device("A14"), 5.0)),
+    ),
     "min-ane-share": ("0.95", "min_ane_share", 0.95),
-    "budget": ('"4.5bpw"', "budget", "4.5bpw"),
-    "schemes": ('"int8,int4"\nmin-psnr = 30', "schemes", "int8,int4"),
+    "budget": ('"4.5bpw"', "budget", Budget("4.5bpw", bits_per_weight=4.5)),
+    "schemes": ('"int8,int4"\nmin-psnr = 30', "schemes", (parse_recipe("int8"), parse_recipe("int4"))),
     "sensitivity": ('"table.json"\nbudget = "12MB"', "sensitivity", Path("table.json")),
     "out": ('"elsewhere"', "out", Path("elsewhere")),
     "force": ("true", "force", True),
@@ -84,8 +92,12 @@ def test_there_are_no_other_keys():
 
 def test_without_keys_a_plan_is_that_of_convert_without_options(tmp_path):
     assert plans(tmp_path, '[models.net]\npath = "net.pt"\n') == {
-        "net": Plan(Path("net.pt"), out=Path("build/net"))
+        "net": plan_from("net.pt", {"out": "build/net"})
     }
+
+
+def names(devices):
+    return tuple(device.name for device in devices)
 
 
 def test_the_nearer_table_wins(tmp_path):
@@ -118,7 +130,7 @@ def test_the_nearer_table_wins(tmp_path):
         ("a/tuned", Path("tuned.pt2"), Path("made/a-tuned")),
         ("b", Path("-b.pt"), Path("made/b")),
     ]
-    assert [(plan.devices, plan.measure, plan.force, plan.recipe) for plan in found.values()] == [
+    assert [(names(plan.devices), plan.measure, plan.force, plan.recipe.name) for plan in found.values()] == [
         (("A15",), True, False, "palettize4"),
         (("A16",), False, True, "float16"),
         (("A14", "M2"), False, True, "float16"),

@@ -3,7 +3,6 @@ a broken one."""
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +10,7 @@ from click.testing import CliRunner
 from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.limits import got_text, limit_text, with_limits
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
 
 REFUSED = {
     "no unit": (dict(max_size="12"), "--max-size '12' is no size", "12MB"),
@@ -36,7 +35,7 @@ REFUSED = {
     "no share": (dict(min_ane_share=0.0), "--min-ane-share 0.0", "0.95"),
     "not a number": (dict(min_ane_share=float("nan")), "--min-ane-share nan", "0.95"),
     "no Neural Engine": (
-        dict(min_ane_share=0.5, targets=("executorch-mps",)),
+        dict(min_ane_share=0.5, target="executorch-mps"),
         "--min-ane-share is of Core ML",
         "--target coreml",
     ),
@@ -46,7 +45,7 @@ REFUSED = {
 @pytest.mark.parametrize(("options", "message", "hint"), REFUSED.values(), ids=REFUSED)
 def test_a_limit_that_is_none_is_refused_at_once(options, message, hint):
     with pytest.raises(UserError) as caught:
-        Plan(Path("m.pt"), **options)
+        plan_from("m.pt", options)
     assert message in caught.value.message and hint in caught.value.hint
 
 
@@ -105,7 +104,7 @@ JUDGED = {
 @pytest.mark.parametrize(("options", "verdict", "got"), JUDGED.values(), ids=JUDGED)
 def test_each_limit_is_judged_at_its_edge(options, verdict, got):
     """The share is of time: by number of operations it would be 2 %."""
-    judged = with_limits(Plan(Path("m.pt"), **options), section())
+    judged = with_limits(plan_from("m.pt", options), section())
     (row,) = judged["limits"]
     assert (row["verdict"], row["got"], judged["verdict"]) == (verdict, got, verdict)
     own = len(judged["warnings"]) - 1
@@ -115,12 +114,12 @@ def test_each_limit_is_judged_at_its_edge(options, verdict, got):
 
 
 def test_no_limit_is_no_row_and_leaves_the_verdict():
-    judged = with_limits(Plan(Path("m.pt")), section(verdict="fail"))
+    judged = with_limits(plan_from("m.pt", {}), section(verdict="fail"))
     assert judged["limits"] == [] and judged["verdict"] == "fail" and judged["warnings"] == ["earlier"]
 
 
 def test_a_kept_limit_does_not_mend_another_verdict():
-    assert with_limits(Plan(Path("m.pt"), max_size="1GB"), section(verdict="fail"))["verdict"] == "fail"
+    assert with_limits(plan_from("m.pt", dict(max_size="1GB")), section(verdict="fail"))["verdict"] == "fail"
 
 
 def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
@@ -134,7 +133,7 @@ def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
     }
     found = section()
     found["latency"]["measured"] = measured
-    plan = Plan(Path("m.pt"), max_latency=("M2=2.5ms", "iPhone 15 Pro=4ms"))
+    plan = plan_from("m.pt", dict(max_latency=("M2=2.5ms", "iPhone 15 Pro=4ms")))
     found["latency"]["devices"][1]["device"] = "M2"
     judged = with_limits(plan, found)
     here, phone = judged["limits"]
@@ -146,7 +145,8 @@ def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
 
 
 def test_the_messages_say_what_and_what_to_do():
-    plan = Plan(Path("m.pt"), max_size="1MB", max_latency=("iPhone 15 Pro=1ms", "A14=1ms"), min_ane_share=0.9)
+    limits = dict(max_size="1MB", max_latency=("iPhone 15 Pro=1ms", "A14=1ms"), min_ane_share=0.9)
+    plan = plan_from("m.pt", limits)
     size, latency, unknown, share = (
         warning.split("\n") for warning in with_limits(plan, section())["warnings"][1:]
     )
@@ -168,7 +168,7 @@ def test_the_messages_say_what_and_what_to_do():
 
 
 def test_a_share_of_the_neural_engine_is_not_applicable_to_mps():
-    plan = Plan(Path("m.pt"), targets=("coreml", "executorch-mps"), min_ane_share=0.9)
+    plan = plan_from("m.pt", dict(target=("coreml", "executorch-mps"), min_ane_share=0.9))
     judged = with_limits(plan, section(target="executorch-mps"))
     (row,) = judged["limits"]
     assert (
@@ -183,13 +183,22 @@ def test_a_share_of_the_neural_engine_is_not_applicable_to_mps():
 
 
 @pytest.mark.parametrize(("devices", "limits", "wanted"), [
-    ((), (), ()),
+    ((), (), ("iPhone 15 Pro",)),
     (("A14",), ("iPhone 12=3ms",), ("A14", "iPhone 12")),
-    (("iphone12", "all"), ("iPhone 12=3ms", "iPhone 12=2ms"), ("iphone12", "all")),
+    (("iphone12", "A14"), ("iPhone 12=3ms", "iPhone 12=2ms"), ("iPhone 12", "A14")),
     ((), ("iPhone 12=3ms", "iphone 12=4ms", "M4=1ms"), ("iPhone 12", "M4")),
 ])  # fmt: skip
 def test_the_devices_of_limits_are_estimated_for_once(devices, limits, wanted):
-    assert Plan(Path("m.pt"), devices=devices, max_latency=limits).estimated_devices == wanted
+    plan = plan_from("m.pt", dict(device=devices, max_latency=limits))
+    assert tuple(device.name for device in plan.devices) == wanted
+
+
+def test_all_devices_come_after_the_one_with_a_limit():
+    plan = plan_from("m.pt", dict(device=("iphone12", "all"), max_latency=("iPhone 12=3ms", "iPhone 12=2ms")))
+    others = plan_from("m.pt", dict(device="all", max_latency="iPhone 12=3ms")).devices
+    assert plan.devices == others and plan.devices[0].name == "iPhone 12"
+    chips = [device.chip for device in plan.devices]
+    assert len(set(chips)) == len(chips) > 10
 
 
 def test_convert_fails_on_broken_limits_and_still_writes(gate_models, tmp_path):

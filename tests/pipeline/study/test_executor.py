@@ -14,6 +14,7 @@ import torch
 
 from cidermill.pipeline.study.executor import Queue, run_here
 from cidermill.pipeline.study.plan import StudyPlan, Subject
+from cidermill.quantization.recipe import parse_recipe
 
 RECIPES = ["int8", "int4", "palettize4", "palettize6", "float16"]
 
@@ -93,7 +94,9 @@ def intervals(record):
 def test_memory_bounds_what_runs_at_once(tiny, record, tmp_path, budget_bytes, overlap):
     """Each trial is foreseen to need 10 bytes, and sleeps half a second in --eval."""
     plan = StudyPlan((Subject(tiny / "net.pt2", evaluate="study_evals:records_times"),), tmp_path / "s")
-    tasks = [plan.task(number, 0, "coreml", recipe) for number, recipe in enumerate(["int8", "int4"])]
+    tasks = [
+        plan.task(number, 0, "coreml", parse_recipe(recipe)) for number, recipe in enumerate(["int8", "int4"])
+    ]
     rows = list(run_here(tasks, 2, lambda task: 10, budget_bytes))
     assert [row["state"] for row in rows] == ["done", "done"], rows
     (_, first_end), (second_begin, _) = intervals(record)
@@ -102,7 +105,7 @@ def test_memory_bounds_what_runs_at_once(tiny, record, tmp_path, budget_bytes, o
 
 def test_what_fits_nowhere_runs_alone(tiny, tmp_path):
     plan = StudyPlan((Subject(tiny / "net.pt2"),), tmp_path / "s")
-    task = plan.task(0, 0, "coreml", "int8")
+    task = plan.task(0, 0, "coreml", parse_recipe("int8"))
     queue = Queue([task], lambda task: 1000, 10)
     assert queue.fits([]) and not queue.fits([task])
 

@@ -7,9 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from cidermill.models.errors import UserError
-from cidermill.pipeline.choice import recipe_of
 from cidermill.pipeline.commands.cli import main
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.study.presets import PRESETS, parse_recipes
 
 COUNTS = {"quick": 8, "standard": 24, "thorough": 60}
@@ -20,7 +19,8 @@ def test_a_preset_holds_as_many_recipes_as_it_says_and_core_ml_holds_each(name, 
     recipes = parse_recipes(name)
     assert len({recipe.name for recipe in recipes}) == len(PRESETS[name]) == count
     for recipe in recipes:
-        assert recipe_of(Plan(tmp_path / "net.pt", recipe=recipe.name, deployment_target="iOS18")) == recipe
+        options = {"quant": recipe.name, "deployment_target": "iOS18"}
+        assert plan_from(tmp_path / "net.pt", options).recipe == recipe
 
 
 def test_each_preset_begins_with_the_smaller_one():

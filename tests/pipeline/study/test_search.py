@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from cidermill.models.errors import UserError
+from cidermill.pipeline.study.constraints import parse_constraints
 from cidermill.pipeline.study.plan import StudyPlan, Subject
 from cidermill.pipeline.study.presets import parse_recipes
 from cidermill.pipeline.study.search import STORAGE, search, search_space
@@ -118,7 +119,7 @@ def test_constraints_steer(plan, answers, tmp_path):
         (tmp_path / "s" / STORAGE).unlink()
         return sum(row.get("size_bytes", 1e9) <= 3_000_000 for row in map(answers, recipes))
 
-    assert kept(constraints=("size<=3MB",)) > kept() + 5
+    assert kept(constraints=parse_constraints("size<=3MB")) > kept() + 5
 
 
 def test_a_storage_of_other_searches_is_shared(plan, answers, tmp_path):

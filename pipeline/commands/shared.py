@@ -12,6 +12,9 @@ from typing import Any
 import click
 
 from ...models.errors import UserError
+from ..exit_codes import BAD_INPUT, DEFECT
+from ..option import Option
+from ..options import OPTIONS
 from ..signals import Stopped, ends_in_order
 
 # Waiting OpenMP threads must sleep, not spin: beside any other load, spinning makes torch up to ten times
@@ -19,7 +22,6 @@ from ..signals import Stopped, ends_in_order
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-DEFECT = 70  # sysexits.h, EX_SOFTWARE: a release gate must not mistake a crash for a failed verdict
 
 
 def tell(result: dict, as_json: bool, quiet: bool, show: Callable[[dict], Any]) -> None:
@@ -49,7 +51,7 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
                 from ..gate.ci import annotation
 
                 click.echo(annotation("error", "cidermill", str(error)), err=bool(kwargs.get("as_json")))
-            code = 2
+            code = BAD_INPUT
         except Stopped as stopped:
             click.echo(f"interrupted; {(*stopped.args, 'nothing was written')[1]}", err=True)
             code = 128 + stopped.args[0]
@@ -66,49 +68,44 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
     return wrapped
 
 
-input_option = click.option(
-    "--input", "inputs", multiple=True, metavar="NAME:1x3x224x224[:DTYPE]",
-    help="Name, shape and type of an input, where the file does not say. Repeatable.",
-)  # fmt: skip
-samples_option = click.option(
-    "--samples",
-    metavar="FILE.npz|MODULE:FUNCTION",
-    help="Real inputs for validation; without them random ones are drawn from a fixed seed.",
-)
-class_option = click.option(
-    "--model-class",
-    metavar="PACKAGE.MODULE:FACTORY",
-    help="Builds the module that a state dict or a safetensors file belongs to.",
-)
-trust_option = click.option(
-    "--trust-pickle", is_flag=True, help="Allow a pickled module to import and run the code that it names."
-)
-device_option = click.option(
-    "--device",
-    "devices",
-    multiple=True,
-    metavar="NAME",
-    help=(
-        'Device or chip to estimate for, as "iPhone 15 Pro" or A14, or all. Repeatable; the first is the one'
-        " that is placed on."
-    ),
-)
-calibration_option = click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="FILE",
-    help="Correct the estimates for its chip by a file of `cidermill calibrate`. A Mac finds its own by itself.",
-)  # fmt: skip
-measure_option = click.option(
-    "--measure/--no-measure",
-    default=True,
-    show_default=True,
-    help="On macOS, time the artifact on this machine as well; elsewhere nothing happens.",
-)
-cache_option = click.option(
-    "--cache/--no-cache",
-    default=True,
-    show_default=True,
-    help="Take what an equal conversion made before from the cache (see `cidermill cache`).",
-)
+def table_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command its options of the table, each as the argument that Python calls it by."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(OPTIONS[command]):
+            function = click_option(option)(function)
+        return function
+
+    return decorated
+
+
+def click_option(option: Option) -> Callable[..., Any]:
+    names = "/".join(f"--{key}" for key in option.keys)
+    if option.type is bool:
+        shown = option.negatable and option.default is not None
+        flag = {} if option.negatable else {"is_flag": True}
+        return click.option(
+            names, option.keyword, default=option.default, show_default=shown, help=option.help, **flag
+        )
+    return click.option(
+        names,
+        option.keyword,
+        type=_click_type(option),
+        metavar=option.metavar,
+        multiple=option.repeatable,
+        required=option.required,
+        default=option.default,
+        show_default=option.shows_default and option.default is not None,
+        help=option.help,
+    )
+
+
+def _click_type(option: Option) -> Any:
+    if option.choices:
+        return click.Choice(tuple(option.choices))
+    return click.Path(path_type=Path) if option.type is Path else option.type
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the report as JSON on standard output, and nothing else."
 )

@@ -1,0 +1,62 @@
+"""`convert`, which is `cidermill convert` too: options enter, a Plan is made, `run` does the work, and its
+report is shown."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ... import __version__
+from .ci import ci_option, junit_option, publish
+from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("model", type=click.Path(path_type=Path))
+@table_options("convert")
+@ci_option
+@junit_option
+@json_option
+@quiet_option
+@click.version_option(__version__, prog_name="cidermill")
+@exits_with_user_errors
+def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | None, **options: Any) -> int:
+    """Press MODEL into proven artifacts for Apple devices.
+
+    MODEL is an exported program, a Hugging Face folder, a pickled torch.nn module, a TorchScript file, or
+    (with --model-class) a state dict or safetensors file; the content decides, not the name. Each artifact is
+    opened again, run, and compared with the source. Results: NAME.mlpackage / NAME.pte, report.json and
+    report.html.
+
+    \b
+    Examples:
+      convert model.pt --target coreml --quant int8
+      convert ./bert-folder --target coreml --target executorch-mps --quant int4:block32
+      convert net.pt --input image:1x3x224x224 --palettize 4 --device "iPhone 12"
+
+    Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is
+    written).
+    """
+    from ..plan import plan_from
+    from ..run import run
+    from ..terminal.report import progress, show_report
+
+    plan = plan_from(model, options)
+    if plan.dry_run:
+        return _dry_run(plan, as_json, quiet)
+    with progress(enabled=not (quiet or as_json)) as show:
+        report = run(plan, show)
+    tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
+    publish([report], ci, junit, as_json)
+    return 0 if report["verdict"] == "pass" else 1
+
+
+def _dry_run(plan: Any, as_json: bool, quiet: bool) -> int:
+    from ..dry_run import predictions
+    from ..terminal.report import progress, show_predictions
+
+    with progress(enabled=not (quiet or as_json)) as show:
+        found = predictions(plan, show)
+    tell(found, as_json, quiet, show_predictions)
+    return 0
