@@ -7,8 +7,8 @@ Ours:  `convert FOLDER --target coreml --quant int8 --no-cache`, whole process: 
 convert, open, run, compare, place, report.
 Peer:  load, torch.export, ct.convert, ct.optimize.coreml.linear_quantize_weights, save. No check of any kind.
 The two alternate; the median of each side counts. Peak memory is the process's own: ru_maxrss of the child,
-or the largest of the report's stages where that is more (on Linux a stage starts the count anew, and what came
-before is then missing in ru_maxrss too).
+or the largest of the report's stages where that is more (on Linux a stage starts the count anew, and what
+came before is then missing in ru_maxrss too).
 """
 
 import argparse

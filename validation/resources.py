@@ -37,11 +37,13 @@ PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
 # indices).
 BOUNDED = frozenset(
     """
-    cat clone copy copy_ _to_copy native_layer_norm native_group_norm _native_batch_norm_legit_no_training native_batch_norm mean sum prod var
-    var_mean amax amin max min argmax argmin any all _softmax _log_softmax cumsum cumprod sort topk scatter scatter_add index_put _index_put_impl_
-    index_put_ flip roll tril triu masked_fill scatter_reduce index_copy index_add _local_scalar_dense max_pool2d_with_indices
-    max_pool3d_with_indices avg_pool2d avg_pool3d lift_fresh equal select_scatter slice_scatter _unsafe_view
-""".split()
+        cat clone copy copy_ _to_copy native_layer_norm native_group_norm _native_batch_norm_legit_no_training
+        native_batch_norm mean sum prod var var_mean amax amin max min argmax argmin any all _softmax
+        _log_softmax cumsum cumprod sort topk scatter scatter_add index_put _index_put_impl_ index_put_ flip
+        roll tril triu masked_fill scatter_reduce index_copy index_add _local_scalar_dense
+        max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d lift_fresh equal select_scatter
+        slice_scatter _unsafe_view
+    """.split()
 )
 
 
@@ -101,7 +103,8 @@ class Meter(TorchDispatchMode):
         try:
             size, work = cost(func, args, kwargs)
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
-            # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what is read
+            # the arguments are wrong, or the result depends on values (non_zero) and is bounded by what is
+            # read
             size, work = 0, 0.0
         self.require_memory(size)
         self.require_time(work)
@@ -111,8 +114,8 @@ class Meter(TorchDispatchMode):
         """work: multiply-adds of the next operation."""
         if time.monotonic() + work / SLOWEST > self.ends:
             raise OverAllowance(
-                f"the program would run for longer than the {self.allowance.seconds:g} seconds that one call may"
-                " take (Allowance.seconds)"
+                f"the program would run for longer than the {self.allowance.seconds:g} seconds that one call"
+                " may take (Allowance.seconds)"
             )
 
     def require_memory(self, size: int) -> None:

@@ -56,13 +56,24 @@ def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], li
     facts = [("size_bytes", str(size)), *(fact for model, one in users for fact in _facts(model, one))]
     facts += [("digest", DIGEST)] if resource.endswith(".mlpackage") else []
     return _component(
-        resource, "machine-learning-model", bom_ref=f"model:{resource}", licenses=_licences(licence),
+        resource,
+        "machine-learning-model",
+        bom_ref=f"model:{resource}",
+        licenses=_licences(licence),
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
         properties=[Property(name=f"cidermill:{key}", value=value) for key, value in facts],
-        pedigree=Pedigree(ancestors=[
-            _component(one["name"], "machine-learning-model", bom_ref=f"source:{sha256}:{resource}",
-                       hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)]) for sha256, one in sorted(sources.items())]),
-    )  # fmt: skip
+        pedigree=Pedigree(
+            ancestors=[
+                _component(
+                    one["name"],
+                    "machine-learning-model",
+                    bom_ref=f"source:{sha256}:{resource}",
+                    hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
+                )
+                for sha256, one in sorted(sources.items())
+            ]
+        ),
+    )
 
 
 def _facts(model: Model, one: Variant) -> list[tuple[str, str]]:

@@ -22,27 +22,33 @@ from ...models.errors import UserError
 from .deliverables import Feature, Model, unique, version
 
 KEYWORDS = set(
-    """associatedtype class deinit enum extension fileprivate func import init inout internal let open operator private precedencegroup protocol
-    public rethrows static struct subscript typealias var break case catch continue default defer do else fallthrough for guard if in repeat return
-    throw switch where while Any as await false is nil self Self super throws true try Type Protocol async actor some any each macro package
-    consuming borrowing nonisolated isolated indirect lazy mutating""".split()
+    """
+        associatedtype class deinit enum extension fileprivate func import init inout internal let open
+        operator private precedencegroup protocol public rethrows static struct subscript typealias var break
+        case catch continue default defer do else fallthrough for guard if in repeat return throw switch where
+        while Any as await false is nil self Self super throws true try Type Protocol async actor some any
+        each macro package consuming borrowing nonisolated isolated indirect lazy mutating
+    """.split()
     # https://docs.swift.org/swift-book/documentation/the-swift-programming-language/lexicalstructure/#Keywords-and-Punctuation
 )
 SHARED = "ModelVariant ModelDevice ModelFeature ModelError ModelSupport ModelRuntime Input Output"
-BORROWED = """Array Bool Bundle CChar CGImage CVPixelBuffer ClosedRange CoreGraphics CoreML CoreVideo Dictionary DispatchQueue Double Error
-    FileManager Float Foundation Hashable Int Int32 LocalizedError MLComputeUnits MLDictionaryFeatureProvider MLFeatureProvider MLFeatureValue MLModel
-    MLModelConfiguration MLMultiArray MLMultiArrayDataType MLShapedArray MLShapedArrayScalar NSNumber NSString OSType Optional ProcessInfo Result
-    Scalar Sendable Set String Swift Task UInt64 URL Void"""
-RESERVED = (
-    KEYWORDS | set(SHARED.split()) | set(BORROWED.split())
-)  # names that a model or a value must not take from the code around it
+BORROWED = """
+    Array Bool Bundle CChar CGImage CVPixelBuffer ClosedRange CoreGraphics CoreML CoreVideo Dictionary
+    DispatchQueue Double Error FileManager Float Foundation Hashable Int Int32 LocalizedError MLComputeUnits
+    MLDictionaryFeatureProvider MLFeatureProvider MLFeatureValue MLModel MLModelConfiguration MLMultiArray
+    MLMultiArrayDataType MLShapedArray MLShapedArrayScalar NSNumber NSString OSType Optional ProcessInfo
+    Result Scalar Sendable Set String Swift Task UInt64 URL Void
+"""
+# names that a model or a value must not take from the code around it
+RESERVED = KEYWORDS | set(SHARED.split()) | set(BORROWED.split())
+# in arrays of values
 ELEMENTS = {
     "float16": "Float",
     "float32": "Float",
     "float64": "Double",
     "int32": "Int32",
     "int8": "Int8",
-}  # in arrays of values
+}
 PIXELS = {
     "RGB": "kCVPixelFormatType_32BGRA",
     "BGR": "kCVPixelFormatType_32BGRA",
@@ -136,9 +142,12 @@ def _renderer() -> Any:
     import jinja2
 
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-    )  # fmt: skip
+    )
     env.filters |= {"literal": literal, "comment": comment, "everywhere": _everywhere}
     return lambda template, **values: env.get_template(template).render(cidermill=__version__, **values)
 
@@ -160,8 +169,13 @@ def _type_name(name: str) -> str:
 def _parts(model: Model) -> dict:
     inputs, outputs = _members(model.inputs), _members(model.outputs)
     kinds = {one.kind for one in model.variants}
-    return {"inputs": inputs, "outputs": outputs, "core_ml": "coreml" in kinds, "executorch": "executorch" in kinds,
-            "pictures": any(one.channels for one in model.inputs)}  # fmt: skip
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "core_ml": "coreml" in kinds,
+        "executorch": "executorch" in kinds,
+        "pictures": any(one.channels for one in model.inputs),
+    }
 
 
 def _members(features: Sequence[Feature]) -> list[dict]:
@@ -180,13 +194,22 @@ def _member(one: Feature, name: str, taken: set[str]) -> dict:
     shape_member = identifier(f"{name}Shape", taken) if flexible else ""
     made = _making(one, name if not one.optional else "$0", shape_member or _sizes(one.shape))
     return {
-        "name": one.name, "dtype": one.dtype, "member": name, "element": element, "optional": "true" if one.optional else "false",
-        "shape": _shape(one), "shape_member": shape_member, "values_member": identifier(f"{name}Values", taken),
-        "type": ("CVPixelBuffer" if picture else "MLMultiArray") + mark, "plain": ("CGImage" if picture else f"[{element}]") + mark,
+        "name": one.name,
+        "dtype": one.dtype,
+        "member": name,
+        "element": element,
+        "optional": "true" if one.optional else "false",
+        "shape": _shape(one),
+        "shape_member": shape_member,
+        "values_member": identifier(f"{name}Values", taken),
+        "type": ("CVPixelBuffer" if picture else "MLMultiArray") + mark,
+        "plain": ("CGImage" if picture else f"[{element}]") + mark,
         "made": f"try {name}.map {{ try {made} }}" if one.optional else f"try {made}",
-        "wrap": "pixelBuffer" if picture else "multiArray", "channels": f"channels: {DEPTH[one.channels]}, " if picture else "",
-        "text": f"{one.channels + ' picture' if picture else one.dtype} {_words(one)}" + (", may be left out" if one.optional else ""),
-    }  # fmt: skip
+        "wrap": "pixelBuffer" if picture else "multiArray",
+        "channels": f"channels: {DEPTH[one.channels]}, " if picture else "",
+        "text": f"{one.channels + ' picture' if picture else one.dtype} {_words(one)}"
+        + (", may be left out" if one.optional else ""),
+    }
 
 
 def _making(one: Feature, value: str, shape: str) -> str:

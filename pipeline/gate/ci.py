@@ -21,10 +21,8 @@ def annotation(level: str, title: str, message: str) -> str:
     """
     if level not in LEVELS:
         raise ValueError(f"{level!r} is no annotation: {', '.join(LEVELS)}")
-    return (
-        f"::{level}"
-        f" title={_escaped(clean(title)).replace(':', '%3A').replace(',', '%2C')}::{_escaped(clean(message, keep_lines=True))}"
-    )
+    title = _escaped(clean(title)).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={title}::{_escaped(clean(message, keep_lines=True))}"
 
 
 def annotations(reports: Sequence[dict]) -> list[str]:

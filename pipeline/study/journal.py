@@ -65,8 +65,11 @@ def identity(header: dict) -> dict[str, Any]:
         "its models": [[model["name"], model.get("sha256")] for model in header["models"]],
         "--samples": samples.get("sha256") or samples.get("from"),
         **{f"--{name}": value for name, value in options.items() if name != "samples"},
-        "--device": header.get("devices"), "--eval": header.get("eval"), "--goal": header.get("goal"), "its search": header.get("search"),
-    }  # fmt: skip
+        "--device": header.get("devices"),
+        "--eval": header.get("eval"),
+        "--goal": header.get("goal"),
+        "its search": header.get("search"),
+    }
 
 
 def _make(folder: Path) -> bool:

@@ -8,15 +8,18 @@ from ...models.errors import UserError
 
 QUICK = ("float16", "int8", "int4", "palettize6", "palettize4", "palettize2", "prune50", "prune50+int8")
 STANDARD = (
-    *QUICK, "int8:per-tensor", "int8:block32", "int4:per-channel", "int4:block64", "palettize8", "palettize3", "palettize1", "palettize6:group16",
-    "palettize4:group16", "palettize2:group16", "palettize4:int8", "prune30", "prune75", "prune:2of4", "prune50+int4", "prune50+palettize4",
+    *QUICK, "int8:per-tensor", "int8:block32", "int4:per-channel", "int4:block64", "palettize8", "palettize3",
+    "palettize1", "palettize6:group16", "palettize4:group16", "palettize2:group16", "palettize4:int8",
+    "prune30", "prune75", "prune:2of4", "prune50+int4", "prune50+palettize4",
 )  # fmt: skip
 THOROUGH = (
-    *STANDARD, "float32", "int8:asymmetric", "int8:minmax", "int6", "int5", "int3", "int2", "int4:block16", "int4:asymmetric", "int4:block128",
-    "int4:gptq", "int4:awq", "int3:gptq", "int8:block64", "palettize6:int8", "palettize8:group16", "palettize6:group4", "palettize4:group4",
-    "palettize4:group32", "palettize3:group16", "palettize4:scaled", "palettize4:sensitive", "palettize6:vector2", "palettize8:vector2", "prune20",
-    "prune40", "prune60", "prune50:global", "prune50:sparsegpt", "prune50:block4", "prune30+int8", "prune75+int8", "prune50+int8:block32",
-    "prune30+palettize6", "prune75+palettize4", "prune:2of4+int8",
+    *STANDARD, "float32", "int8:asymmetric", "int8:minmax", "int6", "int5", "int3", "int2", "int4:block16",
+    "int4:asymmetric", "int4:block128", "int4:gptq", "int4:awq", "int3:gptq", "int8:block64",
+    "palettize6:int8", "palettize8:group16", "palettize6:group4", "palettize4:group4", "palettize4:group32",
+    "palettize3:group16", "palettize4:scaled", "palettize4:sensitive", "palettize6:vector2",
+    "palettize8:vector2", "prune20", "prune40", "prune60", "prune50:global", "prune50:sparsegpt",
+    "prune50:block4", "prune30+int8", "prune75+int8", "prune50+int8:block32", "prune30+palettize6",
+    "prune75+palettize4", "prune:2of4+int8",
 )  # fmt: skip
 PRESETS = {"quick": QUICK, "standard": STANDARD, "thorough": THOROUGH}
 SUFFIXES = (".txt", ".toml")

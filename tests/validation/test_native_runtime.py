@@ -1,5 +1,5 @@
-"""Core ML's own runtime, on a Mac: a saved package computes there what the reference runner says, and is timed
-and planned by children of ours. Elsewhere nothing of this can run; test_native.py has the half that can."""
+"""Core ML's own runtime, on a Mac: a saved package computes there what the reference runner says, and is
+timed and planned by children of ours. Elsewhere nothing of this can run: test_native.py has the rest."""
 
 import sys
 

@@ -39,9 +39,9 @@ FREE = (
 )  # quantize and dequantize are fused into their neighbours
 POINTWISE = frozenset(
     """
-    add batch_norm clamped_relu clip elu gelu leaky_relu linear_activation mul prelu real_div relu relu6 scaled_tanh sigmoid sigmoid_hard silu
-    softplus softsign sub tanh thresholded_relu
-""".split()
+        add batch_norm clamped_relu clip elu gelu leaky_relu linear_activation mul prelu real_div relu relu6
+        scaled_tanh sigmoid sigmoid_hard silu softplus softsign sub tanh thresholded_relu
+    """.split()
 ).union(FREE)
 GUARDING = ("logical_not", "cast", "reduce_max", "reduce_min", "tile", "reshape", "expand_dims")
 NEW_ENGINE = 16  # generations from here have the short floor and a faster int8 path

@@ -24,21 +24,25 @@ DTYPE_ARGUMENTS = ("dtype", "out_dtype", "output_dtype")
 # open files.
 PORTABLE = frozenset(
     """
-    _adaptive_avg_pool2d _cdist_forward _conj_physical _fft_c2r _fft_r2c _log_softmax _native_batch_norm_legit
-    _native_batch_norm_legit_no_training _pdist_forward _softmax _to_copy _upsample_bilinear2d_aa abs acos acosh add addmm alias_copy
-    allclose amax amin any arange argmax argmin as_strided_copy asin asinh atan atan2 atanh avg_pool2d bitwise_and bitwise_left_shift
-    bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm cat ceil clamp clone constant_pad_nd convolution convolution_backward copy
-    copy_ cos cosh cumsum detach_copy diagonal_copy div elu embedding empty eq erf exp expand_copy expm1 fill flip floor floor_divide
-    fmod full full_like gather ge gelu glu grid_sampler_2d gt hardtanh index index_put index_put_ index_select isinf isnan le leaky_relu
-    lift_fresh_copy linear log log10 log1p log2 logical_and logical_not logical_or logical_xor logit lt masked_fill masked_scatter
-    masked_select max max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward maximum mean min minimum mm mul narrow_copy
-    native_batch_norm native_dropout native_group_norm native_layer_norm ne neg nonzero ones permute_copy pixel_shuffle pixel_unshuffle
-    pow prod rand randn reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu remainder repeat repeat_interleave
-    replication_pad1d replication_pad2d replication_pad3d roll round rsqrt rsub scalar_tensor scatter scatter_add select_copy
-    select_scatter sigmoid sign sin sinh slice_copy slice_scatter split_copy split_with_sizes_copy sqrt squeeze_copy stack sub sum t_copy
-    tan tanh topk transpose_copy tril trunc unbind_copy unfold_copy unsqueeze_copy upsample_bilinear2d upsample_nearest2d var var_mean
-    view_as_real_copy view_copy where zeros
-""".split()
+        _adaptive_avg_pool2d _cdist_forward _conj_physical _fft_c2r _fft_r2c _log_softmax
+        _native_batch_norm_legit _native_batch_norm_legit_no_training _pdist_forward _softmax _to_copy
+        _upsample_bilinear2d_aa abs acos acosh add addmm alias_copy allclose amax amin any arange argmax
+        argmin as_strided_copy asin asinh atan atan2 atanh avg_pool2d bitwise_and bitwise_left_shift
+        bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm cat ceil clamp clone constant_pad_nd
+        convolution convolution_backward copy copy_ cos cosh cumsum detach_copy diagonal_copy div elu
+        embedding empty eq erf exp expand_copy expm1 fill flip floor floor_divide fmod full full_like gather
+        ge gelu glu grid_sampler_2d gt hardtanh index index_put index_put_ index_select isinf isnan le
+        leaky_relu lift_fresh_copy linear log log10 log1p log2 logical_and logical_not logical_or logical_xor
+        logit lt masked_fill masked_scatter masked_select max max_pool2d max_pool2d_with_indices
+        max_pool2d_with_indices_backward maximum mean min minimum mm mul narrow_copy native_batch_norm
+        native_dropout native_group_norm native_layer_norm ne neg nonzero ones permute_copy pixel_shuffle
+        pixel_unshuffle pow prod rand randn reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu
+        remainder repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll round
+        rsqrt rsub scalar_tensor scatter scatter_add select_copy select_scatter sigmoid sign sin sinh
+        slice_copy slice_scatter split_copy split_with_sizes_copy sqrt squeeze_copy stack sub sum t_copy tan
+        tanh topk transpose_copy tril trunc unbind_copy unfold_copy unsqueeze_copy upsample_bilinear2d
+        upsample_nearest2d var var_mean view_as_real_copy view_copy where zeros
+    """.split()
 )
 OVERWRITING = ("copy_", "fill_", "zero_")  # what these write to need not have been written before
 

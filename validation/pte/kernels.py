@@ -94,15 +94,29 @@ def copy_index(copy_to: Tensor, copy_from: Tensor, index: int) -> Tensor:
 
 
 _PRIMS = {
-    "add.Scalar": _number(operator.add), "sub.Scalar": _number(operator.sub), "mul.Scalar": _number(operator.mul),
-    "floordiv.Scalar": _number(floor_quotient), "floordiv.int": _number(quotient), "truediv.Scalar": _number(operator.truediv),
-    "mod.Scalar": _number(remainder), "mod.int": _number(remainder), "eq.Scalar": _number(operator.eq),
-    "gt.Scalar": _number(operator.gt), "lt.Scalar": _number(operator.lt), "ge.Scalar": _number(operator.ge),
-    "le.Scalar": _number(operator.le), "sym_max.Scalar": _number(max), "sym_min.Scalar": _number(min),
-    "neg.Scalar": _plain(lambda a: -a, "a"), "ceil.Scalar": _plain(lambda a: math.ceil(a), "a"),
-    "trunc.Scalar": _plain(lambda a: math.trunc(a), "a"), "round.Scalar": _plain(lambda a: round(a), "a"),
-    "sym_float.Scalar": _plain(lambda a: float(a), "a"), "sym_int.Scalar": _plain(lambda a: int(a), "a"),
-    "sym_not.Scalar": _plain(lambda a: not a, "a"), "sym_ite.Scalar": _plain(lambda b, t, f: t if b else f, "b", "t", "f"),
+    "add.Scalar": _number(operator.add),
+    "sub.Scalar": _number(operator.sub),
+    "mul.Scalar": _number(operator.mul),
+    "floordiv.Scalar": _number(floor_quotient),
+    "floordiv.int": _number(quotient),
+    "truediv.Scalar": _number(operator.truediv),
+    "mod.Scalar": _number(remainder),
+    "mod.int": _number(remainder),
+    "eq.Scalar": _number(operator.eq),
+    "gt.Scalar": _number(operator.gt),
+    "lt.Scalar": _number(operator.lt),
+    "ge.Scalar": _number(operator.ge),
+    "le.Scalar": _number(operator.le),
+    "sym_max.Scalar": _number(max),
+    "sym_min.Scalar": _number(min),
+    "neg.Scalar": _plain(lambda a: -a, "a"),
+    "ceil.Scalar": _plain(lambda a: math.ceil(a), "a"),
+    "trunc.Scalar": _plain(lambda a: math.trunc(a), "a"),
+    "round.Scalar": _plain(lambda a: round(a), "a"),
+    "sym_float.Scalar": _plain(lambda a: float(a), "a"),
+    "sym_int.Scalar": _plain(lambda a: int(a), "a"),
+    "sym_not.Scalar": _plain(lambda a: not a, "a"),
+    "sym_ite.Scalar": _plain(lambda b, t, f: t if b else f, "b", "t", "f"),
     "et_view": _plain(lambda self, size: self.reshape(size), "self", "size"),
     "et_view.default": _plain(lambda self, size: self.reshape(size), "self", "size"),
     "et_copy_index.tensor": Kernel(
@@ -111,7 +125,7 @@ _PRIMS = {
         mutated=("copy_to",),
         overwrites=True,
     ),
-}  # fmt: skip
+}
 
 
 # Layout, and copies between devices
@@ -218,9 +232,21 @@ def choose_qparams_per_token_asymmetric(input, dtype):
 
 
 def quantized_add(
-    a, a_scale, a_zero_point, a_quant_min, a_quant_max, b, b_scale, b_zero_point, b_quant_min, b_quant_max, out_scale, out_zero_point,
-    out_quant_min, out_quant_max,
-):  # fmt: skip
+    a,
+    a_scale,
+    a_zero_point,
+    a_quant_min,
+    a_quant_max,
+    b,
+    b_scale,
+    b_zero_point,
+    b_quant_min,
+    b_quant_max,
+    out_scale,
+    out_zero_point,
+    out_quant_min,
+    out_quant_max,
+):
     total = dequantize_per_tensor(a, a_scale, a_zero_point, 0, 0, 0) + dequantize_per_tensor(
         b, b_scale, b_zero_point, 0, 0, 0
     )

@@ -23,9 +23,12 @@ from .mps_read import DTYPES
 # Arguments that may be absent. Every other id of -1 (or null string) makes the runtime read outside its
 # vectors.
 OPTIONAL = {
-    ("MPSConv2D", "input3"), ("MPSDepthwiseConv2D", "input3"), ("MPSDiv", "rounding_mode"), ("MPSFmod", "rounding_mode"),
+    ("MPSConv2D", "input3"),
+    ("MPSDepthwiseConv2D", "input3"),
+    ("MPSDiv", "rounding_mode"),
+    ("MPSFmod", "rounding_mode"),
     ("MPSRemainder", "rounding_mode"),
-}  # fmt: skip
+}
 
 
 def call(node: Node, arguments: dict[str, Any], environment: dict[str, Any], rounding: bool = True) -> tuple:
@@ -419,9 +422,21 @@ def layer_norm(input1, normalized_shape, weight, bias, eps):
 
 
 def max_pool2d(
-    input1, kernel_height, kernel_width, stride_height, stride_width, padding_left, padding_right, padding_top, padding_bottom,
-    dilation_height, dilation_width, ceil_mode, count_include_pad, divisor_override,
-):  # fmt: skip
+    input1,
+    kernel_height,
+    kernel_width,
+    stride_height,
+    stride_width,
+    padding_left,
+    padding_right,
+    padding_top,
+    padding_bottom,
+    dilation_height,
+    dilation_width,
+    ceil_mode,
+    count_include_pad,
+    divisor_override,
+):
     """-> (values, int32 positions in the unpadded plane of [height, width])."""
     height, width = input1.shape[-2:]
     rows = pooled_size(
@@ -449,9 +464,21 @@ def pooled_size(padded: int, kernel: int, stride: int, dilation: int, ceil_mode:
 
 
 def avg_pool2d(
-    input1, kernel_height, kernel_width, stride_height, stride_width, padding_left, padding_right, padding_top, padding_bottom,
-    dilation_height, dilation_width, ceil_mode, count_include_pad, divisor_override,
-):  # fmt: skip
+    input1,
+    kernel_height,
+    kernel_width,
+    stride_height,
+    stride_width,
+    padding_left,
+    padding_right,
+    padding_top,
+    padding_bottom,
+    dilation_height,
+    dilation_width,
+    ceil_mode,
+    count_include_pad,
+    divisor_override,
+):
     """ceil_mode is not passed on to MPSGraph for averages; only the padding that the serializer enlarged for
     it counts."""
     if (dilation_height, dilation_width) != (1, 1):

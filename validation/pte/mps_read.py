@@ -27,9 +27,15 @@ DTYPE_NAMES = (
     "uint4", "uint8", "uint16", "uint32", "uint64", "bool", "complex32", "complex64",
 )  # fmt: skip
 DTYPES = {
-    "float16": torch.float16, "float32": torch.float32, "float64": torch.float32, "int8": torch.int8, "int16": torch.int16,
-    "int32": torch.int32, "int64": torch.int64, "bool": torch.bool,
-}  # fmt: skip
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float32,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
 
 # Fields of each table of the node union, in schema order, as "name:kind". Kinds: in, out (value ids), ins,
 # outs (lists of ids), int, long, float, bool, string, ints, dtype, and skip (not read by the runtime).
@@ -42,10 +48,19 @@ POOLING = (
     " padding_right:int padding_top:int padding_bottom:int dilation_height:int dilation_width:int"
     " ceil_mode:bool count_include_pad:bool divisor_override:int output1:out output2:out"
 )
+NORMALISED = " output2:out output1:out output3:out"
 CONVOLUTION = (
     TERNARY + " stride_x:int stride_y:int dilation_x:int dilation_y:int groups:int"
     " padding_left:int padding_right:int padding_top:int padding_bottom:int"
 )
+ELEMENTWISE_BINARY = """
+    MPSMin MPSMax MPSPow MPSAtan2 MPSBitwiseAnd MPSBitwiseOr MPSBitwiseXor MPSMinimum
+""".split()
+ELEMENTWISE_UNARY = """
+    MPSExp MPSExp2 MPSReciprocal MPSSqrt MPSNeg MPSLog MPSLog10 MPSLog2 MPSErf MPSFloor MPSCeil MPSRsqrt
+    MPSSigmoid MPSSin MPSSign MPSCos MPSTan MPSAbs MPSAsin MPSAcos MPSAtan MPSSinh MPSCosh MPSTanh MPSAsinh
+    MPSAcosh MPSAtanh MPSBitwiseNot MPSIsnan MPSIsinf MPSRound MPSLogicalNot
+""".split()
 NODE_FIELDS = {
     "MPSHardTanh": "input1:in output:out min_value:float max_value:float",
     "MPSReLU": "input1:in input2:skip output:out",
@@ -59,15 +74,8 @@ NODE_FIELDS = {
     "MPSDiv": DIVISION,
     "MPSFmod": DIVISION,
     "MPSRemainder": DIVISION,
-    **dict.fromkeys(
-        ("MPSMin", "MPSMax", "MPSPow", "MPSAtan2", "MPSBitwiseAnd", "MPSBitwiseOr", "MPSBitwiseXor", "MPSMinimum"), BINARY
-    ),
-    **dict.fromkeys(
-        ("MPSExp", "MPSExp2", "MPSReciprocal", "MPSSqrt", "MPSNeg", "MPSLog", "MPSLog10", "MPSLog2", "MPSErf", "MPSFloor", "MPSCeil",
-         "MPSRsqrt", "MPSSigmoid", "MPSSin", "MPSSign", "MPSCos", "MPSTan", "MPSAbs", "MPSAsin", "MPSAcos", "MPSAtan", "MPSSinh",
-         "MPSCosh", "MPSTanh", "MPSAsinh", "MPSAcosh", "MPSAtanh", "MPSBitwiseNot", "MPSIsnan", "MPSIsinf", "MPSRound", "MPSLogicalNot"),
-        UNARY,
-    ),
+    **dict.fromkeys(ELEMENTWISE_BINARY, BINARY),
+    **dict.fromkeys(ELEMENTWISE_UNARY, UNARY),
     "MPSMatMul": BINARY,
     "MPSAddmm": TERNARY + " beta:float alpha:float",
     "MPSFull": "input1:skip output:out shape:ints fill_value:float dtype:dtype",
@@ -94,15 +102,15 @@ NODE_FIELDS = {
     "MPSConv2D": CONVOLUTION,
     "MPSDepthwiseConv2D": CONVOLUTION,
     **dict.fromkeys(("MPSEq", "MPSNe", "MPSGe", "MPSGt", "MPSLe", "MPSLt"), BINARY),
-    "MPSBatchNorm": "input:in mean:in var:in weight:in bias:in momentum:skip epsilon:float output2:out output1:out output3:out",
-    "MPSLayerNorm": "input1:in normalized_shape:ints weight:in bias:in eps:float output2:out output1:out output3:out",
+    "MPSBatchNorm": "input:in mean:in var:in weight:in bias:in momentum:skip epsilon:float" + NORMALISED,
+    "MPSLayerNorm": "input1:in normalized_shape:ints weight:in bias:in eps:float" + NORMALISED,
     "MPSMaxPool2DWithIndices": POOLING,
     "MPSAvgPool2D": POOLING,
     "MPSConstantPadND": UNARY + " pad:ints value:float",
     "MPSArange": "output:out start:float end:float step:float dtype:dtype",
-    "MPSDequantizePerChannelGroup": "input1:in output:out scales:in zero_points:skip quant_min:skip quant_max:skip dtype:skip"
-    " group_size:skip output_dtype:skip",
-}  # fmt: skip
+    "MPSDequantizePerChannelGroup": UNARY + " scales:in zero_points:skip quant_min:skip quant_max:skip"
+    " dtype:skip group_size:skip output_dtype:skip",
+}
 METAL_KERNEL = 1  # OpType: the delegate is one node that a Metal kernel computes
 METAL_OPERATORS = ("MPSIndexTensor", "MPSIndexPut")  # METAL_KERNELS of mps_partitioner.py
 INDICES = ("indices", "index", "idx")
