@@ -21,12 +21,14 @@ def evaluate(
     program: ExportedProgram,
     captured: Captured,
     instead: Mapping[str, Callable[[], torch.Tensor]] | None = None,
+    first: int | None = None,
 ) -> tuple[dict[str, np.ndarray], ...]:
     """Run a program with the captured signature on the captured samples, in float32 torch. -> for each sample
     {output: array}
 
     instead: tensor's name -> what makes another tensor for it: called when the first operation needs it and
-    let go after the last, so that decompressed weights are in memory one by one.
+    let go after the last, so that decompressed weights are in memory one by one. first: only that many
+    samples.
     """
     import torch
 
@@ -35,7 +37,7 @@ def evaluate(
     makers = {
         name: _in_dtype(maker, dtypes[name]) for name, maker in (instead or {}).items() if name in dtypes
     }
-    samples = [input_tensors(captured.inputs, batch) for batch in captured.samples.batches]
+    samples = [input_tensors(captured.inputs, batch) for batch in captured.samples.batches[:first]]
     with torch.no_grad(), quiet():
         return tuple(_named(captured, outputs) for outputs in run(prepare(program, makers, tensors), samples))
 

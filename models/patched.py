@@ -5,6 +5,8 @@ to leave undoes it.
 
 Environment variables: HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY (`quiet.transformers_offline`).
 Output: sys.stdout, sys.stderr, warnings and logging are silenced (`quiet.quiet`).
+Temporary files: of a thread that writes an output they go beside it (`tempfile.gettempdir`, by
+`pipeline.output`).
 Hidden modules: libraries that coremltools would import for its other frontends (`converters.coreml.tools`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml.program`:
     TorchConverter._construct_compression_op     builds a weight from its own codes

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,15 @@ from typing import Any
 import psutil
 
 from ..models.errors import UserError
+from ..models.patched import replaced
 
 _ASIDE = "-earlier"
 _NATIVE_WRITERS = re.compile(
     r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE
 )  # coremltools' C++ speaks so
 _SILENTLY_LOST = ".mlpackage/Manifest.json"  # where there is no space for it, coremltools' C++ says nothing
+_usual_temporary_folder = tempfile.gettempdir
+_thread = threading.local()  # temporary: where this thread's temporary files go, if not where all others' do
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -46,23 +50,36 @@ def staged(out: Path, force: bool, keep: bool = True) -> Iterator[Path]:
     _create_parent(out)
     clear_leftovers(out)
     staging = _staging_name(out, os.getpid())
-    temporary = tempfile.tempdir
     try:
         with disk_errors(out):
             _make(staging, out)
-            scratch = staging / ".scratch"
-            scratch.mkdir()
-            tempfile.tempdir = str(
-                scratch
-            )  # whatever the tools write on the way stays on this disk and is cleared with it
-            yield staging
-            shutil.rmtree(scratch)
+            with _scratch(staging / ".scratch"):
+                yield staging
             if keep:
                 _keep_earlier(out, staging)
             _put_in_place(staging, out)
     finally:
-        tempfile.tempdir = temporary
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Whatever the tools write on the way in this thread stays on the output's disk and is cleared with it:
+    `folder` is there inside, and is where `tempfile` puts this thread's files."""
+    folder.mkdir()
+    earlier = getattr(_thread, "temporary", None)
+    _thread.temporary = str(folder)
+    try:
+        with replaced(tempfile, "gettempdir", _temporary_folder):
+            yield
+    finally:
+        _thread.temporary = earlier
+    shutil.rmtree(folder)
+
+
+def _temporary_folder() -> str:
+    """In the place of `tempfile.gettempdir`, which other threads ask too."""
+    return getattr(_thread, "temporary", None) or _usual_temporary_folder()
 
 
 @contextmanager

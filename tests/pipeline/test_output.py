@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,11 @@ def test_temporary_files_of_the_tools_stay_in_the_staging_folder(tmp_path):
     import tempfile
 
     before = tempfile.gettempdir()
-    with staged(tmp_path / "out", False) as folder:
+    with staged(tmp_path / "out", False) as folder, ThreadPoolExecutor(1) as other:
         assert tempfile.gettempdir().startswith(str(folder))
+        with tempfile.NamedTemporaryFile() as stream:
+            assert stream.name.startswith(str(folder))
+        assert other.submit(tempfile.gettempdir).result() == before, "other threads keep their own"
     assert tempfile.gettempdir() == before
     assert not list((tmp_path / "out").iterdir())
 
