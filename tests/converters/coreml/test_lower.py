@@ -386,7 +386,7 @@ def test_all_missing_operators_are_named_at_once(tmp_path):
         )
         == 2
     )
-    assert all("test_lower_coreml.py:" in line and "float32[" in line for line in caught.value.operators)
+    assert all("test_lower.py:" in line and "float32[" in line for line in caught.value.operators)
 
 
 def test_what_coremltools_refuses_is_named_with_its_line(tmp_path):
@@ -395,8 +395,7 @@ def test_what_coremltools_refuses_is_named_with_its_line(tmp_path):
         package_of(captured, tmp_path)
     line = caught.value.operators[0]
     assert (
-        line.startswith("aten.bitwise_and.Tensor (test_lower_coreml.py:")
-        and "only supports boolean input" in line
+        line.startswith("aten.bitwise_and.Tensor (test_lower.py:") and "only supports boolean input" in line
     )
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""converters/mps/lower.py and mps_rules.py: the lowered program computes what the source computes, in
+"""converters/mps/lower.py and rules.py: the lowered program computes what the source computes, in
 operators the runtime has."""
 
 import math

@@ -1,4 +1,4 @@
-"""What a person sees of the measured half, from sections as `measure.py` makes them."""
+"""What a person sees of the measured half, from sections as `measurements.py` makes them."""
 
 import pytest
 
