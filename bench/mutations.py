@@ -185,10 +185,8 @@ def copied_tree(folder: Path) -> Path:
 
 
 def environment(tree: Path) -> dict[str, str]:
-    single = {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }  # the breaks share the cores among themselves
+    # the breaks share the cores among themselves
+    single = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return {**os.environ, **single, "PYTHONPATH": str(tree.parent), "PYTHONDONTWRITEBYTECODE": "1"}
 
 

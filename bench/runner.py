@@ -154,9 +154,8 @@ def measure_memory(name: str, folder: Path, rounds: int) -> dict[str, float]:
 
     inputs = torch.load(folder / "inputs.pt")
     allowed = weight_bytes(package_in(folder)) + 2.5 * largest_activations(name, folder)
-    open_runner(package_in(folder / "small"), host="reference")(
-        inputs
-    )  # what code takes, imported and touched, is not counted
+    # what code takes, imported and touched, is not counted
+    open_runner(package_in(folder / "small"), host="reference")(inputs)
     reset_peak()
     before = status_bytes("VmRSS")
     open_runner(package_in(folder), host="reference")(inputs)

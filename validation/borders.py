@@ -32,12 +32,8 @@ STORED_AS = {
     "uint4": torch.uint8,
     "uint6": torch.uint8,
 }
-WIDER = {
-    ("float64", "float32"),
-    ("float64", "float16"),
-    ("float32", "float16"),
-    ("int64", "int32"),
-}  # given, wanted
+# given, wanted
+WIDER = {("float64", "float32"), ("float64", "float16"), ("float32", "float16"), ("int64", "int32")}
 
 
 @dataclass(frozen=True)
@@ -112,9 +108,8 @@ def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[st
             shape = [low if size is None else size for size, low in zip(value.shape, least)]
             reserve(8 * math.prod(shape))
             try:
-                own = getattr(
-                    np, value.dtype
-                )  # by name numpy also finds what ml_dtypes adds, which torch cannot take
+                # by name numpy also finds what ml_dtypes adds, which torch cannot take
+                own = getattr(np, value.dtype)
                 filled[value.name] = np.full(shape, feature.default, own)
             except (ValueError, TypeError, OverflowError, AttributeError) as error:
                 raise UserError(

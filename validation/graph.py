@@ -66,9 +66,8 @@ class Graph:
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     constants: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Value] = field(
-        default_factory=dict
-    )  # every named value's declared type, constants included
+    # every named value's declared type, constants included
+    values: dict[str, Value] = field(default_factory=dict)
 
 
 class OperatorFailed(RuntimeError):

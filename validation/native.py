@@ -34,9 +34,8 @@ COMPUTE_UNITS = {
     "executorch": ("mps",),
     "reference": ("reference",),
 }
-MOST_SECONDS = (
-    300.0  # for all that one process does; the Neural Engine's compiler takes minutes over the largest models
-)
+# for all that one process does; the Neural Engine's compiler takes minutes over the largest models
+MOST_SECONDS = 300.0
 MOST_BYTES = 1 << 26  # of a child's lines
 SIGNALS = {number.value: number.name for number in signal.Signals}
 PHASES = {"compile": "compile_ms", "cold load": "cold_load_ms", "load": "load_ms", "first run": "first_ms"}
@@ -126,10 +125,8 @@ def run_worker(command: Sequence[str], limit_s: float) -> Outcome:
     Its standard input ends with this process: by that the worker knows, should nobody be left to kill it.
     """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaints:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }  # the child finds what this process finds
+        # the child finds what this process finds
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -213,9 +210,8 @@ def _stored_as(dtype: str) -> str:
 
 def _time_job(runner: Runner, host: str, units: str, folder: Path, inputs: Path) -> Job:
     pictures = {name: feature.channels for name, feature in runner.features.items() if feature.channels}
-    function = (
-        open_program(runner.path).method if host == "executorch" else None
-    )  # Core ML finds the default function itself
+    # Core ML finds the default function itself
+    function = open_program(runner.path).method if host == "executorch" else None
     return Job(
         "time",
         host,

@@ -83,8 +83,8 @@ class Crossing(Struct, frozen=True, rename={"leaves": "from", "enters": "to"}):
 
 @dataclass(frozen=True)
 class DeviceLatency:
-    """One prediction on a device, as an estimate. [low_ms, high_ms] holds nine of ten measured programs of the
-    kind that `basis` names; ms is their median as far as `basis` describes this program."""
+    """One prediction on a device, as an estimate. [low_ms, high_ms] holds nine of ten measured programs of
+    the kind that `basis` names; ms is their median as far as `basis` describes this program."""
 
     device: str
     chip: str

@@ -139,10 +139,8 @@ def judge_comparisons():
         results = theirs(mlmodel, input_key_values, expected_outputs, dtype, atol, rtol, **options)
         COUNTS["comparisons"] += len(expected_outputs or ())
         ratio = options.get("allow_mismatch_ratio", 0.0)
-        asked = (
-            atol if atol > 1e-4 else 0,
-            (rtol if rtol > 1e-5 else 0),
-        )  # what a test states itself, beyond the defaults
+        # what a test states itself, beyond the defaults
+        asked = (atol if atol > 1e-4 else 0, (rtol if rtol > 1e-5 else 0))
         for name, expected in (expected_outputs or {}).items():
             got = testing_utils._get_coreml_out_from_dict(results, name)
             if isinstance(got, np.ndarray):

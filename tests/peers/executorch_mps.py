@@ -33,9 +33,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [
-    entry for entry in sys.path if Path(entry or ".").resolve() != HERE
-]  # names here must not shadow packages
+# names here must not shadow packages
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -49,9 +48,8 @@ MODULES = (
     "test_mps_unary_ops",
 )
 LOADER = "executorch.extension.pybindings.portable_lib"
-WRONG_BY = float(
-    os.environ.get("CIDERMILL_PEER_WRONG_BY", 0)
-)  # added to every result, to see that the comparison can fail
+# added to every result, to see that the comparison can fail
+WRONG_BY = float(os.environ.get("CIDERMILL_PEER_WRONG_BY", 0))
 # Relative to the value and to the largest value of its output: float32 arithmetic in some order; half
 # precision has 11 bits (5e-4), and a case rounds its inputs, its weights and some intermediate results.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}

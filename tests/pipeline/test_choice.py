@@ -43,9 +43,8 @@ def test_a_size_is_kept_and_the_table_serves_the_next_budget(model, tmp_path):
         artifact["size_bytes"] <= 75e3 == budget["size_bytes"]
         and budget["measured"]["coreml"]["size_bytes"] == artifact["size_bytes"]
     )
-    assert (
-        abs(artifact["predicted"]["size_bytes"] / artifact["size_bytes"] - 1) < 0.03
-    )  # 1.6 kB of a graph of 8
+    # 1.6 kB of a graph of 8
+    assert abs(artifact["predicted"]["size_bytes"] / artifact["size_bytes"] - 1) < 0.03
     assert artifact["size_bytes"] > 60e3, "the budget should be made use of"
     table = (tmp_path / "out" / "sensitivity.json").read_text()
     assert "palettize2" in table

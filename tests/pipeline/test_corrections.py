@@ -15,11 +15,8 @@ from cidermill.validation import open_runner
 from cidermill.validation.estimate.devices import find_device
 
 HERE = {"chip": "M1", "model": "MacBookAir10,1", "os": "macOS 15.5"}
-MACHINE = {
-    "ane": 1.4,
-    "gpu": 0.7,
-    "cpu": 2.2,
-}  # measured = mean factor of the units that it runs on * estimate + FLOOR_MS
+# measured = mean factor of the units that it runs on * estimate + FLOOR_MS
+MACHINE = {"ane": 1.4, "gpu": 0.7, "cpu": 2.2}
 UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 FLOOR_MS = 0.1
 SIZES = {"small": (48, 16, 2), "middle": (96, 32, 3), "large": (128, 64, 4), "unseen": (112, 48, 3)}

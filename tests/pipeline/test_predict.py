@@ -79,9 +79,8 @@ def test_what_is_around_a_weight_is_foreseen_too(tmp_path, recipe):
     spec = TensorSpec("input", (1, 1, 16, 16), "float32")
     captured = capture(Source("net", "module", "0", net.eval(), (spec,)), synthetic((spec,), 1))
     written = write_mlpackage(compress(captured, parse_recipe(recipe)), tmp_path / "m.mlpackage")
-    padding = (
-        64 * 2 * 3
-    )  # up to 64 bytes behind each of three blobs of two weights, which only the average is foreseen of
+    # up to 64 bytes behind each of three blobs of two weights, which only the average is foreseen of
+    padding = 64 * 2 * 3
     assert predict_size(captured, parse_recipe(recipe), "coreml").total == pytest.approx(
         written.size_bytes, abs=0.02 * written.size_bytes + padding
     )

@@ -133,9 +133,8 @@ def test_the_program_computes_on_the_planned_grids(with_samples):
     }
     wanted = np.stack([forward(array.astype(np.float64), ranges) for array in arrays])
     close = np.abs(found - wanted.reshape(found.shape)) < 1e-4 * np.abs(wanted).max()
-    assert (
-        close.mean() > 0.9
-    )  # a value on the edge of two codes may fall either way in float32, and moves its row
+    # a value on the edge of two codes may fall either way in float32, and moves its row
+    assert close.mean() > 0.9
     np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=0.02 * np.abs(wanted).max())
     assert np.abs(found - outputs(captured.program, arrays)).max() > 1e-3
 
@@ -176,9 +175,8 @@ def test_zero_is_on_every_grid_and_one_sided_ranges_use_every_code(with_samples,
     widest = ends[:, 1].max() - ends[:, 0].min()
     wanted = {"minmax": widest, "average": ends[:, 1].mean() - ends[:, 0].mean()}.get(observer)
     if wanted is None:
-        assert (
-            0.5 * widest < 255 * grid.scale < widest * (1.001 if relu else 1)
-        )  # two normal tails are clipped a little, one may not be
+        # two normal tails are clipped a little, one may not be
+        assert 0.5 * widest < 255 * grid.scale < widest * (1.001 if relu else 1)
     else:
         assert 255 * grid.scale == pytest.approx(wanted, rel=2e-3)
 

@@ -96,9 +96,8 @@ def test_the_function_stays_and_quantization_costs_less(block, kind, added):
     names = ["gate.weight", "up.weight"]
     after = rescale(before, dict.fromkeys(names, INT4), calibrate(before, names, {"hessian", "mean_abs"}))
     np.testing.assert_allclose(run(after), run(before), rtol=1e-4, atol=2e-5)
-    assert (
-        len(operators(after)) - len(operators(before)) == added
-    )  # the norm takes the scale where the residual does not read it
+    # the norm takes the scale where the residual does not read it
+    assert len(operators(after)) - len(operators(before)) == added
     plain, scaled = layer_error(before, names), layer_error(after, names)
     assert sum(plain.values()) > 1.3 * sum(scaled.values())
     assert after.program.state_dict["gate.weight"].shape == (96, 64) and set(NAMES) <= set(

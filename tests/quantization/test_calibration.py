@@ -151,9 +151,8 @@ def test_squared_gradients_are_the_diagonal_of_the_jacobians_square(with_samples
         lambda weight: torch.func.functional_call(model, {"0.weight": weight}, (x,)), model[0].weight.detach()
     )[0]
     wanted = jacobian.square().sum(0) / model(x).detach().square().mean()
-    ratio = (
-        found / wanted
-    )  # 32 probes each: the standard deviation of a ratio is at most sqrt(2 / (32 * 60)) = 0.03
+    # 32 probes each: the standard deviation of a ratio is at most sqrt(2 / (32 * 60)) = 0.03
+    ratio = found / wanted
     assert 0.87 < ratio.min() and ratio.max() < 1.13
 
 

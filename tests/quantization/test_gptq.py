@@ -73,9 +73,8 @@ def test_matches_the_naive_recursion(bits, mode):
     wanted = np.empty((24, 160))
     wanted[:, order] = naive(weight[:, order], hessian[order][:, order], nearest)
     different = (np.abs(dense(codes).double().numpy() - wanted) > 0.5 * scale[:, None]).mean()
-    assert (
-        different < 0.02
-    )  # a value on the edge of two codes may fall either way, and its successors make up for it
+    # a value on the edge of two codes may fall either way, and its successors make up for it
+    assert different < 0.02
     ours, theirs = (
         output_error(weight, codes, inputs(600, 160)),
         float((((weight.double().numpy() - wanted) @ inputs(600, 160).T) ** 2).sum()),

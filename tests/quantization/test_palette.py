@@ -96,9 +96,8 @@ def test_the_theory_of_gaussian_sources(bits, decibels):
     weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)) * 0.02
     _, dense = dense_of(weight, bits, (1, 1))
     measured = 10 * math.log10(float(weight.double().square().sum()) / squared_error(dense, weight))
-    assert (
-        -0.1 < measured - decibels < (0.1 if bits < 8 else 0.25)
-    )  # 1024 samples an entry fit a little better
+    # 1024 samples an entry fit a little better
+    assert -0.1 < measured - decibels < (0.1 if bits < 8 else 0.25)
 
 
 def test_sorted_and_exact_in_float16_and_the_same_twice():
@@ -111,9 +110,8 @@ def test_sorted_and_exact_in_float16_and_the_same_twice():
         assert first.indices.dtype == torch.uint8 and int(first.indices.max()) < 2**bits
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 40), (300, 300)]
-)  # shorter and longer than the table of float16 patterns
+# shorter and longer than the table of float16 patterns
+@pytest.mark.parametrize("shape", [(8, 40), (300, 300)])
 def test_every_index_is_the_nearest_entry(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     palette, dense = dense_of(weight, 4, (1, 1))

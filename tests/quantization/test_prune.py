@@ -105,9 +105,8 @@ def test_n_of_m_as_coremltools_does_it():
     assert np.array_equal(survivors_in_groups(weight, 2, 4, 1).numpy(), theirs.astype(bool))
 
 
-@pytest.mark.parametrize(
-    "shape, axis", [((12, 5), 0), ((5, 12), 1), ((14, 3, 2), 0)]
-)  # 14: the last block has 2 channels
+# 14: the last block has 2 channels
+@pytest.mark.parametrize("shape, axis", [((12, 5), 0), ((5, 12), 1), ((14, 3, 2), 0)])
 def test_blocks_go_by_their_norm(shape, axis):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mask = surviving_blocks(weight, Fraction(1, 3), 4, axis)

@@ -281,9 +281,10 @@ def test_blocks_within_blocks(mil_package):
         for _ in range(200):
             inner = inner.operations.add(type="cond").blocks.add()
 
+    # protobuf's own limit
     assert "is truncated or corrupt: it is not a Core ML model" in refused(
         rewrite(mil_package(small, X), nest)
-    )  # protobuf's own limit
+    )
 
 
 def test_operators_with_the_wrong_number_of_blocks(mil_package):

@@ -22,9 +22,8 @@ from .placement import UNIT_NAMES, Placement
 
 SCATTER = 0.05  # log error of a median over steady runs: what a row is trusted to
 SCALE_PRIOR = math.log(2)  # one standard deviation of a unit's scale
-FLOOR_PRIOR_MS = (
-    0.15  # of what a call costs beyond the estimate (the estimates' own floors are 0.15 and 0.45 ms)
-)
+# of what a call costs beyond the estimate (the estimates' own floors are 0.15 and 0.45 ms)
+FLOOR_PRIOR_MS = 0.15
 USED = 0.1  # a unit with a smaller share of the estimate says nothing about its scale
 LEAST_SHARE = 0.1  # negative floors leave at least this of the scaled parts
 BAND_PRIOR = 2  # the estimate's own band counts as much as this many measured artifacts
@@ -162,9 +161,8 @@ def _solve(rows: Sequence[Row]) -> list[float]:
         return [*misfit, *(numbers[:2] / FLOOR_PRIOR_MS), *(numbers[2:] / SCALE_PRIOR)]
 
     least = [0.0, *[-np.inf] * (1 + len(UNITS))]
-    solution = least_squares(
-        residuals, np.zeros(2 + len(UNITS)), bounds=(least, np.inf), method="dogbox"
-    )  # the default stalls from a bound
+    # the default stalls from a bound
+    solution = least_squares(residuals, np.zeros(2 + len(UNITS)), bounds=(least, np.inf), method="dogbox")
     return [float(value) for value in solution.x]
 
 

@@ -31,12 +31,8 @@ CLASSES = {
     "einsum": "matmul",
     "scaled_dot_product_attention": "matmul",
 }
-FREE = (
-    "quantize",
-    "dequantize",
-    "const",
-    "identity",
-)  # quantize and dequantize are fused into their neighbours
+# quantize and dequantize are fused into their neighbours
+FREE = ("quantize", "dequantize", "const", "identity")
 POINTWISE = frozenset(
     """
         add batch_norm clamped_relu clip elu gelu leaky_relu linear_activation mul prelu real_div relu relu6

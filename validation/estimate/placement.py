@@ -24,15 +24,11 @@ COMPUTE_UNITS = {
     "cpu_and_gpu": ("gpu", "cpu"),
     "cpu_only": ("cpu",),
 }
-BACKENDS = {
-    "ane": "ane",
-    "gpu": "gpu",
-    "cpu": "bnns",
-}  # bnns is never dearer than classic_cpu, and changing between them costs a switch
+# bnns is never dearer than classic_cpu, and changing between them costs a switch
+BACKENDS = {"ane": "ane", "gpu": "gpu", "cpu": "bnns"}
 UNIT_NAMES = {"ane": "Neural Engine", "gpu": "GPU", "cpu": "CPU"}
-ENGINE_WEIGHT_LIMIT = (
-    2.5e9  # bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
-)
+# bytes; on an M4 1.7 GB of weights ran there in part, 3.3 GB not at all (onnxsim, placement.csv)
+ENGINE_WEIGHT_LIMIT = 2.5e9
 MPS_DELEGATE = "delegate:MPSBackend"
 
 
@@ -241,9 +237,8 @@ def _refusals(step: Operation, device: Device) -> dict[str, str]:
 
 
 def _weights_refusal(steps: list[Operation]) -> str:
-    constants = {
-        id(operand): operand for step in steps for operand in step.operands if operand.constant
-    }  # a tied weight counts once
+    # a tied weight counts once
+    constants = {id(operand): operand for step in steps for operand in step.operands if operand.constant}
     stored = sum(operand.stored_bytes for operand in constants.values())
     return (
         f"{stored / 1e9:.1f} GB of weights > {ENGINE_WEIGHT_LIMIT / 1e9:.1f} GB"

@@ -16,11 +16,8 @@ import numpy as np
 from ..graph import Graph, Node, Ref, Value, references
 
 KINDS = {"lut": "tables", "scale": "scales", "offset": "scales", "zero_point": "scales", "scales": "scales"}
-KINDS |= {
-    "mask": "masks",
-    "data_mask": "masks",
-    "indices_mask": "masks",
-}  # every other parameter holds weights, codes or indices
+# every other parameter holds weights, codes or indices
+KINDS |= {"mask": "masks", "data_mask": "masks", "indices_mask": "masks"}
 SHAPING = ("MPSCast", "MPSView", "MPSPermute", "MPSExpand", "MPSSqueeze", "MPSUnsqueeze")
 COMBINING = {"MPSMul": "scales", "MPSSub": "scales", "MPSAdd": "tables", "MPSEmbedding": "tables"}
 BYTE_TYPES = {"bool": 8, "float8e4m3fn": 8, "float8e5m2": 8}
@@ -202,9 +199,8 @@ def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
         for name in graph.constants
         if re.fullmatch(r"u?int[1-8]", graph.values[name].dtype) and graph.values[name].shape
     }
-    origin = {
-        name: name for name in graph.constants
-    }  # value -> the constant that it is a cast or another shape of
+    # value -> the constant that it is a cast or another shape of
+    origin = {name: name for name in graph.constants}
     parts: dict[str, dict[str, str]] = {}
     for node in graph.nodes:
         sources = [origin.get(name) for name in references(node.inputs)]
@@ -228,9 +224,8 @@ def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
     ]
     tables = [part for part in parts if part.kind == "tables"]
     scales = [part for part in parts if part.kind == "scales"]
-    rows = next(
-        (part for part in tables if part.dtype.startswith("float") and len(part.shape) == 2), None
-    )  # a damaged file may have none
+    # a damaged file may have none
+    rows = next((part for part in tables if part.dtype.startswith("float") and len(part.shape) == 2), None)
     if rows is not None:
         vector = rows.shape[1]
         return StoredWeight(

@@ -65,11 +65,8 @@ REINTERPRETED = {
     "float8e4m3fn": torch.float8_e4m3fn,
     "float8e5m2": torch.float8_e5m2,
 }
-WIDENED = {
-    "uint16": np.int32,
-    "uint32": np.int64,
-    "uint64": np.int64,
-}  # unsigned types in which torch cannot compute
+# unsigned types in which torch cannot compute
+WIDENED = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,8 @@ from typing import Any
 
 from ..borders import Feature
 
-IMAGE_CHANNELS = {
-    10: "L",
-    20: "RGB",
-    30: "BGR",
-    40: "F",
-}  # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+# ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "F"}
 
 
 def features_of(description: Any, function: str) -> dict[str, Feature]:

@@ -53,9 +53,8 @@ def segments_of(root: Table, field: int, magic: bytes, position: int) -> tuple[m
     if not entries:
         return ()
     has_header = bytes(buffer.span(8, 4)) == magic
-    base = (
-        buffer.number(position, "Q") if has_header else len(buffer.data)
-    )  # without a header, segments can only be empty
+    # without a header, segments can only be empty
+    base = buffer.number(position, "Q") if has_header else len(buffer.data)
     return tuple(buffer.span(base + entry.number(0, "Q"), entry.number(1, "Q")) for entry in entries)
 
 

@@ -211,9 +211,8 @@ def argument(plan: Plan, index: int, nested: bool = False) -> Any:
         raise plan.buffer.corrupt(f"value {index} is of the unexpected kind {kind}")
     if kind in (DOUBLE_LIST, BOOL_LIST):
         return list(table.numbers(0, "d" if kind == DOUBLE_LIST else "?"))
-    items = table.numbers(
-        0, "q" if kind == INT_LIST else "i"
-    )  # a list of integers stores the indices of their values
+    # a list of integers stores the indices of their values
+    items = table.numbers(0, "q" if kind == INT_LIST else "i")
     return [None if item == -1 else argument(plan, item, nested=True) for item in items]
 
 
@@ -273,9 +272,8 @@ def _stored_bytes(plan: Plan, tensor: Table, value: Value, order: tuple[int, ...
     if extra is not None and extra.number(2, "b") == EXTERNAL:
         return external_bytes(plan.buffer, plan.external, extra.string(1) or "", value, order)
     if index == 0:
-        return (
-            memoryview(b"") if 0 in value.shape and not tensor.has(6) else None
-        )  # an omitted argument is an empty tensor
+        # an omitted argument is an empty tensor
+        return memoryview(b"") if 0 in value.shape and not tensor.has(6) else None
     mutable = tensor.has(6)  # has a place in the activation memory as well: an initial state
     if not mutable and not root.has(5):
         return root.tables(2)[index].raw(0)

@@ -16,9 +16,8 @@ import torch
 from ..graph import Graph, Node, Ref, Value, references
 from .flatbuffer import Buffer, Table
 
-HEADER_BYTES = (
-    24  # 4 zero bytes, "MP00", u64 offset and u64 size of the constant segment (MPSDelegateHeader.h)
-)
+# 4 zero bytes, "MP00", u64 offset and u64 size of the constant segment (MPSDelegateHeader.h)
+HEADER_BYTES = 24
 
 # MPSDataType in schema order. Those without a torch dtype abort the runtime (OperationUtils.mm,
 # getMPSDataType).

@@ -227,9 +227,8 @@ def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tenso
         tensor = tensor.half()
     tensor = mil_run.widened(tensor.to(STORED_AS[value.dtype]) if value.dtype in STORED_AS else tensor)
     fixed = None not in value.shape and math.prod(value.shape) == tensor.numel()
-    return (
-        tensor.reshape(value.shape) if fixed else tensor
-    )  # a number without dimensions enters Core ML as [1]
+    # a number without dimensions enters Core ML as [1]
+    return tensor.reshape(value.shape) if fixed else tensor
 
 
 def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:

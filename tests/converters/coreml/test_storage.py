@@ -140,9 +140,8 @@ def test_the_package_decodes_to_what_was_made_in_as_many_bits_as_said(
     )
     assert section["verdict"] == "pass" and entry["decoded"] == "equal"
     assert artifact.realised[weight.name][1] == pytest.approx(stored_bits(stored) / weight.dense().numel())
-    assert entry["bits_per_weight"] == pytest.approx(
-        artifact.realised[weight.name][1], abs=0.02
-    )  # the axis of a vector takes 4 bytes
+    # the axis of a vector takes 4 bytes
+    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.02)
 
 
 @pytest.mark.parametrize("form, pruned", cases(itertools.product(FORMS, (False, True)), DELEGATES_IN_CI))
@@ -152,9 +151,8 @@ def test_the_delegate_decodes_to_what_was_made(captured, tmp_path, form, pruned)
         captured, weight, lambda compressed: write_pte(compressed, tmp_path / "m.pte")
     )
     assert section["verdict"] == "pass" and entry["decoded"] == "equal"
-    assert entry["bits_per_weight"] == pytest.approx(
-        artifact.realised[weight.name][1], abs=0.04
-    )  # an index offset of 8 bytes
+    # an index offset of 8 bytes
+    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.04)
 
 
 def test_a_table_per_channel_is_taken_only_where_it_is_cheap():

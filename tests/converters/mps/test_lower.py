@@ -161,11 +161,8 @@ def test_attention(name):
         key, value = key[:, :2], value[:, :2]
     program = check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options), query, key, value)
     names = {str(node.target) for node in program.graph.nodes}
-    assert not names & {
-        "aten.logical_not.default",
-        "aten.any.dim",
-        "aten.eq.Scalar",
-    }  # the safe-softmax pattern
+    # the safe-softmax pattern
+    assert not names & {"aten.logical_not.default", "aten.any.dim", "aten.eq.Scalar"}
 
 
 def test_attention_rows_that_a_mask_input_closes_give_zeros():

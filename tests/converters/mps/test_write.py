@@ -163,9 +163,8 @@ def test_recipes_are_stored_as_realised_says(net, recipe, schemes, tmp_path):
     plain = write_pte(compress(net, parse_recipe("float16")), tmp_path / "plain.pte")
     others = plain.size_bytes - sum(2 * size for size in distinct.values())
     nodes = len(delegate_nodes(artifact.path)) - len(delegate_nodes(plain.path))
-    assert (
-        abs(artifact.size_bytes - others - stored) < 0.02 * stored + 140 * nodes
-    )  # a node that decompresses, with its values, takes some 110
+    # a node that decompresses, with its values, takes some 110
+    assert abs(artifact.size_bytes - others - stored) < 0.02 * stored + 140 * nodes
 
 
 def test_dense_weights_say_why(net, tmp_path):

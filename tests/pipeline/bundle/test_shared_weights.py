@@ -18,11 +18,8 @@ from cidermill.pipeline.bundle.shared_weights import (
 )
 from cidermill.validation import open_runner
 
-PACKAGES = {
-    "small": "half/net.mlpackage",
-    "wide": "wide/wide.mlpackage",
-    "other": "other/other.mlpackage",
-}  # function -> package
+# function -> package
+PACKAGES = {"small": "half/net.mlpackage", "wide": "wide/wide.mlpackage", "other": "other/other.mlpackage"}
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 
 
@@ -56,9 +53,8 @@ def test_the_weights_are_stored_as_coremltools_would(merged, converted, ct, tmp_
     what describes the functions."""
     described = ct.utils.MultiFunctionDescriptor()
     for name, package in PACKAGES.items():
-        shutil.copytree(
-            converted / package, tmp_path / name / "own.mlpackage"
-        )  # it writes into the packages that it reads
+        # it writes into the packages that it reads
+        shutil.copytree(converted / package, tmp_path / name / "own.mlpackage")
         described.add_function(str(tmp_path / name / "own.mlpackage"), "main", name)
     described.default_function_name = "small"
     ct.utils.save_multifunction(described, str(tmp_path / "theirs.mlpackage"))

@@ -162,13 +162,14 @@ def has_rows(folder, count):
     return path.exists() and path.read_bytes().count(b"\n") > count
 
 
+# 0.5 s each
 ARGUMENTS = [
     "--recipes",
     "int8,int4,palettize4,palettize6,float16,prune50",
     "--eval",
     "study_evals:records_times",
     "--quiet",
-]  # 0.5 s each
+]
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(started, tiny, record, tmp_path):

@@ -176,9 +176,8 @@ def test_an_eval_that_fails_is_a_row_with_its_reason(study, tiny, tmp_path, name
         tmp_path / "out",
         "--json",
     )
-    rows = {
-        row["recipe"]: row for row in json.loads(result.stdout)["trials"]
-    }  # --json is JSON, whatever eval prints
+    # --json is JSON, whatever eval prints
+    rows = {row["recipe"]: row for row in json.loads(result.stdout)["trials"]}
     assert rows["int4"]["state"] == "failed" and said in rows["int4"]["reason"]
     assert rows["int4"]["size_bytes"] > 0, "its other figures stay"
     other = ("failed", None, 1) if name in ("nan", "text") else ("done", 1.0, 0)

@@ -190,9 +190,8 @@ def test_crop_resize(run_mil):
     )
     np.testing.assert_allclose(out[0, 0], [[11, 13, 15], [31, 33, 35]], atol=1e-5)
     np.testing.assert_allclose(out[1, 0], [[4, 6, -1], [24, 26, -1]], atol=1e-5)
-    old = np.array([[0, 1 / 6, 1 / 4, 5 / 6, 3 / 4]], np.float32).reshape(
-        1, 1, 5, 1, 1
-    )  # index, x1, y1, x2, y2, normalised
+    # index, x1, y1, x2, y2, normalised
+    old = np.array([[0, 1 / 6, 1 / 4, 5 / 6, 3 / 4]], np.float32).reshape(1, 1, 5, 1, 1)
     options |= dict(normalized_coordinates=True, box_coordinate_mode="CORNERS_WIDTH_FIRST")
     (out,) = run_mil(
         lambda mb, x, r: mb.crop_resize(x=x, roi=r, **options), image, old, opset="iOS16", name="roi"

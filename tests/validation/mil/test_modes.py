@@ -165,9 +165,8 @@ def test_conv_quantized(run_mil, axis_scale):
         opset="iOS15",
     )[0]
     weight = codes * np.reshape(scale, (-1, 1, 1, 1)) + np.reshape(bias, (-1, 1, 1, 1))
-    padded = F.pad(
-        torch.as_tensor(x), (0, 1, 0, 1)
-    )  # "same": 5 rows by 2 at stride 2 need one more row, 4 columns by 2 one more column
+    # "same": 5 rows by 2 at stride 2 need one more row, 4 columns by 2 one more column
+    padded = F.pad(torch.as_tensor(x), (0, 1, 0, 1))
     close(out, F.conv2d(padded, torch.as_tensor(weight, dtype=torch.float32), stride=(2, 1)))
 
 
@@ -308,6 +307,5 @@ def test_every_operator_and_parameter_that_coremltools_can_write_is_known(ct):
     for name in registered.keys() & OPS.keys():
         signature = inspect.signature(OPS[name])
         for version in registered[name]:
-            signature.bind(
-                **dict.fromkeys(version.input_spec.input_types)
-            )  # raises TypeError for a parameter that we do not take
+            # raises TypeError for a parameter that we do not take
+            signature.bind(**dict.fromkeys(version.input_spec.input_types))

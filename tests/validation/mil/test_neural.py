@@ -207,9 +207,8 @@ def test_rnn_against_torch(run_mil, direction, output_sequence):
     )
     turn = (lambda a: a.flip(0)) if direction == "reverse" else (lambda a: a)
     want, final = layer(turn(t(x)), t(h)[None])
-    close(
-        out, want if output_sequence else final
-    )  # states in the order computed, as in coremltools' own tests
+    # states in the order computed, as in coremltools' own tests
+    close(out, want if output_sequence else final)
     close(last, final[0])
 
 

@@ -224,9 +224,8 @@ def test_non_maximum_suppression(run_saved, agree, count, classes, limit, per_cl
         rivals = [j for j in kept if not per_class or scores[i].argmax() == scores[j].argmax()]
         if scores[i].max() >= 0.35 and all(overlap(boxes[i], boxes[j]) <= 0.5 for j in rivals):
             kept.append(int(i))
-    kept = (kept or [int(scores.max(1).argmax())])[
-        :limit
-    ]  # the best stays where none reaches the threshold, as in coremltools' tests
+    # the best stays where none reaches the threshold, as in coremltools' tests
+    kept = (kept or [int(scores.max(1).argmax())])[:limit]
     empty = limit - len(kept)
     wanted = [np.pad(part[kept], [(0, empty), (0, 0)])[None] for part in (boxes, scores)]
     agree(outs, [*wanted, [kept + [-1] * empty], [len(kept)]], exact=True)

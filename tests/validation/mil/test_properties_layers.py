@@ -85,9 +85,8 @@ def test_l2_and_local_response_norm(run_saved, agree, channels, size, epsilon, d
     agree(outs, [f32(x) / norm, F.local_response_norm(f32(x), size, 0.5, 0.75, 1.5)])
 
 
-SIZES = st.tuples(
-    st.integers(1, 4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)
-)  # steps, batch, inputs, units
+# steps, batch, inputs, units
+SIZES = st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
 DIRECTIONS = st.sampled_from(["forward", "reverse"])
 
 

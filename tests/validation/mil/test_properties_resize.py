@@ -118,9 +118,8 @@ def test_nearest(run_saved, agree, old, new, dtype, seed):
         ),
         x,
     )
-    rows, columns = (
-        (2 * np.arange(size) + 1) * have // (2 * size) for size, have in zip(new, old)
-    )  # from pixels' centres
+    # from pixels' centres
+    rows, columns = ((2 * np.arange(size) + 1) * have // (2 * size) for size, have in zip(new, old))
     agree(outs, [x[:, :, rows][..., columns]] * 2, exact=True)
 
 

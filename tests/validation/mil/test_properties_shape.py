@@ -189,9 +189,8 @@ def test_join_and_split(run_saved, agree, shape, data, dtype):
 )
 def test_pad(run_saved, agree, shape, data, dtype, mode):
     x = counted(shape, dtype)
-    padded = data.draw(
-        st.integers(1, len(shape) if mode == "constant" else min(2, len(shape)))
-    )  # trailing axes
+    # trailing axes
+    padded = data.draw(st.integers(1, len(shape) if mode == "constant" else min(2, len(shape))))
     pairs = [
         tuple(data.draw(st.integers(0, size - 1 if mode == "reflect" else 3)) for _ in "ab")
         for size in shape[-padded:]

@@ -50,9 +50,8 @@ def test_graph_names_types_and_literals(package):
     graph = read.functions["main"]
     dense, softmax = graph.nodes
     assert (dense.op, dense.name, softmax.op) == ("linear", "dense", "softmax")
-    assert dense.inputs["x"] == Ref("x0") and isinstance(
-        dense.inputs["weight"], Ref
-    )  # 12 values: in the blob
+    # 12 values: in the blob
+    assert dense.inputs["x"] == Ref("x0") and isinstance(dense.inputs["weight"], Ref)
     np.testing.assert_array_equal(dense.inputs["bias"], np.ones(4))  # 4 values: in the program
     assert softmax.inputs["axis"] == -1
     assert graph.values[dense.inputs["weight"].name].shape == (4, 3)

@@ -77,10 +77,8 @@ def test_convolution(data, groups, biased, dtype, seed):
     want = [F.conv1d, F.conv2d][rank - 1](padded, w.float(), None, stride, 0, dilation, groups)
     product, slack = want, 0.0
     if biased:
-        want, slack = (
-            product.to(dtype).float() + bias.float().reshape(-1, *[1] * rank),
-            unit(product),
-        )  # the product's own unit
+        # the product's own unit
+        want, slack = (product.to(dtype).float() + bias.float().reshape(-1, *[1] * rank), unit(product))
     check(run("MPSConv2D", input1=x, input2=w, input3=bias, **fields), want, dtype, slack)
 
 
@@ -131,9 +129,8 @@ def pool_fields(kernel, stride, dilation, pads, ceil_mode, include=True, divisor
 def test_max_pool(data, ceil_mode, dtype, seed):
     """Positions count within the unpadded plane."""
     size, kernel, stride, dilation = windows(data.draw, 2)
-    stride = [
-        min(s, k) for s, k in zip(stride, kernel)
-    ]  # so that torch never drops a window that lies in the padding alone
+    # so that torch never drops a window that lies in the padding alone
+    stride = [min(s, k) for s, k in zip(stride, kernel)]
     pads = [data.draw(st.integers(0, k // 2)) for k in kernel]
     x = (
         torch.tensor(np.random.default_rng(seed).permutation(2 * math.prod(size)).reshape(1, 2, *size)) - 20

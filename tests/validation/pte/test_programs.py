@@ -312,9 +312,8 @@ t.lower(function, (torch.tensor([300.0, 2.0]),), Path({str(tmp_path / "half.pte"
     )
     assert rounded[0] == np.inf and torch.float16 in seen.values()
     (delegate,) = open_program(tmp_path / "half.pte").graph.nodes
-    assert {value.dtype for value in delegate.blocks[0].nodes[1].outputs} == {
-        "float16"
-    }  # as it is computed, not as the file declares it
+    # as it is computed, not as the file declares it
+    assert {value.dtype for value in delegate.blocks[0].nodes[1].outputs} == {"float16"}
     exact = output(open_runner(tmp_path / "half.pte", precision="float32"), x)
     np.testing.assert_allclose(exact, x + 1 / 3, rtol=3e-4)  # the constant is stored in half precision
 

@@ -64,9 +64,8 @@ def run(path, inputs, tap=None):
 def executorch_runtime(path, inputs):
     from executorch.runtime import Runtime
 
-    data = (
-        path.read_bytes()
-    )  # the runtime copies neither the bytes nor the program: both must outlive the method
+    # the runtime copies neither the bytes nor the program: both must outlive the method
+    data = path.read_bytes()
     program = Runtime.get().load_program(data)
     method = program.load_method("forward")
     return [output.clone() for output in method.execute(list(inputs))]

@@ -61,13 +61,8 @@ HOST = {
     "gpu_factor": Prior(1.0, 0.3, "assumed: the GPU rates of planner.json"),
     "gpu_launch_ms": Prior(0.02, 0.3, "assumed: the launches are half of the M1 row"),
 }
-STORED = {
-    "fp16": 1.0,
-    "int8": 0.5,
-    "w8a8": 0.5,
-    "palettize4": 0.25,
-    "prune75": 0.3125,
-}  # bytes kept of a float16 weight
+# bytes kept of a float16 weight
+STORED = {"fp16": 1.0, "int8": 0.5, "w8a8": 0.5, "palettize4": 0.25, "prune75": 0.3125}
 # assumed: how much wider the band of a chip without any row is than that of a chip left out of the fit
 UNMEASURED_CHIP = 1.5
 STEPS, ENOUGH = 30, 1e-7

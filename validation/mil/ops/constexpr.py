@@ -77,9 +77,8 @@ def constexpr_sparse_to_dense(nonzero_data, mask, shape=None):
 
 def constexpr_lut_to_sparse(indices_mask, indices_nonzero_data, lut, vector_axis=None):
     """-> (mask, values): the values of the surviving entries, still without the zeros between them."""
-    rows = _look_up(
-        _lay_out(indices_mask, indices_nonzero_data), lut
-    )  # [*shape, vector], entry 0 of a table where pruned
+    # [*shape, vector], entry 0 of a table where pruned
+    rows = _look_up(_lay_out(indices_mask, indices_nonzero_data), lut)
     mask = _spread(indices_mask[..., None].expand(rows.shape), vector_axis)
     return mask, _spread(rows, vector_axis)[mask.bool()]
 

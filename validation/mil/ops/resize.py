@@ -187,9 +187,8 @@ def resample(x, coordinates, sampling_mode, padding_mode, padding_value, coordin
     ]
     if padding_mode in ("reflection", "symmetric"):
         pixels = [_reflected(pixel, size, padding_mode) for pixel, size in zip(pixels, sizes)]
-    grid = torch.stack(
-        [(2 * pixel + 1) / size - 1 for pixel, size in zip(pixels, sizes)], -1
-    )  # torch's own, for align_corners=False
+    # torch's own, for align_corners=False
+    grid = torch.stack([(2 * pixel + 1) / size - 1 for pixel, size in zip(pixels, sizes)], -1)
     border = "zeros" if padding_mode == "constant" else "border"
     sample = partial(
         F.grid_sample, grid=grid, mode=sampling_mode.lower(), padding_mode=border, align_corners=False
