@@ -60,9 +60,7 @@ class Draft:
             node = self.graph.placeholder("c_" + unique.replace(".", "_"))
         node.meta["val"] = fake_like(self.module, tensor)
         if like is not None:
-            node.meta.update(
-                {key: value for key, value in like.meta.items() if key in ("nn_module_stack", "stack_trace")}
-            )
+            node.meta.update(places_of(like))
         self.constants[node.name] = (unique, tensor)
         return node
 
@@ -70,28 +68,20 @@ class Draft:
 def fake_like(module: torch.fx.GraphModule, tensor: torch.Tensor) -> torch.Tensor:
     """A fake tensor of the graph's own fake mode, which the later passes of torch and of the targets expect
     in `meta["val"]`."""
-    mode = next(
-        (
-            node.meta["val"].fake_mode
-            for node in module.graph.nodes
-            if hasattr(node.meta.get("val"), "fake_mode")
-        ),
-        None,
-    )
+    mode = _fake_mode(module)
     return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
+
+
+def _fake_mode(module: torch.fx.GraphModule) -> Any:
+    """The mode (torch's FakeTensorMode) that the graph was traced in, None where no value tells."""
+    values = (node.meta.get("val") for node in module.graph.nodes)
+    return next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
 
 
 def _in_mode_of(module: torch.fx.GraphModule, value: Any) -> Any:
     """A traced value in the graph's own fake mode: for constants that a trace makes, torch opens another, and
     two modes do not mix."""
-    mode = next(
-        (
-            node.meta["val"].fake_mode
-            for node in module.graph.nodes
-            if hasattr(node.meta.get("val"), "fake_mode")
-        ),
-        None,
-    )
+    mode = _fake_mode(module)
     if mode is None or not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
         return value
     with mode:
@@ -220,7 +210,6 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
     traced.graph.eliminate_dead_code()
     mapping: dict[torch.fx.Node, torch.fx.Node] = {}
     sources = iter([args[index] for index in positions])
-    keep = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
     with work.graph.inserting_before(node):
         for inner in traced.graph.nodes:
             if inner.op == "placeholder":
@@ -234,7 +223,7 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
                 )
             else:
                 mapping[inner] = work.graph.node_copy(inner, lambda old: mapping[old])
-                mapping[inner].meta = {**keep, "val": _in_mode_of(work.module, inner.meta["val"])}
+                mapping[inner].meta = {**places_of(node), "val": _in_mode_of(work.module, inner.meta["val"])}
     node.replace_all_uses_with(result)
     work.graph.erase_node(node)
     return result
@@ -245,8 +234,13 @@ def insert(work: Draft, before: torch.fx.Node, function: Any, *args: Any) -> tor
     As `retrace` otherwise."""
     with work.graph.inserting_before(before):
         place = work.graph.call_function(aten.clone.default)
-    place.meta = {key: before.meta[key] for key in ("nn_module_stack", "stack_trace") if key in before.meta}
+    place.meta = places_of(before)
     return retrace(work, place, function, *args)
+
+
+def places_of(node: torch.fx.Node) -> dict[str, Any]:
+    """The part of a node's `meta` that says where in the model it comes from."""
+    return {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
 
 
 def module_path(node: torch.fx.Node) -> str:

@@ -1,18 +1,27 @@
-"""Simplifications that hold for every target: a draft in, the same function in fewer operators out."""
+"""Simplifications that hold for every target: a draft in, the same function in fewer operators out.
 
-from typing import Any
+Each pass changes a draft in place, says what it needs and returns whether it changed anything; run again on
+its own result, it changes nothing. All need a graph of ATen operators whose nodes have their fake values
+(`meta["val"]`), and keep that: new nodes have them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+from torch.fx import Node
 
-from .graphs import Draft, is_op
+from .graphs import Draft, is_op, places_of
 from .interpret import compute
 
 aten = torch.ops.aten
 
 
-def depends_on_inputs(work: Draft) -> set[torch.fx.Node]:
+def depends_on_inputs(work: Draft) -> set[Node]:
     """Nodes whose value is decided by a user input (or by chance)."""
-    dependent: set[torch.fx.Node] = set()
+    dependent: set[Node] = set()
     for node in work.graph.nodes:
         random = node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(
             node.target, "tags", ()
@@ -27,15 +36,22 @@ def depends_on_inputs(work: Draft) -> set[torch.fx.Node]:
     return dependent
 
 
+# Constants
+
 WEIGHT_VIEWS = {
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.expand.default, aten.slice.Tensor, aten.select.int,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default,
+    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.expand.default,
+    aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
 
 
-def fold_constants(work: Draft) -> None:
-    """Compute everything that no input decides, once, here. Mere views of a weight stay, so that the weight
-    keeps its name."""
+def fold_constants(work: Draft) -> bool:
+    """Compute everything that no input decides, once, here.
+
+    1. A mere view of a weight stays, so that the weight keeps its name and each target may lay it out.
+    2. Any other tensor that an operator with a varying input reads becomes a constant.
+    3. What then has no reader is dropped.
+    """
     dependent = depends_on_inputs(work)
     frontier = [
         node
@@ -44,19 +60,20 @@ def fold_constants(work: Draft) -> None:
         and node not in dependent
         and any(user in dependent for user in node.users)
     ]
-    computed: dict[torch.fx.Node, Any] = {}
+    computed: dict[Node, Any] = {}
+    changed = False
     for node in frontier:
-        if _is_weight_view(work, node):
+        if _is_weight_view(work, node):  # 1
             continue
         value = evaluate_constant(work, node, computed)
-        if isinstance(value, torch.Tensor):
-            node.replace_all_uses_with(
-                work.add_constant(_folded_name(work, node), _as_constant(value), like=node)
-            )
-    work.graph.eliminate_dead_code()
+        if isinstance(value, torch.Tensor):  # 2
+            constant = work.add_constant(_folded_name(work, node), _as_constant(value), like=node)
+            node.replace_all_uses_with(constant)
+            changed = True
+    return work.graph.eliminate_dead_code() or changed  # 3
 
 
-def _is_weight_view(work: Draft, node: torch.fx.Node) -> bool:
+def _is_weight_view(work: Draft, node: Node) -> bool:
     """permute/view chains that end at a floating-point constant of rank 2 or more."""
     while is_op(node, *WEIGHT_VIEWS):
         node = node.args[0]
@@ -64,8 +81,8 @@ def _is_weight_view(work: Draft, node: torch.fx.Node) -> bool:
     return tensor is not None and tensor.is_floating_point() and tensor.ndim >= 2
 
 
-def evaluate_constant(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
-    """The value of a node that no input decides; `computed` remembers what was evaluated before."""
+def evaluate_constant(work: Draft, node: Node, computed: dict[Node, Any]) -> Any:
+    """The value of a node that no input decides; `computed` keeps what was evaluated before."""
     if node not in computed:
         constant = work.tensor_of(node)
         if constant is not None:
@@ -76,59 +93,76 @@ def evaluate_constant(work: Draft, node: torch.fx.Node, computed: dict) -> Any:
     return computed[node]
 
 
-def _folded_name(work: Draft, node: torch.fx.Node) -> str:
-    """A folded weight keeps the name of the largest weight that it was computed from; other constants take
-    the node's."""
-    sources, stack = {}, [node]
-    while stack:
-        current = stack.pop()
-        for source in current.all_input_nodes:
-            if source in sources:
-                continue
-            sources[source] = work.tensor_of(source)
-            stack.append(source)
-    weights = [
-        work.constants[key.name][0] for key, value in sources.items() if value is not None and value.ndim >= 2
-    ]
-    return f"{weights[0]}_folded" if weights else f"folded_{node.name}"
+def _folded_name(work: Draft, node: Node) -> str:
+    """A folded weight keeps the name of the first weight that it was computed from; other constants take the
+    node's."""
+    for source in _sources(node):
+        tensor = work.tensor_of(source)
+        if tensor is not None and tensor.ndim >= 2:
+            return f"{work.constants[source.name][0]}_folded"
+    return f"folded_{node.name}"
+
+
+def _sources(node: Node) -> Iterable[Node]:
+    """Every node that a node's value comes from, the nearest of each branch first."""
+    sources: dict[Node, None] = {}
+    branches = [node]
+    while branches:
+        for source in branches.pop().all_input_nodes:
+            if source not in sources:
+                sources[source] = None
+                branches.append(source)
+    return sources
 
 
 def _as_constant(value: torch.Tensor) -> torch.Tensor:
     """A parameter, or a buffer where it holds infinities: those are masks, not weights."""
     value = value.detach().contiguous().clone()
-    return (
-        torch.nn.Parameter(value, requires_grad=False)
-        if value.is_floating_point() and bool(value.isfinite().all())
-        else value
-    )
+    if value.is_floating_point() and bool(value.isfinite().all()):
+        return torch.nn.Parameter(value, requires_grad=False)
+    return value
 
 
-def drop_no_ops(work: Draft) -> None:
-    """Remove nodes that change neither value nor type: alias, detach, assertions, casts to the same dtype,
-    empty slices."""
+# What computes nothing
+
+
+def drop_no_ops(work: Draft) -> bool:
+    """Remove operators that give their input as it is, or give nothing.
+
+    1. Assertions and constraints on sizes: they compute nothing.
+    2. alias, detach, lift_fresh_copy and dropout (a captured model is in eval mode): the same values always.
+    3. Casts, views, expansions, permutations, slices and repetitions whose result has the input's dtype and
+       shape; of permutations only those that leave every axis in its place.
+
+    Layout in memory is no part of a value here: a cast that only changes strides goes as well.
+    """
+    changed = False
     for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue
-        if "_assert" in str(node.target) or str(node.target).startswith("aten.sym_constrain"):
+        if "_assert" in str(node.target) or str(node.target).startswith("aten.sym_constrain"):  # 1
             work.graph.erase_node(node)
-        elif _returns_its_input(node):
+        elif node.target in _SAME or _keeps_type_and_shape(node):  # 2, 3
             node.replace_all_uses_with(node.args[0])
             work.graph.erase_node(node)
+        else:
+            continue
+        changed = True
+    return changed
 
 
 _SAME = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default}
 _SAME_IF_TYPE_AND_SHAPE = {
-    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.expand.default, aten.view.default,
-    aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.repeat.default,
+    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.expand.default,
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.repeat.default,
 }  # fmt: skip
 
 
-def _returns_its_input(node: torch.fx.Node) -> bool:
-    if node.target in _SAME:
-        return True
-    if node.target not in _SAME_IF_TYPE_AND_SHAPE or not isinstance(node.args[0], torch.fx.Node):
+def _keeps_type_and_shape(node: Node) -> bool:
+    source = node.args[0] if node.args else None
+    if node.target not in _SAME_IF_TYPE_AND_SHAPE or not isinstance(source, Node):
         return False
-    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    before, after = source.meta.get("val"), node.meta.get("val")
     if before is None or before.dtype != after.dtype or before.shape != after.shape:
         return False
     if node.target is aten.permute.default:
@@ -136,52 +170,61 @@ def _returns_its_input(node: torch.fx.Node) -> bool:
     return True
 
 
-def fold_batch_norms(work: Draft) -> None:
+# Batch norms
+
+
+class _Norm(NamedTuple):
+    """The constants of a batch norm in inference: y = (x - mean) / sqrt(variance + epsilon) * gamma + beta."""
+
+    gamma: torch.Tensor | None
+    beta: torch.Tensor | None
+    mean: torch.Tensor
+    variance: torch.Tensor
+    epsilon: float
+
+    def scale(self) -> torch.Tensor:
+        """float64 [channels]: what the norm multiplies by"""
+        gamma = 1.0 if self.gamma is None else self.gamma.detach().double()
+        return torch.rsqrt(self.variance.detach().double() + self.epsilon) * gamma
+
+    def shift(self) -> torch.Tensor:
+        """float64 [channels]: what the norm adds"""
+        beta = 0.0 if self.beta is None else self.beta.detach().double()
+        return beta - self.mean.detach().double() * self.scale()
+
+
+def fold_batch_norms(work: Draft) -> bool:
     """conv -> batch_norm (inference) becomes one conv, so that the weight which is compressed is the weight
-    that runs."""
-    for node in list(work.graph.nodes):
-        if is_op(node, aten._native_batch_norm_legit_no_training.default) and is_op(
-            node.args[0], aten.convolution.default
+    that runs.
+
+    Needs a convolution that only the norm reads, whose weight only the convolution reads; weight, bias, mean
+    and variance must be constants. Others stay as they are.
+    """
+    changed = False
+    for norm in list(work.graph.nodes):
+        if is_op(norm, aten._native_batch_norm_legit_no_training.default) and is_op(
+            norm.args[0], aten.convolution.default
         ):
-            conv = node.args[0]
-            parameters = [work.tensor_of(argument) for argument in node.args[1:5]]
-            weight, bias = work.tensor_of(conv.args[1]), work.tensor_of(conv.args[2])
-            shared = len(conv.users) > 1 or len(conv.args[1].users) > 1
-            if (
-                shared
-                or weight is None
-                or parameters[2] is None
-                or parameters[3] is None
-                or (conv.args[2] is not None and bias is None)
-            ):
-                continue
-            _fold_batch_norm(work, node, conv, weight, bias, parameters)
+            changed |= _fold_batch_norm(work, norm, norm.args[0])
+    return changed
 
 
-def _fold_batch_norm(
-    work: Draft, norm: Any, conv: Any, weight: torch.Tensor, bias: torch.Tensor | None, parameters: list
-) -> None:
-    gamma, beta, mean, variance = parameters
-    epsilon, transposed = norm.args[6], conv.args[6]
-    scale = torch.rsqrt(variance.detach().double() + epsilon) * (
-        1.0 if gamma is None else gamma.detach().double()
-    )
-    shift = (0.0 if beta is None else beta.detach().double()) - mean.detach().double() * scale
+def _fold_batch_norm(work: Draft, norm: Node, conv: Node) -> bool:
+    gamma, beta, mean, variance = (work.tensor_of(argument) for argument in norm.args[1:5])
+    weight, bias = work.tensor_of(conv.args[1]), work.tensor_of(conv.args[2])
+    shared = len(conv.users) > 1 or len(conv.args[1].users) > 1
+    if shared or weight is None or mean is None or variance is None:
+        return False
+    if conv.args[2] is not None and bias is None:
+        return False
+    constants = _Norm(gamma, beta, mean, variance, norm.args[6])
+    scale, shift = constants.scale(), constants.shift()
     if bias is not None:
         shift = shift + bias.detach().double() * scale
-    if transposed:  # weight [in, out/groups, k, k]
-        groups = conv.args[8]
-        factor = (
-            scale.reshape(groups, 1, -1)
-            .expand(groups, weight.shape[0] // groups, -1)
-            .reshape(weight.shape[0], -1)
-        )
-        factor = factor.reshape(*factor.shape, *[1] * (weight.ndim - 2))
-    else:
-        factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    folded = torch.nn.Parameter((weight.detach() * factor).float(), requires_grad=False)
+    groups = conv.args[8] if conv.args[6] else None
+    folded = (weight.detach() * _for_each_weight(scale, weight, groups)).float()
     qualified = work.constants[conv.args[1].name][0]
-    work.constants[conv.args[1].name] = (qualified, folded)
+    work.constants[conv.args[1].name] = (qualified, torch.nn.Parameter(folded, requires_grad=False))
     bias_name = qualified.rpartition(".")[0] + ".bias_with_norm"
     new_bias = work.add_constant(bias_name, torch.nn.Parameter(shift.float(), requires_grad=False), like=conv)
     conv.update_arg(2, new_bias)
@@ -190,90 +233,102 @@ def _fold_batch_norm(
             user.replace_all_uses_with(conv)
         work.graph.erase_node(user)
     work.graph.erase_node(norm)
+    return True
 
 
-def spell_out_strides(work: Draft) -> None:
-    """as_strided (a view that no target has) becomes a plain gather from its input in storage order, or a
-    reshape where that is enough."""
-    for node in list(work.graph.nodes):
-        if is_op(node, aten.as_strided.default):
-            source, shape, strides = node.args[0].meta["val"], list(node.args[1]), list(node.args[2])
-            offset = node.args[3] if len(node.args) > 3 and node.args[3] is not None else 0
-            picks = torch.arange(offset + sum((n - 1) * s for n, s in zip(shape, strides)) + 1).as_strided(
-                shape, strides, offset
-            )
-            order = sorted(range(source.ndim), key=lambda axis: (-source.stride(axis), axis))
-            _gather_strided(work, node, order, picks.reshape(-1))
+def _for_each_weight(scale: torch.Tensor, weight: torch.Tensor, groups: int | None) -> torch.Tensor:
+    """scale [out] in a shape that multiplies a convolution's weight [out, in, k, k], or of a transposed one,
+    in `groups`, [in, out/groups, k, k]."""
+    if groups is None:
+        return scale.reshape(-1, *[1] * (weight.ndim - 1))
+    factor = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+    factor = factor.reshape(weight.shape[0], -1)
+    return factor.reshape(*factor.shape, *[1] * (weight.ndim - 2))
 
 
-def _gather_strided(work: Draft, node: Any, storage_order: list[int], picks: torch.Tensor) -> None:
-    source, shape = node.args[0], list(node.args[1])
+# Strides
+
+
+def spell_out_strides(work: Draft) -> bool:
+    """as_strided, a view that no target has, becomes a gather from its input in storage order.
+
+    1. An input whose axes do not lie in memory in their order is permuted and copied first.
+    2. Elements that are not all of the input in its order are picked by their positions.
+    3. A reshape gives the result its shape.
+    """
+    nodes = [node for node in work.graph.nodes if is_op(node, aten.as_strided.default)]
+    for node in nodes:
+        source, shape, strides = node.args[0].meta["val"], list(node.args[1]), list(node.args[2])
+        offset = node.args[3] if len(node.args) > 3 and node.args[3] is not None else 0
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides))
+        picks = torch.arange(last + 1).as_strided(shape, strides, offset)
+        order = sorted(range(source.ndim), key=lambda axis: (-source.stride(axis), axis))
+        _gather_strided(work, node, order, picks.reshape(-1))
+    return bool(nodes)
+
+
+def _gather_strided(work: Draft, node: Node, storage_order: list[int], picks: torch.Tensor) -> None:
+    stored, shape = node.args[0], list(node.args[1])
     with work.graph.inserting_before(node):
-        stored = source
-        if storage_order != list(range(len(storage_order))):
-            stored = _call(work, node, aten.permute.default, source, storage_order)
+        if storage_order != list(range(len(storage_order))):  # 1
+            stored = _call(work, node, aten.permute.default, stored, storage_order)
             stored = _call(work, node, aten.clone.default, stored, memory_format=torch.contiguous_format)
         flat = _call(work, node, aten.view.default, stored, [-1])
-        if not torch.equal(picks, torch.arange(flat.meta["val"].numel())):
-            flat = _call(
-                work,
-                node,
-                aten.index_select.default,
-                flat,
-                0,
-                work.add_constant(f"{node.name}_picks", picks, like=node),
-            )
-        result = _call(work, node, aten.view.default, flat, shape)
+        if not torch.equal(picks, torch.arange(flat.meta["val"].numel())):  # 2
+            positions = work.add_constant(f"{node.name}_picks", picks, like=node)
+            flat = _call(work, node, aten.index_select.default, flat, 0, positions)
+        result = _call(work, node, aten.view.default, flat, shape)  # 3
     node.replace_all_uses_with(result)
     work.graph.erase_node(node)
 
 
-def _call(work: Draft, origin: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new node, with its fake value computed and the origin's module and source line kept."""
     node = work.graph.call_function(target, args, kwargs)
-    values = torch.fx.node.map_arg((args, kwargs), lambda source: source.meta["val"])
-    node.meta = {key: origin.meta[key] for key in ("nn_module_stack", "stack_trace") if key in origin.meta}
-    node.meta["val"] = target(*values[0], **values[1])
+    node.meta = places_of(origin)
+    node.meta["val"] = compute(node, lambda source: source.meta["val"])
     return node
 
 
-def products_to_linear(work: Draft) -> None:
+# Matrix products
+
+
+def products_to_linear(work: Draft) -> bool:
     """mm and addmm with a constant matrix become linear, whose weight is [out, in]: the form in which every
     target keeps it compressed.
 
-    mm(x, W [in, out]) stores W transposed under its old name; mm(x, permute(W [out, in])) takes W as it is.
+    Needs a parameter of rank 2; of addmm also a constant vector that is added, without factors.
+
+    1. mm(x, W [in, out]): W is stored transposed under its old name, if nothing else reads it.
+    2. mm(x, permute(W [out, in])): takes W as it is.
     """
+    changed = False
     for node in list(work.graph.nodes):
         if is_op(node, aten.mm.default):
-            _to_linear(work, node, node.args[0], node.args[1], None)
+            changed |= _to_linear(work, node, node.args[0], node.args[1], None)
         elif is_op(node, aten.addmm.default) and not node.kwargs:
             bias = work.tensor_of(node.args[0])
             if bias is not None and bias.ndim == 1:
-                _to_linear(work, node, node.args[1], node.args[2], node.args[0])
+                changed |= _to_linear(work, node, node.args[1], node.args[2], node.args[0])
+    return changed
 
 
-def _to_linear(work: Draft, node: Any, features: Any, matrix: Any, bias: Any) -> None:
+def _to_linear(work: Draft, node: Node, features: Node, matrix: Node, bias: Node | None) -> bool:
     turned = is_op(matrix, aten.t.default, aten.permute.default, aten.transpose.int)
     weight = matrix.args[0] if turned else matrix
     tensor = work.tensor_of(weight)
-    if (
-        tensor is None
-        or tensor.ndim != 2
-        or not isinstance(tensor, torch.nn.Parameter)
-        or (not turned and len(weight.users) > 1)
-    ):
-        return
-    if not turned:
-        name, _ = work.constants[weight.name]
-        work.constants[weight.name] = (
-            name,
-            torch.nn.Parameter(tensor.detach().t().contiguous(), requires_grad=False),
-        )
+    if tensor is None or tensor.ndim != 2 or not isinstance(tensor, torch.nn.Parameter):
+        return False
+    if not turned:  # 1
+        if len(weight.users) > 1:
+            return False
+        transposed = torch.nn.Parameter(tensor.detach().t().contiguous(), requires_grad=False)
+        work.constants[weight.name] = (work.constants[weight.name][0], transposed)
         weight.meta["val"] = weight.meta["val"].t().contiguous()
+    arguments = (features, weight) if bias is None else (features, weight, bias)
     with work.graph.inserting_before(node):
-        linear = work.graph.call_function(
-            aten.linear.default, (features, weight) + ((bias,) if bias is not None else ())
-        )
+        linear = work.graph.call_function(aten.linear.default, arguments)
     linear.meta = dict(node.meta)
     node.replace_all_uses_with(linear)
     work.graph.erase_node(node)
+    return True

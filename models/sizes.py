@@ -7,31 +7,37 @@ import torch
 
 from .errors import UserError
 from .graphs import Draft, describe, is_op
+from .interpret import compute
 from .simplify import depends_on_inputs, evaluate_constant
 
 aten = torch.ops.aten
 
 
-def settle_sizes(work: Draft) -> None:
-    """Numbers that are read out of constants (`int(mask.max())`) become literals, and every size that follows
-    from them is known.
+def settle_sizes(work: Draft) -> bool:
+    """Make every size a literal; -> whether any was open.
 
-    Raises UserError where a size is still open then: the model makes tensors whose size its data decides.
+    1. Assertions and constraints on open sizes are dropped: they would keep them in the graph.
+    2. Numbers that are read out of constants (`int(mask.max())`) become literals.
+    3. Fake values, and numbers among them, are computed anew where their sources are known by then.
+
+    Needs nodes with their fake values. Raises UserError where a size is still open in the end: the model makes
+    tensors whose size its data decides.
     """
     if not any(_is_open(node) for node in work.graph.nodes):
-        return
+        return False
     for node in list(work.graph.nodes):
-        if "_assert" in str(node.target) or "sym_constrain" in str(node.target):
+        if "_assert" in str(node.target) or "sym_constrain" in str(node.target):  # 1
             work.graph.erase_node(node)
     dependent = depends_on_inputs(work)
     computed: dict[torch.fx.Node, Any] = {}
     for node in list(work.graph.nodes):
-        if is_op(node, aten._local_scalar_dense.default, aten.item.default) and node not in dependent:
+        if is_op(node, aten._local_scalar_dense.default, aten.item.default) and node not in dependent:  # 2
             node.replace_all_uses_with(evaluate_constant(work, node, computed))
-        elif node.op == "call_function":
+        elif node.op == "call_function":  # 3
             _recompute(node)
     work.graph.eliminate_dead_code()
     _refuse_open_sizes(work)
+    return True
 
 
 def _is_open(node: torch.fx.Node) -> bool:
@@ -48,8 +54,7 @@ def _recompute(node: torch.fx.Node) -> None:
         _is_open(source) or "val" not in source.meta for source in node.all_input_nodes
     ):
         return
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    value = node.target(*args, **kwargs)
+    value = compute(node, lambda source: source.meta["val"])
     node.meta["val"] = value
     if isinstance(value, (int, float, bool)):
         node.replace_all_uses_with(value)

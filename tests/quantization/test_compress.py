@@ -357,3 +357,18 @@ def test_groups_that_do_not_divide_the_inputs_are_told(captured, inputs, kept, r
     compressed = compress(captured(layer, torch.randn(1, inputs, 16)), parse_recipe("prune:2of4"))
     assert int(compressed.weights["weight"].mask.sum()) == kept
     assert compressed.decisions[0].reason == reason
+
+
+def test_what_a_model_holds_is_looked_up_once_for_all_its_recipes(captured, monkeypatch):
+    from cidermill.models import capture
+
+    calls = []
+    for name in ("tensors_of", "find_roles", "layers_of"):
+        function = getattr(capture, name)
+        monkeypatch.setattr(
+            capture, name, lambda *given, name=name, function=function: calls.append(name) or function(*given)
+        )
+    model = captured(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.ones(1, 64))
+    for recipe in ("int8", "palettize4", "prune50:global"):
+        compress(model, parse_recipe(recipe))
+    assert len(model.layers) == 2 and calls == ["tensors_of", "find_roles", "layers_of"]
