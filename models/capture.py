@@ -20,17 +20,20 @@ from .source import Samples, Source, TensorSpec
 from .tensors import Tensor, tensors_of
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
+    from torch.fx import Node
+
+    from .graphs import Draft
 
 
 @dataclass(frozen=True)
 class Captured:
     """The model as a graph of ATen operators over flat, named tensor inputs and outputs.
 
-    `program` takes its user inputs positionally in the order of `inputs` and
-    returns a flat tuple in the order of `outputs`; its input nodes carry the names of `inputs`. Integer
-    inputs are int32 here: the casts to int64 are inside the graph. `reference[i]` holds the source's outputs
-    for `samples.batches[i]`.
+    `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the order
+    of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts to int64
+    are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
     """
 
     source: Source
@@ -73,7 +76,7 @@ def capture(source: Source, samples: Samples) -> Captured:
     return Captured(source, program, source.inputs, outputs, samples, reference)
 
 
-def kept_composites() -> set:
+def kept_composites() -> set[torch._ops.OpOverload]:
     """Operators that both targets have a form of, and that are therefore not decomposed."""
     import torch
 
@@ -85,7 +88,7 @@ def kept_composites() -> set:
     }  # fmt: skip
 
 
-def normalise(exported: Any, input_names: list[str]) -> Any:
+def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProgram:
     """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see
     `Captured`)."""
     import torch
@@ -120,7 +123,7 @@ def normalise(exported: Any, input_names: list[str]) -> Any:
     return finish(work)
 
 
-def _export(source: Source, samples: Samples) -> Any:
+def _export(source: Source, samples: Samples) -> ExportedProgram:
     import torch
 
     inputs = {name: _as_model_wants(array) for name, array in samples.batches[0].items()}
@@ -131,7 +134,7 @@ def _export(source: Source, samples: Samples) -> Any:
         raise _explain(error, source) from error
 
 
-def _as_model_wants(array: np.ndarray) -> Any:
+def _as_model_wants(array: np.ndarray) -> torch.Tensor:
     """int32 is what an artifact takes; torch models index with int64."""
     import torch
 
@@ -181,21 +184,21 @@ def _explain(error: Exception, source: Source) -> UserError:
     )
 
 
-def _module_at(error: Exception, root: Any) -> str:
+def _module_at(error: Exception, root: torch.nn.Module) -> str:
     """Qualified name of the innermost module whose forward was running when the error was raised."""
     import torch
 
     names = {id(module): name or type(module).__name__ for name, module in root.named_modules()}
-    found, trace = "", error.__traceback__
+    innermost, trace = "", error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
         if isinstance(owner, torch.nn.Module) and id(owner) in names:
-            found = f"{names[id(owner)]} ({type(owner).__name__})"
+            innermost = f"{names[id(owner)]} ({type(owner).__name__})"
         trace = trace.tb_next
-    return found
+    return innermost
 
 
-def _output_names(program: Any, source: Source) -> list[tuple[int, str]]:
+def _output_names(program: ExportedProgram, source: Source) -> list[tuple[int, str]]:
     """[(position in the flat outputs, name)] of every tensor that the program returns."""
     from torch.export.graph_signature import OutputKind, TensorArgument
     from torch.utils import _pytree as pytree
@@ -219,7 +222,7 @@ def _output_names(program: Any, source: Source) -> list[tuple[int, str]]:
     )
 
 
-def _path_name(path: tuple) -> str:
+def _path_name(path: tuple[Any, ...]) -> str:
     parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
     name = re.sub(r"\W", "_", "_".join(parts))
     return "output" if not name else name if name[0].isalpha() else f"output_{name.strip('_')}"
@@ -252,7 +255,7 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
     return tuple(results)
 
 
-def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple, dict]:
+def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The tensors in the nesting that the exported program was made with; flags and None as they were
     then."""
     from torch.export.graph_signature import InputKind, TensorArgument
@@ -266,7 +269,7 @@ def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple, 
     return pytree.tree_unflatten(leaves, source.program.call_spec.in_spec)
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     import torch
 
     tensor = tensor.detach().resolve_conj().resolve_neg()
@@ -275,7 +278,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
-def _refuse_mutation(program: Any) -> None:
+def _refuse_mutation(program: ExportedProgram) -> None:
     from torch.export.graph_signature import OutputKind
 
     changed = [
@@ -290,7 +293,7 @@ def _refuse_mutation(program: Any) -> None:
         )
 
 
-def _refuse_nested_graphs(program: Any) -> None:
+def _refuse_nested_graphs(program: ExportedProgram) -> None:
     """torch.cond, while_loop, map and their like carry graphs of their own, which no target here takes."""
     import torch
 
@@ -308,7 +311,7 @@ def _refuse_nested_graphs(program: Any) -> None:
         )
 
 
-def _keep_tensor_outputs(work: Any) -> None:
+def _keep_tensor_outputs(work: Draft) -> None:
     import torch
 
     output = next(node for node in work.graph.nodes if node.op == "output")
@@ -321,7 +324,7 @@ def _keep_tensor_outputs(work: Any) -> None:
     )
 
 
-def _name_inputs(work: Any, program: Any, names: list[str]) -> None:
+def _name_inputs(work: Draft, program: ExportedProgram, names: list[str]) -> None:
     """Rename the user-input placeholders; erase inputs that are not tensors (None, flags: the export has
     specialised on them)."""
     import torch
@@ -349,7 +352,7 @@ def _name_inputs(work: Any, program: Any, names: list[str]) -> None:
         _rename(work, node, name)
 
 
-def _rename(work: Any, node: Any, name: str) -> None:
+def _rename(work: Draft, node: Node, name: str) -> None:
     if node.name == name:
         return
     constant = work.constants.pop(node.name, None)
@@ -360,7 +363,7 @@ def _rename(work: Any, node: Any, name: str) -> None:
         work.constants[name] = constant
 
 
-def _accept_int32(work: Any) -> None:
+def _accept_int32(work: Draft) -> None:
     """Artifacts take int32 where torch takes int64: declare the input int32 and cast it inside."""
     import torch
 

@@ -80,5 +80,6 @@ def digest_tensor(tensor: torch.Tensor) -> str:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     total = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
-    total.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    if flat.numel():
+        total.update(flat.view(torch.uint8).numpy())
     return total.hexdigest()

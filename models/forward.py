@@ -86,7 +86,11 @@ def bind(
 
 
 def try_once(
-    module: torch.nn.Module, specs: tuple[TensorSpec, ...], limits: dict, title: str, hint: str
+    module: torch.nn.Module,
+    specs: tuple[TensorSpec, ...],
+    limits: dict[str, tuple[int, int]],
+    title: str,
+    hint: str,
 ) -> None:
     """Run the module on one synthetic input, so that a wrong rank or dtype is reported here and in the user's
     terms."""

@@ -81,7 +81,7 @@ def load_folder(folder: Path, options: LoadOptions) -> Source:
 
 def _load_model(
     folder: Path, given: tuple[InputSpec, ...]
-) -> tuple[Any, tuple[TensorSpec, ...], dict, tuple[str, ...]]:
+) -> tuple[Any, tuple[TensorSpec, ...], dict[str, tuple[int, int]], tuple[str, ...]]:
     """-> (module, inputs, integer limits, warnings)."""
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
@@ -96,7 +96,7 @@ def _load_model(
     return _by_names(model), inputs, _limits(config, inputs), warnings
 
 
-def _settings(folder: Path) -> dict:
+def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def _check_weights(file: Path) -> None:
             raise UserError(f"{file} holds more than tensors: {held}", "Use the model's safetensors.")
 
 
-def _check_depth(folder: Path, settings: dict, files: tuple[Path, ...]) -> None:
+def _check_depth(folder: Path, settings: dict[str, Any], files: tuple[Path, ...]) -> None:
     """A damaged count of layers would be built for hours before its weights are found missing."""
     from safetensors import safe_open
 
@@ -150,7 +150,7 @@ def _check_depth(folder: Path, settings: dict, files: tuple[Path, ...]) -> None:
             )
 
 
-def _model_class(folder: Path, settings: dict) -> Any:
+def _model_class(folder: Path, settings: dict[str, Any]) -> Any:
     import transformers
 
     name = str(settings["architectures"][0])

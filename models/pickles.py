@@ -125,7 +125,7 @@ def _torch_nn(name: str) -> Any:
     return target if is_layer and module_name.startswith("torch.nn.modules.") else None
 
 
-def _harmless() -> dict:
+def _harmless() -> dict[str, Any]:
     """The weights-only unpickler's own list: storages, dtypes, tensor rebuilders, OrderedDict, set."""
     from torch._weights_only_unpickler import _get_allowed_globals
 

@@ -66,7 +66,7 @@ def load_program(path: Path, options: LoadOptions) -> Source:
 
 def describe(
     program: Any, given: tuple[InputSpec, ...], title: str
-) -> tuple[Any, Any, tuple[TensorSpec, ...], dict]:
+) -> tuple[Any, Any, tuple[TensorSpec, ...], dict[str, tuple[int, int]]]:
     """-> (program, or None where it is to be exported again at the shapes of `inputs`, module, inputs,
     integer limits)."""
     # Python text that program.module() would execute; capture fixes the shapes that it would guard

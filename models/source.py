@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
     import numpy as np
+    import torch
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
 
 
@@ -37,9 +39,9 @@ class Source:
     path: Path
     format: str
     sha256: str
-    module: Any  # torch.nn.Module; untyped so that this file imports without torch
+    module: torch.nn.Module
     inputs: tuple[TensorSpec, ...]
-    program: Any = None  # torch.export.ExportedProgram
+    program: ExportedProgram | None = None
     output_names: tuple[str, ...] = ()  # where the model's own code names them
     limits: dict[str, tuple[int, int]] = field(
         default_factory=dict
@@ -56,5 +58,5 @@ class Samples:
     batches: tuple[dict[str, np.ndarray], ...]
     seed: int | None = None
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "count": len(self.batches), "seed": self.seed}

@@ -1,14 +1,19 @@
 """Weights without a model (state dict or safetensors file) + `--model-class package.module:factory` -> a
 module."""
 
+from __future__ import annotations
+
 import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import UserError
 from .user_code import current_folder_importable, import_by_name
+
+if TYPE_CHECKING:
+    import torch
 
 _NESTED = (
     "state_dict",
@@ -20,7 +25,7 @@ _NESTED = (
 _MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
-def is_state_dict(saved: Any) -> bool:
+def is_state_dict(saved: Any) -> TypeGuard[Mapping[str, torch.Tensor]]:
     import torch
 
     return (
@@ -30,14 +35,14 @@ def is_state_dict(saved: Any) -> bool:
     )
 
 
-def find_state_dict(path: Path, saved: Any) -> Mapping:
+def find_state_dict(path: Path, saved: Any) -> Mapping[str, torch.Tensor]:
     """The weights in what torch.load returned; UserError if there are none."""
     if is_state_dict(saved):
         return saved
     if isinstance(saved, Mapping):
         for key in _NESTED:
-            if is_state_dict(saved.get(key)):
-                return saved[key]
+            if is_state_dict(inner := saved.get(key)):
+                return inner
     held = f"{type(saved).__name__}" + (
         f" with the keys {', '.join(map(str, list(saved)[:8]))}" if isinstance(saved, Mapping) else ""
     )
@@ -72,7 +77,7 @@ def _bad_safetensors(path: Path, why: str) -> UserError:
     return UserError(f"{path} is not a sound safetensors file: {why}.", "Save or copy the model again.")
 
 
-def read_safetensors(path: Path) -> Mapping:
+def read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -84,7 +89,7 @@ def read_safetensors(path: Path) -> Mapping:
         ) from error
 
 
-def build_model(path: Path, weights: Mapping, model_class: str | None) -> Any:
+def build_model(path: Path, weights: Mapping[str, torch.Tensor], model_class: str | None) -> Any:
     """Call the factory and load the weights into what it returns; every name and shape must match."""
     if model_class is None:
         raise UserError(
@@ -128,7 +133,7 @@ def _call_factory(model_class: str) -> Any:
     return model
 
 
-def _check_keys(path: Path, model: Any, weights: Mapping, model_class: str) -> None:
+def _check_keys(path: Path, model: Any, weights: Mapping[str, torch.Tensor], model_class: str) -> None:
     own = model.state_dict().keys()
     missing, unexpected = (
         [name for name in own if name not in weights],

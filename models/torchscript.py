@@ -26,13 +26,13 @@ def load_torchscript(path: Path, options: LoadOptions) -> Source:
     limits = vocabulary(module, specs)
     try_once(module, specs, limits, str(path), "Correct --input.")
     converted = _convert(path, model, specs, limits)
-    program, converted_module, own, found = describe(converted, (), str(path))
+    program, converted_module, own, own_limits = describe(converted, (), str(path))
     if len(own) != len(specs):
         kept = f"{len(own)} of {len(specs)} inputs"
         raise UserError(
             f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used."
         )
-    limits = {spec.name: found[old.name] for spec, old in zip(specs, own) if old.name in found}
+    limits = {spec.name: own_limits[old.name] for spec, old in zip(specs, own) if old.name in own_limits}
     sha256 = content_of(path).sha256
     return Source(path, "torchscript", sha256, converted_module, specs, program, limits=limits)
 
@@ -52,13 +52,13 @@ class _Storages(pickle.Unpickler):
 
     def __init__(self, data: bytes):
         super().__init__(io.BytesIO(data))
-        self.found: list[tuple] = []
+        self.storages: list[tuple[Any, ...]] = []
 
     def find_class(self, module: str, name: str) -> Any:
         return type(name, (_Anything,), {"__module__": module})
 
     def persistent_load(self, reference: Any) -> Any:
-        self.found.append(reference)
+        self.storages.append(reference)
         return _Anything()
 
 
@@ -92,7 +92,7 @@ def _storages(path: Path, folder: str) -> dict[str, int]:
             reader.load()
             return {
                 f"{folder}/{key}": count * getattr(torch, kind.__name__)().element_size()
-                for _, kind, key, _, count in reader.found
+                for _, kind, key, _, count in reader.storages
             }
     except Exception as error:  # a damaged pickle raises almost anything
         raise UserError(
@@ -113,7 +113,9 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _convert(path: Path, model: Any, specs: tuple[TensorSpec, ...], limits: dict) -> Any:
+def _convert(
+    path: Path, model: Any, specs: tuple[TensorSpec, ...], limits: dict[str, tuple[int, int]]
+) -> Any:
     import torch
     from torch._export.converter import TS2EPConverter
 

@@ -59,11 +59,11 @@ class _Block:
 
     @property
     def low(self) -> int:
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
 
 def quantize(
@@ -216,7 +216,8 @@ def _narrow(
         rows, root = block.rows[left], None if block.root is None else block.root[left]
         candidate = _storable(widest[left] * factor, block.bits)
         tried = _error(
-            _Block(rows, root, block.bits, tuple(part[: len(left)] for part in block.room)), candidate
+            _Block(rows, root, block.bits, (block.room[0][: len(left)], block.room[1][: len(left)])),
+            candidate,
         )
         improved = (tried < error[left]).flatten()
         left, factor = left[improved], factor * NARROWING

@@ -32,7 +32,8 @@ class Problem:
 
     def total_bits(self, choice: np.ndarray) -> np.ndarray:
         """-> [targets]"""
-        return self.bits[np.arange(len(choice)), choice].sum(axis=0)
+        bits: np.ndarray = self.bits[np.arange(len(choice)), choice].sum(axis=0)
+        return bits
 
 
 def least_error(problem: Problem, most_bits: np.ndarray) -> np.ndarray | None:
@@ -87,7 +88,7 @@ def _by_output(values: np.ndarray) -> np.ndarray:
 
 
 def _milp(
-    cost: np.ndarray, at_most_one: np.ndarray, shape: tuple[int, int], at_most_zero: np.ndarray | tuple
+    cost: np.ndarray, at_most_one: np.ndarray, shape: tuple[int, int], at_most_zero: np.ndarray | tuple[()]
 ) -> np.ndarray | None:
     """Minimise `cost` over one choice per layer, rows `at_most_one` <= 1 and `at_most_zero` <= 0; variables
     past layers * schemes are >= 0."""

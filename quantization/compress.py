@@ -5,10 +5,12 @@ A recipe without compression ("float16", "float32") leaves every weight to the c
 empty, `decompressed` is the source's own program, and rounding to float16 counts as conversion error.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,10 +25,16 @@ from .affine import LARGEST_FLOAT16
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
 from .prune import survivors_of_all
-from .recipe import Linear, Recipe
+from .schemes import Linear, Prune, Recipe
 from .weight import CompressedWeight
-from .weight_cache import Known, Made, keep, key_of, recalled
+from .weight_cache import CachedWeight, WeightCache, key_of, read_weight, write_weight
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from .calibration import LayerStatistics
+
+Progress = Callable[[int, int, str], None]  # (layers done, layers in all, the name of the next)
 NAMED_IN_ERRORS = 5
 HELD_BYTES = 1 << 28  # of Hessians at once: those of BERT-Base take three passes over the samples
 
@@ -48,7 +56,7 @@ class Decision:
     reason: str = ""
     snr_db: float | None = None
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         names = ("name", "requested", "realised", "bits_per_weight", "reason")
         return {name: getattr(self, name) for name in names}
 
@@ -69,10 +77,10 @@ class Compressed:
 def compress(
     captured: Captured,
     recipe: Recipe,
-    progress: Callable[[int, int, str], None] | None = None,
-    known: Known | None = None,
+    progress: Progress | None = None,
+    cache: WeightCache | None = None,
 ) -> Compressed:
-    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. known:
+    """Apply the recipe, one weight at a time; `progress(done, total, name)` is told before each. cache: of
     weights that were compressed before.
 
     Raises UserError on NaN or infinite weights, which it names.
@@ -86,19 +94,20 @@ def compress(
     total = sum(layer.compresses for layer in chosen.values())
     weights: dict[str, CompressedWeight] = {}
     decisions: list[Decision] = []
-    first_with: dict[tuple, str] = {}
+    first_names: dict[Storage, str] = {}
     for tensor in captured.tensors:
         layer = chosen.get(tensor.name, recipe)
         if progress and tensor.name in chosen and layer.compresses:
             progress(len(weights), total, tensor.name)
-        first = first_with.setdefault(storage_of(tensor), tensor.name)
+        first = first_names.setdefault(storage_of(tensor), tensor.name)
+        weight: CompressedWeight | None
         if first != tensor.name and first in weights:
             weight, decision = weights[first], _tied(tensor.name, first, decisions)
         else:
             evidence = Evidence(
                 statistics_of(tensor.name), survivors.get(tensor.name), tensor.name in rescaled
             )
-            weight, decision = _compress_tensor(tensor, captured.roles[tensor.name], layer, evidence, known)
+            weight, decision = _compress_tensor(tensor, captured.roles[tensor.name], layer, evidence, cache)
         decisions.append(decision)
         if weight is not None:
             weights[tensor.name] = weight
@@ -108,7 +117,7 @@ def compress(
     )
 
 
-def decompressed(compressed: Compressed) -> Any:
+def decompressed(compressed: Compressed) -> ExportedProgram:
     """The captured ExportedProgram with the decompressed weights in place, and activations rounded where they
     are planned to be.
 
@@ -124,14 +133,16 @@ def decompressed(compressed: Compressed) -> Any:
     return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
 
 
-def with_grids(compressed: Compressed) -> Any:
+def with_grids(compressed: Compressed) -> ExportedProgram:
     """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights
     are the source's."""
     program = compressed.captured.program
     return program if compressed.activations is None else insert_grids(program, compressed.activations)
 
 
-def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progress: Any) -> Compressed:
+def _with_activations(
+    compressed: Compressed, chosen: dict[str, Recipe], progress: Progress | None
+) -> Compressed:
     """The grids of the activations of every layer whose recipe asks for them and whose weight was
     compressed."""
     layers = {
@@ -148,19 +159,19 @@ def _with_activations(compressed: Compressed, chosen: dict[str, Recipe], progres
     )
 
 
-def with_weights(program: Any, values: dict[str, torch.Tensor]) -> Any:
+def with_weights(program: ExportedProgram, values: Mapping[str, torch.Tensor]) -> ExportedProgram:
     """The program with other tensors under the names of `values`, each in the dtype and kind (parameter or
     not) of what it replaces; the graph and everything else are shared."""
 
-    def held(old: Any) -> dict:
-        return {name: _like(old[name], values[name]) if name in values else old[name] for name in old}
+    def replaced(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _like(old, values[name]) if name in values else old for name, old in tensors.items()}
 
     with quiet():
         return program._update(
             program.graph_module,
             program.graph_signature,
-            state_dict=held(program.state_dict),
-            constants=held(program.constants),
+            state_dict=replaced(program.state_dict),
+            constants=replaced(program.constants),
         )
 
 
@@ -170,7 +181,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _compress_tensor(
-    tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence, known: Known | None
+    tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence, cache: WeightCache | None
 ) -> tuple[CompressedWeight | None, Decision]:
     if not recipe.compresses:
         return None, _left(tensor, recipe, "")
@@ -179,47 +190,52 @@ def _compress_tensor(
     data = tensor.data.detach().float().contiguous()
     if _largest(data) > LARGEST_FLOAT16:
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
-    made = _made(tensor, data, role, recipe, evidence, known)
-    bits = made.weight.bits_per_weight()
-    return made.weight, Decision(
-        tensor.name, tuple(data.shape), recipe.words, made.realised, bits, made.reason, made.snr_db
+    entry = _through_kernels(tensor, data, role, recipe, evidence, cache)
+    bits = entry.weight.bits_per_weight()
+    return entry.weight, Decision(
+        tensor.name, tuple(data.shape), recipe.words, entry.realised, bits, entry.reason, entry.snr_db
     )
 
 
-def _made(
-    tensor: Tensor, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence, known: Known | None
-) -> Made:
-    """One weight through its kernels, or from where it is known. data: the tensor's, as `compress_weight`
+def _through_kernels(
+    tensor: Tensor,
+    data: torch.Tensor,
+    role: Role,
+    recipe: Recipe,
+    evidence: Evidence,
+    cache: WeightCache | None,
+) -> CachedWeight:
+    """One weight through its kernels, or from the cache. data: the tensor's, as `compress_weight`
     takes it."""
-    key = key_of(known, tensor.data, role, recipe, evidence) if known else ""
-    made = recalled(known, key, tensor.name) if known else None
-    if made is None:
+    key = key_of(cache, tensor.data, role, recipe, evidence) if cache else ""
+    entry = read_weight(cache, key, tensor.name) if cache else None
+    if entry is None:
         weight, realised, reason = compress_weight(tensor.name, data, role, recipe, evidence)
-        made = Made(weight, realised.words, reason, snr_db(data, weight))
-        if known:
-            keep(known, key, made)
-    return made
+        entry = CachedWeight(weight, realised.words, reason, snr_db(data, weight))
+        if cache:
+            write_weight(cache, key, entry)
+    return entry
 
 
 def _calibrated(
-    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any
-) -> Callable[[str], Any]:
+    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Progress | None
+) -> Callable[[str], LayerStatistics | None]:
     """-> name -> its LayerStatistics or None, to be asked in graph order: only one portion of the layers is
     held for each kind of statistics.
 
     few: takes for each layer what the user should know about the data that its Hessian rests on.
     """
-    wanted: dict[frozenset[str], list[str]] = {}
+    names_by_kinds: dict[frozenset[str], list[str]] = {}
     for name, layer in chosen.items():
         if needs(layer):
-            wanted.setdefault(needs(layer), []).append(name)
-    if not wanted:
-        return {}.get
+            names_by_kinds.setdefault(needs(layer), []).append(name)
+    if not names_by_kinds:
+        return lambda name: None
     from .calibration import calibrate, portions, too_few_rows
 
     parts = {
         kinds: portions(captured, [[name] for name in names], HELD_BYTES) if "hessian" in kinds else [names]
-        for kinds, names in wanted.items()
+        for kinds, names in names_by_kinds.items()
     }
     place = {
         name: (kinds, index)
@@ -227,19 +243,19 @@ def _calibrated(
         for index, names in enumerate(lists)
         for name in names
     }
-    held: dict[frozenset[str], tuple[int, dict[str, Any]]] = {}
+    current: dict[frozenset[str], tuple[int, dict[str, LayerStatistics]]] = {}
 
-    def statistics_of(name: str) -> Any:
+    def statistics_of(name: str) -> LayerStatistics | None:
         if name not in place:
             return None
         kinds, index = place[name]
-        if kinds not in held or held[kinds][0] != index:
+        if kinds not in current or current[kinds][0] != index:
             if progress:
                 progress(0, len(parts[kinds][index]), "calibrate")
-            held.pop(kinds, None)  # before the next portion is made
-            held[kinds] = index, calibrate(captured, parts[kinds][index], set(kinds))
-            few.update({name: too_few_rows(found) for name, found in held[kinds][1].items()})
-        return held[kinds][1].get(name)
+            current.pop(kinds, None)  # before the next portion is made
+            current[kinds] = index, calibrate(captured, parts[kinds][index], set(kinds))
+            few.update({name: too_few_rows(layer) for name, layer in current[kinds][1].items()})
+        return current[kinds][1].get(name)
 
     return statistics_of
 
@@ -263,7 +279,7 @@ def _calibration_warnings(captured: Captured, few: dict[str, str]) -> tuple[str,
 
 
 def _rescaled(
-    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Any
+    captured: Captured, chosen: dict[str, Recipe], few: dict[str, str], progress: Progress | None
 ) -> tuple[Captured, set[str]]:
     """-> (the captured model with the inputs of the layers that AWQ was asked for rescaled, and their weights
     with them; those layers)."""
@@ -278,28 +294,30 @@ def _rescaled(
     from .calibration import calibrate, portions, too_few_rows
 
     done: set[str] = set()
-    for some in portions(captured, rescalable(captured, asked), HELD_BYTES):
+    for names in portions(captured, rescalable(captured, asked), HELD_BYTES):
         if progress:
-            progress(0, len(some), "calibrate")
-        statistics = calibrate(captured, some, {"hessian", "mean_abs"})
+            progress(0, len(names), "calibrate")
+        statistics = calibrate(captured, names, {"hessian", "mean_abs"})
         captured = rescale(captured, {name: asked[name] for name in statistics}, statistics)
-        few.update({name: too_few_rows(found) for name, found in statistics.items()})
+        few.update({name: too_few_rows(layer) for name, layer in statistics.items()})
         done |= set(statistics)
     return captured, done
 
 
-def _survivors(tensors: list[Tensor], chosen: dict[str, Recipe]) -> dict[str, torch.Tensor]:
+def _survivors(tensors: Sequence[Tensor], chosen: dict[str, Recipe]) -> dict[str, torch.Tensor]:
     """Name -> mask, of the layers that are pruned by one threshold for all of them together; tied weights
     count once."""
-    together: dict[Any, dict[tuple, list[Tensor]]] = {}
+    together: dict[Prune, dict[Storage, list[Tensor]]] = {}
     for tensor in tensors:
         prune = chosen[tensor.name].prune if tensor.name in chosen else None
         if prune is not None and prune.kind == "global" and _largest(tensor.data.detach()) <= LARGEST_FLOAT16:
             together.setdefault(prune, {}).setdefault(storage_of(tensor), []).append(tensor)
     masks: dict[str, torch.Tensor] = {}
     for prune, tied in together.items():
-        found = survivors_of_all([same[0].data.detach().float() for same in tied.values()], prune.fraction)
-        masks |= {tensor.name: mask for same, mask in zip(tied.values(), found) for tensor in same}
+        own_masks = survivors_of_all(
+            [same[0].data.detach().float() for same in tied.values()], prune.fraction
+        )
+        masks |= {tensor.name: mask for same, mask in zip(tied.values(), own_masks) for tensor in same}
     return masks
 
 

@@ -6,8 +6,6 @@ straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), and where a lo
 table as well.
 """
 
-from typing import Any
-
 import torch
 
 from .weight import Codes, CompressedWeight, Palette, from_rows, to_rows
@@ -58,23 +56,22 @@ def _looked_up(weight: torch.Tensor, values: Palette, lut: torch.Tensor) -> torc
     *groups, entries, vector = lut.shape
     scale = values.channel_scale
     with torch.no_grad():
-        wanted = weight if scale is None else weight / scale
+        targets = weight if scale is None else weight / scale
         indices = _nearest(
-            _vectors(wanted, tuple(groups), vector, values.vector_axis), lut.reshape(-1, entries, vector)
+            _vectors(targets, tuple(groups), vector, values.vector_axis), lut.reshape(-1, entries, vector)
         )
     indices = indices + entries * torch.arange(len(indices)).unsqueeze(1)
-    found = _as_half(lut).reshape(-1, vector)[indices]  # [groups, indices, vector]
+    looked_up = _as_half(lut).reshape(-1, vector)[indices]  # [groups, indices, vector]
     stored = tuple(values.indices.shape)
-    columns = [from_rows(column, stored, tuple(groups)) for column in found.unbind(2)]
-    dense = (
-        columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(weight.shape)
-    )
+    columns = [from_rows(column, stored, tuple(groups)) for column in looked_up.unbind(2)]
+    axis = values.vector_axis
+    dense = columns[0] if axis is None else torch.stack(columns, dim=axis + 1).reshape(weight.shape)
     return dense if scale is None else _as_half(dense * scale)
 
 
 def _vectors(weight: torch.Tensor, groups: tuple[int, ...], vector: int, axis: int | None) -> torch.Tensor:
     """weight [64, 128], groups (4, 1), vectors of 2 along axis 0 -> [4, 8 * 128, 2]"""
-    if vector == 1:
+    if axis is None:
         return to_rows(weight, groups).unsqueeze(2)
     parts = weight.unflatten(axis, (-1, vector)).unbind(axis + 1)
     return torch.stack([to_rows(part, groups) for part in parts], dim=2)
@@ -97,5 +94,7 @@ def learns_table(form: CompressedWeight) -> bool:
     return isinstance(form.values, Palette) and form.values.table_scale is None
 
 
-def table_of(form: CompressedWeight) -> Any:
-    return form.values.lut.clone() if learns_table(form) else None
+def table_of(form: CompressedWeight) -> torch.Tensor:
+    """A copy of the lookup table of a weight that `learns_table`."""
+    assert isinstance(form.values, Palette)
+    return form.values.lut.clone()

@@ -85,21 +85,21 @@ class _Grid:
         self.scale = whole.scale.reshape(-1).repeat_interleave(spread).reshape(groups, rows)
         zero = torch.zeros(blocks[0]) if whole.zero_point is None else whole.zero_point.reshape(-1).float()
         self.zero = zero.repeat_interleave(spread).reshape(groups, rows)
-        self.found: list[Codes] = []
+        self.fitted: list[Codes] = []
 
     def fit(self, column: int, ahead: torch.Tensor) -> None:
         """Find the scales of the next columns, ahead [groups, columns, out/groups]."""
         groups, size, rows = ahead.shape
-        found = quantize(
+        fitted = quantize(
             ahead.transpose(1, 2).reshape(groups * rows, size).contiguous(),
             self.bits,
             (groups * rows, 1),
             self.mode,
         )
-        self.found.append(found)
-        self.scale = found.scale.reshape(groups, rows)
-        if found.zero_point is not None:
-            self.zero = found.zero_point.reshape(groups, rows).float()
+        self.fitted.append(fitted)
+        self.scale = fitted.scale.reshape(groups, rows)
+        if fitted.zero_point is not None:
+            self.zero = fitted.zero_point.reshape(groups, rows).float()
 
     def round(self, column: int, moved: torch.Tensor) -> torch.Tensor:
         """moved [groups, out/groups] -> what its nearest codes decompress to."""
@@ -110,14 +110,15 @@ class _Grid:
 
     def parameters(self, blocks: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """-> scale and zero point [*blocks]"""
-        if not self.found:
-            return self.whole.scale.reshape(blocks), (
-                None if self.whole.zero_point is None else self.whole.zero_point.reshape(blocks)
-            )
-        scale = torch.cat([found.scale for found in self.found], dim=1).reshape(blocks)
-        if self.found[0].zero_point is None:
-            return scale, None
-        return scale, torch.cat([found.zero_point for found in self.found], dim=1).reshape(blocks)
+        portions = self.fitted or [self.whole]
+        scales = [portion.scale for portion in portions]
+        zero_points = [portion.zero_point for portion in portions if portion.zero_point is not None]
+        return _joined(scales, blocks), _joined(zero_points, blocks) if zero_points else None
+
+
+def _joined(portions: list[torch.Tensor], blocks: tuple[int, ...]) -> torch.Tensor:
+    """Portions along the inputs, one after the other, as [*blocks]; one portion for all of them as it is."""
+    return (portions[0] if len(portions) == 1 else torch.cat(portions, dim=1)).reshape(blocks)
 
 
 def feedback(hessian: torch.Tensor, order: torch.Tensor | None = None) -> Feedback:
@@ -178,7 +179,8 @@ def _settle(gains: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
     Column j moves by pushed_j - sum_(i<j) moved_i U_ij, so moved (I + U) = pushed. gains [groups, columns,
     columns]: U.
     """
-    return torch.linalg.solve_triangular(gains.mT, pushed, upper=False, unitriangular=True)
+    moved: torch.Tensor = torch.linalg.solve_triangular(gains.mT, pushed, upper=False, unitriangular=True)
+    return moved
 
 
 def to_columns(

@@ -28,7 +28,7 @@ class PerBlock:
 
     size: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < SMALLEST_BLOCK:
             raise UserError(
                 f"block size {self.size} is too small: a scale for fewer than {SMALLEST_BLOCK} weights costs"
@@ -43,7 +43,7 @@ class PerGroup:
 
     channels: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.channels < 1:
             raise UserError(
                 f"a group of {self.channels} output channels is not possible",

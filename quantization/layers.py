@@ -5,8 +5,10 @@ Where a block, group, vector or n:m does not divide the weight, or statistics ar
 that can be had is taken and the reason told.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,19 +17,21 @@ from .affine import quantize
 from .granularity import PerGroup, blocks_of, fit
 from .palette import palettize
 from .prune import surviving_blocks, surviving_channels, survivors, survivors_in_groups
-from .recipe import Linear, Palettize, Prune, Recipe
+from .schemes import Linear, Palettize, Prune, Recipe
 from .weight import Codes, CompressedWeight, Palette
+
+if TYPE_CHECKING:
+    from .calibration import LayerStatistics
 
 Reasons = list[str]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer's recipe needs beside its weight. statistics: calibration.LayerStatistics; survivors: of
-    pruning over all layers;
-    rescaled: whether AWQ has searched the scale of the layer's input (see `compress`)."""
+    """What a layer's recipe needs beside its weight. survivors: of pruning over all layers; rescaled: whether
+    AWQ has searched the scale of the layer's input (see `compress`)."""
 
-    statistics: Any = None
+    statistics: LayerStatistics | None = None
     survivors: torch.Tensor | None = None
     rescaled: bool = False
 
@@ -38,42 +42,46 @@ class Evidence:
 NOTHING = Evidence()
 
 
+class Realised(NamedTuple):
+    """A compressed weight, the recipe as it could be had on its shape, and why that differs from the wish, or
+    ""."""
+
+    weight: CompressedWeight
+    recipe: Recipe
+    reason: str
+
+
 def compress_weight(
     name: str, data: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence = NOTHING
-) -> tuple[CompressedWeight, Recipe, str]:
-    """data float32, finite, within float16 -> (its compressed form, the recipe as realised on its shape, why
-    that differs or "")."""
+) -> Realised:
+    """data: float32, finite, within float16."""
     realised, reasons = realisable(recipe, tuple(data.shape), role, evidence)
-    mask, kept = (None, data) if realised.prune is None else _prune(data, realised.prune, role, evidence)
-    if (
-        isinstance(realised.values, Linear)
-        and realised.values.method == "gptq"
-        and (mask is None or realised.prune.kind != "sparsegpt")
-    ):
-        kept = data  # its sweep makes up for what the mask takes; SparseGPT's own has done so already
-    shape = tuple(data.shape)
-    if realised.values is None:
-        return CompressedWeight(name, shape, None, mask, kept.half()), realised, "; ".join(reasons)
-    values = _quantize if isinstance(realised.values, Linear) else _palettize
-    return (
-        CompressedWeight(name, shape, values(kept, realised.values, role, mask, evidence), mask),
-        realised,
-        "; ".join(reasons),
-    )
+    prune, scheme, shape = realised.prune, realised.values, tuple(data.shape)
+    mask, survivors_only = (None, data) if prune is None else _prune(data, prune, role, evidence)
+    values: Codes | Palette | None = None
+    if isinstance(scheme, Palettize):
+        values = _palettize(survivors_only, scheme, role, mask, evidence)
+    elif isinstance(scheme, Linear):
+        # GPTQ's sweep makes up for what the mask takes; SparseGPT's own has done so already
+        makes_up = scheme.method == "gptq" and (prune is None or prune.kind != "sparsegpt")
+        values = _quantize(data if makes_up else survivors_only, scheme, role, mask, evidence)
+    kept = survivors_only.half() if values is None else None
+    weight = CompressedWeight(name, shape, values, mask, kept)
+    return Realised(weight, realised, "; ".join(reasons))
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
     """Which statistics (fields of calibration.LayerStatistics) a layer's kernels ask for; what AWQ asks for
     before them is not among these."""
     values, prune = recipe.values, recipe.prune
-    wanted = {
+    needed = {
         "hessian": (
             (prune is not None and prune.kind == "sparsegpt")
             or (isinstance(values, Linear) and values.method == "gptq")
         ),
         "gradient": isinstance(values, Palettize) and values.sensitive,
     }
-    return frozenset(name for name, wanted_here in wanted.items() if wanted_here)
+    return frozenset(name for name, is_needed in needed.items() if is_needed)
 
 
 # what can be had
@@ -227,11 +235,8 @@ def _gptq(
     )
     if role.channel_axis % kept.ndim == 0:
         return codes
-    turned = [
-        None if part is None else part.t().contiguous()
-        for part in (codes.codes, codes.scale, codes.zero_point)
-    ]
-    return Codes(codes.bits, *turned)
+    zero_point = None if codes.zero_point is None else codes.zero_point.t().contiguous()
+    return Codes(codes.bits, codes.codes.t().contiguous(), codes.scale.t().contiguous(), zero_point)
 
 
 def _palettize(

@@ -59,9 +59,8 @@ def _cluster_values(
     importance: torch.Tensor | None,
     table_bits: int,
 ) -> Palette:
-    rows, kept, counts = (
-        None if part is None else to_rows(part, groups) for part in (weight, mask, importance)
-    )
+    rows = to_rows(weight, groups)
+    kept, counts = (None if part is None else to_rows(part, groups) for part in (mask, importance))
     indices, tables, scales = (
         torch.empty(rows.shape, dtype=torch.uint8),
         torch.empty(len(rows), 2**bits),
@@ -73,10 +72,10 @@ def _cluster_values(
         part = slice(start, start + step)
         keys = _keys(rows[part])
         line = _line(keys, None if kept is None else kept[part], None if counts is None else counts[part])
-        found = fit_tables(line, 2**bits)
+        fitted = fit_tables(line, 2**bits)
         if table_bits == 8:
-            found, scales[part] = _int8_tables(line, found)
-        tables[part] = found.half().float()
+            fitted, scales[part] = _int8_tables(line, fitted)
+        tables[part] = fitted.half().float()
         indices[part] = _nearest(keys, tables[part])
 
     table_scale = None if table_bits == 16 else scales.reshape(*groups, 1, 1)
@@ -167,7 +166,7 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
     few fits to what is nearest."""
     given = tables
     kept, kept_scale = _kept_grid(given)
-    best = None
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for _ in range(REFITS):
         weight, total = runs(line, cuts_between(line, tables))
         means = torch.where(weight > 0, total / weight.clamp_min(1e-300), tables)
@@ -180,7 +179,12 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
         if best is None:
             best = error, tables, scale
         better = error < best[0]
-        best = tuple(torch.where(better, new, old) for new, old in zip((error, tables, scale), best))
+        best = (
+            torch.where(better, error, best[0]),
+            torch.where(better, tables, best[1]),
+            torch.where(better, scale, best[2]),
+        )
+    assert best is not None  # REFITS is at least 1
     return torch.where(kept, given, best[1]).float(), torch.where(kept, kept_scale, best[2].float())
 
 
@@ -229,15 +233,16 @@ def _scaled(
         scale = torch.where(
             largest <= LARGEST_FLOAT16 * scale, scale, 1.0
         )  # the root mean square leaves out what does not count
-        found = fit(
+        palette = fit(
             weight / scale,
             scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight),
         )
-        found = replace(found, channel_scale=scale)
-        noise = CompressedWeight("", tuple(weight.shape), found).dense() - weight
+        palette = replace(palette, channel_scale=scale)
+        noise = CompressedWeight("", tuple(weight.shape), palette).dense() - weight
         error = (
             float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf
         )  # a table's entry times a scale may overflow
         if best is None or error < least:
-            best, least = found, error
+            best, least = palette, error
+    assert best is not None  # three were tried
     return best

@@ -33,16 +33,18 @@ def cluster_vectors(
     parts = [
         _to_vectors(part, groups, vector, axis) for part in (weight.half().float(), counts)
     ]  # [groups, vectors, vector]
-    indices, tables, scales = [], [], []
+    indices: list[torch.Tensor] = []
+    tables: list[torch.Tensor] = []
+    scales: list[torch.Tensor] = []
     for points, weights in zip(*parts):
         weights = weights if weights.any() else torch.ones_like(weights)
         table, scale = _storable(_cluster(points, weights, 2**bits), table_bits)
         indices.append(_nearest(points, weights, table)[0].to(torch.uint8))
         tables.append(table)
-        scales.append(scale)
+        scales += [] if scale is None else [scale]
     shape = [extent // vector if place == axis else extent for place, extent in enumerate(weight.shape)]
     lut = torch.stack(tables).reshape(*groups, 2**bits, vector)
-    table_scale = None if table_bits == 16 else torch.stack(scales).reshape(*groups, 1, 1)
+    table_scale = torch.stack(scales).reshape(*groups, 1, 1) if scales else None
     return Palette(
         bits, from_rows(torch.stack(indices), tuple(shape), groups), lut, axis, table_scale=table_scale
     )

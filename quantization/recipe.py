@@ -199,7 +199,8 @@ def _options(
 ) -> dict[str, Any]:
     """["block32", "gptq"] -> {"granularity": PerBlock(32), "method": "gptq"}, from a table of options;
     `others` are named in errors too."""
-    fields, said = {}, {}
+    fields: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for option in options:
         kind, size = re.fullmatch(r"(.*?)(\d*)", option).groups()
         name = option if option in allowed else f"{kind}N" if size else ""

@@ -12,13 +12,16 @@ tables.
 
 import difflib
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..models.errors import UserError
 from .recipe import check_pattern, parse_layer, parse_recipe
 from .schemes import TYPE, Recipe
 
+Parsed = TypeVar("Parsed")
 KEYS = ("recipe", "types", "layers")
 EXAMPLE = (
     'A recipe file reads: recipe = "int4", then [types] embedding = "palettize8", then [layers] "lm_head*" ='
@@ -57,7 +60,7 @@ def read_recipe(path: Path) -> Recipe:
     return replace(general, overrides=tuple(types + _table(path, document, "layers")))
 
 
-def _table(path: Path, document: dict, name: str) -> list[tuple[str, Recipe]]:
+def _table(path: Path, document: dict[str, Any], name: str) -> list[tuple[str, Recipe]]:
     table = document.get(name, {})
     if not isinstance(table, dict):
         raise UserError(f"recipe file {path}: {name} must be a table, not {table!r}", EXAMPLE)
@@ -77,7 +80,7 @@ def _layer(path: Path, key: str, text: object) -> Recipe:
     return _in_file(path, key, parse_layer, text)
 
 
-def _in_file(path: Path, key: str, parse, text: str):
+def _in_file(path: Path, key: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
     """`parse(text)`, whose errors then name the file and the key."""
     try:
         return parse(text)

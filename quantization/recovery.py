@@ -5,11 +5,13 @@ The compressed model is taught by its own uncompressed self (distillation, Hinto
 arXiv:1503.02531): no labels are needed. Equal arguments give equal bits, with or without a stop on the way.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,9 +24,13 @@ from ..models.samples import blaming
 from ..models.tensors import Storage, Tensor, storage_of
 from .compress import compress, with_weights
 from .fake import fake_weight, learns_table, table_of
-from .recipe import Recipe
-from .schemes import Linear, Palettize
+from .schemes import Linear, Palettize, Recipe
 from .weight import CompressedWeight
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from ..models.source import TensorSpec
 
 LOSSES = ("auto", "soft", "mse")
 MOST = 2**63  # what torch's generator takes as a seed
@@ -51,7 +57,7 @@ class Tuning:
     refresh: int = 10
     loss: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for option, value, least in (
             ("--steps", self.steps, 1), ("--batch-accumulation", self.accumulation, 1), ("--seed", self.seed, 0), ("--refresh", self.refresh, 0)
         ):  # fmt: skip
@@ -100,9 +106,9 @@ def tune(
     captured: Captured,
     recipe: Recipe,
     tuning: Tuning,
-    earlier: dict | None = None,
+    earlier: dict[str, Any] | None = None,
     after_step: Callable[[Training], None] | None = None,
-) -> tuple[Any, list[float]]:
+) -> tuple[ExportedProgram, list[float]]:
     """Train on captured.samples. -> (ExportedProgram with the decompressed weights in place, the loss of
     every step).
 
@@ -254,8 +260,8 @@ def _update(training: Training) -> float:
     }  # so that the estimator runs once for all samples
     for _ in range(tuning.accumulation):
         index = _next_sample(training)
-        wanted = teach(training, index)
-        loss = distance(run_program(training, leaves, index), wanted, training) / tuning.accumulation
+        answers = teach(training, index)
+        loss = distance(run_program(training, leaves, index), answers, training) / tuning.accumulation
         loss.backward()
         total += float(loss)
     if not math.isfinite(total):
@@ -306,34 +312,34 @@ def teach(training: Training, index: int) -> list[torch.Tensor]:
     return answer
 
 
-def distance(answers: list[torch.Tensor], wanted: list[torch.Tensor], training: Training) -> torch.Tensor:
+def distance(answers: list[torch.Tensor], teacher: list[torch.Tensor], training: Training) -> torch.Tensor:
     """The loss: the sum over the floating-point outputs, each relative to the teacher's own size."""
     total = torch.zeros(())
-    for spec, answer, want in zip(training.captured.outputs, answers, wanted):
-        if not want.is_floating_point() or not answer.requires_grad:
+    for spec, answer, target in zip(training.captured.outputs, answers, teacher):
+        if not target.is_floating_point() or not answer.requires_grad:
             continue
         if training.tuning.loss == "soft" or (
-            training.tuning.loss == "auto" and _like_logits(spec, len(wanted))
+            training.tuning.loss == "auto" and _like_logits(spec, len(teacher))
         ):
-            total = total + _divergence(answer, want)
+            total = total + _divergence(answer, target)
         else:
-            total = total + (answer - want).square().mean() / want.square().mean().clamp_min(1e-12)
+            total = total + (answer - target).square().mean() / target.square().mean().clamp_min(1e-12)
     return total
 
 
-def _like_logits(spec: Any, outputs: int) -> bool:
+def _like_logits(spec: TensorSpec, outputs: int) -> bool:
     """An output called logits, or the only one with [batch, classes]."""
     return "logits" in spec.name or (outputs == 1 and len(spec.shape) == 2 and spec.shape[1] > 1)
 
 
-def _divergence(answer: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+def _divergence(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence of the softened probabilities along the last axis, mean over the rest;
     times T^2 (Hinton et al. 2015)."""
-    student, teacher = (torch.log_softmax(value / TEMPERATURE, -1) for value in (answer, want))
+    student, teacher = (torch.log_softmax(value / TEMPERATURE, -1) for value in (answer, target))
     return TEMPERATURE**2 * (teacher.exp() * (teacher - student)).sum(-1).mean()
 
 
-def settle(training: Training) -> Any:
+def settle(training: Training) -> ExportedProgram:
     """The program with the decompressed weights; compressed again, they come back bit for bit.
 
     A kernel may choose another scale for weights that lie on a grid already, when none of them reaches the
@@ -357,7 +363,7 @@ def settle(training: Training) -> Any:
     raise UserError(f"tune: {training.recipe.name} does not come to rest on the tuned weights.", hint)
 
 
-def saved(training: Training) -> dict:
+def saved(training: Training) -> dict[str, Any]:
     """Everything that the rest of a training depends on, as tensors and plain values."""
     return {
         "weights": {name: value.detach() for name, value in training.weights.items()},
@@ -367,7 +373,7 @@ def saved(training: Training) -> dict:
     }  # fmt: skip
 
 
-def restore(training: Training, earlier: dict) -> None:
+def restore(training: Training, earlier: dict[str, Any]) -> None:
     """Put back what `saved` gave. Scales and masks between two refreshes are not in it: `can_stop` says after
     which steps to save."""
     with torch.no_grad():

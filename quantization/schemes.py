@@ -27,7 +27,7 @@ def nearest(number: int, allowed: tuple[int, ...]) -> int:
     return min(allowed, key=lambda one: (abs(one - number), -one))
 
 
-def _check(value: object, allowed: tuple, what: str, example: str) -> None:
+def _check(value: object, allowed: tuple[object, ...], what: str, example: str) -> None:
     """Raise a UserError where a field of a scheme holds what it must not: "palettes of 5 bits are not
     possible"."""
     if value not in allowed:
@@ -56,7 +56,7 @@ class Linear:
     mode: str = "mse"
     method: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(
             self.bits, LINEAR_BITS, f"integers of {self.bits} bits", f"int{nearest(self.bits, LINEAR_BITS)}"
         )
@@ -87,7 +87,7 @@ class Palettize:
     sensitive: bool = False
     table_bits: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(
             self.bits,
             PALETTE_BITS,
@@ -125,7 +125,7 @@ class Prune:
     n: int = 0
     m: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.percent <= 100:  # false for NaN too
             raise UserError(
                 f"cannot prune {self.percent:g} percent of the weights; allowed are 0 to 100",
@@ -168,7 +168,7 @@ class Activations:
     bits: int = 8
     observer: str = "minmax"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.bits, (8,), f"activations of {self.bits} bits", "w8a8")
         _check(self.observer, OBSERVERS, f"observers called {self.observer!r}", "w8a8:mse")
 
@@ -192,7 +192,7 @@ class Recipe:
     activations: Activations | None = None
     overrides: tuple[tuple[str, "Recipe"], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if conflict := _conflict(self):
             raise UserError(f"recipe {self.name!r}: these do not go together: {conflict[0]}", conflict[1])
 

@@ -21,7 +21,7 @@ from ..models.interpret import Runnable, Values, always, input_tensors, prepare,
 from ..models.quiet import quiet
 from ..models.roles import Layer
 from .compress import compress
-from .recipe import Recipe
+from .schemes import Recipe
 from .weight import CompressedWeight
 
 SCHEMA = "cidermill.sensitivity/1"

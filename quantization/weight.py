@@ -56,7 +56,8 @@ class Palette:
 
     def table_codes(self) -> torch.Tensor:
         """int8 [*groups, 2^bits, vector]: exact, because rounding to float16 moves a value by less than half
-        a code."""
+        a code. Of a table that has a scale."""
+        assert self.table_scale is not None
         return (self.lut / self.table_scale).round().to(torch.int8)
 
     def table_bits(self) -> int:
@@ -85,6 +86,7 @@ class CompressedWeight:
         """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would
         decompress it."""
         if self.values is None:
+            assert self.kept is not None
             return self.kept.float()
         weight = (
             _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
@@ -132,10 +134,10 @@ def from_rows(rows: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...
 
 def pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
     """Parts of [rows, width] that lie in one piece of memory each and hold about AT_ONCE elements."""
-    several, some = max(1, AT_ONCE // width), min(width, AT_ONCE)
-    for row in range(0, rows, several):
-        for column in range(0, width, some):
-            yield slice(row, row + several), slice(column, column + some)
+    row_count, column_count = max(1, AT_ONCE // width), min(width, AT_ONCE)
+    for row in range(0, rows, row_count):
+        for column in range(0, width, column_count):
+            yield slice(row, row + row_count), slice(column, column + column_count)
 
 
 def _blocks_first(rank: int) -> list[int]:
@@ -155,14 +157,15 @@ def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
     *groups, entries, vector = values.lut.shape
     stored = tuple(values.indices.shape)
     indices = to_rows(values.indices, tuple(groups))
-    found = torch.empty(*indices.shape, vector)
+    entries_of = torch.empty(*indices.shape, vector)
     starts = entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
     for piece in pieces(*indices.shape):
         places = (
             indices[piece].int().add_(starts[piece[0]]).flatten()
         )  # index_select takes int32: half the memory of int64
-        torch.index_select(values.lut.reshape(-1, vector), 0, places, out=found[piece].view(-1, vector))
-    rows = found.view(-1, vector)
+        torch.index_select(values.lut.reshape(-1, vector), 0, places, out=entries_of[piece].view(-1, vector))
+    rows = entries_of.view(-1, vector)
     columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]
-    weight = columns[0] if vector == 1 else torch.stack(columns, dim=values.vector_axis + 1).reshape(shape)
+    axis = values.vector_axis
+    weight = columns[0] if axis is None else torch.stack(columns, dim=axis + 1).reshape(shape)
     return weight if values.channel_scale is None else weight.mul_(values.channel_scale)

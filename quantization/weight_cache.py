@@ -19,16 +19,16 @@ from safetensors.torch import load, save
 from ..models.digest import digest_json, digest_tensor
 from ..models.roles import Role
 from .layers import Evidence
-from .recipe import Recipe
+from .schemes import Recipe
 from .weight import Codes, CompressedWeight, Palette
 
 KINDS = {"codes": Codes, "palette": Palette}
 
 
 @dataclass(frozen=True)
-class Known:
-    """Where compressed weights are kept. version: of the kernels; read and write take a key and an entry's
-    bytes (None: there is none)."""
+class WeightCache:
+    """Where compressed weights are kept. version: of the kernels; read: key -> an entry's bytes, None where there
+    is none; write: takes a key, what the entry is in words, and its bytes."""
 
     version: str
     read: Callable[[str], bytes | None]
@@ -46,7 +46,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Made:
+class CachedWeight:
     """A compressed weight, the recipe as realised (its words), why that differs from the wish, and how near
     it is (None: equal)."""
 
@@ -56,7 +56,7 @@ class Made:
     snr_db: float | None
 
 
-def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence) -> str:
+def key_of(cache: WeightCache, tensor: torch.Tensor, role: Role, recipe: Recipe, evidence: Evidence) -> str:
     statistics = evidence.statistics
     tensors = (
         {part.name: getattr(statistics, part.name) for part in fields(statistics)}
@@ -64,16 +64,17 @@ def key_of(known: Known, tensor: torch.Tensor, role: Role, recipe: Recipe, evide
         else {}
     )
     parts = {
-        "version": known.version, "weight": known.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
+        "version": cache.version, "weight": cache.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
         "survivors": None if evidence.survivors is None else digest_tensor(evidence.survivors),
         "statistics": {name: digest_tensor(value) if isinstance(value, torch.Tensor) else str(value) for name, value in tensors.items()},
     }  # fmt: skip
     return digest_json(parts)
 
 
-def recalled(known: Known, key: str, name: str) -> Made | None:
-    """name: of the weight, which may be another one than when it was kept."""
-    content = known.read(key)
+def read_weight(cache: WeightCache, key: str, name: str) -> CachedWeight | None:
+    """The entry of a key, None where there is none. name: of the weight, which may be another one than when
+    it was written."""
+    content = cache.read(key)
     if content is None:
         return None
     try:
@@ -89,11 +90,12 @@ def recalled(known: Known, key: str, name: str) -> Made | None:
     weight = CompressedWeight(
         name, shape, KINDS[values](**parts) if values else None, tensors.get("mask"), tensors.get("kept")
     )
-    return Made(weight, about["realised"], about["reason"], about["snr_db"])
+    return CachedWeight(weight, about["realised"], about["reason"], about["snr_db"])
 
 
-def keep(known: Known, key: str, made: Made) -> None:
-    weight, values = made.weight, made.weight.values
+def write_weight(cache: WeightCache, key: str, entry: CachedWeight) -> None:
+    """Keep a compressed weight for `read_weight`: its tensors as they are, the mask as bits, the rest as JSON."""
+    weight, values = entry.weight, entry.weight.values
     parts: dict[str, Any] = (
         {part.name: getattr(values, part.name) for part in fields(values)} if values is not None else {}
     )
@@ -104,10 +106,10 @@ def keep(known: Known, key: str, made: Made) -> None:
     about = {
         "shape": list(weight.shape), "values": next((name for name, kind in KINDS.items() if isinstance(values, kind)), None), "parts": list(parts),
         "plain": {name: value for name, value in parts.items() if not isinstance(value, torch.Tensor)},
-        "realised": made.realised, "reason": made.reason, "snr_db": made.snr_db,
+        "realised": entry.realised, "reason": entry.reason, "snr_db": entry.snr_db,
     }  # fmt: skip
-    held = {name: value.contiguous() for name, value in tensors.items()}
+    stored = {name: value.contiguous() for name, value in tensors.items()}
     if weight.mask is not None:
-        held["mask"] = torch.from_numpy(np.packbits(weight.mask.numpy().reshape(-1)))
-    held["about"] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
-    known.write(key, f"{weight.name} {made.realised}", save(held))
+        stored["mask"] = torch.from_numpy(np.packbits(weight.mask.numpy().reshape(-1)))
+    stored["about"] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    cache.write(key, f"{weight.name} {entry.realised}", save(stored))

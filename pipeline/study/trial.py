@@ -37,7 +37,7 @@ from .plan import Subject, Task
 
 if TYPE_CHECKING:
     from ...models.capture import Captured
-    from ...quantization.weight_cache import Known
+    from ...quantization.weight_cache import WeightCache
 
 PICTURES = "pictures.npz"
 EVAL_HINT = (
@@ -53,37 +53,37 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Prepared:
     """A captured model and what all trials of it share. templates: see `conversion.templates_of`;
-    known_weights: see `quantization.compress`."""
+    weight_cache: see `quantization.compress`."""
 
     captured: Captured
     first_run: FirstRun
     templates: Mapping[str, Any]
-    known_weights: Known | None
+    weight_cache: WeightCache | None
 
 
 @functools.lru_cache(maxsize=1)
 def prepared(subject: Subject) -> Prepared:
-    """The loaded and captured model, and the weights that are known from earlier. Raises UserError."""
+    """The loaded and captured model, and the cache of weights that were compressed before. Raises UserError."""
     from ...models.capture import capture
 
     captured = capture(
         *load_model(subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle)
     )
-    known_weights = _known_weights() if subject.cache else None
-    return Prepared(captured, first_run(captured), templates_of(captured), known_weights)
+    weight_cache = open_weight_cache() if subject.cache else None
+    return Prepared(captured, first_run(captured), templates_of(captured), weight_cache)
 
 
-def _known_weights() -> Any:
+def open_weight_cache() -> WeightCache | None:
     """Compressed weights in the cache, None where there is no cache."""
     from importlib import metadata
 
-    from ...quantization.weight_cache import Known
+    from ...quantization.weight_cache import WeightCache
 
     cache = open_cache()
     if cache is None:
         return None
     version = f"{code_digest()} torch {metadata.version('torch')}"
-    return Known(
+    return WeightCache(
         version,
         functools.partial(fetch, cache),
         lambda key, what, content: store(cache, key, "weight", what, content),
@@ -127,7 +127,7 @@ def warm(tasks: Sequence[Task]) -> None:
         return
     ready = prepared(shared[0].subject)
     with contextlib.suppress(Exception):  # the trial says it in its row
-        compressed = compress(ready.captured, shared[0].recipe, None, ready.known_weights)
+        compressed = compress(ready.captured, shared[0].recipe, None, ready.weight_cache)
         target = find_target(shared[0].target)
         target.make_template(compressed, shared[0].subject.deployment_target, ready.templates[target.name])
         del compressed
@@ -149,7 +149,7 @@ def _figures(task: Task) -> Row:
     estimator = estimator_of(plan)
     with staged(task.folder, force=True, keep=False) as folder:
         with stages("compress"):
-            compressed = compress(ready.captured, plan.recipe, known=ready.known_weights)
+            compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
             expected = expected_answers(compressed, plan.targets)
         with stages("convert") as step:
             artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
@@ -168,7 +168,7 @@ def _figures(task: Task) -> Row:
             with (folder / PICTURES).open("wb") as stream:
                 write_pictures(pictures, stream)
         write_report(report, folder)
-    if ready.known_weights is not None and (cache := open_cache()):
+    if ready.weight_cache is not None and (cache := open_cache()):
         make_room(cache)
     section = report["artifacts"][0]
     where = f"{task.folder.parent.name}/{task.folder.name}"
