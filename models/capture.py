@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Captured:
     """The model as a graph of ATen operators over flat, named tensor inputs and outputs.
 
-    `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the order
-    of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts to int64
-    are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
+    `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the
+    order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
+    to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
     """
 
     source: Source
@@ -82,9 +82,9 @@ def kept_composites() -> set[torch._ops.OpOverload]:
 
     aten = torch.ops.aten
     return {
-        aten.linear.default, aten.scaled_dot_product_attention.default, aten.layer_norm.default, aten.silu.default,
-        aten.hardswish.default, aten.hardsigmoid.default, aten.pixel_shuffle.default, aten.upsample_bilinear2d.vec,
-        aten.upsample_nearest2d.vec, aten.softplus.default,
+        aten.linear.default, aten.scaled_dot_product_attention.default, aten.layer_norm.default,
+        aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.pixel_shuffle.default,
+        aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.softplus.default,
     }  # fmt: skip
 
 
@@ -247,7 +247,11 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
     with torch.no_grad():
         for index, batch in enumerate(samples.batches):
             tensors = {name: _as_model_wants(array) for name, array in batch.items()}
-            args, kwargs = ((), tensors) if source.program is None else _program_arguments(source, tensors)
+            args: tuple[Any, ...] = ()
+            kwargs: dict[str, Any] = tensors
+            if source.program is not None:
+                in_order = [tensors[spec.name] for spec in source.inputs]
+                args, kwargs = _program_arguments(source.program, in_order)
             with blaming(samples, index):
                 answers = module(*args, **kwargs)
             leaves = [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, torch.Tensor)]
@@ -255,18 +259,25 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
     return tuple(results)
 
 
-def _program_arguments(source: Source, tensors: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _program_arguments(
+    program: ExportedProgram, tensors: list[torch.Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The tensors in the nesting that the exported program was made with; flags and None as they were
     then."""
     from torch.export.graph_signature import InputKind, TensorArgument
     from torch.utils import _pytree as pytree
 
-    specs = [
-        spec.arg for spec in source.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+    specs: list[Any] = [
+        spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
     ]
-    given = iter([tensors[spec.name] for spec in source.inputs])
-    leaves = [next(given) if isinstance(argument, TensorArgument) else argument.value for argument in specs]
-    return pytree.tree_unflatten(leaves, source.program.call_spec.in_spec)
+    in_order = iter(tensors)
+    leaves = [
+        next(in_order) if isinstance(argument, TensorArgument) else argument.value for argument in specs
+    ]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(
+        leaves, program.call_spec.in_spec
+    )
+    return arguments
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Names for content: tensors, samples, JSON values, files and folders in; hexadecimal digests out, equal where
-the content is.
+"""Names for content: tensors, samples, JSON values, files and folders in; hexadecimal digests out, equal
+where the content is.
 
 Files, samples and JSON values are named by sha256, as others compute it too; tensors, which only caches
 compare, by blake2b, the faster where a processor has no instructions for sha256.
@@ -28,7 +28,7 @@ class Content(NamedTuple):
 
 
 def content_of(path: Path) -> Content:
-    """Of a file its bytes; of a folder the relative names and bytes of its files, in the order of their names."""
+    """Of a file its bytes; of a folder the relative names and bytes of its files, in the order of names."""
     return content_of_files([path]) if path.is_file() else content_of_files(files_of(path), path)
 
 
@@ -54,7 +54,7 @@ def add_files(total: hashlib._Hash, files: Iterable[Path], root: Path | None = N
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder, those of its folders included, in the order of their names."""
+    """The file itself, or all files in a folder, those of its folders included, in the order of names."""
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 

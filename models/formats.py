@@ -285,11 +285,11 @@ def _unknown(content: Content) -> UserError:
     """Of what no row recognises: what it holds, or how it begins."""
     path, head = content.path, content.head
     if content.is_folder:
-        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        problem = f"{path} is a folder without config.json, so not a Hugging Face model. It holds: {held}."
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        problem = f"{path} is a folder without config.json, so not a Hugging Face model. It holds: {names}."
     elif content.members:
-        held = ", ".join(content.members[:8])
-        problem = f"{path} is a zip archive, but not of a PyTorch model. It holds: {held}."
+        names = ", ".join(content.members[:8])
+        problem = f"{path} is a zip archive, but not of a PyTorch model. It holds: {names}."
     elif _is_text(head):
         first = head.decode("utf-8", "ignore").splitlines()[0][:60]
         problem = f"{path} is a text file, not a model. It begins: {first!r}"

@@ -61,8 +61,8 @@ def bind(
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
     specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
     required, optional, free = _parameters(model)
-    known, names = required + optional, [spec.name for spec in specs]
-    if set(names) <= set(known):
+    own_names, names = required + optional, [spec.name for spec in specs]
+    if set(names) <= set(own_names):
         missing = [name for name in required if name not in names]
         if missing:
             raise UserError(
@@ -73,12 +73,12 @@ def bind(
     nameless = free or required[:1] == ["input"] or type(model).__module__.startswith("torch.nn.")
     if (
         nameless
-        and not set(names) & set(known)
+        and not set(names) & set(own_names)
         and len(required) <= len(specs)
-        and (free or len(specs) <= len(known))
+        and (free or len(specs) <= len(own_names))
     ):
         return NamedModule(model, lambda inputs: model(*inputs.values())), specs
-    unknown = ", ".join(name for name in names if name not in known)
+    unknown = ", ".join(name for name in names if name not in own_names)
     inputs = ", ".join(required + [f"{name} (optional)" for name in optional])
     raise UserError(
         f"{title} has no input {unknown}. Its inputs are: {inputs}.", "Correct the name in --input."
@@ -129,11 +129,11 @@ def propose(model: torch.nn.Module) -> str:
     --input x:1x3x224x224"."""
     required, optional, _ = _parameters(model)
     name = (required + optional + ["x"])[0]
-    layer = _first_layer(model)
-    if layer is None:
-        return f"try --input {name}:SHAPE, as you call the model in Python."
-    kind, (takes, shape) = _kind(layer), _takes(layer)
-    return f"the first layer {kind} takes {takes}: try --input {name}:{shape}"
+    for layer in model.modules():  # in registration order
+        if (described := _takes(layer)) is not None:
+            takes, shape = described
+            return f"the first layer {_kind(layer)} takes {takes}: try --input {name}:{shape}"
+    return f"try --input {name}:SHAPE, as you call the model in Python."
 
 
 def vocabulary(model: torch.nn.Module, specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
@@ -149,7 +149,8 @@ def vocabulary(model: torch.nn.Module, specs: tuple[TensorSpec, ...]) -> dict[st
 def _parameters(model: torch.nn.Module) -> tuple[list[str], list[str], bool]:
     """-> (required names, optional names, whether it takes any number) of the model's forward."""
     if isinstance(model, torch.jit.ScriptModule):
-        arguments = model.forward.schema.arguments[1:]
+        forward: Any = model.forward
+        arguments = forward.schema.arguments[1:]
         return (
             [a.name for a in arguments if not a.has_default_value()],
             [a.name for a in arguments if a.has_default_value()],
@@ -195,7 +196,8 @@ def _takes(layer: torch.nn.Module) -> tuple[str, str] | None:
     if kind == "MultiheadAttention":
         return f"sequences of {layer.embed_dim} features", f"1x{_TOKENS}x{layer.embed_dim}"
     if kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
-        channels, rank = layer.running_mean.shape[0], int(kind[-2])
+        mean: Any = layer.running_mean
+        channels, rank = mean.shape[0], int(kind[-2])
         return f"{channels} channels", f"1x{channels}x{_SPATIAL[rank]}"
     if kind == "LayerNorm" and weight is not None:
         return f"features of shape {tuple(weight.shape)}", "x".join(["1", *map(str, weight.shape)])

@@ -200,11 +200,12 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
     fakes = [argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in args]
     positions = [index for index, argument in enumerate(args) if isinstance(argument, torch.fx.Node)]
 
-    def call(*tensors):
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
         filled = list(args)
         for index, tensor in zip(positions, tensors):
             filled[index] = tensor
-        return function(*filled)
+        result: torch.Tensor = function(*filled)
+        return result
 
     traced = make_fx(call, tracing_mode="real")(*[fakes[index] for index in positions])
     traced.graph.eliminate_dead_code()

@@ -39,8 +39,8 @@ _TEXT_COMPANIONS = ("attention_mask",)
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The files that hold the weights, the index included; safetensors are preferred, as transformers
     does."""
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
         if (folder / "adapter_config.json").is_file():
             hint = "Merge it: model.merge_and_unload().save_pretrained(FOLDER)"
             raise UserError(f"{folder} holds an adapter (LoRA), not a whole model.", hint)
@@ -48,20 +48,20 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             f"{folder} has no weights: none of {', '.join(_WEIGHTS)}.",
             "Copy the weight files beside config.json.",
         )
-    if not found.name.endswith(".index.json"):
-        return (found,)
+    if not weights.name.endswith(".index.json"):
+        return (weights,)
     try:
-        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
         files = tuple(folder / shard for shard in shards)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{found} is not a weight index ({error}).", "Copy the model again.") from error
+        raise UserError(f"{weights} is not a weight index ({error}).", "Copy the model again.") from error
     missing = [file.name for file in files if not file.is_file() or file.parent != folder]
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing)}.",
             "Copy the missing files.",
         )
-    return (found, *files)
+    return (weights, *files)
 
 
 def load_folder(folder: Path, options: LoadOptions) -> Source:
@@ -129,8 +129,8 @@ def _check_weights(file: Path) -> None:
     if file.suffix == ".bin":
         names = imported_names(file, legacy=file.open("rb").read(2) != b"PK")
         if not torch_only(names):
-            held = f"it would import {', '.join(names)}. None of it was run."
-            raise UserError(f"{file} holds more than tensors: {held}", "Use the model's safetensors.")
+            reason = f"it would import {', '.join(names)}. None of it was run."
+            raise UserError(f"{file} holds more than tensors: {reason}", "Use the model's safetensors.")
 
 
 def _check_depth(folder: Path, settings: dict[str, Any], files: tuple[Path, ...]) -> None:
@@ -154,9 +154,9 @@ def _model_class(folder: Path, settings: dict[str, Any]) -> Any:
     import transformers
 
     name = str(settings["architectures"][0])
-    found = getattr(transformers, name, None) if name.isidentifier() else None
-    if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
-        return found
+    model_class = getattr(transformers, name, None) if name.isidentifier() else None
+    if inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel):
+        return model_class
     if settings.get("auto_map"):
         raise UserError(
             f"{folder} brings its own code for {name} (auto_map), which cidermill does not run.",
@@ -389,8 +389,8 @@ def _limits(config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int,
         "decoder_input_ids": "vocab_size",
         "token_type_ids": "type_vocab_size",
     }
-    found = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
-    return {name: (0, size) for name, size in found.items() if size}
+    rows = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
+    return {name: (0, size) for name, size in rows.items() if size}
 
 
 def _some(names: list[str]) -> str:

@@ -69,14 +69,14 @@ def override(
 ) -> tuple[TensorSpec, ...]:
     """The model's own inputs with the shapes that the user chose. Names, ranks and dtypes must be the
     model's."""
-    known = {spec.name: spec for spec in defaults}
+    defaults_by_name = {spec.name: spec for spec in defaults}
     for spec in given:
-        if spec.name not in known:
+        if spec.name not in defaults_by_name:
             raise UserError(
                 f"{model} has no input {spec.name!r}. Its inputs are: {listing(defaults)}.",
                 "Correct the name in --input.",
             )
-        check(model, spec, known[spec.name])
+        check(model, spec, defaults_by_name[spec.name])
     chosen = {spec.name: spec.shape for spec in given}
     return tuple(TensorSpec(spec.name, chosen.get(spec.name, spec.shape), spec.dtype) for spec in defaults)
 

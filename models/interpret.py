@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,23 +91,23 @@ def run_nodes(
 ) -> list[tuple[Any, ...]]:
     """Compute nodes[start:stop] for every state, in place. -> the outputs of each; none where `stop` comes
     before the end."""
-    made: Values = {}
+    constants: Values = {}
     for node in runnable.nodes[start:stop]:
         for source in node.all_input_nodes:
-            if source not in made and source in runnable.constants:
-                made[source] = runnable.constants[source]()
+            if source not in constants and source in runnable.constants:
+                constants[source] = runnable.constants[source]()
         if node.op == "output":
-            return [tuple(_value(source, values, made) for source in node.args[0]) for values in states]  # type: ignore[union-attr]
+            return [tuple(_value(values, constants, source) for source in node.args[0]) for values in states]
         for values in states:
-            values[node] = compute(node, lambda source, values=values: _value(source, values, made), tap)
+            values[node] = compute(node, partial(_value, values, constants), tap)
         for source in runnable.last_uses.get(node, ()):
-            for values in (made, *states):
+            for values in (constants, *states):
                 values.pop(source, None)
     return []
 
 
-def _value(source: Node, values: Values, made: Values) -> Any:
-    return values[source] if source in values else made[source]
+def _value(values: Values, constants: Values, source: Node) -> Any:
+    return values[source] if source in values else constants[source]
 
 
 def compute(node: Node, value_of: Callable[[Node], Any], tap: Tap | None = None) -> Any:

@@ -25,13 +25,12 @@ from typing import Any
 exclusive = threading.RLock()
 _hiding = threading.RLock()
 _lock = threading.RLock()
-_changes: dict[
-    Any, tuple[ExitStack, list]
-] = {}  # what is in force -> (how to undo it, one entry for each user)
+# what is in force -> (how to undo it, one entry for each user)
+_changes: dict[Any, tuple[ExitStack, list[None]]] = {}
 
 
 @contextmanager
-def shared(name: Any, change: Callable[[], AbstractContextManager]) -> Iterator[None]:
+def shared(name: Any, change: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """`change()` is in force inside, once for all that ask for it by this name at the same time."""
     with _lock:
         if name not in _changes:
@@ -73,7 +72,7 @@ def hidden_modules(names: Iterable[str]) -> Iterator[None]:
     wait; one that imports such a module meanwhile does not find it either."""
     with _hiding:
         before = {name: sys.modules[name] for name in names if name in sys.modules}
-        sys.modules.update(dict.fromkeys(names))  # None: an import of it raises ImportError
+        sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: an import of it raises ImportError
         try:
             yield
         finally:

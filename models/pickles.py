@@ -28,11 +28,15 @@ _STRINGS = (
     "STRING",
 )
 _ACTIVATIONS = (  # torch.nn.Transformer*Layer keep their activation as a function
-    *(f"torch.nn.functional.{name}" for name in (
-        "relu", "gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "hardtanh", "softplus",
-        "logsigmoid", "tanh", "sigmoid", "softsign")),
+    *(
+        f"torch.nn.functional.{name}"
+        for name in """
+            relu gelu silu mish elu selu celu leaky_relu relu6 hardswish hardsigmoid hardtanh softplus
+            logsigmoid tanh sigmoid softsign
+        """.split()
+    ),
     *(f"torch._C._nn.{name}" for name in ("gelu", "softplus", "log_sigmoid", "mish")),
-)  # fmt: skip
+)
 
 
 def load_object(path: Path, legacy: bool, trust: bool) -> Any:
@@ -83,7 +87,8 @@ def _globals(stream: Any, where: Any) -> Iterator[str]:
     strings: list[str] = []
     memo: dict[int, str] = {}
     try:
-        for operation, argument, _ in pickletools.genops(stream):
+        operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(stream)
+        for operation, argument, _ in operations:
             if operation.name in _STRINGS:
                 strings.append(argument)
             elif operation.name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
@@ -129,7 +134,8 @@ def _harmless() -> dict[str, Any]:
     """The weights-only unpickler's own list: storages, dtypes, tensor rebuilders, OrderedDict, set."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    return _get_allowed_globals()
+    allowed: dict[str, Any] = _get_allowed_globals()
+    return allowed
 
 
 def _load_weights_only(path: Path, classes: dict[str, Any]) -> Any:
@@ -156,7 +162,7 @@ def _read(path: Path, load: Callable[[], Any]) -> Any:
             " which needs no classes."
         )
         raise UserError(f"{path} needs a class that cannot be imported here: {error}", hint) from error
-    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, EOFError, KeyError and more on damaged files
+    except Exception as error:  # of damaged files: RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise UserError(
             f"{path} cannot be loaded: {type(error).__name__}: {_reason(error)}",
             "Save or copy the model again.",

@@ -30,13 +30,14 @@ _BORDER = {
     "torch.bool": "bool",
 }
 _OPERATOR = r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\._?sym_\w+|torch\.Sym\w+|_operator\.\w+|math\.\w+|#.*"
-_SHAPE_FUNCTIONS = {  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
-    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "floor", "ceiling", "Piecewise",
-    "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "Eq", "Ne",
-    "Lt", "Le", "Gt", "Ge", "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "PythonMod", "Where", "Identity", "IntTrueDiv",
-    "FloatTrueDiv", "PowByNatural", "FloatPow", "FloorToInt", "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat",
-    "IsNonOverlappingAndDenseIndicator",
-}  # fmt: skip
+_SHAPE_FUNCTIONS = set(  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
+    """
+    Symbol Integer Rational Float Add Mul Pow Max Min Mod Abs floor ceiling Piecewise And Or Not Equality
+    Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan Eq Ne Lt Le Gt Ge FloorDiv CeilDiv
+    CleanDiv ModularIndexing PythonMod Where Identity IntTrueDiv FloatTrueDiv PowByNatural FloatPow
+    FloorToInt CeilToInt TruncToInt TruncToFloat RoundToInt ToFloat IsNonOverlappingAndDenseIndicator
+    """.split()
+)
 _INDEX_KEEPING = (
     "to",
     "_to_copy",
@@ -72,16 +73,16 @@ def describe(
     # Python text that program.module() would execute; capture fixes the shapes that it would guard
     program._guards_code = []
     placeholders = _tensor_inputs(program)
-    known = tuple(_spec(node, _example(program, index), title) for index, node in placeholders)
+    described = tuple(_spec(node, _example(program, index), title) for index, node in placeholders)
     chosen = {spec.name: spec for spec in given}
-    unknown = [spec.name for spec in given if spec.name not in {own.name for own in known}]
+    unknown = [spec.name for spec in given if spec.name not in {own.name for own in described}]
     if unknown:
         raise UserError(
-            f"{title} has no input {', '.join(unknown)}. Its inputs are: {listing(known)}.",
+            f"{title} has no input {', '.join(unknown)}. Its inputs are: {listing(described)}.",
             "Correct the name in --input.",
         )
     inputs = tuple(
-        _settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, known)
+        _settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, described)
     )
     module = _by_names(program, [index for index, _ in placeholders])
     fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(
@@ -93,14 +94,14 @@ def describe(
 def refuse_code(path: Path) -> None:
     """UserError if loading the archive would run more than its graph: pickled classes, native code, evaluated
     text."""
-    found = list(_code_in(path))
-    if found:
+    code = list(_code_in(path))
+    if code:
         hint = (
             "Save it again with torch.export.save, or add --trust-pickle if you trust where the file comes"
             " from."
         )
         raise UserError(
-            f"{path} is an exported program that carries code: {'; '.join(found[:5])}. None of it was run.",
+            f"{path} is an exported program that carries code: {'; '.join(code[:5])}. None of it was run.",
             hint,
         )
 

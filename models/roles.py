@@ -1,5 +1,5 @@
-"""Which tensors of a program are weights worth compressing: its tensors enter, a Role or a reason not to leaves
-for each of them, and the layers that they make up."""
+"""Which tensors of a program are weights worth compressing: its tensors enter, a Role or a reason not to
+leaves for each of them, and the layers that they make up."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 # too.
 SMALLEST_WEIGHT = 2048
 
-Axes = tuple[
-    int | None, ...
-]  # for each axis of a value, the axis of the tensor that it comes from; None where inserted
+# for each axis of a value, the axis of the tensor that it comes from; None where inserted
+Axes = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -90,19 +89,19 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
         return "not used by the graph"
     if data.ndim < 2:
         return "a bias, a norm or another vector: nothing to gain"
-    others = sorted({use for use in uses if isinstance(use, str)})
-    if others:
+    other_operators = sorted({use for use in uses if isinstance(use, str)})
+    if other_operators:
         return (
-            f"used by {', '.join(others[:3])}, not as the weight of a matrix product, convolution or"
+            f"used by {', '.join(other_operators[:3])}, not as the weight of a matrix product, convolution or"
             " embedding"
         )
     if data.numel() < SMALLEST_WEIGHT:
         return f"{data.numel()} elements, fewer than {SMALLEST_WEIGHT}: nothing to gain"
     order = ("linear", "convolution", "matmul", "embedding")
-    first = min(
-        uses, key=lambda role: order.index(role.kind)
-    )  # any axis is valid for every use: a weight is decompressed whole
-    return replace(first, other_kinds=tuple(sorted({role.kind for role in uses} - {first.kind})))
+    roles = [use for use in uses if isinstance(use, Role)]
+    # any axis is valid for every use: a weight is decompressed whole
+    first = min(roles, key=lambda role: order.index(role.kind))
+    return replace(first, other_kinds=tuple(sorted({role.kind for role in roles} - {first.kind})))
 
 
 def _uses(node: Node, axes: Axes, rank: int) -> Iterator[Role | str]:
@@ -152,8 +151,8 @@ def _role(name: str, user: Node, place: int, axes: Axes, rank: int) -> Role | No
         kind, channel, inputs = ("convolution", 1, 0) if user.args[6] else ("convolution", 0, 1)
     if kind is None or rank < 2 or len(axes) < 2 or axes[channel] is None:
         return None
-    other = next(axis for axis in range(rank) if axis != axes[channel])
-    return Role(kind, axes[channel], other if axes[inputs] is None else axes[inputs])
+    other_axis = next(axis for axis in range(rank) if axis != axes[channel])
+    return Role(kind, axes[channel], other_axis if axes[inputs] is None else axes[inputs])
 
 
 # (operator, argument) -> kind, axis of the output channels, axis that is summed over. `convolution` is in
@@ -191,14 +190,15 @@ def _transposed(user: Node, axes: Axes) -> Axes:
 def _reshaped(user: Node, axes: Axes) -> Axes | None:
     """Axes of length 1 may come and go; where another axis changes there is no answer."""
     before, after = user.args[0].meta["val"].shape, user.meta["val"].shape
-    kept = [axis for axis, size in zip(axes, before) if size != 1]
+    long_axes = [axis for axis, size in zip(axes, before) if size != 1]
     if [size for size in before if size != 1] != [size for size in after if size != 1]:
         return None
-    return tuple(None if size == 1 else kept.pop(0) for size in after)
+    return tuple(None if size == 1 else long_axes.pop(0) for size in after)
 
 
 def _expanded(user: Node, axes: Axes) -> Axes:
-    return (None,) * (user.meta["val"].ndim - len(axes)) + axes
+    inserted: int = user.meta["val"].ndim - len(axes)
+    return (None,) * inserted + axes
 
 
 _VIEWS = {

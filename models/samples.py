@@ -207,9 +207,8 @@ def _as_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
         if not hasattr(value, "detach"):
             return np.asarray(value)
         value = value.detach().cpu()
-        return (
-            value.float() if str(value.dtype) == "torch.bfloat16" else value
-        ).numpy()  # numpy has no bfloat16
+        array: np.ndarray = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        return array  # numpy has no bfloat16
     except (
         ValueError,
         TypeError,
@@ -226,7 +225,7 @@ def _check_names(given: Any, specs: tuple[TensorSpec, ...], where: str) -> None:
     missing, unknown = [name for name in own if name not in names], sorted(map(str, names - set(own)))
     if missing or unknown:
         parts = ("lacks", missing), ("has unknown", unknown)
-        complaint = " and ".join(f"{verb} {', '.join(found)}" for verb, found in parts if found)
+        complaint = " and ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
         raise UserError(f"{where} {complaint}. The model's inputs are: {listing(specs)}.", _HINT)
 
 

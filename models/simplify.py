@@ -40,8 +40,8 @@ def depends_on_inputs(work: Draft) -> set[Node]:
 
 WEIGHT_VIEWS = {
     aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default,
-    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.expand.default,
-    aten.slice.Tensor, aten.select.int,
+    aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim,
+    aten.expand.default, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _keeps_type_and_shape(node: Node) -> bool:
 
 
 class _Norm(NamedTuple):
-    """The constants of a batch norm in inference: y = (x - mean) / sqrt(variance + epsilon) * gamma + beta."""
+    """Constants of a batch norm in inference: y = (x - mean) / sqrt(variance + epsilon) * gamma + beta."""
 
     gamma: torch.Tensor | None
     beta: torch.Tensor | None

@@ -20,8 +20,8 @@ def settle_sizes(work: Draft) -> bool:
     2. Numbers that are read out of constants (`int(mask.max())`) become literals.
     3. Fake values, and numbers among them, are computed anew where their sources are known by then.
 
-    Needs nodes with their fake values. Raises UserError where a size is still open in the end: the model makes
-    tensors whose size its data decides.
+    Needs nodes with their fake values. Raises UserError where a size is still open in the end: the model
+    makes tensors whose size its data decides.
     """
     if not any(_is_open(node) for node in work.graph.nodes):
         return False

@@ -43,11 +43,11 @@ def find_state_dict(path: Path, saved: Any) -> Mapping[str, torch.Tensor]:
         for key in _NESTED:
             if is_state_dict(inner := saved.get(key)):
                 return inner
-    held = f"{type(saved).__name__}" + (
+    description = f"{type(saved).__name__}" + (
         f" with the keys {', '.join(map(str, list(saved)[:8]))}" if isinstance(saved, Mapping) else ""
     )
     raise UserError(
-        f"{path} holds neither a module nor a state dict, but a {held}.",
+        f"{path} holds neither a module nor a state dict, but a {description}.",
         "Save model.state_dict() or the whole model.",
     )
 
@@ -57,8 +57,8 @@ def check_safetensors(path: Path) -> tuple[str, ...]:
     UserError."""
     size = path.stat().st_size
     with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        length_bytes = stream.read(8)
+        length = struct.unpack("<Q", length_bytes)[0] if len(length_bytes) == 8 else size
         if not 2 <= length <= min(size - 8, _MOST_HEADER_BYTES):
             raise _bad_safetensors(path, f"the header claims {length} bytes of a {size}-byte file")
         text = stream.read(length)
@@ -82,7 +82,8 @@ def read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        weights: dict[str, torch.Tensor] = load_file(path)
+        return weights
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors: {error}", "Save or copy the model again."

@@ -1,5 +1,5 @@
-"""The tensors of a program: an ExportedProgram in, its parameters, buffers and constants out, each with the graph
-input that it arrives by."""
+"""The tensors of a program: an ExportedProgram in, its parameters, buffers and constants out, each with the
+graph input that it arrives by."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def load_torchscript(path: Path, options: LoadOptions) -> Source:
     converted = _convert(path, model, specs, limits)
     program, converted_module, own, own_limits = describe(converted, (), str(path))
     if len(own) != len(specs):
-        kept = f"{len(own)} of {len(specs)} inputs"
+        count = f"{len(own)} of {len(specs)} inputs"
         raise UserError(
-            f"{path}: the conversion of the TorchScript kept {kept}.", "Leave out inputs that are not used."
+            f"{path}: the conversion of the TorchScript kept {count}.", "Leave out inputs that are not used."
         )
     limits = {spec.name: own_limits[old.name] for spec, old in zip(specs, own) if old.name in own_limits}
     sha256 = content_of(path).sha256

@@ -198,7 +198,7 @@ def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
 
 def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> Callable[[Any], None]:
     """Tell the progress, and save where the time has come and the state is whole."""
-    from ..quantization.recovery import can_stop, saved
+    from ..quantization.recovery import can_stop, state_of
 
     last = 0
 
@@ -210,7 +210,7 @@ def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> 
             _make_folder(plan.checkpoint)
         step(f"loss {training.losses[-1]:.4g}")
         if plan.checkpoint and training.step - last >= plan.every and can_stop(training):
-            _write_checkpoint(plan.checkpoint, identity, saved(training))
+            _write_checkpoint(plan.checkpoint, identity, state_of(training))
             last = training.step
 
     return told

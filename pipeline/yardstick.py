@@ -80,7 +80,7 @@ def yardstick_of(
 def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str, Batches]:
     """-> target -> what a perfect conversion of the compressed model answers on its samples."""
     from ..models.evaluate import evaluate
-    from ..quantization.compress import with_grids
+    from ..quantization.compress import with_rounded_inputs
 
     captured = compressed.captured
     if not compressed.weights:
@@ -91,7 +91,7 @@ def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str
     if compressed.activations is not None and in_float:
         expected = dict.fromkeys(in_float, evaluate(captured.program, captured, dense))
     if set(targets) - expected.keys():
-        expected = dict.fromkeys(targets, evaluate(with_grids(compressed), captured, dense)) | expected
+        expected = dict.fromkeys(targets, evaluate(with_rounded_inputs(compressed), captured, dense)) | expected
     return expected
 
 

@@ -1,5 +1,5 @@
 """W8A8: where activations become 8-bit integers, and on which grid. A program and samples enter, an
-ActivationPlan leaves; `insert_grids` applies it.
+ActivationPlan leaves; `insert_rounding` applies it.
 
 The inputs of linear layers, matrix products with a weight and convolutions are quantized, one grid for each
 tensor. Products of two activations (attention) and everything else stay in the compute precision. Layers that
@@ -120,7 +120,7 @@ def plan_activations(
         return _leave_worst(runnable, samples[:JUDGED], sites, plan, least_psnr_db)
 
 
-def insert_grids(program: ExportedProgram, plan: ActivationPlan) -> ExportedProgram:
+def insert_rounding(program: ExportedProgram, plan: ActivationPlan) -> ExportedProgram:
     """A copy of the program whose planned layers read their input through quantize_per_tensor and
     dequantize_per_tensor (int8).
 
@@ -147,12 +147,12 @@ def find_sites(program: ExportedProgram, names: Iterable[str]) -> list[Site]:
     sites = []
     for tensor in tensors:
         for node, place, role in weight_uses(tensor) if tensor.name in names else ():
-            other = {"linear": 0, "convolution": 0}.get(role.kind)
+            input_place = {"linear": 0, "convolution": 0}.get(role.kind)
             if role.kind == "matmul":
                 first = 1 if "add" in str(node.target) else 0  # addmm and baddbmm begin with what is added
-                other = 2 * first + 1 - place
-            if other is not None and node.args[other] not in constants:
-                sites.append(Site(tensor.name, node, other))
+                input_place = 2 * first + 1 - place
+            if input_place is not None and node.args[input_place] not in constants:
+                sites.append(Site(tensor.name, node, input_place))
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     return sorted(sites, key=lambda site: order[site.node])
 
@@ -201,7 +201,7 @@ def _watch(
     sites: list[Site],
     look: Callable[[torch.fx.Node, torch.Tensor], None],
 ) -> None:
-    """Run the program on each sample; `look(source, values)` sees what each source of the sites gives, once."""
+    """Run the program on each sample; `look(source, values)` sees what each source of the sites gives."""
     sites_at: dict[torch.fx.Node, list[Site]] = {}
     for site in sites:
         sites_at.setdefault(site.node, []).append(site)
@@ -232,9 +232,9 @@ def clip(histogram: torch.Tensor, low: float, high: float) -> Ends:
     error."""
     centres = low + (torch.arange(len(histogram)) + 0.5) * (high - low) / len(histogram)
     ends = [
-        (float(share) * min(low, 0.0), float(other) * max(high, 0.0))
+        (float(share) * min(low, 0.0), float(high_share) * max(high, 0.0))
         for share in CLIPPING
-        for other in CLIPPING
+        for high_share in CLIPPING
     ]
     best, least = (low, high), math.inf
     for lowest, highest in dict.fromkeys(ends):
@@ -246,7 +246,7 @@ def clip(histogram: torch.Tensor, low: float, high: float) -> Ends:
 
 
 def fake_quantize(values: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The nearest values of the grid, as `insert_grids` computes them."""
+    """The nearest values of the grid, as `insert_rounding` computes them."""
     return torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, LOW, HIGH)
 
 
@@ -273,7 +273,10 @@ def _round_trip() -> Callable[[torch.Tensor, float, int], torch.Tensor]:
 
     def round_trip(values: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
         codes = library.quantize_per_tensor.default(values, scale, zero_point, LOW, HIGH, torch.int8)
-        return library.dequantize_per_tensor.default(codes, scale, zero_point, LOW, HIGH, torch.int8)
+        rounded: torch.Tensor = library.dequantize_per_tensor.default(
+            codes, scale, zero_point, LOW, HIGH, torch.int8
+        )
+        return rounded
 
     return round_trip
 
@@ -329,9 +332,9 @@ def _psnr_db(
     references: list[tuple[torch.Tensor, ...]], answers: list[tuple[torch.Tensor, ...]]
 ) -> list[float]:
     """One figure for each floating-point output, over all samples."""
-    figures = []
+    psnrs = []
     for reference, answer in zip(zip(*references), zip(*answers)):
         if reference[0].is_floating_point():
             wish, value = torch.stack(reference).double(), torch.stack(answer).double()
-            figures.append(decibels(float(wish.abs().max()) ** 2, float((value - wish).square().mean())))
-    return figures
+            psnrs.append(decibels(float(wish.abs().max()) ** 2, float((value - wish).square().mean())))
+    return psnrs

@@ -23,10 +23,14 @@ APART = 336  # elements between the two halves of a search's room
 SAMPLED = 64  # rows that tell whether to look for a grid in all
 # scales tried, relative to the one that clips nothing; the fewer the bits, the more it pays to clip
 STEPS = {
-    2: (1.3, 1.15, 0.9, 0.8, 0.7, 0.62, 0.55, 0.48, 0.42, 0.37), 3: (1.2, 1.1, 0.93, 0.86, 0.8, 0.73, 0.67, 0.6, 0.52, 0.45),
-    4: (0.94, 0.88, 0.8), 5: (1.03, 0.96, 0.92, 0.87, 0.82, 0.76, 0.7), 6: (0.97, 0.93, 0.88, 0.82), 7: (0.96, 0.91),
+    2: (1.3, 1.15, 0.9, 0.8, 0.7, 0.62, 0.55, 0.48, 0.42, 0.37),
+    3: (1.2, 1.1, 0.93, 0.86, 0.8, 0.73, 0.67, 0.6, 0.52, 0.45),
+    4: (0.94, 0.88, 0.8),
+    5: (1.03, 0.96, 0.92, 0.87, 0.82, 0.76, 0.7),
+    6: (0.97, 0.93, 0.88, 0.82),
+    7: (0.96, 0.91),
     8: (0.96,),
-}  # fmt: skip
+}
 NARROWING = 0.9  # beyond the steps, for blocks whose outliers make an ever smaller scale better
 LEAST_SQUARES_BELOW = (
     7  # bits: with more, what fitting the scale to the codes would gain is lost when it is rounded to float16
@@ -91,7 +95,7 @@ def quantize(
     for first in range(0, len(rows), step):
         part = slice(first, first + step)
         block = _Block(rows[part], None if roots is None else roots[part], bits, _room(rows[part]))
-        scale[part], zero[part] = _keep_grid(block, mode, *SEARCHES[mode](block))
+        scale[part], zero[part] = _prefer_exact_grid(block, mode, *SEARCHES[mode](block))
         low, high = (
             (block.low, block.high)
             if mode != "asymmetric"
@@ -122,7 +126,7 @@ def _like(importance: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return importance.float().expand(weight.shape)
 
 
-def _keep_grid(
+def _prefer_exact_grid(
     block: _Block, mode: str, scale: torch.Tensor, zero: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point [n, 1], but those that give a row back exactly where it was on their grid:
@@ -133,15 +137,15 @@ def _keep_grid(
     else:
         extent, most = torch.maximum(high, -low), -block.low
     counts = range(most, max(0, most - 4), -1)
-    some = slice(None, None, max(1, len(extent) // SAMPLED))
+    sampled = slice(None, None, max(1, len(extent) // SAMPLED))
     if (
-        extent[some].any()
-        and not on_grid(block.rows[some], extent[some], counts, block.low, block.high)[0].any()
+        extent[sampled].any()
+        and not on_grid(block.rows[sampled], extent[sampled], counts, block.low, block.high).is_exact.any()
     ):
         return scale, zero
-    found = on_grid(block.rows, extent, counts, block.low, block.high)
-    exact = found[0] & ((found[2] == 0) | (mode == "asymmetric"))
-    return torch.where(exact, found[1], scale), torch.where(exact, found[2], zero)
+    grid = on_grid(block.rows, extent, counts, block.low, block.high)
+    is_exact = grid.is_exact & ((grid.zero_point == 0) | (mode == "asymmetric"))
+    return torch.where(is_exact, grid.scale, scale), torch.where(is_exact, grid.zero_point, zero)
 
 
 def _minmax(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,7 +276,9 @@ def _error(block: _Block, scale: torch.Tensor, zero: torch.Tensor | None = None)
                 errors if block.root is None else errors.mul_(block.root[:, columns]), dim=1
             )
         )
-    together = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    together: torch.Tensor = (
+        parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    )
     return together.unsqueeze(1) * scale
 
 
@@ -299,7 +305,7 @@ def _nearest(
     rows = block.rows[:, columns]
     exact, codes = (part[:, : rows.shape[1]] for part in block.room)
     torch.mul(rows, scale.reciprocal(), out=exact)
-    return exact, torch.round(exact, out=codes).clamp_(low, high)
+    return exact, torch.round(exact, out=codes).clamp_(low, high)  # type: ignore[arg-type]  # both numbers or both tensors
 
 
 def _storable(scale: torch.Tensor, bits: int, up: bool = False) -> torch.Tensor:

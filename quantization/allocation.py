@@ -41,10 +41,10 @@ def least_error(problem: Problem, most_bits: np.ndarray) -> np.ndarray | None:
     None where nothing is small enough."""
     best, scale = None, float(problem.errors.max(axis=1).sum(axis=0).max(initial=0.0)) or 1.0
     for _ in range(ROUNDS):
-        found = _solve_worst(problem, most_bits, scale)
-        if found is None:
+        choice = _solve_worst(problem, most_bits, scale)
+        if choice is None:
             return best if best is not None else _smallest(problem, most_bits)
-        best = found if best is None or problem.worst(found) < problem.worst(best) else best
+        best = choice if best is None or problem.worst(choice) < problem.worst(best) else best
         if problem.worst(best) > 0.1 * scale or problem.worst(best) == 0:
             return best
         scale = problem.worst(best)

@@ -59,8 +59,8 @@ def calibrate(
     """-> name -> LayerStatistics, for the names that have any; embeddings and transposed convolutions have
     gradients only.
 
-    kinds: of "hessian", "mean_abs", "gradient". samples: the captured ones, if none are given. The Hessians of
-    one pass over the samples take at most `budget` bytes (or one layer's, where that is more).
+    kinds: of "hessian", "mean_abs", "gradient". samples: the captured ones, if none are given. The Hessians
+    of one pass over the samples take at most `budget` bytes (or one layer's, where that is more).
     Raises UserError for samples or activations that are not finite.
     """
     if unknown := kinds - set(KINDS):
@@ -214,7 +214,7 @@ def _tap(name: str, tensor: Tensor, use: WeightUse) -> Tap | None:
             weight[1] * size,
             node.args[8],
             size,
-            lambda args: _patches(args[0], kernel, *args[3:6], args[8]),
+            lambda args: _patches(args[0], kernel, args[3], args[4], args[5], args[8]),
         )
     if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[
         -2
@@ -255,7 +255,9 @@ def _patches(
         [*values] * rank if len(values) == 1 else list(values) for values in (stride, padding, dilation)
     )
     inputs = inputs if inputs.ndim == rank + 2 else inputs.unsqueeze(0)
-    windows = torch.nn.functional.pad(inputs, [amount for one in reversed(padding) for amount in (one, one)])
+    windows = torch.nn.functional.pad(
+        inputs, [amount for each in reversed(padding) for amount in (each, each)]
+    )
     for axis in range(rank):
         reach = dilation[axis] * (size[axis] - 1) + 1
         windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]

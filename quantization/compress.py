@@ -20,7 +20,7 @@ from ..models.errors import UserError
 from ..models.quiet import quiet
 from ..models.roles import Role
 from ..models.tensors import Storage, Tensor, storage_of
-from .activations import ActivationPlan, insert_grids, plan_activations
+from .activations import ActivationPlan, insert_rounding, plan_activations
 from .affine import LARGEST_FLOAT16
 from .layers import Evidence, compress_weight, needs
 from .overrides import layer_recipes
@@ -130,14 +130,14 @@ def decompressed(compressed: Compressed) -> ExportedProgram:
         id(weight): weight.dense() for weight in compressed.weights.values()
     }  # by identity: tied weights stay tied
     dense = with_weights(program, {name: decoded[id(weight)] for name, weight in compressed.weights.items()})
-    return dense if compressed.activations is None else insert_grids(dense, compressed.activations)
+    return dense if compressed.activations is None else insert_rounding(dense, compressed.activations)
 
 
-def with_grids(compressed: Compressed) -> ExportedProgram:
+def with_rounded_inputs(compressed: Compressed) -> ExportedProgram:
     """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights
     are the source's."""
     program = compressed.captured.program
-    return program if compressed.activations is None else insert_grids(program, compressed.activations)
+    return program if compressed.activations is None else insert_rounding(program, compressed.activations)
 
 
 def _with_activations(
@@ -265,10 +265,10 @@ def _calibration_warnings(captured: Captured, few: dict[str, str]) -> tuple[str,
     is too little, or ""."""
     if not few:
         return ()
-    short = {name: told for name, told in few.items() if told}
+    short = {name: sentence for name, sentence in few.items() if sentence}
     warnings = [
-        f"{len(short)} of {len(few)} layers rest on few samples; {name} was {told}"
-        for name, told in list(short.items())[:1]
+        f"{len(short)} of {len(few)} layers rest on few samples; {name} was {sentence}"
+        for name, sentence in list(short.items())[:1]
     ]
     if captured.samples.kind == "synthetic":
         warnings.append(

@@ -5,47 +5,52 @@ Searching for the least error does not find it: a decompressed weight is rounded
 one names the scale only up to a few units of the last place.
 """
 
+from typing import NamedTuple
+
 import torch
 
 PROBE = 8  # elements of a row that rule out nearly every row that is on no grid
 CLOSE = 2  # units of the last place, of a float16 scale: what rounding two extremes can move it by
 
 
-def on_grid(
-    rows: torch.Tensor, extent: torch.Tensor, counts: range, low: int, high: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class OnGrid(NamedTuple):
+    """For each row whether a grid holds it exactly, and that grid; all [n, 1]."""
+
+    is_exact: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+
+def on_grid(rows: torch.Tensor, extent: torch.Tensor, counts: range, low: int, high: int) -> OnGrid:
     """rows float32 [n, elements], extent [n, 1]: a distance of some number in `counts` of scales, low and
     high: the least and largest code.
 
-    -> (found bool [n, 1], scale [n, 1], zero point [n, 1]) with row == float16(scale * (code - zero)) for
-    codes within low..high. The zero point is 0 where that will do. Rows of zeros are not found.
+    -> scales and zero points with row == float16(scale * (code - zero point)) for codes within low..high. The
+    zero point is 0 where that will do. Rows of zeros are not taken as exact.
     """
-    found, scale, zero = (
-        torch.zeros_like(extent, dtype=torch.bool),
-        torch.ones_like(extent),
-        torch.zeros_like(extent),
-    )
+    is_exact = torch.zeros_like(extent, dtype=torch.bool)
+    scale, zero = torch.ones_like(extent), torch.zeros_like(extent)
     probe = rows[:, :PROBE]
     left = ((probe.half() == probe).all(1) & (extent[:, 0] > 0)).nonzero().flatten()
     if not len(left):
-        return found, scale, zero
+        return OnGrid(is_exact, scale, zero)
     tried = _candidates(extent[left], counts)
     hopeful = _exact(probe[left].unsqueeze(1), tried.unsqueeze(2)).all(2)
     for place in hopeful.any(0).nonzero().flatten().tolist():
-        some = left[hopeful[:, place] & ~found[left, 0]]
-        chosen = tried[hopeful[:, place] & ~found[left, 0], place].unsqueeze(1)
-        steps = (rows[some] / chosen).round()
+        rows_left = left[hopeful[:, place] & ~is_exact[left, 0]]
+        chosen = tried[hopeful[:, place] & ~is_exact[left, 0], place].unsqueeze(1)
+        steps = (rows[rows_left] / chosen).round()
         least, most = steps.amin(1, keepdim=True), steps.amax(1, keepdim=True)
         point = torch.zeros_like(chosen).clamp(low - least, high - most).clamp(low, high)
         fits = (
-            _exact(rows[some], chosen).all(1, keepdim=True) & (least + point >= low) & (most + point <= high)
+            _exact(rows[rows_left], chosen).all(1, keepdim=True)
+            & (least + point >= low)
+            & (most + point <= high)
         )
-        found[some], scale[some], zero[some] = (
-            fits,
-            torch.where(fits, chosen, 1.0),
-            torch.where(fits, point, 0.0),
-        )
-    return found, scale, zero
+        is_exact[rows_left] = fits
+        scale[rows_left] = torch.where(fits, chosen, 1.0)
+        zero[rows_left] = torch.where(fits, point, 0.0)
+    return OnGrid(is_exact, scale, zero)
 
 
 def _candidates(extent: torch.Tensor, counts: range) -> torch.Tensor:

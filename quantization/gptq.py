@@ -49,18 +49,20 @@ def gptq(
     """
     order = _order(hessian, blocks)
     columns = to_columns(weight, hessian, order)
-    kept = None if mask is None else to_columns(mask, hessian, order)
-    start = weight if mask is None else weight * mask
-    grid = _Grid(
-        columns, bits, blocks, mode, quantize(start, bits, (blocks[0], *[1] * (weight.ndim - 1)), mode)
+    survives = None if mask is None else to_columns(mask, hessian, order)
+    pruned = weight if mask is None else weight * mask
+    rounding = _Grid(
+        columns, bits, blocks, mode, quantize(pruned, bits, (blocks[0], *[1] * (weight.ndim - 1)), mode)
     )
 
     def store(column: int, moved: torch.Tensor) -> torch.Tensor:
-        value = grid.round(column, moved if kept is None else moved * kept[:, column])
-        return value if kept is None else value * kept[:, column]
+        value = rounding.round(column, moved if survives is None else moved * survives[:, column])
+        return value if survives is None else value * survives[:, column]
 
     def prepare(column: int, ahead: torch.Tensor) -> None:
-        grid.fit(column, ahead if kept is None else ahead * kept[:, column : column + ahead.shape[1]])
+        rounding.fit(
+            column, ahead if survives is None else ahead * survives[:, column : column + ahead.shape[1]]
+        )
 
     sweep(
         columns,
@@ -69,8 +71,8 @@ def gptq(
         prepare if blocks[1] > 1 else None,
         store,
     )
-    codes = from_columns(grid.codes, weight.shape, order)
-    return Codes(bits, codes, *grid.parameters(blocks))
+    codes = from_columns(rounding.codes, weight.shape, order)
+    return Codes(bits, codes, *rounding.parameters(blocks))
 
 
 class _Grid:
@@ -159,13 +161,16 @@ def sweep(
         for index in range(stop - start):
             before = errors[:, start : start + index]
             if prepare and index % span == 0:
-                some = slice(start + index, start + index + span)
+                span_columns = slice(start + index, start + index + span)
                 pushed = (
                     base[:, index : index + span]
-                    - columns[:, some]
+                    - columns[:, span_columns]
                     + gains[:, index : index + span, :index] @ before
                 )
-                prepare(start + index, columns[:, some] + _settle(feedback.gains[:, some, some], pushed))
+                prepare(
+                    start + index,
+                    columns[:, span_columns] + _settle(feedback.gains[:, span_columns, span_columns], pushed),
+                )
             moved = base[:, index] + (gains[:, index : index + 1, :index] @ before).squeeze(1)
             stored[:, start + index] = store(start + index, moved)
             errors[:, start + index] = columns[:, start + index] - stored[:, start + index]

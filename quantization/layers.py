@@ -38,6 +38,12 @@ class Evidence:
     def has(self, what: str) -> bool:
         return getattr(self.statistics, what, None) is not None
 
+    @property
+    def hessian(self) -> torch.Tensor:
+        """Of the statistics, for kernels that are chosen only where there is one."""
+        assert self.statistics is not None and self.statistics.hessian is not None
+        return self.statistics.hessian
+
 
 NOTHING = Evidence()
 
@@ -65,8 +71,8 @@ def compress_weight(
         # GPTQ's sweep makes up for what the mask takes; SparseGPT's own has done so already
         makes_up = scheme.method == "gptq" and (prune is None or prune.kind != "sparsegpt")
         values = _quantize(data if makes_up else survivors_only, scheme, role, mask, evidence)
-    kept = survivors_only.half() if values is None else None
-    weight = CompressedWeight(name, shape, values, mask, kept)
+    surviving = survivors_only.half() if values is None else None
+    weight = CompressedWeight(name, shape, values, mask, surviving)
     return Realised(weight, realised, "; ".join(reasons))
 
 
@@ -189,7 +195,7 @@ def _prune(
 
         mask, moved = prune(
             _as_matrix(data, role),
-            evidence.statistics.hessian,
+            evidence.hessian,
             (scheme.n, scheme.m) if scheme.m else scheme.fraction,
         )
         mask, moved = _from_matrix(mask, data, role), _from_matrix(moved, data, role)
@@ -208,46 +214,54 @@ def _prune(
 
 
 def _quantize(
-    kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
+    data: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
 ) -> Codes:
     if scheme.method == "gptq":
-        return _gptq(kept, scheme, role, mask, evidence)
-    blocks = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
+        return _gptq(data, scheme, role, mask, evidence)
+    blocks = blocks_of(scheme.granularity, tuple(data.shape), role.channel_axis, role.input_axis)
     return quantize(
-        kept, scheme.bits, blocks, scheme.mode
+        data, scheme.bits, blocks, scheme.mode
     )  # AWQ has rescaled the weight already (see `compress`)
 
 
 def _gptq(
-    kept: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
+    data: torch.Tensor, scheme: Linear, role: Role, mask: torch.Tensor | None, evidence: Evidence
 ) -> Codes:
     from .gptq import gptq
 
-    matrix = _as_matrix(kept, role)
+    matrix = _as_matrix(data, role)
     blocks = blocks_of(scheme.granularity, tuple(matrix.shape), 0, 1)
     codes = gptq(
         matrix,
-        evidence.statistics.hessian,
+        evidence.hessian,
         scheme.bits,
         blocks,
         scheme.mode,
         None if mask is None else _as_matrix(mask, role),
     )
-    if role.channel_axis % kept.ndim == 0:
+    if role.channel_axis % data.ndim == 0:
         return codes
     zero_point = None if codes.zero_point is None else codes.zero_point.t().contiguous()
     return Codes(codes.bits, codes.codes.t().contiguous(), codes.scale.t().contiguous(), zero_point)
 
 
 def _palettize(
-    kept: torch.Tensor, scheme: Palettize, role: Role, mask: torch.Tensor | None, evidence: Evidence
+    data: torch.Tensor, scheme: Palettize, role: Role, mask: torch.Tensor | None, evidence: Evidence
 ) -> Palette:
-    groups = blocks_of(scheme.granularity, tuple(kept.shape), role.channel_axis, role.input_axis)
-    importance = evidence.statistics.gradient_square if scheme.sensitive else None
+    groups = blocks_of(scheme.granularity, tuple(data.shape), role.channel_axis, role.input_axis)
+    importance = None if evidence.statistics is None else evidence.statistics.gradient_square
+    importance = importance if scheme.sensitive else None
     return palettize(
-        kept, scheme.bits, groups, mask, vector=scheme.vector, vector_axis=role.channel_axis % kept.ndim, scaled=scheme.scaled,
-        importance=importance, table_bits=scheme.table_bits,
-    )  # fmt: skip
+        data,
+        scheme.bits,
+        groups,
+        mask,
+        vector=scheme.vector,
+        vector_axis=role.channel_axis % data.ndim,
+        scaled=scheme.scaled,
+        importance=importance,
+        table_bits=scheme.table_bits,
+    )
 
 
 def _as_matrix(data: torch.Tensor, role: Role) -> torch.Tensor:

@@ -28,9 +28,16 @@ REFITS = 3  # of an int8 table: assign again, fit again
 
 
 def palettize(
-    weight: torch.Tensor, bits: int, groups: tuple[int, ...], mask: torch.Tensor | None = None, vector: int = 1, vector_axis: int = 0,
-    scaled: bool = False, importance: torch.Tensor | None = None, table_bits: int = 16,
-) -> Palette:  # fmt: skip
+    weight: torch.Tensor,
+    bits: int,
+    groups: tuple[int, ...],
+    mask: torch.Tensor | None = None,
+    vector: int = 1,
+    vector_axis: int = 0,
+    scaled: bool = False,
+    importance: torch.Tensor | None = None,
+    table_bits: int = 16,
+) -> Palette:
     """weight float32 [64, 128] within float16's range, groups (4, 1) -> indices [64, 128], lut [4, 1, 2^bits,
     1].
 
@@ -60,7 +67,7 @@ def _cluster_values(
     table_bits: int,
 ) -> Palette:
     rows = to_rows(weight, groups)
-    kept, counts = (None if part is None else to_rows(part, groups) for part in (mask, importance))
+    survives, counts = (None if part is None else to_rows(part, groups) for part in (mask, importance))
     indices, tables, scales = (
         torch.empty(rows.shape, dtype=torch.uint8),
         torch.empty(len(rows), 2**bits),
@@ -71,7 +78,9 @@ def _cluster_values(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         keys = _keys(rows[part])
-        line = _line(keys, None if kept is None else kept[part], None if counts is None else counts[part])
+        line = _line(
+            keys, None if survives is None else survives[part], None if counts is None else counts[part]
+        )
         fitted = fit_tables(line, 2**bits)
         if table_bits == 8:
             fitted, scales[part] = _int8_tables(line, fitted)
@@ -148,12 +157,12 @@ def _nearest(keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     entries = torch.arange(tables.shape[1], dtype=torch.uint8).repeat(len(tables))
     by_key = torch.from_numpy(np.repeat(entries.numpy(), lengths.flatten().numpy()))
     starts = KEYS * torch.arange(len(keys), dtype=torch.int32).unsqueeze(1)
-    found = torch.empty(keys.shape, dtype=torch.uint8)
+    nearest = torch.empty(keys.shape, dtype=torch.uint8)
     for piece in pieces(*keys.shape):
         torch.index_select(
-            by_key, 0, _places(keys[piece]).add_(starts[piece[0]]).flatten(), out=found[piece].view(-1)
+            by_key, 0, _places(keys[piece]).add_(starts[piece[0]]).flatten(), out=nearest[piece].view(-1)
         )
-    return found
+    return nearest
 
 
 def _places(keys: torch.Tensor) -> torch.Tensor:
@@ -164,8 +173,8 @@ def _places(keys: torch.Tensor) -> torch.Tensor:
 def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (tables float32 [n, entries], float16(code * scale), ascending; scale [n, 1]). The best seen of a
     few fits to what is nearest."""
-    given = tables
-    kept, kept_scale = _kept_grid(given)
+    original = tables
+    is_stored, stored_scale = _grid_of_codes(original)
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for _ in range(REFITS):
         weight, total = runs(line, cuts_between(line, tables))
@@ -185,18 +194,20 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
             torch.where(better, scale, best[2]),
         )
     assert best is not None  # REFITS is at least 1
-    return torch.where(kept, given, best[1]).float(), torch.where(kept, kept_scale, best[2].float())
+    return torch.where(is_stored, original, best[1]).float(), torch.where(
+        is_stored, stored_scale, best[2].float()
+    )
 
 
-def _kept_grid(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _grid_of_codes(tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """-> (whether a table is of int8 codes times a scale already [n, 1], that scale): such tables stay as
     they are."""
     largest = tables.abs().amax(1, keepdim=True).float()
     least = int(LARGEST_CODE / SCALES[-1])
-    found, scale, zero = on_grid(
+    is_exact, scale, zero = on_grid(
         tables.float(), largest, range(LARGEST_CODE, least - 1, -1), -LARGEST_CODE, LARGEST_CODE
     )
-    return found & (zero == 0), scale  # a table has no zero point
+    return is_exact & (zero == 0), scale  # a table has no zero point
 
 
 def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -213,9 +224,12 @@ def _table_scale(means: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _scaled(
-    weight: torch.Tensor, fit: Callable[[torch.Tensor, torch.Tensor | None], Palette], axis: int, mask: torch.Tensor | None,
+    weight: torch.Tensor,
+    fit: Callable[[torch.Tensor, torch.Tensor | None], Palette],
+    axis: int,
+    mask: torch.Tensor | None,
     importance: torch.Tensor | None,
-) -> Palette:  # fmt: skip
+) -> Palette:
     """The best of three: channels divided by their largest magnitude (coremltools), by their root mean
     square, and left as they are.
 

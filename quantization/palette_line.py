@@ -100,10 +100,10 @@ def _equal_importance(line: Line, edges: torch.Tensor, bins: int, entries: int) 
     for _ in range(CAPPINGS):
         importance = torch.minimum(importance, edges.diff(dim=1) * importance.sum(1, keepdim=True) / entries)
     mass = torch.nn.functional.pad(importance.cumsum(1), (1, 0))
-    wanted = torch.arange(1, bins) * (mass[:, -1:] / bins)
-    upper = torch.searchsorted(mass, wanted).clamp_(1, edges.shape[1] - 1)
+    targets = torch.arange(1, bins) * (mass[:, -1:] / bins)
+    upper = torch.searchsorted(mass, targets).clamp_(1, edges.shape[1] - 1)
     low, high, first = mass.gather(1, upper - 1), mass.gather(1, upper), edges.gather(1, upper - 1)
-    inside = (wanted - low) / (high - low).clamp_min(TINY)
+    inside = (targets - low) / (high - low).clamp_min(TINY)
     return _with_ends(line, first + (inside * (edges.gather(1, upper) - first)).round().long())
 
 
@@ -128,9 +128,9 @@ def _anywhere(line: Line, cuts: torch.Tensor) -> torch.Tensor:
 def _around(line: Line, cuts: torch.Tensor, share: float, steps: int) -> torch.Tensor:
     """Candidates [n, entries + 1, c] for each cut: `share` of the way to its neighbours, in equal steps of
     value."""
-    wanted = _between(line.values.gather(1, cuts.clamp_max(line.values.shape[1] - 1)), share, steps)
-    found = torch.searchsorted(line.values, wanted.flatten(1)).reshape(wanted.shape)
-    return _pinned(torch.cat([cuts.unsqueeze(2), found], dim=2), line)
+    borders = _between(line.values.gather(1, cuts.clamp_max(line.values.shape[1] - 1)), share, steps)
+    places = torch.searchsorted(line.values, borders.flatten(1)).reshape(borders.shape)
+    return _pinned(torch.cat([cuts.unsqueeze(2), places], dim=2), line)
 
 
 def _between(at: torch.Tensor, share: float, steps: int) -> torch.Tensor:
@@ -182,7 +182,7 @@ def _move(line: Line, candidates: torch.Tensor) -> torch.Tensor:
     )
     gains = (total[:, 1:, None, :] - total[:, :-1, :, None]).square_()
     gains.div_((weight[:, 1:, None, :] - weight[:, :-1, :, None]).add_(TINY))  # [n, entries, start, end]
-    torch.nn.functional.threshold_(gains, -TINY, -torch.inf)  # a run cannot end before it starts
+    torch.threshold_(gains, -TINY, -torch.inf)  # a run cannot end before it starts
     best, choices = torch.zeros_like(weight[:, 0]), []
     for gain in gains.unbind(1):
         best, choice = gain.add_(best.unsqueeze(2)).max(1)

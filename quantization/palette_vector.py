@@ -23,9 +23,15 @@ LARGEST_SCALE = 515.5  # of an int8 table: float16's largest number of which no 
 
 
 def cluster_vectors(
-    weight: torch.Tensor, bits: int, groups: tuple[int, ...], vector: int, axis: int, mask: torch.Tensor | None,
-    importance: torch.Tensor | None, table_bits: int,
-) -> Palette:  # fmt: skip
+    weight: torch.Tensor,
+    bits: int,
+    groups: tuple[int, ...],
+    vector: int,
+    axis: int,
+    mask: torch.Tensor | None,
+    importance: torch.Tensor | None,
+    table_bits: int,
+) -> Palette:
     """weight [64, 128], groups (4, 1), vector 2, axis 0 -> indices [32, 128], lut [4, 1, 2^bits, 2];
     weight[2i + v] = lut[indices[i], v]."""
     counts = torch.ones_like(weight) if importance is None else importance.float()
@@ -129,7 +135,7 @@ def _means(
 ) -> torch.Tensor:
     """An entry that nothing is nearest to stays."""
     sums = [
-        [torch.bincount(index, one, minlength=len(table)) for one in part.double().unbind(1)]
+        [torch.bincount(index, column, minlength=len(table)) for column in part.double().unbind(1)]
         for part in (weights, weights * points)
     ]
     count, total = (torch.stack(part, dim=1) for part in sums)
@@ -148,7 +154,7 @@ def _nearest(points: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -
     step = max(1, AT_ONCE // len(table))
     for start in range(0, len(points), step):
         part = slice(start, start + step)
-        found = (torch.cat([weights[part] * points[part], weights[part]], dim=1) @ factors).min(1)
-        index[part] = found.indices
-        error += float(found.values.sum(dtype=torch.float64))
+        least = (torch.cat([weights[part] * points[part], weights[part]], dim=1) @ factors).min(1)
+        index[part] = least.indices
+        error += float(least.values.sum(dtype=torch.float64))
     return index, error

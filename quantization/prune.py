@@ -34,9 +34,9 @@ def survivors_of_all(weights: Sequence[torch.Tensor], fraction: Fraction) -> lis
     order = torch.cat([weight.flatten()[border].abs() for weight, border in zip(weights, borders)]).argsort(
         stable=True
     )
-    kept = torch.ones(len(order), dtype=torch.bool)
-    kept[order[: pruned - int(counts[:threshold].sum())]] = False
-    for mask, border, keeps in zip(masks, borders, kept.split([len(border) for border in borders])):
+    survives = torch.ones(len(order), dtype=torch.bool)
+    survives[order[: pruned - int(counts[:threshold].sum())]] = False
+    for mask, border, keeps in zip(masks, borders, survives.split([len(border) for border in borders])):
         mask.view(-1)[border] = keeps
     return list(masks)
 
@@ -78,8 +78,8 @@ def surviving_blocks(weight: torch.Tensor, fraction: Fraction, size: int, axis: 
     """
     channels = weight.shape[axis]
     rows = torch.nn.functional.pad(weight.movedim(axis, -1), (0, -channels % size)).unflatten(-1, (-1, size))
-    kept = survivors(torch.linalg.vector_norm(rows, dim=-1).movedim(-1, axis).contiguous(), fraction)
-    return kept.repeat_interleave(size, dim=axis).narrow(axis, 0, channels).contiguous()
+    survives = survivors(torch.linalg.vector_norm(rows, dim=-1).movedim(-1, axis).contiguous(), fraction)
+    return survives.repeat_interleave(size, dim=axis).narrow(axis, 0, channels).contiguous()
 
 
 def surviving_channels(weight: torch.Tensor, fraction: Fraction, axis: int) -> torch.Tensor:

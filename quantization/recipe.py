@@ -49,17 +49,27 @@ Part = str | Linear | Palettize | Prune | Activations
 
 # option -> (field of the scheme, value); "blockN" and the like take a number
 _LINEAR = {
-    "per-tensor": ("granularity", PerTensor()), "per-channel": ("granularity", PerChannel()), "blockN": ("granularity", PerBlock),
-    **{mode: ("mode", mode) for mode in MODES}, **{method: ("method", method) for method in METHODS if method},
-}  # fmt: skip
+    "per-tensor": ("granularity", PerTensor()),
+    "per-channel": ("granularity", PerChannel()),
+    "blockN": ("granularity", PerBlock),
+    **{mode: ("mode", mode) for mode in MODES},
+    **{method: ("method", method) for method in METHODS if method},
+}
 _PALETTIZE = {
-    "per-tensor": ("granularity", PerTensor()), "groupN": ("granularity", PerGroup), "vectorN": ("vector", int),
-    "scaled": ("scaled", True), "sensitive": ("sensitive", True), "int8": ("table_bits", 8),
-}  # fmt: skip
+    "per-tensor": ("granularity", PerTensor()),
+    "groupN": ("granularity", PerGroup),
+    "vectorN": ("vector", int),
+    "scaled": ("scaled", True),
+    "sensitive": ("sensitive", True),
+    "int8": ("table_bits", 8),
+}
 _PRUNE = {
-    "magnitude": ("kind", "magnitude"), "global": ("kind", "global"), "channels": ("kind", "channels"),
-    "sparsegpt": ("kind", "sparsegpt"), "blockN": ("size", int),
-}  # fmt: skip
+    "magnitude": ("kind", "magnitude"),
+    "global": ("kind", "global"),
+    "channels": ("kind", "channels"),
+    "sparsegpt": ("kind", "sparsegpt"),
+    "blockN": ("size", int),
+}
 _W8A8 = {observer: ("observer", observer) for observer in OBSERVERS}
 _EXAMPLE = {"blockN": "block32", "groupN": "group16", "vectorN": "vector2"}
 
@@ -166,7 +176,7 @@ def _parse_word(word: str, text: str) -> Part:
 def _parse_prune(word: str, number: str | None, sign: str | None, options: list[str], text: str) -> Prune:
     """ "prune50:block4", "prune0.5%", "prune:2of4". A bare 0.5 could mean half of the weights or half a
     percent of them, so it is refused."""
-    ratios = [found for option in options if (found := re.fullmatch(r"(\d+)of(\d+)", option))]
+    ratios = [match for option in options if (match := re.fullmatch(r"(\d+)of(\d+)", option))]
     fields = _options(
         word, [option for option in options if not re.fullmatch(r"\d+of\d+", option)], _PRUNE, "NofM"
     )
@@ -200,16 +210,17 @@ def _options(
     """["block32", "gptq"] -> {"granularity": PerBlock(32), "method": "gptq"}, from a table of options;
     `others` are named in errors too."""
     fields: dict[str, Any] = {}
-    said: dict[str, str] = {}
+    options_by_field: dict[str, str] = {}
     for option in options:
-        kind, size = re.fullmatch(r"(.*?)(\d*)", option).groups()
+        parts = re.fullmatch(r"(.*?)(\d*)", option)
+        kind, size = parts.groups() if parts else (option, "")
         name = option if option in allowed else f"{kind}N" if size else ""
         if name not in allowed:
             raise _unknown_option(word, option, [*allowed, *others])
         field, value = allowed[name]
         if field in fields:
-            raise _twice(word, said[field], option)
-        fields[field], said[field] = value(int(size)) if name.endswith("N") else value, option
+            raise _twice(word, options_by_field[field], option)
+        fields[field], options_by_field[field] = value(int(size)) if name.endswith("N") else value, option
     return fields
 
 

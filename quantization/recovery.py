@@ -59,8 +59,11 @@ class Tuning:
 
     def __post_init__(self) -> None:
         for option, value, least in (
-            ("--steps", self.steps, 1), ("--batch-accumulation", self.accumulation, 1), ("--seed", self.seed, 0), ("--refresh", self.refresh, 0)
-        ):  # fmt: skip
+            ("--steps", self.steps, 1),
+            ("--batch-accumulation", self.accumulation, 1),
+            ("--seed", self.seed, 0),
+            ("--refresh", self.refresh, 0),
+        ):
             if not least <= value < MOST:
                 hint = "--steps 200 --batch-accumulation 8 is a start."
                 allowed = f"{least} and more" if value < least else f"numbers up to {MOST - 1}"
@@ -79,7 +82,7 @@ class Tuning:
 
 @dataclass
 class Training:
-    """What changes while training; `saved` and `restore` carry all of it between processes, apart from
+    """What changes while training; `state_of` and `restore` carry all of it between processes, apart from
     `forms`, which follow from it.
 
     weights: one leaf for each storage that is trained, by its first name; tables: learned lookup tables.
@@ -112,12 +115,12 @@ def tune(
     """Train on captured.samples. -> (ExportedProgram with the decompressed weights in place, the loss of
     every step).
 
-    earlier: what `saved` gave at a stop; `after_step` is told the training after every step. Raises UserError
-    for recipes that cannot be trained.
+    earlier: what `state_of` gave at a stop; `after_step` is told the training after every step. Raises
+    UserError for recipes that cannot be trained.
     """
     check_recipe(recipe)
     with repeatable(), quiet():
-        training = start(captured, recipe, tuning)
+        training = begin_training(captured, recipe, tuning)
         if earlier is not None:
             restore(training, earlier)
         while training.step < tuning.steps:
@@ -176,7 +179,7 @@ def repeatable() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn)
 
 
-def start(captured: Captured, recipe: Recipe, tuning: Tuning) -> Training:
+def begin_training(captured: Captured, recipe: Recipe, tuning: Tuning) -> Training:
     """A training before its first step: the source's own weights, and the forms that the kernels give
     them."""
     forms = compress(captured, recipe).weights
@@ -363,19 +366,22 @@ def settle(training: Training) -> ExportedProgram:
     raise UserError(f"tune: {training.recipe.name} does not come to rest on the tuned weights.", hint)
 
 
-def saved(training: Training) -> dict[str, Any]:
+def state_of(training: Training) -> dict[str, Any]:
     """Everything that the rest of a training depends on, as tensors and plain values."""
     return {
         "weights": {name: value.detach() for name, value in training.weights.items()},
         "tables": {name: value.detach() for name, value in training.tables.items()},
-        "optimiser": training.optimiser.state_dict(), "generator": training.generator.get_state(), "order": training.order,
-        "step": training.step, "losses": training.losses,
-    }  # fmt: skip
+        "optimiser": training.optimiser.state_dict(),
+        "generator": training.generator.get_state(),
+        "order": training.order,
+        "step": training.step,
+        "losses": training.losses,
+    }
 
 
 def restore(training: Training, earlier: dict[str, Any]) -> None:
-    """Put back what `saved` gave. Scales and masks between two refreshes are not in it: `can_stop` says after
-    which steps to save."""
+    """Put back what `state_of` gave. Scales and masks between two refreshes are not in it: `can_stop` says
+    after which steps to save."""
     with torch.no_grad():
         for own, values in ((training.weights, earlier["weights"]), (training.tables, earlier["tables"])):
             for name, value in own.items():
@@ -390,7 +396,7 @@ def restore(training: Training, earlier: dict[str, Any]) -> None:
 
 
 def can_stop(training: Training) -> bool:
-    """Whether the forms of the next step follow from what `saved` holds: before a refresh, or where there is
-    none."""
+    """Whether the forms of the next step follow from what `state_of` holds: before a refresh, or where there
+    is none."""
     tuning = training.tuning
     return not tuning.refresh or training.step % tuning.refresh == 0 or training.step == tuning.steps

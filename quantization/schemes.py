@@ -24,14 +24,14 @@ HINT = "Join words with +, for example prune50+int8; options follow colons, for 
 
 def nearest(number: int, allowed: tuple[int, ...]) -> int:
     """The allowed number that is nearest; of two, the larger."""
-    return min(allowed, key=lambda one: (abs(one - number), -one))
+    return min(allowed, key=lambda candidate: (abs(candidate - number), -candidate))
 
 
 def _check(value: object, allowed: tuple[object, ...], what: str, example: str) -> None:
     """Raise a UserError where a field of a scheme holds what it must not: "palettes of 5 bits are not
     possible"."""
     if value not in allowed:
-        names = ", ".join(str(one) or "none" for one in allowed)
+        names = ", ".join(str(value_allowed) or "none" for value_allowed in allowed)
         raise UserError(f"{what} are not possible; allowed are {names}; did you mean {example}?", HINT)
 
 
@@ -98,14 +98,14 @@ class Palettize:
         _check(self.table_bits, (8, 16), f"tables of {self.table_bits} bits", "palettize4:int8")
 
     def __str__(self) -> str:
-        wanted = {
+        allowed_by_kind = {
             f":vector{self.vector}": self.vector > 1,
             ":scaled": self.scaled,
             ":sensitive": self.sensitive,
             ":int8": self.table_bits == 8,
         }
         return f"palettize{self.bits}{_option(self.granularity, PerTensor())}" + "".join(
-            word for word in wanted if wanted[word]
+            word for word in allowed_by_kind if allowed_by_kind[word]
         )
 
 

@@ -126,8 +126,8 @@ def _with_layer(runnable: Runnable, layer: Layer, weight: CompressedWeight) -> R
 
 
 def _finish(runnable: Runnable, states: Sequence[Values], start: int) -> list[tuple[torch.Tensor, ...]]:
-    """The outputs for each sample; the states stay as they are. One sample after the other: a copy of the values
-    of all at once would be large."""
+    """The outputs for each sample; the states stay as they are. One sample after the other: a copy of the
+    values of all at once would be large."""
     return [run_nodes(runnable, [dict(state)], start)[0] for state in states]
 
 
@@ -158,13 +158,13 @@ def read_table(path: Path) -> Sensitivities:
     """Raises UserError where the file is not such a table."""
     hint = "Give a sensitivity.json that an earlier run with --budget wrote."
     try:
-        held = json.loads(path.read_text())
-        if held["schema"] != SCHEMA:
-            raise ValueError(f"schema {held['schema']!r}")
-        outputs = tuple(str(name) for name in held["outputs"])
+        content = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']!r}")
+        outputs = tuple(str(name) for name in content["outputs"])
         errors = {
             scheme: {layer: [float(error) for error in row] for layer, row in rows.items()}
-            for scheme, rows in held["errors"].items()
+            for scheme, rows in content["errors"].items()
         }
         if any(len(row) != len(outputs) for rows in errors.values() for row in rows.values()):
             raise ValueError("its rows do not fit its outputs")
@@ -172,7 +172,7 @@ def read_table(path: Path) -> Sensitivities:
             0 <= error < math.inf for rows in errors.values() for row in rows.values() for error in row
         ):
             raise ValueError("an error in it is negative, infinite or NaN")
-        return Sensitivities(str(held["source"]), str(held["samples"]), outputs, errors)
+        return Sensitivities(str(content["source"]), str(content["samples"]), outputs, errors)
     except OSError as error:
         raise UserError(
             f"The table of sensitivities {path} cannot be read: {error.strerror or error}.", hint

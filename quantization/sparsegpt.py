@@ -25,16 +25,16 @@ def prune(
     """
     order = _channels_last(weight) if isinstance(wish, tuple) else None
     columns = to_columns(weight, hessian, order)
-    found = feedback(hessian, order)
+    compensation = feedback(hessian, order)
     mask = torch.ones(columns.shape, dtype=torch.bool)
     span = wish[1] if isinstance(wish, tuple) else LAZY_COLUMNS
 
     def choose(first: int, ahead: torch.Tensor) -> None:
-        cost = (ahead * found.weights[:, first : first + ahead.shape[1], None]).square()
+        cost = (ahead * compensation.weights[:, first : first + ahead.shape[1], None]).square()
         mask[:, first : first + ahead.shape[1]] = _cheapest(cost, first, columns.shape, wish)
 
     moved = sweep(
-        columns, found, span, choose, lambda column, moved: torch.where(mask[:, column], moved, 0.0)
+        columns, compensation, span, choose, lambda column, moved: torch.where(mask[:, column], moved, 0.0)
     )
     return from_columns(mask, weight.shape, order), from_columns(moved, weight.shape, order)
 

@@ -71,23 +71,23 @@ class CompressedWeight:
     """One weight after compression. `shape` is the source weight's; exactly what is stored decides `dense()`.
 
     mask: bool [*shape], True where the weight survived pruning; None when not pruned.
-    values: Codes, Palette, or None: then the surviving weights are stored in `kept` (float16 [*shape], zero
-    where pruned). Where a mask is present, codes and indices of pruned positions carry no information and are
-    not counted in `storage_bits`.
+    values: Codes, Palette, or None: then the weights that survived are stored in `surviving` (float16
+    [*shape], zero where pruned). Where a mask is present, codes and indices of pruned positions carry no
+    information and are not counted in `storage_bits`.
     """
 
     name: str
     shape: tuple[int, ...]
     values: Codes | Palette | None
     mask: torch.Tensor | None = None
-    kept: torch.Tensor | None = None
+    surviving: torch.Tensor | None = None
 
     def dense(self) -> torch.Tensor:
         """The decompressed weight, float32 [*shape], every value rounded to float16 as a target would
         decompress it."""
         if self.values is None:
-            assert self.kept is not None
-            return self.kept.float()
+            assert self.surviving is not None
+            return self.surviving.float()
         weight = (
             _dequantize(self.values) if isinstance(self.values, Codes) else _look_up(self.values, self.shape)
         )
@@ -102,16 +102,16 @@ class CompressedWeight:
         """
         count = math.prod(self.shape)
         vector = self.values.lut.shape[-1] if isinstance(self.values, Palette) else 1
-        kept = count if self.mask is None else int(self.mask.count_nonzero())
+        survivor_count = count if self.mask is None else int(self.mask.count_nonzero())
         bits = 0 if self.mask is None else count // vector
         if isinstance(self.values, Codes):
-            bits += kept * self.values.bits + 16 * self.values.scale.numel()
+            bits += survivor_count * self.values.bits + 16 * self.values.scale.numel()
             if self.values.zero_point is not None:
                 bits += self.values.bits * self.values.zero_point.numel()
         elif isinstance(self.values, Palette):
-            bits += kept // vector * self.values.bits + self.values.table_bits()
+            bits += survivor_count // vector * self.values.bits + self.values.table_bits()
         else:
-            bits += 16 * kept
+            bits += 16 * survivor_count
         return bits
 
     def bits_per_weight(self) -> float:

@@ -23,12 +23,13 @@ from .schemes import Recipe
 from .weight import Codes, CompressedWeight, Palette
 
 KINDS = {"codes": Codes, "palette": Palette}
+NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
 class WeightCache:
-    """Where compressed weights are kept. version: of the kernels; read: key -> an entry's bytes, None where there
-    is none; write: takes a key, what the entry is in words, and its bytes."""
+    """Where compressed weights are kept. version: of the kernels; read: key -> an entry's bytes, None where
+    there is none; write: takes a key, what the entry is in words, and its bytes."""
 
     version: str
     read: Callable[[str], bytes | None]
@@ -64,10 +65,17 @@ def key_of(cache: WeightCache, tensor: torch.Tensor, role: Role, recipe: Recipe,
         else {}
     )
     parts = {
-        "version": cache.version, "weight": cache.digest(tensor), "role": str(role), "recipe": recipe.words, "rescaled": evidence.rescaled,
+        "version": cache.version,
+        "weight": cache.digest(tensor),
+        "role": str(role),
+        "recipe": recipe.words,
+        "rescaled": evidence.rescaled,
         "survivors": None if evidence.survivors is None else digest_tensor(evidence.survivors),
-        "statistics": {name: digest_tensor(value) if isinstance(value, torch.Tensor) else str(value) for name, value in tensors.items()},
-    }  # fmt: skip
+        "statistics": {
+            name: digest_tensor(value) if isinstance(value, torch.Tensor) else str(value)
+            for name, value in tensors.items()
+        },
+    }
     return digest_json(parts)
 
 
@@ -88,26 +96,30 @@ def read_weight(cache: WeightCache, key: str, name: str) -> CachedWeight | None:
         tensors["mask"] = torch.from_numpy(bits).bool().reshape(shape)
     parts = {part: tensors.get(f"values.{part}", about["plain"].get(part)) for part in about["parts"]}
     weight = CompressedWeight(
-        name, shape, KINDS[values](**parts) if values else None, tensors.get("mask"), tensors.get("kept")
+        name, shape, KINDS[values](**parts) if values else None, tensors.get("mask"), tensors.get("surviving")
     )
     return CachedWeight(weight, about["realised"], about["reason"], about["snr_db"])
 
 
 def write_weight(cache: WeightCache, key: str, entry: CachedWeight) -> None:
-    """Keep a compressed weight for `read_weight`: its tensors as they are, the mask as bits, the rest as JSON."""
+    """Keep a compressed weight for `read_weight`: its tensors as they are, the mask as bits, the rest as
+    JSON."""
     weight, values = entry.weight, entry.weight.values
     parts: dict[str, Any] = (
         {part.name: getattr(values, part.name) for part in fields(values)} if values is not None else {}
     )
     tensors = {f"values.{name}": value for name, value in parts.items() if isinstance(value, torch.Tensor)}
-    tensors |= {
-        name: value for name, value in (("mask", weight.mask), ("kept", weight.kept)) if value is not None
-    }
+    if weight.surviving is not None:
+        tensors["surviving"] = weight.surviving
     about = {
-        "shape": list(weight.shape), "values": next((name for name, kind in KINDS.items() if isinstance(values, kind)), None), "parts": list(parts),
+        "shape": list(weight.shape),
+        "values": None if values is None else NAMES[type(values)],
+        "parts": list(parts),
         "plain": {name: value for name, value in parts.items() if not isinstance(value, torch.Tensor)},
-        "realised": entry.realised, "reason": entry.reason, "snr_db": entry.snr_db,
-    }  # fmt: skip
+        "realised": entry.realised,
+        "reason": entry.reason,
+        "snr_db": entry.snr_db,
+    }
     stored = {name: value.contiguous() for name, value in tensors.items()}
     if weight.mask is not None:
         stored["mask"] = torch.from_numpy(np.packbits(weight.mask.numpy().reshape(-1)))

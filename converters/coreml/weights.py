@@ -139,7 +139,7 @@ def _emit_ios16(weight: CompressedWeight, name: str, dtype: type) -> Any:
             values.indices.numpy(), values.lut.numpy().astype(dtype), None, name
         )
     dense, bits = (
-        weight.kept.numpy().astype(dtype),
+        weight.surviving.numpy().astype(dtype),
         np.packbits(weight.mask.numpy().reshape(-1), bitorder="little"),
     )
     return mb.constexpr_sparse_to_dense(
@@ -169,7 +169,7 @@ def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
     bits_of_mask = _as_bits(mask.astype(np.uint8), "uint", 1)
     if values is None:
         return mb.constexpr_sparse_to_dense(
-            nonzero_data=weight.kept.numpy()[mask].astype(dtype), mask=bits_of_mask, name=name
+            nonzero_data=weight.surviving.numpy()[mask].astype(dtype), mask=bits_of_mask, name=name
         )
     table, after = _table_and_scales(values, name, dtype)
     if table is None:

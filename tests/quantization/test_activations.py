@@ -15,7 +15,7 @@ from cidermill.quantization.activations import (
     Grid,
     average,
     clip,
-    insert_grids,
+    insert_rounding,
     plan_activations,
 )
 from cidermill.quantization.schemes import OBSERVERS, Activations
@@ -88,7 +88,7 @@ def test_the_program_computes_on_the_planned_grids(with_samples):
         captured, captured.program, dict.fromkeys(NAMES, Activations()), least_psnr_db=-math.inf
     )
     assert list(plan.layers) == NAMES and not plan.left
-    found = outputs(insert_grids(captured.program, plan), arrays)
+    found = outputs(insert_rounding(captured.program, plan), arrays)
 
     weights = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
 
@@ -150,7 +150,7 @@ def test_one_pair_of_operators_for_each_tensor(with_samples):
 
     captured = with_samples(Shared(), [normal(4, 64)])
     grid = Grid(0.03125, 0)
-    program = insert_grids(captured.program, ActivationPlan({"one.weight": grid, "two.weight": grid}))
+    program = insert_rounding(captured.program, ActivationPlan({"one.weight": grid, "two.weight": grid}))
     names = [str(node.target) for node in program.graph.nodes if "quantize" in str(node.target)]
     assert names == [
         "quantized_decomposed.quantize_per_tensor.default",
@@ -231,7 +231,7 @@ def test_the_layer_that_hurts_is_left_in_float_by_name(with_samples):
     )
     assert set(everything.layers) == set(names) and everything.psnr_db < 20
     arrays = [batch["x"] for batch in captured.samples.batches]
-    want, have = outputs(captured.program, arrays), outputs(insert_grids(captured.program, plan), arrays)
+    want, have = outputs(captured.program, arrays), outputs(insert_rounding(captured.program, plan), arrays)
     assert 20 * np.log10(np.abs(want).max() / np.sqrt(np.square(want - have).mean())) == pytest.approx(
         plan.psnr_db, abs=0.1
     )

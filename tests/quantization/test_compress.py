@@ -75,7 +75,7 @@ def test_every_recipe(net, text):
         assert weight.mask is None if recipe.prune is None else int(weight.mask.sum()) == kept
         assert weight.storage_bits() == bits_of(weight, kept)
         assert int((weight.dense() != 0).sum()) <= kept
-        stored = weight.kept if weight.values is None else getattr(weight.values, "codes", None)
+        stored = weight.surviving if weight.values is None else getattr(weight.values, "codes", None)
         if recipe.prune and stored is not None:
             assert not stored[~weight.mask].any()  # the values were fitted on the survivors only
     decisions = {decision.name: decision for decision in compressed.decisions}

@@ -15,12 +15,12 @@ from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.recovery import (
     Tuning,
+    begin_training,
     can_stop,
     compressed_now,
     distance,
     run_program,
-    saved,
-    start,
+    state_of,
     teach,
     tune,
 )
@@ -106,7 +106,7 @@ def test_a_run_that_stopped_and_went_on_is_the_same(captured, tmp_path, recipe, 
     def keep(training):
         if training.step == stop:
             assert can_stop(training)
-            torch.save(saved(training), tmp_path / "state.pt")
+            torch.save(state_of(training), tmp_path / "state.pt")
 
     whole, losses = tune(captured, recipe, FEW, after_step=keep)
     held = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -131,7 +131,7 @@ def test_half_of_what_two_bits_lose_comes_back(captured):
 
 def test_the_loss_is_zero_on_the_teacher_itself(captured):
     for loss in ("soft", "mse"):
-        training = start(captured, parse_recipe("int8"), replace(FEW, loss=loss))
+        training = begin_training(captured, parse_recipe("int8"), replace(FEW, loss=loss))
         answer = [value.requires_grad_() for value in teach(training, 0)]
         assert abs(float(distance(answer, [value.detach() for value in answer], training))) < 1e-6
         assert (
@@ -204,7 +204,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(captured, recipe):
         tuning,
         after_step=lambda training: found.update({**training.weights, **training.tables}),
     )
-    training = start(captured, parse_recipe(recipe), tuning)
+    training = begin_training(captured, parse_recipe(recipe), tuning)
     batch = torch.randperm(12, generator=torch.Generator().manual_seed(tuning.seed))[:4].tolist()
     dense = compressed_now(training)
     sum(
