@@ -19,6 +19,7 @@ from ..models.digest import digest_samples
 from ..models.errors import UserError
 from .conversion import templates_of
 from .quantities import Budget
+from .report.records import BudgetSummary
 
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
@@ -89,11 +90,10 @@ class Choice:
         """Whether the artifacts keep the budget, or no attempt is left."""
         return not self.attempts_left or not self.corrected(written)
 
-    def settle(self, recipe: Recipe, folder: Path) -> dict:
-        """Write the chosen recipe into `folder`. -> the report's `budget`, without what the artifacts came
-        to."""
+    def settle(self, recipe: Recipe, folder: Path) -> BudgetSummary:
+        """Write the chosen recipe into `folder`. -> the report's `budget`, see `summary`."""
         write_recipe(recipe, folder / RECIPE_FILE)
-        return self.as_json(recipe)
+        return self.summary(recipe)
 
     def recipe(self) -> Any:
         """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with
@@ -136,16 +136,23 @@ class Choice:
         return (
             artifact.size_bytes
             if self.budget.size_bytes is not None
-            else tensor_bytes(audit(artifact.path, ())["bytes"])
+            else tensor_bytes(audit(artifact.path, ()).bytes)
         )
 
-    def as_json(self, recipe: Any) -> dict:
-        """The report's `budget`, without what the artifacts came to."""
+    def summary(self, recipe: Recipe) -> BudgetSummary:
+        """For the report, without what the artifacts came to."""
         budget = self.budget or Budget(f"{self.min_psnr:g} dB")
-        return {
-            "asked": budget.text, "size_bytes": budget.size_bytes, "bits_per_weight": budget.bits_per_weight, "min_psnr_db": self.min_psnr,
-            "schemes": list(self.schemes), "recipe": recipe.name, "predicted_psnr_db": self.predicted_db, "parameters": self.parameters(),
-        }  # fmt: skip
+        foreseen = self.predicted_db
+        return BudgetSummary(
+            asked=budget.text,
+            size_bytes=budget.size_bytes,
+            bits_per_weight=budget.bits_per_weight,
+            min_psnr_db=self.min_psnr,
+            schemes=tuple(self.schemes),
+            recipe=recipe.name,
+            predicted_psnr_db=foreseen if foreseen is not None and math.isfinite(foreseen) else None,
+            parameters=self.parameters(),
+        )
 
     def _layers(self) -> list:
         return self.captured.layers

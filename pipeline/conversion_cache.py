@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..models.digest import content_of, content_of_files, digest_json, digest_samples, digest_tensor
 from .plan import Plan
 from .report.json_files import json_text
+from .report.records import REPORT_FILE, Report
 from .report.write import environment
 from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder
@@ -30,7 +32,6 @@ FILES = (
     "pipeline/report/*",
     "pipeline/targets/*",
 )
-REPORT = "report.json"
 
 
 def conversion_key(plan: Plan, calibration: Any) -> str | None:
@@ -65,7 +66,7 @@ def captured_key(plan: Plan, calibration: Any, captured: Any) -> str:
     )
 
 
-def recall(cache: Cache | None, key: str | None, plan: Plan, folder: Path, stages: Stages) -> dict | None:
+def recall(cache: Cache | None, key: str | None, plan: Plan, folder: Path, stages: Stages) -> Report | None:
     """Lay out in `folder` what an equal conversion has made before. -> its report, None where there is none.
 
     Its stages are marked as cached and keep the times that they took then.
@@ -76,20 +77,20 @@ def recall(cache: Cache | None, key: str | None, plan: Plan, folder: Path, stage
         if not fetch_folder(cache, key, folder):
             step.note = "nothing of an equal conversion"
             return None
-        report = json.loads((folder / REPORT).read_text())
+        report = Report.from_json(folder)
         step.note = "found an equal conversion"
-    report["source"]["path"] = str(plan.model)
-    for stage in report["stages"]:
-        stage["cached"] = True
-    return report
+    source = replace(report.source, path=str(plan.model))
+    return replace(
+        report, source=source, stages=tuple(replace(stage, cached=True) for stage in report.stages)
+    )
 
 
-def remember(cache: Cache | None, key: str | None, plan: Plan, report: dict, folder: Path) -> None:
+def remember(cache: Cache | None, key: str | None, plan: Plan, report: Report, folder: Path) -> None:
     """Keep a folder of artifacts, and their report before it is judged by limits, for `recall`."""
     if cache is None or key is None:
         return
-    made = ", ".join(f"{artifact['target']} {artifact['recipe']}" for artifact in report["artifacts"])
-    content = {REPORT: json_text(report).encode("ascii")}
+    made = ", ".join(f"{artifact.target} {artifact.recipe}" for artifact in report.artifacts)
+    content = {REPORT_FILE: json_text(report).encode("ascii")}
     store_folder(cache, key, f"{plan.name}: {made}", folder, lambda path: path.suffix != ".html", content)
     make_room(cache)
 

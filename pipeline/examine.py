@@ -4,15 +4,18 @@ it answers, what it holds, where it would run and for how long."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from ..models.errors import UserError
 from ..models.source import Samples, TensorSpec
-from ..validation.judge.compare import TOLERANCE_DB, OutputError, compare
+from ..validation.judge.compare import TOLERANCE_DB, compare
+from ..validation.records import Compression
 from .measurements import add_measured
+from .report.records import Latency, Placement, Validation
 from .yardstick import Batches
 
 if TYPE_CHECKING:
@@ -24,43 +27,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What running an artifact showed. `compression` is empty where only one model was compared (`cidermill
-    validate`).
-
-    total: of the saved artifact against the source, both errors together; answers: what the artifact gave for
-    each sample.
-    """
-
-    runner: str
-    conversion: tuple[OutputError, ...]
-    compression: tuple[OutputError, ...]
-    tolerance_db: float
-    total: tuple[OutputError, ...] = ()
-    answers: Batches = ()
-
-    def as_json(self) -> dict:
-        from .report.write import validation_section
-
-        return validation_section(
-            self.runner, self.conversion, self.compression, self.tolerance_db, self.total
-        )
-
-
-@dataclass(frozen=True)
 class Examination:
-    """What is known of an artifact once it has been opened again. Nothing of it is judged yet.
+    """What is known of an artifact once it has been opened again, in the records of a report. Nothing of it
+    is judged yet.
 
-    native: of the platform's real runtime, or why it did not run; audit: the report's `compression` section;
-    estimates: its `placement` and `latency`, with what this machine measured; notes: where the platform's
-    runtime is known to do something else.
+    placement, latency: estimates, with what this machine measured; answers: what the artifact gave for each
+    sample; notes: where the platform's runtime is known to do something else.
     """
 
     artifact: WrittenArtifact
-    check: Check
-    native: Check | str
-    audit: dict
-    estimates: dict
+    validation: Validation
+    compression: Compression
+    placement: Placement
+    latency: Latency
+    answers: Batches
     notes: tuple[str, ...]
 
 
@@ -84,16 +64,21 @@ def examine(
         for batch in yardstick.samples.batches:
             answer = runner(arranged(batch, runner, yardstick.inputs))
             answers.append(named(answer, yardstick.output_names))
-        check = compared(runner, yardstick.expected[artifact.target], yardstick.reference, answers)
-        native = _native_check(artifact, yardstick)
+        validation = compared(runner, yardstick.expected[artifact.target], yardstick.reference, answers)
+        validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
         estimates = add_measured(
             estimator(runner.graph, artifact.target), runner, artifact.target, estimator.measure
         )
-    return Examination(artifact, check, native, weights, estimates, runner.notes)
+    sections = (
+        weights,
+        msgspec.convert(estimates["placement"], Placement),
+        msgspec.convert(estimates["latency"], Latency),
+    )
+    return Examination(artifact, validation, *sections, tuple(answers), runner.notes)
 
 
-def _native_check(artifact: WrittenArtifact, yardstick: Yardstick) -> Check | str:
+def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:
     """The same comparison in the platform's real runtime, where this host has it."""
     from ..validation.native import NEEDS_MACOS
     from ..validation.runners import has_native_runtime, open_runner
@@ -107,22 +92,21 @@ def _native_check(artifact: WrittenArtifact, yardstick: Yardstick) -> Check | st
 
 def check_artifact(
     runner: Runner, inputs: Sequence[TensorSpec], samples: Samples, expected: Batches, reference: Batches
-) -> Check:
+) -> Validation:
     """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
     answers = [named(runner(arranged(batch, runner, inputs)), expected[0]) for batch in samples.batches]
     return compared(runner, expected, reference, answers)
 
 
-def compared(runner: Runner, expected: Batches, reference: Batches, answers: Batches) -> Check:
+def compared(runner: Runner, expected: Batches, reference: Batches, answers: Batches) -> Validation:
     """expected: what the source's graph answers with the decompressed weights (conversion error: a defect if
     large); reference: what the source itself answers (compression error: the recipe's price)."""
-    return Check(
+    return Validation(
         runner.kind,
         compare(expected, answers),
         compare(reference, expected),
         TOLERANCE_DB[runner.precision],
         compare(reference, answers),
-        tuple(answers),
     )
 
 

@@ -4,9 +4,12 @@ leave."""
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from ..models.errors import UnreadableArtifact, UserError
 from ..validation.estimate.devices import Device
 from .estimates import estimate_shapes
+from .report.records import Inspection, Latency, Placement
 from .targets import refuse, target_of
 
 
@@ -16,15 +19,13 @@ def inspect_artifact(
     compute_units: str,
     calibration: Path | None = None,
     measure: bool = True,
-) -> dict:
-    """Placement, latency and sizes of any artifact, in the sections of report.json; on macOS measured too,
-    unless `measure` is False."""
+) -> Inspection:
+    """Placement, latency and sizes of any artifact; on macOS measured too, unless `measure` is False."""
     from ..models.digest import content_of
     from ..validation.judge.audit import audit
     from ..validation.runners import open_to_read
     from .corrections import load_calibration
     from .measurements import add_measured
-    from .report.json_files import to_builtins
 
     correction = load_calibration(calibration, devices)
     runner = open_to_read(artifact)
@@ -33,10 +34,8 @@ def inspect_artifact(
         refuse("compute_units", (target,), compute_units, artifact)
     size, digest = content_of(artifact)
     try:
-        sections = {
-            "compression": audit(artifact, (), opened=runner),
-            **estimate_shapes(runner, target, devices, compute_units, correction),
-        }
+        compression = audit(artifact, (), opened=runner)
+        sections = estimate_shapes(runner, target, devices, compute_units, correction)
     except UserError:
         raise
     except (
@@ -54,14 +53,15 @@ def inspect_artifact(
         raise UnreadableArtifact(
             message, "Run it with `cidermill validate`, which names the operator."
         ) from error
-    return to_builtins(
-        {
-            "target": target,
-            "path": str(artifact),
-            "size_bytes": size,
-            "sha256": digest,
-            "inputs": [vars(value) for value in runner.inputs],
-            "outputs": [vars(value) for value in runner.outputs],
-            **add_measured(sections, runner, target, measure),
-        }
+    sections = add_measured(sections, runner, target, measure)
+    return Inspection(
+        target,
+        str(artifact),
+        size,
+        digest,
+        tuple(runner.inputs),
+        tuple(runner.outputs),
+        compression,
+        msgspec.convert(sections["placement"], Placement),
+        msgspec.convert(sections["latency"], Latency),
     )

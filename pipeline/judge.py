@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..validation.judge import audit
 from ..validation.judge.compare import TOLERANCE_DB, OutputError, meets, verdict
+from ..validation.records import Verdict
+from .report.records import BudgetUse
 
 if TYPE_CHECKING:
-    from .examine import Check, Examination
+    from .examine import Examination
+    from .report.records import BudgetSummary, Validation
     from .yardstick import Yardstick
 
 # kinds of bytes in an artifact that a budget of bits per weight leaves out
@@ -22,40 +25,43 @@ class Judgement(NamedTuple):
     """verdict: "pass" or "fail"; advice: texts whose first line says what is the matter, the second what to
     do."""
 
-    verdict: str
+    verdict: Verdict
     advice: list[str]
 
 
 def judge(
-    examination: Examination, yardstick: Yardstick, min_psnr: float | None, budget: Mapping | None
+    examination: Examination, yardstick: Yardstick, min_psnr: float | None, budget: BudgetSummary | None
 ) -> Judgement:
     """Everything that an artifact must keep: its graph was captured rightly, its file holds the recipe's
     weights and computes what they compute (in the real runtime too, where it ran), and it keeps the budgets.
 
-    min_psnr: in decibels; budget: the report's section, None where no recipe was chosen by one.
+    min_psnr: in decibels; budget: of the report, None where no recipe was chosen by one.
     """
-    judgements = [judge_capture(yardstick.captured), Judgement(*audit.judge(examination.audit))]
-    judgements.append(judge_check(examination.check, min_psnr))
-    if not isinstance(examination.native, str):
-        judgements.append(judge_check(examination.native, min_psnr))
+    validation, native = examination.validation, examination.validation.native
+    judgements = [judge_capture(yardstick.captured), Judgement(*audit.judge(examination.compression))]
+    judgements.append(judge_validation(validation, min_psnr))
+    if native and not isinstance(native, str):
+        judgements.append(judge_validation(native, min_psnr))
     if budget is not None:
-        judgements.append(judge_budget(budget, stored_size(examination, budget["parameters"])))
+        judgements.append(judge_budget(budget, stored_size(examination, budget.parameters)))
     passed = all(judgement.verdict == "pass" for judgement in judgements)
     advice = [text for judgement in judgements for text in judgement.advice]
     return Judgement("pass" if passed else "fail", advice)
 
 
-def judge_check(check: Check, min_psnr: float | None) -> Judgement:
+def judge_validation(validation: Validation, min_psnr: float | None) -> Judgement:
     """What running the artifact showed. min_psnr: in decibels, of the compressed model's outputs."""
-    same_weights = bool(check.compression)  # else it was compared with its source, whatever its weights are
-    failing = [error for error in check.conversion if not meets(error, check.tolerance_db)]
-    conversion = [_conversion_advice(error, check.tolerance_db, same_weights) for error in failing]
+    same_weights = bool(
+        validation.compression
+    )  # else it was compared with its source, whatever its weights are
+    failing = [error for error in validation.conversion if not meets(error, validation.tolerance_db)]
+    conversion = [_conversion_advice(error, validation.tolerance_db, same_weights) for error in failing]
     budget = [
         _budget_advice(error, min_psnr)
-        for error in check.compression
+        for error in validation.compression
         if min_psnr is not None and not meets(error, min_psnr)
     ]
-    passed = verdict(check.conversion, check.tolerance_db) == "pass" and not budget
+    passed = verdict(validation.conversion, validation.tolerance_db) == "pass" and not budget
     return Judgement("pass" if passed else "fail", conversion + budget)
 
 
@@ -68,17 +74,10 @@ def judge_capture(captured: Sequence[OutputError]) -> Judgement:
     return Judgement("fail" if wrong else "pass", [_capture_advice(error) for error in wrong])
 
 
-class StoredSize(NamedTuple):
-    """An artifact's size, and the bits of its tensors for each of the model's parameters, from the file."""
-
-    size_bytes: int
-    bits_per_weight: float
-
-
-def stored_size(examination: Examination, parameters: int) -> StoredSize:
+def stored_size(examination: Examination, parameters: int) -> BudgetUse:
     """What a budget is compared with. parameters: elements of all tensors of the model."""
-    bits = 8 * tensor_bytes(examination.audit["bytes"]) / parameters
-    return StoredSize(examination.artifact.size_bytes, bits)
+    bits = 8 * tensor_bytes(examination.compression.bytes) / parameters
+    return BudgetUse(examination.artifact.size_bytes, bits)
 
 
 def tensor_bytes(stored: Mapping[str, int]) -> int:
@@ -86,16 +85,16 @@ def tensor_bytes(stored: Mapping[str, int]) -> int:
     return sum(size for kind, size in stored.items() if kind not in NO_TENSORS)
 
 
-def judge_budget(budget: Mapping, stored: StoredSize) -> Judgement:
-    """Of the size that an artifact came to. budget: the report's section."""
-    size_bytes, bits_per_weight = budget["size_bytes"], budget["bits_per_weight"]
+def judge_budget(budget: BudgetSummary, stored: BudgetUse) -> Judgement:
+    """Of the size that an artifact came to."""
+    size_bytes, bits_per_weight = budget.size_bytes, budget.bits_per_weight
     too_large = size_bytes is not None and stored.size_bytes > size_bytes
     too_fine = bits_per_weight is not None and stored.bits_per_weight > bits_per_weight * ROUNDED_UP
     if not too_large and not too_fine:
         return Judgement("pass", [])
     size_text = f"{stored.size_bytes} bytes" if too_large else f"{stored.bits_per_weight:.3g} bits per weight"
     advice = (
-        f"The artifact has {size_text}; the budget (--budget) is {budget['asked']}.\nRaise the budget, or add"
+        f"The artifact has {size_text}; the budget (--budget) is {budget.asked}.\nRaise the budget, or add"
         " smaller schemes to --schemes."
     )
     return Judgement("fail", [advice])

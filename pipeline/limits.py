@@ -1,11 +1,16 @@
-"""A Plan's limits and an artifact's section of the report in; how each limit is kept, the verdict and what to
-do where one is not, out."""
+"""A Plan's limits and a report's artifact in; how each limit is kept, the verdict and what to do where one is
+not, out."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
+from msgspec import UNSET, UnsetType
+
+from ..validation.records import DeviceLatency, MeasuredTimes, Verdict
 from .plan import Plan
 from .quantities import LatencyLimit
-from .report import summaries as fig
+from .report import summaries
+from .report.records import Artifact, Latency, Limit, MeasuredLatency, Report, Validation
 from .targets import find_target
 
 NOT_APPLICABLE = "not applicable"
@@ -23,137 +28,133 @@ OFF_ENGINE = (
 UNKNOWN_TIME = "Make the report again with this device."
 
 
-def limited(plan: Plan, report: dict) -> dict:
+def limited(plan: Plan, report: Report) -> Report:
     """A report with every artifact judged by the plan's limits. The given one stays as it is."""
-    artifacts = [with_limits(plan, section) for section in report["artifacts"]]
-    broken = any(section["verdict"] != "pass" for section in artifacts)
-    return report | {"verdict": "fail" if broken else report["verdict"], "artifacts": artifacts}
+    artifacts = tuple(with_limits(plan, artifact) for artifact in report.artifacts)
+    broken = any(artifact.verdict != "pass" for artifact in artifacts)
+    return replace(report, verdict="fail" if broken else report.verdict, artifacts=artifacts)
 
 
-def with_limits(plan: Plan, section: dict) -> dict:
-    """An artifact's section with its `limits`; one that is broken fails the verdict and adds a warning."""
-    rows = limit_rows(plan, section)
-    verdict, warnings = judge_limits(rows)
-    verdict = section["verdict"] if verdict == "pass" else verdict
-    return section | {"verdict": verdict, "limits": rows, "warnings": [*section["warnings"], *warnings]}
+def with_limits(plan: Plan, artifact: Artifact) -> Artifact:
+    """An artifact with its `limits`; one that is broken fails the verdict and adds a warning."""
+    limits = limits_of(plan, artifact)
+    verdict, warnings = judge_limits(limits)
+    verdict = artifact.verdict if verdict == "pass" else verdict
+    return replace(artifact, verdict=verdict, limits=limits, warnings=(*artifact.warnings, *warnings))
 
 
-def limit_rows(plan: Plan, section: dict) -> list[dict]:
-    """One row for each limit of the plan: {"limit", "asked", "got", "verdict": "pass" | "fail" | "not
-    applicable"}, units in the name.
+def limits_of(plan: Plan, artifact: Artifact) -> tuple[Limit, ...]:
+    """One for each limit of the plan.
 
-    Latency: "device", the band and its source besides; what was measured on the same chip comes before the
-    estimate. ANE: the share of the operations' time (`placement.units.ane.share`), so that a hundred casts
-    elsewhere count less than one matmul; of Core ML artifacts only.
+    Latency: what was measured on the same chip comes before the estimate. ANE: the share of the operations'
+    time (`placement.units["ane"].share`), so that a hundred casts elsewhere count less than one matmul; of
+    Core ML artifacts only.
     """
-    rows = []
+    limits = []
     if plan.max_size_bytes is not None:
-        rows.append(_row("max_size_bytes", plan.max_size_bytes, section["size_bytes"]))
+        size, most = artifact.size_bytes, plan.max_size_bytes
+        limits.append(Limit("max_size_bytes", most, size, _verdict(size <= most)))
     if plan.min_psnr is not None:
-        rows.append(_psnr(section["validation"], plan.min_psnr))
-    rows += [_latency(section["latency"], limit) for limit in plan.max_latency]
+        limits.append(_psnr(artifact.validation, plan.min_psnr))
+    limits += [_latency(artifact.latency, limit) for limit in plan.max_latency]
     if plan.min_ane_share is not None:
-        rows.append(_ane_share(section, plan.min_ane_share))
-    return rows
+        limits.append(_ane_share(artifact, plan.min_ane_share))
+    return tuple(limits)
 
 
-def judge_limits(rows: list[dict]) -> tuple[str, list[str]]:
+def judge_limits(limits: Sequence[Limit]) -> tuple[Verdict, list[str]]:
     """-> (verdict, warnings: first line what is the matter, second what to do). `check.judge` says it for
     each output that is below --min-psnr."""
-    broken = [row for row in rows if row["verdict"] == "fail"]
-    return "fail" if broken else "pass", [_advice(row) for row in broken if row["limit"] != "min_psnr_db"]
+    broken = [limit for limit in limits if limit.verdict == "fail"]
+    return _verdict(not broken), [_advice(limit) for limit in broken if limit.limit != "min_psnr_db"]
 
 
-def limit_text(row: dict) -> str:
-    """A row in words: "at most 3 ms on iPhone 15 Pro"."""
-    asked = row["asked"]
+def limit_text(limit: Limit) -> str:
+    """What is asked in words: "at most 3 ms on iPhone 15 Pro"."""
+    asked = limit.asked
     return {
-        "max_size_bytes": f"at most {fig.size_text(asked)}",
+        "max_size_bytes": f"at most {summaries.size_text(asked)}",
         "min_psnr_db": f"at least {asked:g} dB",
-        "max_latency_ms": f"at most {asked:g} ms on {row.get('device')}",
+        "max_latency_ms": f"at most {asked:g} ms on {limit.device}",
         "min_ane_share": f"at least {100 * asked:g} % of the time on the Neural Engine",
-    }[row["limit"]]
+    }[limit.limit]
 
 
-def got_text(row: dict) -> str:
+def got_text(limit: Limit) -> str:
     """What the artifact has, in words."""
-    if row["verdict"] == NOT_APPLICABLE:
+    if limit.verdict == NOT_APPLICABLE:
         return NOT_APPLICABLE
-    if row["limit"] == "max_latency_ms":
-        return f"{fig.band_text({**row, 'ms': row['got']})}, {SOURCES.get(row['source'], 'unknown')}"
+    if limit.limit == "max_latency_ms":
+        return f"{_band_text(limit)}, {SOURCES.get(limit.source, 'unknown')}"
     show = {
-        "max_size_bytes": lambda size: f"{fig.size_text(size)} ({size:,} bytes)",
-        "min_psnr_db": fig.db_text,
+        "max_size_bytes": lambda size: f"{summaries.size_text(size)} ({size:,} bytes)",
+        "min_psnr_db": summaries.db_text,
         "min_ane_share": _percent,
     }
-    return fig.NONE if row["got"] is None else show[row["limit"]](row["got"])
+    return summaries.NONE if limit.got is None else show[limit.limit](limit.got)
 
 
-def _row(limit: str, asked: float, got: float | None, **more: Any) -> dict:
-    kept = got is not None and (got <= asked if limit.startswith("max_") else got >= asked)
-    return {"limit": limit, "asked": asked, "got": got, "verdict": "pass" if kept else "fail", **more}
+def _verdict(kept: bool) -> Verdict:
+    return "pass" if kept else "fail"
 
 
-def _psnr(validation: dict, asked: float) -> dict:
+def _psnr(validation: Validation, asked: float) -> Limit:
     """The worst output, in the reference runner and in the real runtime where it ran."""
-    native = validation.get("native")
-    errors = [*validation["compression"], *(native["compression"] if isinstance(native, dict) else [])]
-    kept = not any(fig.error_problem(error, asked) for error in errors)
-    return _row("min_psnr_db", asked, fig.worst(errors, "psnr_db")) | {"verdict": "pass" if kept else "fail"}
+    native = validation.native
+    in_native = native.compression if isinstance(native, Validation) else ()
+    errors = [*validation.compression, *in_native]
+    kept = not any(summaries.error_problem(error, asked) for error in errors)
+    return Limit("min_psnr_db", asked, summaries.worst_psnr_db(errors), _verdict(kept))
 
 
-def _latency(latency: dict, limit: LatencyLimit) -> dict:
-    device = limit.device.name
-    row = next((one for one in latency["devices"] if one["device"] == device), None)
-    if row is None:
-        return _row("max_latency_ms", limit.ms, None, device=device, low_ms=None, high_ms=None, source=None)
-    found = _measured(latency.get("measured"), row) or {**row, "source": row.get("source", "estimate")}
-    band = {key: found.get(key) for key in ("low_ms", "high_ms")}
-    return _row("max_latency_ms", limit.ms, found["ms"], device=device, **band, source=found["source"])
+def _latency(latency: Latency, limit: LatencyLimit) -> Limit:
+    name, device = "max_latency_ms", limit.device.name
+    estimate = next((row for row in latency.devices if row.device == device), None)
+    if estimate is None:
+        return Limit(name, limit.ms, None, "fail", device, low_ms=None, high_ms=None, source=None)
+    measured = _measured(latency.measured, estimate)
+    times, source = (estimate, estimate.source) if measured is None else (measured, "measured")
+    verdict = _verdict(times.ms <= limit.ms)
+    return Limit(name, limit.ms, times.ms, verdict, device, times.low_ms, times.high_ms, source)
 
 
-def _measured(measured: dict | str | None, row: dict) -> dict | None:
-    """The time that was measured on the row's chip with its compute units, where there is one."""
-    if not isinstance(measured, dict) or measured["machine"]["chip"] != row["chip"]:
+def _measured(measured: MeasuredLatency | str | UnsetType, estimate: DeviceLatency) -> MeasuredTimes | None:
+    """The time that was measured on the estimate's chip with its compute units, where there is one."""
+    if not isinstance(measured, MeasuredLatency) or measured.machine.chip != estimate.chip:
         return None
-    units = [
-        unit
-        for unit in measured["units"]
-        if unit["compute_units"] == row["compute_units"] and unit.get("ms") is not None
-    ]
-    return {**units[0], "source": "measured"} if units else None
+    same_units = (times for times in measured.units if times.compute_units == estimate.compute_units)
+    return next((times for times in same_units if times.ms is not UNSET), None)
 
 
-def _ane_share(section: dict, asked: float) -> dict:
-    if not find_target(section["target"]).neural_engine:
-        return {"limit": "min_ane_share", "asked": asked, "got": None, "verdict": NOT_APPLICABLE}
-    placement = section["placement"]
-    return _row(
-        "min_ane_share",
-        asked,
-        placement["units"]["ane"]["share"],
-        device=placement["device"],
-        source=placement["source"],
-    )
+def _ane_share(artifact: Artifact, asked: float) -> Limit:
+    if not find_target(artifact.target).neural_engine:
+        return Limit("min_ane_share", asked, None, NOT_APPLICABLE)
+    placement = artifact.placement
+    share = placement.units["ane"].share
+    verdict = _verdict(share >= asked)
+    return Limit("min_ane_share", asked, share, verdict, placement.device, source=placement.source)
 
 
-def _advice(row: dict) -> str:
-    got = got_text(row)
-    if row["limit"] == "max_size_bytes":
-        return (
-            f"The artifact has {got}; the limit (--max-size) is {fig.size_text(row['asked'])}.\n{TOO_LARGE}"
-        )
-    if row["limit"] == "min_ane_share":
-        said = f"{got} of the operations' time (an estimate) is on the Neural Engine of {row['device']}"
-        return f"{said}; the limit (--min-ane-share) is {_percent(row['asked'])}.\n{OFF_ENGINE}"
-    asked = f"the limit (--max-latency) is {row['asked']:g} ms"
-    if row["got"] is None:
-        return f"No latency is known for {row['device']}; {asked}.\n{UNKNOWN_TIME}"
-    band = " with its band" if row["source"] == "estimate" else ", 10 to 90 % of the runs"
+def _advice(limit: Limit) -> str:
+    got = got_text(limit)
+    if limit.limit == "max_size_bytes":
+        most = summaries.size_text(limit.asked)
+        return f"The artifact has {got}; the limit (--max-size) is {most}.\n{TOO_LARGE}"
+    if limit.limit == "min_ane_share":
+        said = f"{got} of the operations' time (an estimate) is on the Neural Engine of {limit.device}"
+        return f"{said}; the limit (--min-ane-share) is {_percent(limit.asked)}.\n{OFF_ENGINE}"
+    asked = f"the limit (--max-latency) is {limit.asked:g} ms"
+    if limit.got is None:
+        return f"No latency is known for {limit.device}; {asked}.\n{UNKNOWN_TIME}"
+    band = " with its band" if limit.source == "estimate" else ", 10 to 90 % of the runs"
     return (
-        f"The latency on {row['device']} is {SOURCES[row['source']]} at"
-        f" {fig.band_text({**row, 'ms': row['got']})}{band}; {asked}.\n{TOO_SLOW}"
+        f"The latency on {limit.device} is {SOURCES[limit.source]} at {_band_text(limit)}{band}; {asked}.\n"
+        f"{TOO_SLOW}"
     )
+
+
+def _band_text(limit: Limit) -> str:
+    return summaries.band_text(limit.got, limit.low_ms, limit.high_ms)
 
 
 def _percent(share: float) -> str:

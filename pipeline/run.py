@@ -25,9 +25,10 @@ from .yardstick import expected_answers, first_run, yardstick_of
 
 if TYPE_CHECKING:
     from .plan import Plan
+    from .report.records import Report
 
 
-def run(plan: Plan, show: Show = silent) -> dict:
+def run(plan: Plan, show: Show = silent) -> Report:
     """Load, capture, choose a recipe, compress, convert, examine, judge, report. -> the report, which is also
     written to the plan's folder.
 
@@ -84,7 +85,7 @@ def run(plan: Plan, show: Show = silent) -> dict:
         return _publish(report, plan, folder, stages)
 
 
-def _publish(report: dict, plan: Plan, folder: Path, stages: Stages) -> dict:
+def _publish(report: Report, plan: Plan, folder: Path, stages: Stages) -> Report:
     """The report, judged by the plan's limits, as report.json and report.html in the folder that will become
     the plan's."""
     report = with_earlier(limited(plan, report), plan.folder, folder)

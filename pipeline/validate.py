@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import UserError
-from .examine import Check, check_artifact
-from .judge import judge_check
+from .examine import check_artifact
+from .judge import judge_validation
 from .loading import load_model
+from .report.records import Comparison, Validation
 
 
 def validate_artifact(
@@ -20,11 +21,10 @@ def validate_artifact(
     samples: str | None = None,
     tolerance: float | None = None,
     **options: Any,
-) -> dict:
-    """Compare any artifact with its source model. -> {"artifact", "verdict", "validation", "warnings"}"""
+) -> Comparison:
+    """Compare any artifact with its source model."""
     from ..models.capture import capture
     from ..validation.runners import open_runner
-    from .report.json_files import to_builtins
 
     with show("open"):
         runner = open_runner(artifact)
@@ -33,26 +33,19 @@ def validate_artifact(
     with show("capture"):
         captured = capture(source, chosen)
     with show("validate"):
-        check = run_unvouched(
+        validation = run_unvouched(
             artifact,
             partial(check_artifact, runner, captured.inputs, chosen, captured.reference, captured.reference),
         )
-    check = replace(check, compression=())  # one model only was compared
+    validation = replace(validation, compression=())  # one model only was compared
     if tolerance is not None:
-        check = replace(check, tolerance_db=tolerance)
-    judgement = judge_check(check, None)
-    return to_builtins(
-        {
-            "artifact": str(artifact),
-            "against": str(against),
-            "verdict": judgement.verdict,
-            "validation": check.as_json(),
-            "warnings": [*judgement.advice, *runner.notes],
-        }
-    )
+        validation = replace(validation, tolerance_db=tolerance)
+    judgement = judge_validation(validation, None)
+    warnings = (*judgement.advice, *runner.notes)
+    return Comparison(str(artifact), str(against), judgement.verdict, validation, warnings)
 
 
-def run_unvouched(artifact: Path, run: Callable[[], Check]) -> Check:
+def run_unvouched(artifact: Path, run: Callable[[], Validation]) -> Validation:
     """An artifact that we may not have written: what it asks for in vain is its fault first."""
     from ..validation.graph import OperatorFailed
 

@@ -91,7 +91,9 @@ def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str
     if compressed.activations is not None and in_float:
         expected = dict.fromkeys(in_float, evaluate(captured.program, captured, dense))
     if set(targets) - expected.keys():
-        expected = dict.fromkeys(targets, evaluate(with_rounded_inputs(compressed), captured, dense)) | expected
+        expected = (
+            dict.fromkeys(targets, evaluate(with_rounded_inputs(compressed), captured, dense)) | expected
+        )
     return expected
 
 

@@ -25,6 +25,8 @@ from typing import Any
 from ... import __version__
 from ...models.errors import UserError
 from ..exit_codes import BAD_INPUT, DEFECT, FAIL, PASS
+from ..gate.ci import JudgedModel, judged_model, unmade_model
+from ..report.records import Report
 from .config import SUMMARY, Config, Job
 from .keys import blamed
 
@@ -38,14 +40,14 @@ class Outcome:
     """What came of a job: its report, or why there is none (a UserError, or a defect of ours)."""
 
     job: Job
-    report: dict | None = None
+    report: Report | None = None
     error: Exception | None = None
 
     @property
     def code(self) -> int:
         """What `convert` would have exited with."""
         if self.report is not None:
-            return PASS if self.report["verdict"] == "pass" else FAIL
+            return PASS if self.report.verdict == "pass" else FAIL
         return BAD_INPUT if isinstance(self.error, UserError) else DEFECT
 
 
@@ -131,10 +133,10 @@ def foresee(job: Job, show: Callable[..., Any]) -> dict:
         return {**head, "recipes": [], "error": str(error)}
 
 
-def named_reports(outcomes: Sequence[Outcome]) -> list[dict]:
-    """For CI: every report, with the model's name; of what was not made, one that says so."""
+def judged_models(outcomes: Sequence[Outcome]) -> list[JudgedModel]:
+    """For CI: every report under the model's name; of what was not made, why."""
     return [
-        _unmade(outcome) if outcome.report is None else outcome.report | {"name": outcome.job.name}
+        _unmade(outcome) if outcome.report is None else judged_model(outcome.report, outcome.job.name)
         for outcome in outcomes
     ]
 
@@ -241,53 +243,34 @@ def _row(outcome: Outcome, out: Path) -> dict:
         return head | rest
     keys = ("target", "recipe", "path", "size_bytes", "sha256", "verdict")
     artifacts = [
-        {key: artifact[key] for key in keys} | {"path": f"{folder}/{artifact['path']}"}
-        for artifact in report["artifacts"]
+        {key: getattr(artifact, key) for key in keys} | {"path": f"{folder}/{artifact.path}"}
+        for artifact in report.artifacts
     ]
     return head | {
-        "source_sha256": report["source"]["sha256"], "folder": folder, "report": f"{folder}/report.json", "verdict": report["verdict"],
+        "source_sha256": report.source.sha256, "folder": folder, "report": f"{folder}/report.json", "verdict": report.verdict,
         "reason": _failed(report), "artifacts": artifacts,
     }  # fmt: skip
 
 
-def _unmade(outcome: Outcome) -> dict:
+def _unmade(outcome: Outcome) -> JudgedModel:
     plan = outcome.job.plan
-    recipe, warnings = (
-        "chosen recipe" if plan.chooses else plan.recipe.name,
-        [f"Not made: {_reason(outcome.error)}"],
-    )
-    nothing = {
-        "recipe": recipe,
-        "path": "",
-        "size_bytes": None,
-        "sha256": "",
-        "verdict": "fail",
-        "warnings": warnings,
-    }
-    artifacts = [{"target": target, **nothing} for target in plan.targets]
-    return {
-        "name": outcome.job.name,
-        "verdict": "fail",
-        "source": {"path": str(plan.model), "sha256": ""},
-        "artifacts": artifacts,
-    }
+    recipe = "chosen recipe" if plan.chooses else plan.recipe.name
+    return unmade_model(outcome.job.name, plan.targets, recipe, _reason(outcome.error))
 
 
 def _reason(error: Exception | None) -> str:
     return str(error) if isinstance(error, UserError) else f"a defect of cidermill: {type(error).__name__}"
 
 
-def _failed(report: dict) -> str | None:
+def _failed(report: Report) -> str | None:
     """What the artifacts that failed say of it, each warning's first line."""
-    failing = [artifact for artifact in report["artifacts"] if artifact["verdict"] != "pass"]
+    failing = [artifact for artifact in report.artifacts if artifact.verdict != "pass"]
     found = [
-        f"{artifact['target']}: {warning.partition(chr(10))[0]}"
+        f"{artifact.target}: {warning.partition(chr(10))[0]}"
         for artifact in failing
-        for warning in artifact["warnings"]
+        for warning in artifact.warnings
     ]
     return (
-        "\n".join(
-            found or [f"{artifact['target']}: the verdict is {artifact['verdict']}" for artifact in failing]
-        )
+        "\n".join(found or [f"{artifact.target}: the verdict is {artifact.verdict}" for artifact in failing])
         or None
     )

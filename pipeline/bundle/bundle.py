@@ -22,6 +22,10 @@ from .manifest import (
     MANIFEST,
     SBOM,
     SIGNATURE,
+    Licence,
+    Manifest,
+    ManifestModel,
+    Sharing,
     build_manifest,
     files_in,
     fingerprint,
@@ -31,7 +35,7 @@ from .manifest import (
 )
 from .packing import Packed, pack
 from .sbom import sbom_json
-from .signature import read_private_key, signer
+from .signature import Signer, read_private_key, signer
 from .swift import check_module_name, platforms, swift_files, type_names
 from .swift_check import check_swift
 
@@ -59,9 +63,25 @@ class BundlePlan:
     force: bool = False
 
 
-def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> dict:
-    """-> {"bundle", "name", "size_bytes", "files", "checked_by", "signer", "models", "sharing", "notes",
-    "archive"}. show: see `stages.Stages`.
+@dataclass(frozen=True)
+class BundleResult:
+    """The result of `cidermill bundle`. files: how many; checked_by: the tools that read its Swift; notes:
+    what the user should know."""
+
+    bundle: str
+    name: str
+    size_bytes: int
+    files: int
+    checked_by: list[str]
+    signer: Signer | None
+    models: tuple[ManifestModel, ...]
+    sharing: tuple[Sharing, ...]
+    notes: list[str]
+    archive: str | None
+
+
+def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> BundleResult:
+    """show: see `stages.Stages`.
 
     Raises UserError for bad input, and then nothing is written.
     """
@@ -125,9 +145,9 @@ def _check_replaceable(out: Path, force: bool) -> None:
                         "Choose a new folder with --out.")  # fmt: skip
     if force:
         return
-    problems = verify_bundle(out)["problems"]
+    problems = verify_bundle(out).problems
     if problems:
-        raise UserError(f"The bundle {out} was changed after it was made ({problems[0]['file']} {problems[0]['problem']}).",
+        raise UserError(f"The bundle {out} was changed after it was made ({problems[0].file} {problems[0].problem}).",
                         "Choose another folder with --out, or pass --force to replace it and lose the changes.")  # fmt: skip
 
 
@@ -145,7 +165,7 @@ def _check_archive(archive: Path | None, out: Path) -> None:
         )
 
 
-def _licence(text: str | None) -> tuple[dict | None, bytes]:
+def _licence(text: str | None) -> tuple[Licence | None, bytes]:
     """-> (the manifest's record, what the licence file holds)"""
     if text is None:
         return None, b""
@@ -157,13 +177,13 @@ def _licence(text: str | None) -> tuple[dict | None, bytes]:
                 f"The licence file {path} is empty.",
                 "Give a licence's text, or its name, as in --licence Apache-2.0.",
             )
-        return {"file": LICENCE}, content
+        return Licence(file=LICENCE), content
     if not text.strip() or "/" in text or "\n" in text:
         raise UserError(
             f"--licence {text!r} is neither a file nor the name of a licence.",
             "Give a file, or a name such as Apache-2.0.",
         )
-    return {"text": text.strip()}, b""
+    return Licence(text=text.strip()), b""
 
 
 def _write_sources(folder: Path, name: str, packed: Packed) -> list[str]:
@@ -175,13 +195,12 @@ def _write_sources(folder: Path, name: str, packed: Packed) -> list[str]:
     return check_swift(folder, platforms(packed.models)[1])
 
 
-def _write_manifest(folder: Path, name: str, packed: Packed, licence: dict | None, key: Any) -> dict:
+def _write_manifest(folder: Path, name: str, packed: Packed, licence: Licence | None, key: Any) -> Manifest:
     """The last of the files, over all the others; signed where there is a key."""
     signed = signer(key.public_key()) if key is not None else None
-    manifest = build_manifest(
-        name, packed.models, type_names(name, packed.models), packed.sharing, licence, signed
-    )
-    manifest["files"] = {path: fingerprint(file) for path, file in _files(folder)}
+    files = {path: fingerprint(file) for path, file in _files(folder)}
+    types = type_names(name, packed.models)
+    manifest = build_manifest(name, packed.models, types, packed.sharing, licence, signed, files)
     data = json_text(manifest).encode()
     (folder / MANIFEST).write_bytes(data)
     if key is not None:
@@ -200,15 +219,22 @@ def _set_permissions(folder: Path) -> None:
                 os.chmod(os.path.join(parent, name), mode)
 
 
-def _told(plan: BundlePlan, manifest: dict, models: Sequence[Model], checked_by: list[str]) -> dict:
-    """The command's result."""
+def _told(
+    plan: BundlePlan, manifest: Manifest, models: Sequence[Model], checked_by: list[str]
+) -> BundleResult:
     data, _ = read_manifest(plan.out)
-    size = len(data) + sum(one["size_bytes"] for one in manifest["files"].values())
-    return {
-        "bundle": str(plan.out), "name": plan.name, "size_bytes": size, "files": len(manifest["files"]), "checked_by": checked_by,
-        "signer": manifest["signer"], "models": manifest["models"], "sharing": manifest["sharing"], "notes": _notes(plan, models),
-        "archive": None if plan.archive is None else str(plan.archive),
-    }  # fmt: skip
+    return BundleResult(
+        bundle=str(plan.out),
+        name=plan.name,
+        size_bytes=len(data) + sum(file.size_bytes for file in manifest.files.values()),
+        files=len(manifest.files),
+        checked_by=checked_by,
+        signer=manifest.signer,
+        models=manifest.models,
+        sharing=manifest.sharing,
+        notes=_notes(plan, models),
+        archive=None if plan.archive is None else str(plan.archive),
+    )
 
 
 def _notes(plan: BundlePlan, models: Sequence[Model]) -> list[str]:

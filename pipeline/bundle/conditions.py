@@ -94,7 +94,7 @@ def _changed(
     none, of this recipe."""
     every = [(model, one) for model in models for one in model.variants]
     named = [one for model, one in every if name in (one.name, f"{model.name}/{one.name}")]
-    meant = named or [one for _, one in every if name == one.section["recipe"]]
+    meant = named or [one for _, one in every if name == one.artifact.recipe]
     if not meant:
         names = ", ".join(dict.fromkeys(one.name for _, one in every))
         raise UserError(f"{option}: no variant is called {name!r}.", f"The variants are {names}.")

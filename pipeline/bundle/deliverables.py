@@ -4,7 +4,6 @@ border read from the artifact itself.
 Artifacts of one source with one border are variants of one model.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,8 @@ from pathlib import Path, PurePath
 from ...models.digest import content_of
 from ...models.errors import UserError
 from ...models.formats import usual_suffixes
-from ..report.records import SCHEMA as REPORT
+from ..report.read import ReportFile, read_report
+from ..report.records import REPORT_FILE, Artifact, Report, SourceSummary
 
 REPORT_HINT = "Give the report.json that `convert` wrote, or the folder that holds it."
 # MLModel specification version -> systems. https://apple.github.io/coremltools/mlmodel/Format/Model.html
@@ -68,7 +68,7 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Variant:
-    """One artifact. `section` and `tools` are its report's; resource and function are where it lies in the
+    """One artifact. `artifact` and `tools` are its report's; resource and function are where it lies in the
     bundle, once it is packed."""
 
     name: str
@@ -80,19 +80,28 @@ class Variant:
     requires: Requirements
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
-    section: dict = field(repr=False, compare=False)
+    artifact: Artifact = field(repr=False, compare=False)
     tools: dict = field(compare=False)
     resource: str = ""
     function: str = ""
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the app sees as one model: variants in the order in which a device tries them. source: name,
-    sha256, format, parameters."""
+class SourceModel:
+    """The model that variants were made of."""
 
     name: str
-    source: dict
+    sha256: str
+    format: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the app sees as one model: variants in the order in which a device tries them."""
+
+    name: str
+    source: SourceModel
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
     variants: tuple[Variant, ...]
@@ -105,15 +114,15 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
     verdict (unless allowed).
     """
     found = [
-        (given, report, _variant(path, report, section, allow_failed))
-        for given, report, path in map(_read_report, reports)
-        for section in report["artifacts"]
+        (given, report.content, _variant(report, artifact, allow_failed))
+        for given, report in map(_read_report, reports)
+        for artifact in report.artifacts
     ]
     groups: dict[tuple, list[Variant]] = {}
-    about: dict[tuple, tuple[str, dict]] = {}
+    about: dict[tuple, tuple[str, SourceSummary]] = {}
     for given, report, variant in sorted(found, key=lambda one: one[2].kind != "coreml"):
         key = _key(report, variant, groups)
-        about.setdefault(key, (given, report["source"]))
+        about.setdefault(key, (given, report.source))
         if all(variant.sha256 != other.sha256 for other in groups.setdefault(key, [])):
             groups[key].append(variant)
     return _named([_model(*about[key], variants) for key, variants in groups.items()])
@@ -141,73 +150,56 @@ def unique(name: str, taken: set[str], number: str = "{name}-{count}") -> str:
     return found
 
 
-def _read_report(text: str) -> tuple[str, dict, Path]:
-    """-> (the name that was given or "", report, its path)"""
+def _read_report(text: str) -> tuple[str, ReportFile]:
+    """-> (the name that was given or "", the report)"""
     name, path = "", Path(text)
     if not path.exists() and "=" in text:
         name, _, rest = text.partition("=")
         path = Path(rest)
-    path = path / "report.json" if path.is_dir() else path
+    path = path / REPORT_FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path} does not exist.", REPORT_HINT)
-    try:
-        report = json.loads(path.read_text())
-        schema = report["schema"]
-        whole = (
-            all(
-                section["path"] and section["sha256"] and section["verdict"]
-                for section in report["artifacts"]
-            )
-            and report["source"]["inputs"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report: {type(error).__name__}: {error}.", REPORT_HINT) from error
-    if schema != REPORT:
-        raise UserError(
-            f"{path} has the schema {schema!r}; this version reads {REPORT}.",
-            "Convert again with this version, or install a newer one.",
-        )
-    if not whole or not report["artifacts"]:
+    report = read_report(path)
+    if not report.artifacts:
         raise UserError(f"{path} lists no artifacts.", REPORT_HINT)
-    return name.strip(), report, path
+    return name.strip(), report
 
 
-def _variant(report_path: Path, report: dict, section: dict, allow_failed: bool) -> Variant:
-    path = report_path.parent / section["path"]
+def _variant(report: ReportFile, artifact: Artifact, allow_failed: bool) -> Variant:
+    path = report.artifact_path(artifact)
     if not path.exists():
         raise UserError(
-            f"{path}, which {report_path} lists, does not exist.",
+            f"{path}, which {report.path} lists, does not exist.",
             "Convert again, or copy the whole output folder.",
         )
     size, digest = content_of(path)
-    if digest != section["sha256"]:
+    if digest != artifact.sha256:
         raise UserError(
-            f"{path} is not the artifact that {report_path} judged: its SHA-256 is {digest[:16]}…, the report"
-            f" has {section['sha256'][:16]}….",
+            f"{path} is not the artifact that {report.path} judged: its SHA-256 is {digest[:16]}…, the report"
+            f" has {artifact.sha256[:16]}….",
             "It was changed after its verdict. Convert again.",
         )
-    if section["verdict"] != "pass" and not allow_failed:
+    if artifact.verdict != "pass" and not allow_failed:
         raise UserError(
-            f"{path} failed its verdict ({section['recipe']}).",
+            f"{path} failed its verdict ({artifact.recipe}).",
             "See its report, or ship it all the same with --allow-failed.",
         )
-    if section["target"] not in KINDS:
-        raise UserError(f"{path} is for {section['target']!r}; bundles hold {', '.join(KINDS)}.", REPORT_HINT)
+    if artifact.target not in KINDS:
+        raise UserError(f"{path} is for {artifact.target!r}; bundles hold {', '.join(KINDS)}.", REPORT_HINT)
     specification, systems, inputs, outputs = _border(path)
-    name = slug(section["recipe"], "variant") + ("-mps" if section["target"] == "executorch-mps" else "")
-    tools = {"cidermill": report.get("version", "unknown"), **_tools(report.get("environment", {}))}
-    kind = KINDS[section["target"]]
-    return Variant(
-        name, kind, path, digest, size, specification, Requirements(systems), inputs, outputs, section, tools
-    )
+    name = slug(artifact.recipe, "variant") + ("-mps" if artifact.target == "executorch-mps" else "")
+    content = report.content
+    tools = {"cidermill": content.version, **_tools(content.environment)}
+    kind, requires = KINDS[artifact.target], Requirements(systems)
+    return Variant(name, kind, path, digest, size, specification, requires, inputs, outputs, artifact, tools)
 
 
-def _tools(environment: dict) -> dict:
+def _tools(environment: dict[str, str]) -> dict:
     """The packages that make an artifact's bytes. The build's own part of a version ("2.13.0+cpu", PEP 440)
     is of the machine and left out."""
     names = ("torch", "coremltools", "executorch", "transformers", "numpy")
     return {
-        name: str(environment[name]).partition("+")[0]
+        name: environment[name].partition("+")[0]
         for name in names
         if environment.get(name, "not installed") != "not installed"
     }
@@ -243,27 +235,23 @@ def _border(path: Path) -> tuple[int, tuple[str, str], tuple[Feature, ...], tupl
     return package.specification_version, SYSTEMS[package.specification_version], inputs, outputs
 
 
-def _key(report: dict, variant: Variant, known: Iterable[tuple]) -> tuple:
+def _key(report: Report, variant: Variant, known: Iterable[tuple]) -> tuple:
     """Source and border. A .pte, whose runtime has types of its own, joins the Core ML artifacts of a report
     with the same border."""
     own = (
-        report["source"]["sha256"],
-        json.dumps([report["source"]["inputs"], report["source"].get("outputs")]),
+        report.source.sha256,
+        report.source.inputs,
+        report.source.outputs,
     )
     if variant.kind == "coreml":
         return *own, variant.inputs, variant.outputs
-    return next((key for key in known if key[:2] == own), own)
+    return next((key for key in known if key[:3] == own), own)
 
 
-def _model(given: str, source: dict, variants: list[Variant]) -> Model:
-    path = PurePath(source["path"])
+def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:
+    path = PurePath(source.path)
     name = given or (path.stem if path.suffix in usual_suffixes() else path.name) or "model"
-    about = {
-        "name": path.name,
-        "sha256": source["sha256"],
-        "format": source.get("format"),
-        "parameters": source.get("parameters"),
-    }
+    about = SourceModel(path.name, source.sha256, source.format, source.parameters)
     shown = next((one for one in variants if one.kind == "coreml"), variants[0])
     taken: set[str] = set()
     named = tuple(replace(one, name=unique(one.name, taken)) for one in variants)
@@ -278,8 +266,7 @@ def _named(models: list[Model]) -> list[Model]:
     for model in models:
         name = model.name
         if any(
-            slug(name) == slug(other.name) and model.source["sha256"] == other.source["sha256"]
-            for other in result
+            slug(name) == slug(other.name) and model.source.sha256 == other.source.sha256 for other in result
         ):
             name = f"{name}-{'x'.join(map(str, model.inputs[0].shape))}" if model.inputs else name
         short = unique(slug(name), taken)

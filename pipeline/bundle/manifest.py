@@ -1,33 +1,25 @@
-"""manifest.json of a bundle (schema cidermill.bundle/1): packed models in, the JSON out; and a bundle's
-folder in, its manifest out.
-
-{ "schema", "cidermill": version, "name": the Swift package's,
-  "licence": {"text"} | {"file"} | null,
-  "signer": {"algorithm", "public_key", "fingerprint"} | null           (signature.py)
-  "models": [{"name", "swift_type", "source": {"name", "sha256", "format", "parameters"}, "inputs", "outputs":
-  [{"name", "dtype", "shape"}],
-     "variants": [                                                      in the order in which a device tries
-     them
-        {"name", "target", "recipe", "verdict", "resource": in Sources/NAME/Resources, "function": of a
-        package with several, else "",
-         "sha256", "size_bytes": of the artifact that was judged,
-         "requires": {"iOS", "macOS", "chips", "memory_bytes"}, "tools": {package: version}, "metrics":
-         {...}}]}],
-  "sharing": [{"variants", "shared_bytes", "stored": "once"|"separately", "resource", "proof" | "reason"}],
-  "files": {path: {"sha256", "size_bytes"}} }                           all but manifest.json and
-  manifest.json.sig
+"""manifest.json of a bundle (a `Manifest`, schema cidermill.bundle/1): packed models in, the record out; and a
+bundle's folder in, its manifest out.
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from ... import __version__
 from ...models.digest import content_of
 from ...models.errors import UserError
-from .deliverables import Feature, Model, Variant
+from ...validation.judge.compare import OutputError
+from ...validation.records import DeviceLatency, Origin, Verdict
+from ..report.records import Artifact
+from .deliverables import Feature, Model, SourceModel, Variant
+from .signature import Signer
 
 SCHEMA = "cidermill.bundle/1"
 MANIFEST = "manifest.json"
@@ -37,25 +29,146 @@ LICENCE = "LICENCE.txt"
 BUNDLE_HINT = "Give the folder that `cidermill bundle` wrote."
 
 
+@dataclass(frozen=True)
+class Licence:
+    """Its name or words, or the bundle's file that holds it."""
+
+    text: str | UnsetType = UNSET
+    file: str | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
+class BorderTensor:
+    """An input or output. shape: None where a size is flexible; shapes, ranges: what a flexible one allows;
+    picture: order of its channels."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...] | UnsetType = UNSET
+    ranges: tuple[tuple[int, int | None], ...] | UnsetType = UNSET
+    picture: str | UnsetType = UNSET
+    optional: bool | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a device must have: systems, one of the chips (none: any), this much memory."""
+
+    iOS: str
+    macOS: str
+    chips: tuple[str, ...]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class PlacementMetrics:
+    """Shares of the operations' time by unit, on a device."""
+
+    source: Origin
+    device: str
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LatencyMetrics:
+    """One prediction on a device, in three digits."""
+
+    source: Origin
+    device: str
+    chip: str
+    compute_units: str
+    ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What the report found of an artifact; errors of the worst output."""
+
+    conversion_psnr_db: float | None
+    compression_psnr_db: float | None
+    runner: str
+    placement: PlacementMetrics | None
+    latency: tuple[LatencyMetrics, ...]
+
+
+@dataclass(frozen=True)
+class ManifestVariant:
+    """An artifact of a model. resource: in Sources/NAME/Resources; function: of a package with several, else
+    ""; sha256, size_bytes: of the artifact that was judged; tools: package -> version."""
+
+    name: str
+    target: str
+    recipe: str
+    verdict: Verdict
+    resource: str
+    function: str
+    sha256: str
+    size_bytes: int
+    requires: Needs
+    tools: dict[str, str]
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class ManifestModel:
+    """What the app sees as one model; variants in the order in which a device tries them."""
+
+    name: str
+    swift_type: str
+    source: SourceModel
+    inputs: tuple[BorderTensor, ...]
+    outputs: tuple[BorderTensor, ...]
+    variants: tuple[ManifestVariant, ...]
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Variants with equal weights: stored once, with what proves it, or separately, and why."""
+
+    variants: tuple[str, ...]
+    shared_bytes: int
+    stored: Literal["once", "separately"]
+    resource: str | UnsetType = UNSET
+    proof: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """cidermill: its version; name: the Swift package's; files: of the bundle, all but manifest.json and
+    manifest.json.sig."""
+
+    schema: Literal["cidermill.bundle/1"]
+    cidermill: str
+    name: str
+    licence: Licence | None
+    signer: Signer | None
+    models: tuple[ManifestModel, ...]
+    sharing: tuple[Sharing, ...]
+    files: dict[str, FileDigest]
+
+
 def build_manifest(
     name: str,
     models: Sequence[Model],
     types: Sequence[str],
-    sharing: list[dict],
-    licence: dict | None,
-    signed: dict | None,
-) -> dict:
-    """Everything but "files", which only the finished folder tells. types: the models' Swift types; signed:
-    the signer's record."""
-    return {
-        "schema": SCHEMA,
-        "cidermill": __version__,
-        "name": name,
-        "licence": licence,
-        "signer": signed,
-        "models": [_model(model, kind) for model, kind in zip(models, types)],
-        "sharing": sharing,
-    }
+    sharing: Sequence[Sharing],
+    licence: Licence | None,
+    signer: Signer | None,
+    files: dict[str, FileDigest],
+) -> Manifest:
+    """types: the models' Swift types."""
+    packed = tuple(_model(model, kind) for model, kind in zip(models, types))
+    return Manifest(SCHEMA, __version__, name, licence, signer, packed, tuple(sharing), files)
 
 
 def resource_path(name: str, resource: str = "") -> str:
@@ -72,14 +185,13 @@ def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted((path.relative_to(folder).as_posix(), path) for path in found)
 
 
-def fingerprint(path: Path) -> dict:
-    """-> {"sha256", "size_bytes"} of a file"""
+def fingerprint(path: Path) -> FileDigest:
     content = content_of(path)
-    return {"sha256": content.sha256, "size_bytes": content.size_bytes}
+    return FileDigest(content.sha256, content.size_bytes)
 
 
-def read_manifest(folder: Path) -> tuple[bytes, dict]:
-    """-> (its bytes, the manifest; {} where they are no manifest). Raises UserError where there is none or
+def read_manifest(folder: Path) -> tuple[bytes, Manifest | None]:
+    """-> (its bytes, the manifest; None where they are no manifest). Raises UserError where there is none or
     this version cannot read it."""
     path = folder / MANIFEST
     if not folder.exists():
@@ -90,8 +202,8 @@ def read_manifest(folder: Path) -> tuple[bytes, dict]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", BUNDLE_HINT) from error
-    manifest = _parsed(data)
-    schema = manifest.get("schema", SCHEMA)
+    content = _parsed(data)
+    schema = content.get("schema", SCHEMA)
     if schema != SCHEMA and str(schema).startswith("cidermill.bundle/"):
         raise UserError(
             f"{path} has the schema {schema}; this version of cidermill reads {SCHEMA}.",
@@ -99,7 +211,10 @@ def read_manifest(folder: Path) -> tuple[bytes, dict]:
         )
     if schema != SCHEMA:
         raise UserError(f"{path} is not the manifest of a bundle (schema {schema!r}).", BUNDLE_HINT)
-    return data, manifest if _whole(manifest) else {}
+    try:
+        return data, msgspec.convert(content, Manifest)
+    except msgspec.ValidationError:
+        return data, None
 
 
 def is_bundle(folder: Path) -> bool:
@@ -120,83 +235,60 @@ def _parsed(data: bytes) -> dict:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _whole(manifest: dict) -> bool:
-    """Whether the parts that are read back are of their types."""
-    try:
-        files = all(
-            isinstance(one["sha256"], str) and isinstance(one["size_bytes"], int)
-            for one in manifest["files"].values()
-        )
-        variants = [one for model in manifest["models"] for one in model["variants"]]
-        texts = [
-            manifest["name"],
-            *(one[key] for one in variants for key in ("name", "resource", "function")),
-        ]
-        return files and all(isinstance(text, str) for text in texts) and "signer" in manifest
-    except (LookupError, TypeError, AttributeError):
-        return False
+def _model(model: Model, kind: str) -> ManifestModel:
+    borders = (tuple(map(_border_tensor, features)) for features in (model.inputs, model.outputs))
+    return ManifestModel(model.name, kind, model.source, *borders, tuple(map(_variant, model.variants)))
 
 
-def _model(model: Model, kind: str) -> dict:
-    sides = {"inputs": model.inputs, "outputs": model.outputs}
-    about = {"name": model.name, "swift_type": kind, "source": model.source}
-    borders = {side: [_feature(one) for one in features] for side, features in sides.items()}
-    return about | borders | {"variants": [_variant(one) for one in model.variants]}
-
-
-def _feature(one: Feature) -> dict:
-    flexible = {"shapes": one.shapes, "ranges": one.ranges, "picture": one.channels, "optional": one.optional}
-    return {"name": one.name, "dtype": one.dtype, "shape": one.shape} | {
-        key: value for key, value in flexible.items() if value
-    }
-
-
-def _variant(one: Variant) -> dict:
-    ios, macos = one.requires.systems
-    return {
-        "name": one.name,
-        "target": one.section["target"],
-        "recipe": one.section["recipe"],
-        "verdict": one.section["verdict"],
-        "resource": one.resource,
-        "function": one.function,
-        "sha256": one.sha256,
-        "size_bytes": one.size_bytes,
-        "requires": {
-            "iOS": ios,
-            "macOS": macos,
-            "chips": one.requires.chips,
-            "memory_bytes": one.requires.memory_bytes,
-        },
-        "tools": one.tools,
-        "metrics": metrics(one.section),
-    }
-
-
-def metrics(section: dict) -> dict:
-    """What the report found, without what depends on the machine that found it: times measured there, and
-    digits beyond the first of a dB."""
-    validation, placement, latency = (
-        section.get(key) or {} for key in ("validation", "placement", "latency")
+def _border_tensor(feature: Feature) -> BorderTensor:
+    return BorderTensor(
+        feature.name,
+        feature.dtype,
+        feature.shape,
+        shapes=feature.shapes or UNSET,
+        ranges=feature.ranges or UNSET,
+        picture=feature.channels or UNSET,
+        optional=feature.optional or UNSET,
     )
-    units = placement.get("units") or {}
-    devices = latency.get("devices") or []
-    return {
-        "conversion_psnr_db": _least_psnr(validation.get("conversion")),
-        "compression_psnr_db": _least_psnr(validation.get("compression")),
-        "runner": validation.get("runner"),
-        "placement": {"source": placement.get("source"), "device": placement.get("device"),
-                      "shares": {unit: round(part["share"], 3) for unit, part in units.items()}} if units else None,
-        "latency": [{"source": one.get("source", latency.get("source")), **{key: one.get(key) for key in ("device", "chip", "compute_units")},
-                     **{key: _figures(one.get(key)) for key in ("ms", "low_ms", "high_ms")}} for one in devices],
-    }  # fmt: skip
 
 
-def _least_psnr(errors: Any) -> float | None:
+def _variant(variant: Variant) -> ManifestVariant:
+    requires, artifact = variant.requires, variant.artifact
+    return ManifestVariant(
+        name=variant.name,
+        target=artifact.target,
+        recipe=artifact.recipe,
+        verdict=artifact.verdict,
+        resource=variant.resource,
+        function=variant.function,
+        sha256=variant.sha256,
+        size_bytes=variant.size_bytes,
+        requires=Needs(*requires.systems, requires.chips, requires.memory_bytes),
+        tools=variant.tools,
+        metrics=metrics(artifact),
+    )
+
+
+def metrics(artifact: Artifact) -> Metrics:
+    """Without what depends on the machine that found it: times measured there, and digits beyond the first of
+    a dB."""
+    placement, shares = artifact.placement, artifact.placement.units.items()
+    rounded = {unit: round(share.share, 3) for unit, share in shares}
+    return Metrics(
+        _least_psnr(artifact.validation.conversion),
+        _least_psnr(artifact.validation.compression),
+        artifact.validation.runner,
+        PlacementMetrics(placement.source, placement.device, rounded) if rounded else None,
+        tuple(map(_latency, artifact.latency.devices)),
+    )
+
+
+def _latency(device: DeviceLatency) -> LatencyMetrics:
+    band = (float(f"{ms:.3g}") for ms in (device.ms, device.low_ms, device.high_ms))
+    return LatencyMetrics(device.source, device.device, device.chip, device.compute_units, *band)
+
+
+def _least_psnr(errors: Sequence[OutputError]) -> float | None:
     """Of the worst output."""
-    known = [one["psnr_db"] for one in errors or [] if one.get("psnr_db") is not None]
+    known = [error.psnr_db for error in errors if error.psnr_db is not None]
     return round(min(known), 1) if known else None
-
-
-def _figures(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.3g}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...models.digest import content_of, files_of
 from .deliverables import Model, Variant, slug, unique
+from .manifest import Sharing
 from .shared_weights import Proposal, differences, function_names, merge, proposals, weights_of
 
 PROOF = (
@@ -28,7 +29,7 @@ class Packed:
 
     models: tuple[Model, ...]
     digests: dict[str, tuple[int, str]]
-    sharing: list[dict]
+    sharing: list[Sharing]
 
 
 def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> Packed:
@@ -62,23 +63,20 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
 
 def _share(
     members: Sequence[tuple[Model, Variant]], proposal: Proposal, folder: Path, taken: set[str], placed: dict
-) -> dict:
+) -> Sharing:
     """Try to store the members' weights once. -> what the manifest says of it"""
-    about = {
-        "variants": [f"{model.name}/{variant.name}" for model, variant in members],
-        "shared_bytes": proposal.shared_bytes,
-    }
+    sharers = tuple(f"{model.name}/{variant.name}" for model, variant in members)
     if proposal.obstacle:
-        return about | {"stored": "separately", "reason": proposal.obstacle}
+        return Sharing(sharers, proposal.shared_bytes, "separately", reason=proposal.obstacle)
     resource = _resource(f"{members[0][0].name} shared", "coreml", taken)
     names = function_names([(model.name, variant.name) for model, variant in members])
     packages = [(name, variant.path) for name, (_, variant) in zip(names, members)]
     merge(packages, folder / resource)
     if problem := _disproof(packages, folder / resource):
         shutil.rmtree(folder / resource)
-        return about | {"stored": "separately", "reason": problem}
+        return Sharing(sharers, proposal.shared_bytes, "separately", reason=problem)
     placed.update({variant.sha256: (resource, name) for name, (_, variant) in zip(names, members)})
-    return about | {"stored": "once", "resource": resource, "proof": PROOF}
+    return Sharing(sharers, proposal.shared_bytes, "once", resource, PROOF)
 
 
 def _disproof(packages: Sequence[tuple[str, Path]], merged: Path) -> str:

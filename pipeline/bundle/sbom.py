@@ -13,14 +13,14 @@ from typing import Any
 
 from ... import __version__
 from .deliverables import Model, Variant
-from .manifest import LICENCE, metrics
+from .manifest import LICENCE, Licence, metrics
 from .packing import Packed
 
 DIGEST = "SHA-256 over the relative names and the bytes of its files, in name order"
 FIGURES = ("conversion_psnr_db", "compression_psnr_db")
 
 
-def sbom_json(name: str, packed: Packed, licence: dict | None) -> str:
+def sbom_json(name: str, packed: Packed, licence: Licence | None) -> str:
     """name: of the Swift package. licence: as in the manifest."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.output.json import JsonV1Dot6
@@ -47,12 +47,12 @@ def sbom_json(name: str, packed: Packed, licence: dict | None) -> str:
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], licence: dict | None) -> Any:
+def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], licence: Licence | None) -> Any:
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Pedigree
 
     users = [(model, one) for model in models for one in model.variants if one.resource == resource]
-    sources = {model.source["sha256"]: model.source for model, _ in users}
+    sources = {model.source.sha256: model.source for model, _ in users}
     facts = [("size_bytes", str(size)), *(fact for model, one in users for fact in _facts(model, one))]
     facts += [("digest", DIGEST)] if resource.endswith(".mlpackage") else []
     return _component(
@@ -65,7 +65,7 @@ def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], li
         pedigree=Pedigree(
             ancestors=[
                 _component(
-                    one["name"],
+                    one.name,
                     "machine-learning-model",
                     bom_ref=f"source:{sha256}:{resource}",
                     hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
@@ -78,12 +78,12 @@ def _artifact(resource: str, size: int, digest: str, models: Sequence[Model], li
 
 def _facts(model: Model, one: Variant) -> list[tuple[str, str]]:
     """What a variant is, under its model's and its own name."""
-    figures = metrics(one.section)
+    errors = metrics(one.artifact)
     known = {
-        "recipe": one.section["recipe"],
-        "target": one.section["target"],
+        "recipe": one.artifact.recipe,
+        "target": one.artifact.target,
         "function": one.function,
-        **{key: figures[key] for key in FIGURES},
+        **{key: getattr(errors, key) for key in FIGURES},
     }
     return [
         (f"{model.name}/{one.name}:{key}", str(value))
@@ -111,7 +111,7 @@ def _component(name: str, kind: str, **details: Any) -> Any:
     return Component(name=name, type=ComponentType(kind), **details)
 
 
-def _licences(licence: dict | None) -> list[Any]:
+def _licences(licence: Licence | None) -> list[Any]:
     """An SPDX identifier or expression as such; other words as a name."""
     from cyclonedx.factory.license import LicenseFactory
     from cyclonedx.model.license import DisjunctiveLicense
@@ -120,6 +120,6 @@ def _licences(licence: dict | None) -> list[Any]:
         return []
     return (
         [DisjunctiveLicense(name=f"see {LICENCE}")]
-        if "file" in licence
-        else [LicenseFactory().make_from_string(licence["text"])]
+        if licence.file
+        else [LicenseFactory().make_from_string(licence.text)]
     )

@@ -3,15 +3,14 @@ signer's record leave.
 
 manifest.json.sig holds the 64 bytes of the signature of manifest.json's bytes and nothing else, so that
 `openssl pkeyutl -verify -pubin -inkey KEY.pub -rawin -in manifest.json -sigfile manifest.json.sig` checks it
-as well. The manifest names the
-signer: {"algorithm", "public_key": base64 of its 32 bytes, "fingerprint": SHA-256 of its SubjectPublicKeyInfo
-in DER, as `openssl pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it}.
+as well. The manifest names the `Signer`.
 """
 
 import base64
 import binascii
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,16 @@ from ...models.extras import require_extra
 ALGORITHM = "Ed25519"
 KEY_HINT = "Make one with `cidermill keygen KEY.pem`, or `openssl genpkey -algorithm ed25519 -out KEY.pem`."
 PUBLIC_HINT = "Give the public key, as `openssl pkey -in KEY.pem -pubout` prints it."
+
+
+@dataclass(frozen=True)
+class Signer:
+    """public_key: base64 of its 32 bytes; fingerprint: SHA-256 of its SubjectPublicKeyInfo in DER, as `openssl
+    pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it. A damaged record may lack some."""
+
+    algorithm: str = ""
+    public_key: str = ""
+    fingerprint: str = ""
 
 
 def read_private_key(path: Path) -> Any:
@@ -82,23 +91,19 @@ def write_keys(path: Path) -> tuple[Path, str]:
         raise UserError(
             f"{path} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
         ) from error
-    return public, signer(key.public_key())["fingerprint"]
+    return public, signer(key.public_key()).fingerprint
 
 
-def signer(public_key: Any) -> dict:
-    """The manifest's record of who signs it."""
+def signer(public_key: Any) -> Signer:
     from cryptography.hazmat.primitives import serialization as form
 
     raw = public_key.public_bytes(form.Encoding.Raw, form.PublicFormat.Raw)
     outer = public_key.public_bytes(form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo)
-    return {
-        "algorithm": ALGORITHM,
-        "public_key": base64.b64encode(raw).decode(),
-        "fingerprint": hashlib.sha256(outer).hexdigest(),
-    }
+    key = base64.b64encode(raw).decode()
+    return Signer(ALGORITHM, key, hashlib.sha256(outer).hexdigest())
 
 
-def signature_problem(manifest: bytes, signature: bytes, record: Any, trusted: Any = None) -> str:
+def signature_problem(manifest: bytes, signature: bytes, record: Signer, trusted: Any = None) -> str:
     """ "" where `signature` is the recorded signer's of these bytes, and the signer is the trusted key, if
     one is given; else what is wrong."""
     require_extra("bundle", "A signature")
@@ -106,14 +111,14 @@ def signature_problem(manifest: bytes, signature: bytes, record: Any, trusted: A
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(record["public_key"], validate=True))
-    except (LookupError, TypeError, ValueError, binascii.Error):
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(record.public_key, validate=True))
+    except (ValueError, binascii.Error):
         return "the manifest's record of its signer is damaged"
     own = signer(key)
     if own != record:
         return "the manifest's record of its signer contradicts itself"
     if trusted is not None and own != signer(trusted):
-        return f"it was signed by another key ({own['fingerprint']})"
+        return f"it was signed by another key ({own.fingerprint})"
     try:
         key.verify(signature, manifest)
     except InvalidSignature:

@@ -4,50 +4,86 @@ lists out."""
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import UNSET, UnsetType
 
 from ...models.errors import UserError
-from .manifest import BUNDLE_HINT, MANIFEST, SIGNATURE, files_in, fingerprint, read_manifest, resource_path
-from .signature import read_public_key, signature_problem
+from ...validation.records import Verdict
+from .manifest import (
+    BUNDLE_HINT,
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    files_in,
+    fingerprint,
+    read_manifest,
+    resource_path,
+)
+from .signature import Signer, read_public_key, signature_problem
 
 
-def verify_bundle(bundle: Path, key: Path | None = None, run: bool = False) -> dict:
-    """-> {"bundle", "verdict", "files", "signature": {...}, "problems": [{"file", "problem"}], "runs"}. key:
-    the public key that must have signed it; run: open every artifact with the reference runner and run it
-    once. Raises UserError for what is no bundle.
+@dataclass(frozen=True)
+class FileProblem:
+    """problem: follows the file's name in a sentence."""
+
+    file: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class SignatureState:
+    """trusted: whether the key that was given made it; fingerprint: of the recorded signer."""
+
+    status: Literal["none", "valid", "invalid", "not checked"]
+    trusted: bool | UnsetType = UNSET
+    fingerprint: str | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
+class VariantRun:
+    """problem: "" where the variant ran."""
+
+    variant: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `cidermill verify`. files: how many the manifest lists; runs: of every artifact, or "not
+    run: reason"."""
+
+    bundle: str
+    verdict: Verdict
+    files: int
+    signature: SignatureState
+    problems: list[FileProblem]
+    runs: list[VariantRun] | str
+
+
+def verify_bundle(bundle: Path, key: Path | None = None, run: bool = False) -> Verification:
+    """key: the public key that must have signed it; run: open every artifact with the reference runner and
+    run it once. Raises UserError for what is no bundle.
     """
     trusted = read_public_key(key) if key is not None else None
     with _opened(bundle) as folder:
         data, manifest = read_manifest(folder)
-        if not manifest:
-            problems, signed, count = (
-                [_problem(MANIFEST, "is damaged: it cannot be read as a manifest")],
-                {"status": "not checked"},
-                0,
-            )
+        if manifest is None:
+            problems = [FileProblem(MANIFEST, "is damaged: it cannot be read as a manifest")]
+            signed = SignatureState("not checked")
         else:
-            signed, wrong = _signature(folder, data, manifest["signer"], trusted)
-            problems, count = [*wrong, *_file_problems(folder, manifest)], len(manifest["files"])
-        runs = (
-            _runs(folder, manifest)
-            if run and not problems
-            else "not run: " + ("the bundle is damaged" if run else "not asked for (--run)")
-        )
-    failed = problems or (isinstance(runs, list) and any(one["problem"] for one in runs))
-    return {
-        "bundle": str(bundle),
-        "verdict": "fail" if failed else "pass",
-        "files": count,
-        "signature": signed,
-        "problems": problems,
-        "runs": runs,
-    }
-
-
-def _problem(file: str, problem: str) -> dict:
-    return {"file": file, "problem": problem}
+            signed, problems = _signature(folder, data, manifest.signer, trusted)
+            problems += _file_problems(folder, manifest)
+        if run and manifest is not None and not problems:
+            runs = _runs(folder, manifest)
+        else:
+            runs = "not run: " + ("the bundle is damaged" if run else "not asked for (--run)")
+    failed = problems or (isinstance(runs, list) and any(one.problem for one in runs))
+    count = len(manifest.files) if manifest else 0
+    return Verification(str(bundle), "fail" if failed else "pass", count, signed, problems, runs)
 
 
 @contextmanager
@@ -75,64 +111,60 @@ def _opened(bundle: Path) -> Iterator[Path]:
         yield Path(scratch) / tops.pop()
 
 
-def _file_problems(folder: Path, manifest: dict) -> list[dict]:
+def _file_problems(folder: Path, manifest: Manifest) -> list[FileProblem]:
     """Missing, changed and extra files. Only what lies in the folder is opened, whatever paths the manifest
     has."""
-    listed = manifest["files"]
+    listed = manifest.files
     there = dict(files_in(folder))
-    own = {MANIFEST, SIGNATURE} if manifest["signer"] else {MANIFEST}
-    problems = [_problem(name, "is missing") for name in sorted(listed.keys() - there.keys())]
+    own = {MANIFEST, SIGNATURE} if manifest.signer else {MANIFEST}
+    problems = [FileProblem(name, "is missing") for name in sorted(listed.keys() - there.keys())]
     for name, path in there.items():
         if path.is_symlink() or not path.is_file():
-            problems.append(_problem(name, "is a link or no plain file"))
+            problems.append(FileProblem(name, "is a link or no plain file"))
         elif name in own:
             continue
         elif name not in listed:
-            problems.append(_problem(name, "is not in the manifest"))
-        elif path.stat().st_size != listed[name]["size_bytes"]:
-            problems.append(
-                _problem(name, f"has {path.stat().st_size} bytes instead of {listed[name]['size_bytes']}")
-            )
-        elif fingerprint(path)["sha256"] != listed[name]["sha256"]:
-            problems.append(_problem(name, "was changed: its SHA-256 is another"))
+            problems.append(FileProblem(name, "is not in the manifest"))
+        elif (size := path.stat().st_size) != listed[name].size_bytes:
+            problems.append(FileProblem(name, f"has {size} bytes instead of {listed[name].size_bytes}"))
+        elif fingerprint(path).sha256 != listed[name].sha256:
+            problems.append(FileProblem(name, "was changed: its SHA-256 is another"))
     return problems
 
 
-def _signature(folder: Path, data: bytes, record: Any, trusted: Any) -> tuple[dict, list[dict]]:
+def _signature(
+    folder: Path, data: bytes, signer: Signer | None, trusted: Any
+) -> tuple[SignatureState, list[FileProblem]]:
     """-> (what the result says of the signature, problems)"""
-    if not record:
-        missing = [_problem(MANIFEST, "is not signed, but a key was given")] if trusted is not None else []
-        return {"status": "none", "trusted": False}, missing
+    if signer is None:
+        missing = FileProblem(MANIFEST, "is not signed, but a key was given")
+        return SignatureState("none", trusted=False), [missing] if trusted is not None else []
     path = folder / SIGNATURE
     signature = path.read_bytes() if path.is_file() and not path.is_symlink() else None
-    wrong = "is missing" if signature is None else signature_problem(data, signature, record, trusted)
-    shown = record.get("fingerprint") if isinstance(record, dict) else None
-    status = {
-        "status": "invalid" if wrong else "valid",
-        "trusted": trusted is not None and not wrong,
-        "fingerprint": shown,
-    }
+    wrong = "is missing" if signature is None else signature_problem(data, signature, signer, trusted)
+    state = SignatureState(
+        "invalid" if wrong else "valid",
+        trusted=trusted is not None and not wrong,
+        fingerprint=signer.fingerprint,
+    )
     where = SIGNATURE if signature is None else MANIFEST
-    return status, [_problem(where, wrong)] if wrong else []
+    return state, [FileProblem(where, wrong)] if wrong else []
 
 
-def _runs(folder: Path, manifest: dict) -> list[dict]:
+def _runs(folder: Path, manifest: Manifest) -> list[VariantRun]:
     """Every variant opened and run once on a synthetic input, by the reference runner."""
     runs = []
-    named = [
-        (f"{model['name']}/{one['name']}", one) for model in manifest["models"] for one in model["variants"]
-    ]
-    for name, one in named:
-        path = resource_path(manifest["name"], one["resource"])
-        listed = any(
-            file == path or file.startswith(f"{path}/") for file in manifest["files"]
-        )  # and so inside the bundle, and as it was
-        problem = (
-            _run_problem(folder / path, one["function"])
-            if listed
-            else f"{path} is not among the manifest's files"
-        )
-        runs.append({"variant": name, "problem": problem})
+    for model in manifest.models:
+        for variant in model.variants:
+            path = resource_path(manifest.name, variant.resource)
+            # only what is inside the bundle, and as it was
+            listed = any(file == path or file.startswith(f"{path}/") for file in manifest.files)
+            problem = (
+                _run_problem(folder / path, variant.function)
+                if listed
+                else f"{path} is not among the manifest's files"
+            )
+            runs.append(VariantRun(f"{model.name}/{variant.name}", problem))
     return runs
 
 

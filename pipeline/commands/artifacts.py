@@ -29,7 +29,7 @@ def validate(artifact: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, show=show, **given)
     tell(result, as_json, quiet, show_validation)
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 @click.command(context_settings=CONTEXT)

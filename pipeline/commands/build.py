@@ -76,7 +76,7 @@ def build(
     Exit code: the worst of the conversions': 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage
     or bad input (where the file itself is bad, nothing is written), 70 a defect of cidermill.
     """
-    from ..build.build import check_jobs, exit_code, named_reports
+    from ..build.build import check_jobs, exit_code, judged_models
     from ..build.config import read_config, select, uncached
 
     config = read_config(file)
@@ -86,7 +86,7 @@ def build(
         if dry_run:
             return _foresee(jobs, as_json, quiet)
         outcomes = _build(config, [uncached(job) for job in jobs] if no_cache else jobs, only, as_json, quiet)
-    publish(named_reports(outcomes), ci, junit, as_json)
+    publish(judged_models(outcomes), ci, junit, as_json)
     return exit_code([outcome.code for outcome in outcomes])
 
 

@@ -124,7 +124,7 @@ def verify(
         announce(annotations(result), summary(result), as_json)
     if junit:
         write_junit(junit, junit_xml(result))
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 @click.command(context_settings=CONTEXT)

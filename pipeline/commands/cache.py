@@ -54,7 +54,7 @@ def cache(size: str | None, clear: bool, as_json: bool) -> int:
 def _show(result: dict) -> None:
     import time
 
-    from ..report import summaries as fig
+    from ..report import summaries
     from ..terminal.report import console
     from ..terminal.text import clean, table
 
@@ -62,24 +62,27 @@ def _show(result: dict) -> None:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for entry in result["entries"]:
         kinds.setdefault(entry["kind"], []).append(entry)
-    sizes = {kind: fig.size_text(sum(one["size_bytes"] for one in held)) for kind, held in kinds.items()}
+    sizes = {
+        kind: summaries.size_text(sum(one["size_bytes"] for one in held)) for kind, held in kinds.items()
+    }
     parts = [
         f"{len(held)} {kind}{'s' if len(held) != 1 else ''} ({sizes[kind]})" for kind, held in kinds.items()
     ]
     if result["removed"]["entries"]:
         out.print(
             f"Removed {result['removed']['entries']} entries,"
-            f" {fig.size_text(result['removed']['size_bytes'])}."
+            f" {summaries.size_text(result['removed']['size_bytes'])}."
         )
     out.print(
         f"{clean(result['folder'])}: {', '.join(parts) or 'empty'}, of at most"
-        f" {fig.size_text(result['limit_bytes'])}.",
+        f" {summaries.size_text(result['limit_bytes'])}.",
         soft_wrap=True,
     )
     shown = [entry for entry in result["entries"] if entry["kind"] == "conversion"][:SHOWN]
     days = [time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"])) for entry in shown]
     rows = [
-        [day, fig.size_text(entry["size_bytes"]), clean(entry["what"])] for day, entry in zip(days, shown)
+        [day, summaries.size_text(entry["size_bytes"]), clean(entry["what"])]
+        for day, entry in zip(days, shown)
     ]
     if rows:
         out.print(table(out, ["last used", "size", "conversion"], rows))

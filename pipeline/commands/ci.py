@@ -1,13 +1,19 @@
 """The options of commands that continuous integration runs, and what they write: annotations on standard
 output, a job summary, JUnit XML."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ...models.errors import UserError
+
+if TYPE_CHECKING:
+    from ..gate.ci import JudgedModel
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 LARGEST_SUMMARY = (
@@ -24,14 +30,14 @@ junit_option = click.option(
 )
 
 
-def publish(reports: Sequence[dict], ci: bool, junit: Path | None, as_json: bool) -> None:
-    """What --ci and --junit ask for, of reports of `convert`."""
+def publish(models: Sequence[JudgedModel], ci: bool, junit: Path | None, as_json: bool) -> None:
+    """What --ci and --junit ask for, of conversions."""
     from ..gate.ci import annotations, junit_xml, summary
 
     if ci:
-        announce(annotations(reports), summary(reports), as_json)
+        announce(annotations(models), summary(models), as_json)
     if junit:
-        write_junit(junit, junit_xml(reports))
+        write_junit(junit, junit_xml(models))
 
 
 def announce(annotations: Sequence[str], summary: str, as_json: bool) -> None:

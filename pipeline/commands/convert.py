@@ -38,6 +38,7 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
     Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is
     written).
     """
+    from ..gate.ci import judged_model
     from ..plan import plan_from
     from ..run import run
     from ..terminal.report import progress, show_report
@@ -48,8 +49,8 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
     tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
-    publish([report], ci, junit, as_json)
-    return 0 if report["verdict"] == "pass" else 1
+    publish([judged_model(report)], ci, junit, as_json)
+    return 0 if report.verdict == "pass" else 1
 
 
 def _dry_run(plan: Any, as_json: bool, quiet: bool) -> int:

@@ -15,11 +15,12 @@ from .junit import Case, Suite, xml_text
 from .lock import (
     TOLERANCE_DB,
     Finding,
+    LockEntry,
     check_files,
     compare,
     entries_of,
     keyed,
-    lock_content,
+    lock_of,
     passes,
     read_lock,
 )
@@ -55,7 +56,7 @@ def check(
     files, compared = check_files(checked), compare(locked, found, tolerance_db)
     absent = sorted(locked.keys() - found.keys())
     gone = [
-        Finding(key, "artifact", locked[key]["sha256"]["artifact"], None, "missing", GONE)
+        Finding(key, "artifact", locked[key].sha256.artifact, None, "missing", GONE)
         for key in absent
         if complete
     ]
@@ -158,8 +159,8 @@ def _section(key: str, findings: Sequence[Finding], failing: Sequence[Finding]) 
     }
 
 
-def _write(lock: Path, entries: dict[str, dict]) -> None:
-    content = json_text(lock_content(entries)).encode("ascii")
+def _write(lock: Path, entries: dict[str, LockEntry]) -> None:
+    content = json_text(lock_of(entries)).encode("ascii")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         write_whole(lock, lambda stream: stream.write(content))

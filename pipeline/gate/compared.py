@@ -12,8 +12,9 @@ from typing import Any
 
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
+from ...validation.records import PlacedOperation, WeightReport
 from ..report.read import ReportFile, read_report
-from ..report.records import REPORT_FILE
+from ..report.records import REPORT_FILE, Artifact, Inspection, Report
 from ..targets import artifact_suffixes, find_target
 
 _TYPE_ENDING = re.compile(
@@ -41,9 +42,9 @@ class Side:
 
     label: str
     target: str
-    section: dict
+    section: Artifact | Inspection
     path: Path
-    report: dict | None = field(default=None, repr=False)
+    report: Report | None = field(default=None, repr=False)
 
     @property
     def is_report(self) -> bool:
@@ -51,16 +52,16 @@ class Side:
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.target, self.section.get("recipe", "")
+        return self.target, self.section.recipe if isinstance(self.section, Artifact) else ""
 
     @property
-    def ops(self) -> Sequence[dict]:
-        return (self.section.get("placement") or {}).get("ops") or []
+    def ops(self) -> Sequence[PlacedOperation]:
+        return self.section.placement.ops
 
     @cached_property
     def here(self) -> bool:
         return not self.is_report or (
-            self.path.exists() and content_of(self.path).sha256 == self.section["sha256"]
+            self.path.exists() and content_of(self.path).sha256 == self.section.sha256
         )
 
     @cached_property
@@ -73,34 +74,29 @@ class Side:
         """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ...} of the artifact, or of the model where two
         reports are compared."""
         if a.is_report and b.is_report:
-            source = self.report["source"]
-            return {
-                kind: {spec["name"]: _type_text(spec["dtype"], spec["shape"]) for spec in source[kind]}
-                for kind in ("inputs", "outputs")
-            }
-        return {
-            kind: {value.name: _type_text(value.dtype, value.shape) for value in getattr(self.runner, kind)}
-            for kind in ("inputs", "outputs")
-        }
+            border = self.report.source
+        else:
+            border = self.runner
+        return {"inputs": _types(border.inputs), "outputs": _types(border.outputs)}
 
     def weights(self, other: "Side") -> dict[str, Stored]:
         """Every weight in order: by the source's names where both sides are reports, else by the file's,
         without what tells how it is stored."""
-        entries = self.section["compression"]["weights"]
+        entries = self.section.compression.weights
         values = self.decoded if self.here and other.here else {}
         named = find_target(self.target).names_weights
         if self.is_report and other.is_report:
             return _unique(
                 _stored(
                     entry,
-                    entry["name"],
-                    values.get(entry.get("stored_as")),
-                    named or entry["name"] != entry.get("stored_as"),
+                    entry.name,
+                    values.get(entry.stored_as),
+                    named or entry.name != entry.stored_as,
                 )
                 for entry in entries
             )
         files = {
-            entry.get("stored_as"): entry for entry in entries if entry.get("stored_as")
+            entry.stored_as: entry for entry in entries if entry.stored_as
         }  # tied weights are stored once
         return _unique(
             _stored(entry, _TYPE_ENDING.sub("", name) if named else name, values.get(name), named)
@@ -157,7 +153,7 @@ def _report(path: Path) -> ReportFile | None:
 def _of_report(report: ReportFile) -> list[Side]:
     files = [(artifact, report.artifact_path(artifact)) for artifact in report.artifacts]
     return [
-        Side(file.as_posix(), artifact["target"], artifact, file, report.content) for artifact, file in files
+        Side(file.as_posix(), artifact.target, artifact, file, report.content) for artifact, file in files
     ]
 
 
@@ -165,17 +161,13 @@ def _bare(path: Path, devices: Sequence[str]) -> Side:
     from ..inspection import inspect_artifact
 
     section = inspect_artifact(path, devices, "all", measure_here=False)
-    return Side(str(path), section["target"], section, path)
+    return Side(str(path), section.target, section, path)
 
 
 def _devices(report: ReportFile | None) -> list[str]:
     """What a report placed its artifacts on, and estimated latencies for."""
-    found = [artifact["placement"]["device"] for artifact in report.artifacts] if report else []
-    rows = (
-        [row["device"] for artifact in report.artifacts for row in artifact["latency"]["devices"]]
-        if report
-        else []
-    )
+    found = [artifact.placement.device for artifact in report.artifacts] if report else []
+    rows = [row.device for artifact in report.artifacts for row in artifact.latency.devices] if report else []
     return list(dict.fromkeys(found + rows))
 
 
@@ -186,9 +178,11 @@ def _nearest(sides: list[Side], bare: Side) -> list[Side]:
     return [side for side in same if side.path.name == bare.path.name][:1] or same[:1] or sides
 
 
-def _stored(entry: dict, name: str, decoded: tuple[str, tuple[int, ...]] | None, named: bool) -> Stored:
+def _stored(
+    entry: WeightReport, name: str, decoded: tuple[str, tuple[int, ...]] | None, named: bool
+) -> Stored:
     digest, shape = decoded or (None, ())
-    return Stored(name, entry["realised"], entry["bits_per_weight"], digest, shape, named)
+    return Stored(name, entry.realised, entry.bits_per_weight, digest, shape, named)
 
 
 def _unique(weights: Iterable[Stored]) -> dict[str, Stored]:
@@ -203,6 +197,10 @@ def _digest(value: Any) -> str:
     import torch
 
     return digest_tensor(torch.as_tensor(value).detach().half().reshape(-1))
+
+
+def _types(specs: Iterable[Any]) -> dict[str, str]:
+    return {spec.name: _type_text(spec.dtype, spec.shape) for spec in specs}
 
 
 def _type_text(dtype: str, shape: Sequence[int | None]) -> str:

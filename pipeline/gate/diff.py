@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ...validation.records import PlacedOperation, UnitShare
+from ..report.records import Artifact, Placement
 from .compared import Side, Stored, open_sides
 
 SCHEMA = "cidermill.diff/1"
@@ -60,31 +62,22 @@ def pair(
 def compare(a: Side, b: Side) -> dict:
     """Two artifacts of one target."""
     changes = {
-        "recipe": (
-            _changed(a.section.get("recipe"), b.section.get("recipe"))
-            if a.is_report and b.is_report
-            else None
-        ),
-        "verdict": (
-            _changed(a.section.get("verdict"), b.section.get("verdict"))
-            if a.is_report and b.is_report
-            else None
-        ),
+        **(_judged(a.section, b.section) if a.is_report and b.is_report else {}),
         "interface": _interface(a, b),
         "operators": _operators(a.ops, b.ops),
         "weights": _weights(a, b),
-        "placement": _placement(a.section.get("placement"), b.section.get("placement")),
+        "placement": _placement(a.section.placement, b.section.placement),
         "latency": _by_name(
-            *({row["device"]: row["ms"] for row in side.section["latency"]["devices"]} for side in (a, b)),
+            *({row.device: row.ms for row in side.section.latency.devices} for side in (a, b)),
             "device",
             both=True,
         ),
-        "bytes": _by_name(a.section["compression"]["bytes"], b.section["compression"]["bytes"], "kind"),
-        "error": _errors(a.section.get("validation"), b.section.get("validation")),
+        "bytes": _by_name(a.section.compression.bytes, b.section.compression.bytes, "kind"),
+        "error": _errors(a.section, b.section) if a.is_report and b.is_report else [],
     }
     changes = {name: found for name, found in changes.items() if found}
-    sizes = [side.section["size_bytes"] for side in (a, b)]
-    same = a.section["sha256"] == b.section["sha256"]
+    sizes = [side.section.size_bytes for side in (a, b)]
+    same = a.section.sha256 == b.section.sha256
     return {
         "a": a.label,
         "b": b.label,
@@ -94,6 +87,10 @@ def compare(a: Side, b: Side) -> dict:
         "size_bytes": sizes,
         "changes": changes,
     }
+
+
+def _judged(a: Artifact, b: Artifact) -> dict[str, dict | None]:
+    return {"recipe": _changed(a.recipe, b.recipe), "verdict": _changed(a.verdict, b.verdict)}
 
 
 def _changed(a: Any, b: Any) -> dict | None:
@@ -119,18 +116,18 @@ def _interface(a: Side, b: Side) -> list[dict]:
     ]
 
 
-def _operators(a: Sequence[dict], b: Sequence[dict]) -> dict | None:
+def _operators(a: Sequence[PlacedOperation], b: Sequence[PlacedOperation]) -> dict | None:
     """Operations are the same by name and type. Where names only count (`d0.node3`) one more shifts them all,
     so that of those left over as many of each type as both sides have are the same too."""
-    names = [Counter((op["name"], op["type"]) for op in ops) for ops in (a, b)]
+    names = [Counter((op.name, op.type) for op in ops) for ops in (a, b)]
     left = [
         _surplus(ops, mine - other) for ops, mine, other in ((a, names[0], names[1]), (b, names[1], names[0]))
     ]
-    types = [Counter(op["type"] for op in ops) for ops in left]
+    types = [Counter(op.type for op in ops) for ops in left]
     removed, added = _of_types(left[0], types[0] - types[1]), _of_types(left[1], types[1] - types[0])
     if not removed and not added:
         return None
-    counts = _by_name(*(dict(Counter(op["type"] for op in ops)) for ops in (a, b)), "type")
+    counts = _by_name(*(dict(Counter(op.type for op in ops)) for ops in (a, b)), "type")
     return {
         "counts": [{**row, "a": row["a"] or 0, "b": row["b"] or 0} for row in counts],
         "added": added,
@@ -138,22 +135,22 @@ def _operators(a: Sequence[dict], b: Sequence[dict]) -> dict | None:
     }
 
 
-def _surplus(ops: Sequence[dict], wanted: Counter) -> list[dict]:
+def _surplus(ops: Sequence[PlacedOperation], wanted: Counter) -> list[PlacedOperation]:
     """The operations that `wanted` counts, from the end, in file order."""
     wanted, found = Counter(wanted), []
     for op in reversed(ops):
-        if wanted[op["name"], op["type"]] > 0:
-            wanted[op["name"], op["type"]] -= 1
+        if wanted[op.name, op.type] > 0:
+            wanted[op.name, op.type] -= 1
             found.append(op)
     return found[::-1]
 
 
-def _of_types(ops: Sequence[dict], wanted: Counter) -> list[dict]:
+def _of_types(ops: Sequence[PlacedOperation], wanted: Counter) -> list[dict]:
     wanted, found = Counter(wanted), []
     for op in reversed(ops):
-        if wanted[op["type"]] > 0:
-            wanted[op["type"]] -= 1
-            found.append({key: op[key] for key in ("name", "type", "module")})
+        if wanted[op.type] > 0:
+            wanted[op.type] -= 1
+            found.append({"name": op.name, "type": op.type, "module": op.module})
     return found[::-1]
 
 
@@ -161,7 +158,7 @@ def _weights(a: Side, b: Side) -> dict | None:
     """Scheme, bits and, where both files are here, the decoded values of each weight."""
     before, after = a.weights(b), b.weights(a)
     absent = next((side.label for side in (a, b) if not side.here), None)
-    reason = NOT_HERE.format(absent) if absent and a.section["sha256"] != b.section["sha256"] else ""
+    reason = NOT_HERE.format(absent) if absent and a.section.sha256 != b.section.sha256 else ""
     rows = [_weight(name, one, other, reason) for name, one, other in _matched(before, after)]
     changed = [row for row in rows if row["values"] == "differ" or row["a"] != row["b"]]
     gone = [
@@ -215,51 +212,43 @@ def _named(weight: Stored) -> dict:
     return {"name": weight.name, **_form(weight)}
 
 
-def _placement(a: dict | None, b: dict | None) -> dict | None:
+def _placement(a: Placement, b: Placement) -> dict | None:
     """Operations that moved to another unit (by name and type), and each unit's numbers."""
-    if not a or not b:
-        return None
-    if a["device"] != b["device"]:
-        return {"device": {"a": a["device"], "b": b["device"]}, "units": _units(a, b), "moved": []}
-    before = {(op["name"], op["type"]): op for op in a["ops"]}
+    if a.device != b.device:
+        return {"device": {"a": a.device, "b": b.device}, "units": _units(a, b), "moved": []}
+    before = {(op.name, op.type): op.unit for op in a.ops}
     moved = [
-        {
-            "name": op["name"],
-            "type": op["type"],
-            "from": before[key]["unit"],
-            "to": op["unit"],
-            "reason": op["reason"],
-        }
-        for op in b["ops"]
-        if (key := (op["name"], op["type"])) in before and before[key]["unit"] != op["unit"]
+        {"name": op.name, "type": op.type, "from": unit, "to": op.unit, "reason": op.reason}
+        for op in b.ops
+        if (unit := before.get((op.name, op.type), op.unit)) != op.unit
     ]
     units = _units(a, b)
     return {"units": units, "moved": moved} if units or moved else None
 
 
-def _units(a: dict, b: dict) -> list[dict]:
+def _units(a: Placement, b: Placement) -> list[dict]:
     """Units whose number of operations, or share of the time, differs."""
-    rows = []
-    for unit in dict.fromkeys([*a["units"], *b["units"]]):
-        ops, share = (
-            [side["units"].get(unit, {}).get(key, 0) for side in (a, b)] for key in ("ops", "share")
-        )
-        if ops[0] != ops[1] or share[0] != share[1]:
-            rows.append({"unit": unit, "ops": ops, "share": share})
+    rows, nothing = [], UnitShare(0, 0)
+    for unit in dict.fromkeys([*a.units, *b.units]):
+        before, after = (placement.units.get(unit, nothing) for placement in (a, b))
+        if (before.ops, before.share) != (after.ops, after.share):
+            rows.append({"unit": unit, "ops": [before.ops, after.ops], "share": [before.share, after.share]})
     return rows
 
 
-def _errors(a: dict | None, b: dict | None) -> list[dict]:
-    """PSNR of each output, of both kinds; only reports have them."""
-    if not a or not b:
-        return []
-    rows = []
-    for kind in ("conversion", "compression"):
-        found = _by_name(
-            *({error["output"]: error["psnr_db"] for error in side[kind]} for side in (a, b)), "output"
+def _errors(a: Artifact, b: Artifact) -> list[dict]:
+    """PSNR of each output, of both kinds."""
+    kinds = {
+        "conversion": (a.validation.conversion, b.validation.conversion),
+        "compression": (a.validation.compression, b.validation.compression),
+    }
+    return [
+        {"kind": kind, **row}
+        for kind, errors in kinds.items()
+        for row in _by_name(
+            *({error.output: error.psnr_db for error in of_one} for of_one in errors), "output"
         )
-        rows += [{"kind": kind, **row} for row in found]
-    return rows
+    ]
 
 
 def _targets(sides: Sequence[Side]) -> str:

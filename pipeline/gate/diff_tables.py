@@ -4,7 +4,7 @@ Markdown for a pull request, out."""
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..report import summaries as fig
+from ..report import summaries
 from ..report.markdown import code, details, rows
 
 SIGNS = (("-", "removed"), ("+", "added"))
@@ -72,22 +72,29 @@ def _general(artifact: dict) -> Section:
     """What everybody asks first: size, error, speed, in one table."""
     changes, (before, after) = artifact["changes"], artifact["size_bytes"]
     cells = [
-        (name, *(fig.recipe_text(str(changes[name][side])) for side in "ab"), "")
+        (name, *(summaries.recipe_text(str(changes[name][side])) for side in "ab"), "")
         for name in ("recipe", "verdict")
         if name in changes
     ]
     if before != after:
-        cells.append(("size", fig.size_text(before), fig.size_text(after), _size_change(before, after)))
+        cells.append(
+            ("size", summaries.size_text(before), summaries.size_text(after), _size_change(before, after))
+        )
     for row in changes.get("error", []):
         gain = "" if None in (row["a"], row["b"]) else f"{row['b'] - row['a']:+.1f} dB"
         cells.append(
-            (f"{row['kind']} of {row['output']}", fig.db_text(row["a"]), fig.db_text(row["b"]), gain)
+            (
+                f"{row['kind']} of {row['output']}",
+                summaries.db_text(row["a"]),
+                summaries.db_text(row["b"]),
+                gain,
+            )
         )
     cells += [
         (
             f"latency on {row['device']} (estimate)",
-            fig.ms_text(row["a"]),
-            fig.ms_text(row["b"]),
+            summaries.ms_text(row["a"]),
+            summaries.ms_text(row["b"]),
             _percent(row["a"], row["b"]),
         )
         for row in changes.get("latency", [])
@@ -103,7 +110,7 @@ def _general(artifact: dict) -> Section:
 
 def _interface(found: list[dict]) -> Section:
     cells = tuple(
-        (row["kind"].removesuffix("s"), row["name"], row["a"] or fig.NONE, row["b"] or fig.NONE)
+        (row["kind"].removesuffix("s"), row["name"], row["a"] or summaries.NONE, row["b"] or summaries.NONE)
         for row in found
     )
     return Section("Interface", ("", "name", "A", "B"), cells)
@@ -160,7 +167,7 @@ def _grouped(keyed: Sequence[tuple[tuple, tuple[str, ...]]], name: int) -> tuple
 def _placement(found: dict) -> Section:
     cells = [
         (
-            fig.UNIT_NAMES.get(row["unit"], row["unit"]),
+            summaries.UNIT_NAMES.get(row["unit"], row["unit"]),
             *(_unit_text(ops, share) for ops, share in zip(row["ops"], row["share"])),
             "",
         )
@@ -169,7 +176,7 @@ def _placement(found: dict) -> Section:
     cells += [
         (
             f"{op['name']} ({op['type']})",
-            *(fig.UNIT_NAMES.get(op[key], op[key]) for key in ("from", "to")),
+            *(summaries.UNIT_NAMES.get(op[key], op[key]) for key in ("from", "to")),
             op["reason"],
         )
         for op in found["moved"]
@@ -186,7 +193,7 @@ def _placement(found: dict) -> Section:
 def _bytes(found: list[dict]) -> Section:
     sizes = [(row["kind"], row["a"] or 0, row["b"] or 0) for row in found]
     cells = tuple(
-        (kind, fig.size_text(before), fig.size_text(after), f"{after - before:+,}")
+        (kind, summaries.size_text(before), summaries.size_text(after), f"{after - before:+,}")
         for kind, before, after in sizes
     )
     return Section("Bytes", ("kind", "A", "B", "change"), cells)
@@ -198,8 +205,8 @@ TABLES: dict[str, Callable[..., Section]] = {
 
 
 def _form(weight: dict) -> str:
-    bits = fig.bits_text(weight["bits_per_weight"])
-    return weight["scheme"] if bits == fig.NONE else f"{weight['scheme']}, {bits}"
+    bits = summaries.bits_text(weight["bits_per_weight"])
+    return weight["scheme"] if bits == summaries.NONE else f"{weight['scheme']}, {bits}"
 
 
 def _unit_text(ops: int, share: float) -> str:

@@ -1,11 +1,5 @@
-"""cidermill.lock.json: what every artifact was like when it was last accepted. Reports enter; the lock, or
-what got worse since, leaves.
-
-    {"schema": "cidermill.lock/1", "artifacts": {"net/coreml/int8": {"model", "target", "recipe",
-    "size_bytes",
-       "psnr_db": {"conversion": {output: dB}, "compression": {output: dB}}, "placement": {"device", "units":
-       {"ane": {"ops", "share"}, ...}}, "latency_ms": {device: estimate}, "sha256": {"artifact", "source"},
-       "tools": {"cidermill", "torch", ...}}}}
+"""cidermill.lock.json (a `Lock`): what every artifact was like when it was last accepted. Reports enter; the
+lock, or what got worse since, leaves.
 
 Only what a rerun on another machine gives again is in it: estimates, not measurements, no times, no paths.
 Figures are rounded, so that the lock's own differences read well under version control.
@@ -15,12 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from ...models.errors import UserError
-from ..report import summaries as fig
+from ...validation.judge.compare import OutputError
+from ...validation.records import UnitShare
+from ..report import summaries
 from ..report.json_files import read_json
-from ..report.read import ReportFile, is_number
+from ..report.read import ReportFile
+from ..report.records import Artifact, Report
 from ..report.write import PACKAGES
 from .ci import model_name
 
@@ -30,6 +29,53 @@ FILE = "cidermill.lock.json"
 TOLERANCE_DB = 0.5
 DAMAGED = "Restore it from version control, or delete it and run `cidermill check REPORT... --update`."
 FAILING = ("worse", "missing", "new")
+
+
+@dataclass(frozen=True)
+class LockedErrors:
+    """PSNR of each output, None where it could not be compared."""
+
+    conversion: dict[str, float | None]
+    compression: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class LockedPlacement:
+    """Where an artifact's operations run on a device, by unit."""
+
+    device: str
+    units: dict[str, UnitShare]
+
+
+@dataclass(frozen=True)
+class LockedDigests:
+    """Of the artifact's bytes and of the model's that it was made of."""
+
+    artifact: str
+    source: str
+
+
+@dataclass(frozen=True)
+class LockEntry:
+    """An artifact as it was accepted. latency_ms: device -> estimate; tools: package -> version."""
+
+    model: str
+    target: str
+    recipe: str
+    size_bytes: int
+    psnr_db: LockedErrors
+    placement: LockedPlacement
+    latency_ms: dict[str, float]
+    sha256: LockedDigests
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """cidermill.lock.json. artifacts: "net/coreml/int8" -> its entry."""
+
+    schema: Literal["cidermill.lock/1"]
+    artifacts: dict[str, LockEntry]
 
 
 @dataclass(frozen=True)
@@ -55,7 +101,7 @@ class Checked:
 
     key: str
     report: ReportFile
-    artifact: dict
+    artifact: Artifact
 
 
 def keyed(reports: Sequence[ReportFile], locked: Iterable[str]) -> list[Checked]:
@@ -85,42 +131,39 @@ def keyed(reports: Sequence[ReportFile], locked: Iterable[str]) -> list[Checked]
     return found
 
 
-def entries_of(checked: Sequence[Checked]) -> dict[str, dict]:
+def entries_of(checked: Sequence[Checked]) -> dict[str, LockEntry]:
     """The lock's entries."""
     return {one.key: _entry(one.key, one.report.content, one.artifact) for one in checked}
 
 
-def _keys(report: ReportFile, artifact: dict) -> tuple[str, str]:
-    chosen = report.content.get(
-        "budget"
-    )  # the same wish may choose another recipe another day: it is still the same artifact
-    recipe = f"budget {chosen['asked']}" if chosen else artifact["recipe"]
-    plain = f"{model_name(report.content)}/{artifact['target']}/{recipe}"
+def _keys(report: ReportFile, artifact: Artifact) -> tuple[str, str]:
+    # a budget may choose another recipe another day: it is still the same artifact
+    budget = report.content.budget
+    recipe = f"budget {budget.asked}" if budget else artifact.recipe
+    plain = f"{model_name(report.content)}/{artifact.target}/{recipe}"
     return plain, f"{report.path.absolute().parent.name}:{plain}"
 
 
-def read_lock(path: Path) -> dict[str, dict]:
+def read_lock(path: Path) -> dict[str, LockEntry]:
     """-> entries. Raises UserError: none there, one of a newer schema, a damaged one."""
     if not path.exists():
         raise UserError(
             f"There is no lock {path}.",
             f"Make one of the reports as they are now: `cidermill check REPORT... --lock {path} --update`.",
         )
-    entries = read_json(path, "a lock of cidermill", SCHEMA, DAMAGED).get("artifacts")
+    content = read_json(path, "a lock of cidermill", SCHEMA, DAMAGED)
     try:
-        if all(_complete(entry) for entry in entries.values()):
-            return entries
-    except (LookupError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} is a damaged lock: entries are missing or have other types.", DAMAGED)
+        return msgspec.convert(content, Lock).artifacts
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is a damaged lock: {error}.", DAMAGED) from error
 
 
-def lock_content(entries: dict[str, dict]) -> dict:
-    return {"schema": SCHEMA, "artifacts": dict(sorted(entries.items()))}
+def lock_of(entries: dict[str, LockEntry]) -> Lock:
+    return Lock(SCHEMA, dict(sorted(entries.items())))
 
 
 def compare(
-    locked: dict[str, dict], found: dict[str, dict], tolerance_db: float = TOLERANCE_DB
+    locked: dict[str, LockEntry], found: dict[str, LockEntry], tolerance_db: float = TOLERANCE_DB
 ) -> list[Finding]:
     """Every figure of every artifact found beside the lock's."""
     findings: list[Finding] = []
@@ -129,19 +172,17 @@ def compare(
             findings += _compare(key, locked[key], entry, tolerance_db)
         else:
             findings.append(
-                Finding(
-                    key, "artifact", None, entry["sha256"]["artifact"], "new", _unknown(entry, locked, found)
-                )
+                Finding(key, "artifact", None, entry.sha256.artifact, "new", _unknown(entry, locked, found))
             )
     return findings
 
 
-def _unknown(entry: dict, locked: dict[str, dict], found: dict[str, dict]) -> str:
+def _unknown(entry: LockEntry, locked: dict[str, LockEntry], found: dict[str, LockEntry]) -> str:
     """Another recipe is another artifact: say which of the lock's it may stand for."""
     near = [
         key
         for key, other in locked.items()
-        if key not in found and (other["model"], other["target"]) == (entry["model"], entry["target"])
+        if key not in found and (other.model, other.target) == (entry.model, entry.target)
     ]
     return (
         f"It is not in the lock{', which has ' + ', '.join(near) if near else ''}.\nAccept it with --update."
@@ -159,75 +200,56 @@ def passes(finding: Finding, exact: bool) -> bool:
     )
 
 
-def _entry(key: str, report: dict, artifact: dict) -> dict:
-    validation, placement = artifact["validation"], artifact["placement"]
-    versions = report.get("environment") or {}
-    return {
-        "model": key.split("/")[0],
-        "target": artifact["target"],
-        "recipe": artifact["recipe"],
-        "size_bytes": artifact["size_bytes"],
-        "psnr_db": {
-            kind: {error["output"]: _rounded(error["psnr_db"], 2) for error in validation[kind]}
-            for kind in ("conversion", "compression")
-        },
-        "placement": {
-            "device": placement["device"],
-            "units": {
-                unit: {"ops": row["ops"], "share": _rounded(row["share"], 4)}
-                for unit, row in placement["units"].items()
-            },
-        },
-        "latency_ms": {row["device"]: _rounded(row["ms"], 4) for row in artifact["latency"]["devices"]},
-        "sha256": {"artifact": artifact["sha256"], "source": report["source"]["sha256"]},
-        "tools": {
-            "cidermill": report.get("version", ""),
+def _entry(key: str, report: Report, artifact: Artifact) -> LockEntry:
+    versions = report.environment
+    return LockEntry(
+        model=key.split("/")[0],
+        target=artifact.target,
+        recipe=artifact.recipe,
+        size_bytes=artifact.size_bytes,
+        psnr_db=LockedErrors(
+            _decibels(artifact.validation.conversion), _decibels(artifact.validation.compression)
+        ),
+        placement=LockedPlacement(
+            artifact.placement.device,
+            {unit: UnitShare(row.ops, round(row.share, 4)) for unit, row in artifact.placement.units.items()},
+        ),
+        latency_ms={row.device: round(row.ms, 4) for row in artifact.latency.devices},
+        sha256=LockedDigests(artifact.sha256, report.source.sha256),
+        tools={
+            "cidermill": report.version,
             **{name: versions[name] for name in PACKAGES if name in versions},
         },
-    }
-
-
-def _rounded(number: float | None, digits: int) -> float | None:
-    return None if number is None else round(float(number), digits)
-
-
-def _compare(key: str, locked: dict, found: dict, tolerance_db: float) -> Iterator[Finding]:
-    yield _judged(
-        key,
-        "size_bytes",
-        locked["size_bytes"],
-        found["size_bytes"],
-        less_is_better=True,
-        show="{:,} bytes".format,
     )
-    for kind in ("conversion", "compression"):
-        for output, decibels in locked["psnr_db"][kind].items():
+
+
+def _decibels(errors: Sequence[OutputError]) -> dict[str, float | None]:
+    return {error.output: None if error.psnr_db is None else round(error.psnr_db, 2) for error in errors}
+
+
+def _compare(key: str, locked: LockEntry, found: LockEntry, tolerance_db: float) -> Iterator[Finding]:
+    sizes = (locked.size_bytes, found.size_bytes)
+    yield _judged(key, "size_bytes", *sizes, less_is_better=True, show="{:,} bytes".format)
+    errors = {
+        "conversion": (locked.psnr_db.conversion, found.psnr_db.conversion),
+        "compression": (locked.psnr_db.compression, found.psnr_db.compression),
+    }
+    for kind, (before, now) in errors.items():
+        for output, decibels in before.items():
             figure = f"psnr_db.{kind}.{output}"
             yield _judged(
-                key,
-                figure,
-                decibels,
-                found["psnr_db"][kind].get(output),
-                tolerance=tolerance_db,
-                show=fig.db_text,
+                key, figure, decibels, now.get(output), tolerance=tolerance_db, show=summaries.db_text
             )
-    yield _share(key, locked["placement"], found["placement"])
-    for device, ms in locked["latency_ms"].items():
-        more = f"Give --device {device!r} to `convert`."
-        yield _judged(
-            key,
-            f"latency_ms.{device}",
-            ms,
-            found["latency_ms"].get(device),
-            less_is_better=True,
-            show="{:g} ms".format,
-            absent=more,
-        )
-    yield _same(key, "recipe", locked["recipe"], found["recipe"])
-    for name in ("artifact", "source"):
-        yield _same(key, f"sha256.{name}", locked["sha256"][name], found["sha256"][name])
-    for tool in sorted(locked["tools"].keys() | found["tools"].keys()):
-        yield _same(key, f"tools.{tool}", locked["tools"].get(tool), found["tools"].get(tool))
+    yield _share(key, locked.placement, found.placement)
+    for device, ms in locked.latency_ms.items():
+        figure, absent = f"latency_ms.{device}", f"Give --device {device!r} to `convert`."
+        now_ms, show = found.latency_ms.get(device), "{:g} ms".format
+        yield _judged(key, figure, ms, now_ms, less_is_better=True, show=show, absent=absent)
+    yield _same(key, "recipe", locked.recipe, found.recipe)
+    yield _same(key, "sha256.artifact", locked.sha256.artifact, found.sha256.artifact)
+    yield _same(key, "sha256.source", locked.sha256.source, found.sha256.source)
+    for tool in sorted(locked.tools.keys() | found.tools.keys()):
+        yield _same(key, f"tools.{tool}", locked.tools.get(tool), found.tools.get(tool))
 
 
 def _judged(
@@ -257,71 +279,48 @@ def _judged(
     )
 
 
-def _share(key: str, locked: dict, found: dict) -> Finding:
-    before, now = ((one["units"].get("ane") or {}).get("share") for one in (locked, found))
-    if locked["device"] != found["device"]:
+def _share(key: str, locked: LockedPlacement, found: LockedPlacement) -> Finding:
+    before, now = (
+        placement.units["ane"].share if "ane" in placement.units else None for placement in (locked, found)
+    )
+    if locked.device != found.device:
         text = (
-            f"The lock was placed on {locked['device']}, the report on {found['device']}.\nGive --device"
-            f" {locked['device']!r} first to `convert`."
+            f"The lock was placed on {locked.device}, the report on {found.device}.\nGive --device"
+            f" {locked.device!r} first to `convert`."
         )
         return Finding(key, "ane_share", before, now, "missing", text)
-    return _judged(
-        key,
-        "ane_share",
-        before,
-        now,
-        show=lambda share: f"{100 * share:.4g} % of the time on the Neural Engine",
-    )
+    show = "{:.4g} % of the time on the Neural Engine"
+    return _judged(key, "ane_share", before, now, show=lambda share: show.format(100 * share))
 
 
 def _same(key: str, figure: str, locked: Any, found: Any) -> Finding:
     return Finding(key, figure, locked, found, "equal" if locked == found else "changed")
 
 
-def _check_file(key: str, report: ReportFile, artifact: dict) -> Iterator[Finding]:
+def _check_file(key: str, report: ReportFile, artifact: Artifact) -> Iterator[Finding]:
     from ...models.digest import content_of
 
     path = report.artifact_path(artifact)
-    if artifact["verdict"] != "pass":
+    if artifact.verdict != "pass":
         said = (
-            " ".join(fig.split_warning(warning)[0] for warning in artifact["warnings"])
+            " ".join(summaries.split_warning(warning)[0] for warning in artifact.warnings)
             or "Its own verdict is a fail."
         )
-        yield Finding(key, "verdict", "pass", artifact["verdict"], "worse", f"{said}\nSee {report.path}.")
+        yield Finding(key, "verdict", "pass", artifact.verdict, "worse", f"{said}\nSee {report.path}.")
     if not path.exists():
         yield Finding(
             key,
             "file",
-            artifact["sha256"],
+            artifact.sha256,
             None,
             "missing",
             f"{path} is not there, though {report.path} names it.\nConvert it again.",
         )
         return
     found = content_of(path).sha256
-    if found != artifact["sha256"]:
+    if found != artifact.sha256:
         text = (
             f"{path} has other bytes than {report.path} says: it was changed or damaged after it was"
             " validated.\nConvert it again."
         )
-        yield Finding(key, "file", artifact["sha256"], found, "worse", text)
-
-
-def _complete(entry: dict) -> bool:
-    """Whether an entry can be compared: its fields are there, and of their types."""
-    decibels = [
-        value
-        for kind in ("conversion", "compression")
-        for value in entry["psnr_db"][kind].values()
-        if value is not None
-    ]
-    numbers = [
-        entry["size_bytes"],
-        *decibels,
-        *entry["latency_ms"].values(),
-        *(unit["share"] for unit in entry["placement"]["units"].values()),
-    ]
-    texts = [*(entry[name] for name in ("model", "target", "recipe")), entry["placement"]["device"]]
-    texts += [entry["sha256"][name] for name in ("artifact", "source")]
-    tools = isinstance(entry["tools"], dict)
-    return tools and all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
+        yield Finding(key, "file", artifact.sha256, found, "worse", text)

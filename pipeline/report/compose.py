@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
+from ... import __version__
 from ..judge import stored_size
 from ..targets import artifact_suffixes
-from .json_files import to_builtins
-from .records import Stage
-from .write import artifact_section, build_report, environment, source_section
+from .records import (
+    SCHEMA,
+    Artifact,
+    BudgetSummary,
+    PredictedSize,
+    Report,
+    SampleSummary,
+    SourceSummary,
+    Stage,
+)
+from .write import environment
 
 if TYPE_CHECKING:
-    from ..examine import Check, Examination
+    from ..examine import Examination
     from ..judge import Judgement
     from ..yardstick import Yardstick
 
@@ -28,27 +40,31 @@ class Findings:
     yardstick: Yardstick
     examinations: Sequence[Examination]
     judgements: Sequence[Judgement]
-    budget: Mapping | None = None
+    budget: BudgetSummary | None = None
     foreseen: Mapping[str, int | None] | None = None
 
 
-def compose(findings: Findings, stages: Sequence[Stage], folder: Path) -> dict:
-    """The report of artifacts that lie in `folder`, as JSON values."""
-    yardstick = findings.yardstick
-    source = source_section(
-        yardstick.source, yardstick.samples, yardstick.inputs, yardstick.outputs, yardstick.parameters
-    )
-    sections = [
-        _section(examination, judgement, findings, folder)
+def compose(findings: Findings, stages: Sequence[Stage], folder: Path) -> Report:
+    """The report of artifacts that lie in `folder`. It passes when it holds at least one and every one
+    passes."""
+    artifacts = tuple(
+        _artifact(examination, judgement, findings, folder)
         for examination, judgement in zip(findings.examinations, findings.judgements)
-    ]
-    report = build_report(source, stages, sections, environment())
-    if findings.budget is not None:
-        report["budget"] = _with_measured(findings.budget, findings.examinations)
-    return to_builtins(report)
+    )
+    passed = bool(artifacts) and all(artifact.verdict == "pass" for artifact in artifacts)
+    return Report(
+        SCHEMA,
+        __version__,
+        "pass" if passed else "fail",
+        _source(findings.yardstick),
+        environment(),
+        tuple(stages),
+        artifacts,
+        budget=UNSET if findings.budget is None else _with_measured(findings.budget, findings.examinations),
+    )
 
 
-def with_earlier(report: dict, out: Path, folder: Path) -> dict:
+def with_earlier(report: Report, out: Path, folder: Path) -> Report:
     """The report, with a warning where artifacts of an earlier run into `out` stay beside the new ones in
     `folder`: they are no part of it."""
     names = sorted(
@@ -62,29 +78,48 @@ def with_earlier(report: dict, out: Path, folder: Path) -> dict:
         f"{', '.join(names)} in this folder {'is' if len(names) == 1 else 'are'} from an earlier run and"
         " not in this report.\nRemove what you do not want to ship, or convert every target in one run."
     )
-    first, *others = report["artifacts"]
-    return report | {"artifacts": [first | {"warnings": [*first["warnings"], warning]}, *others]}
+    first, *others = report.artifacts
+    return replace(report, artifacts=(replace(first, warnings=(*first.warnings, warning)), *others))
 
 
-def _section(examination: Examination, judgement: Judgement, findings: Findings, folder: Path) -> dict:
-    """An artifact's part of the report. Its warnings: of the source, of the verdict, of the runtime."""
-    artifact, foreseen = examination.artifact, findings.foreseen
-    validation = {**examination.check.as_json(), "native": _native(examination.native)}
-    sections = {"validation": validation, "compression": examination.audit, **examination.estimates}
-    warnings = [*findings.yardstick.source.warnings, *judgement.advice, *examination.notes]
-    section = artifact_section(artifact, folder, judgement.verdict, sections, warnings)
-    predicted = {} if foreseen is None else {"predicted": {"size_bytes": foreseen[artifact.target]}}
-    return section | predicted
+def _source(yardstick: Yardstick) -> SourceSummary:
+    source, samples = yardstick.source, yardstick.samples
+    return SourceSummary(
+        path=str(source.path),
+        sha256=source.sha256,
+        format=source.format,
+        parameters=yardstick.parameters,
+        inputs=yardstick.inputs,
+        outputs=yardstick.outputs,
+        samples=SampleSummary(samples.kind, len(samples.batches), samples.seed),
+    )
 
 
-def _native(native: Check | str) -> dict | str:
-    return native if isinstance(native, str) else native.as_json()
+def _artifact(examination: Examination, judgement: Judgement, findings: Findings, folder: Path) -> Artifact:
+    """Its warnings: of the writer, of the source, of the verdict, of the runtime."""
+    written, foreseen = examination.artifact, findings.foreseen
+    source_warnings = findings.yardstick.source.warnings
+    warnings = (*written.warnings, *source_warnings, *judgement.advice, *examination.notes)
+    return Artifact(
+        target=written.target,
+        recipe=written.recipe,
+        path=PurePath(os.path.relpath(written.path, folder)).as_posix(),
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        verdict=judgement.verdict,
+        validation=examination.validation,
+        compression=examination.compression,
+        placement=examination.placement,
+        latency=examination.latency,
+        warnings=tuple(dict.fromkeys(warnings)),
+        predicted=UNSET if foreseen is None else PredictedSize(foreseen[written.target]),
+    )
 
 
-def _with_measured(budget: Mapping, examinations: Sequence[Examination]) -> dict:
-    """The section of a budget, with what the artifacts came to."""
+def _with_measured(budget: BudgetSummary, examinations: Sequence[Examination]) -> BudgetSummary:
+    """The budget, with what the artifacts came to."""
     measured = {
-        examination.artifact.target: stored_size(examination, budget["parameters"])._asdict()
+        examination.artifact.target: stored_size(examination, budget.parameters)
         for examination in examinations
     }
-    return {**budget, "measured": measured}
+    return replace(budget, measured=measured)

@@ -1,13 +1,11 @@
 """Paths in, the reports of `convert` that they hold out, checked for what the gates read."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...models.errors import UserError
-from .records import REPORT_FILE, WROTE, Report
+from .records import REPORT_FILE, WROTE, Artifact, Report
 
 
 @dataclass(frozen=True)
@@ -15,14 +13,14 @@ class ReportFile:
     """One report.json. Its artifacts' paths are relative to its folder."""
 
     path: Path
-    content: dict
+    content: Report
 
     @property
-    def artifacts(self) -> list[dict]:
-        return self.content["artifacts"]
+    def artifacts(self) -> tuple[Artifact, ...]:
+        return self.content.artifacts
 
-    def artifact_path(self, artifact: dict) -> Path:
-        return self.path.parent / artifact["path"]
+    def artifact_path(self, artifact: Artifact) -> Path:
+        return self.path.parent / artifact.path
 
 
 def find_reports(paths: Sequence[Path]) -> list[ReportFile]:
@@ -37,7 +35,7 @@ def find_reports(paths: Sequence[Path]) -> list[ReportFile]:
 
 def read_report(path: Path) -> ReportFile:
     """Raises UserError."""
-    return ReportFile(path, Report.from_json(path).to_json())
+    return ReportFile(path, Report.from_json(path))
 
 
 def _files(path: Path) -> list[Path]:
@@ -53,8 +51,3 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path} holds no {REPORT_FILE}.", WROTE)
     return found
-
-
-def is_number(value: Any) -> bool:
-    """A finite one: Python's JSON reader takes NaN, which compares with nothing."""
-    return type(value) in (int, float) and math.isfinite(value)

@@ -8,7 +8,7 @@ default. What validation produces it owns: see `validation/records.py` and `Outp
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -29,6 +29,9 @@ from ...validation.records import (
     Verdict,
 )
 from .json_files import check_schema, read_json, to_builtins
+
+if TYPE_CHECKING:  # which imports torch
+    from ...validation.graph import Value
 
 SCHEMA = "cidermill.report/1"
 REPORT_FILE = "report.json"
@@ -281,3 +284,29 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """As report.json has it. What JSON cannot hold, NaN and infinities, is null."""
         return to_builtins(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `cidermill validate`: an artifact and the model that it was compared with."""
+
+    artifact: str
+    against: str
+    verdict: Verdict
+    validation: Validation
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them."""
+
+    target: str
+    path: str
+    size_bytes: int
+    sha256: str
+    inputs: "tuple[Value, ...]"
+    outputs: "tuple[Value, ...]"
+    compression: Compression
+    placement: Placement
+    latency: Latency

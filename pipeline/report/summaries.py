@@ -1,13 +1,20 @@
-"""Sections of a report in, the figures that people read out: numbers as text with units, worst cases, shares,
+"""Records of a report in, what people read of them out: numbers as text with units, worst cases, shares,
 groups.
 
-Pure and free of heavy imports: the terminal and report.html show the same figures because both take them from
-here.
+Pure and free of heavy imports: the terminal and report.html show the same because both take it from here.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from msgspec import UNSET, UnsetType
+
+from ...validation.judge.compare import OutputError
+from ...validation.records import DeviceLatency, EstimatedTimes, MeasuredTimes, PlacedOperation, WeightReport
+from .records import Artifact, Placement, Report, ShapeLatency
+
+Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
 
 UNITS = ("ane", "gpu", "cpu")
 UNIT_NAMES = {"ane": "ANE", "gpu": "GPU", "cpu": "CPU"}
@@ -43,9 +50,9 @@ def db_text(decibels: float | None) -> str:
     return "exact" if decibels >= EXACT_DB else f"{decibels:.1f} dB"
 
 
-def ms_text(milliseconds: float | None) -> str:
+def ms_text(milliseconds: float | None | UnsetType) -> str:
     """0.0123 -> "12 µs", 4.123 -> "4.12 ms", 1234 -> "1.23 s"."""
-    if milliseconds is None:
+    if milliseconds is None or milliseconds is UNSET:
         return NONE
     if milliseconds >= 999.5:
         return seconds_text(milliseconds / 1e3)
@@ -58,13 +65,21 @@ def ms_text(milliseconds: float | None) -> str:
     )
 
 
-def band_text(device: dict) -> str:
-    """A latency row -> "4.12 ms (2.9–5.8)"; without a band where there is none."""
-    ms, low, high = (device.get(key) for key in ("ms", "low_ms", "high_ms"))
-    if ms is None or low is None or high is None or low == high:
+def times_text(times: Times | None | UnsetType) -> str:
+    """-> "4.12 ms (2.9–5.8)"; NONE where there are none."""
+    return band_text(times.ms, times.low_ms, times.high_ms) if times else NONE
+
+
+def band_text(
+    ms: float | None | UnsetType, low_ms: float | None | UnsetType, high_ms: float | None | UnsetType
+) -> str:
+    """(4.12, 2.9, 5.8) -> "4.12 ms (2.9–5.8)"; without a band where there is none."""
+    if not isinstance(ms, float | int):
+        return NONE
+    if not isinstance(low_ms, float | int) or not isinstance(high_ms, float | int) or low_ms == high_ms:
         return ms_text(ms)
     scale, unit = (1e-3, "s") if ms >= 999.5 else (1, "ms") if ms >= 0.1 else (1e3, "µs")
-    return f"{_three(ms * scale)} {unit} ({_three(low * scale)}–{_three(high * scale)})"
+    return f"{_three(ms * scale)} {unit} ({_three(low_ms * scale)}–{_three(high_ms * scale)})"
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -117,44 +132,50 @@ def _three(number: float) -> str:
     return f"{number:.{digits}f}"
 
 
-def dense_bytes(report: dict) -> int | None:
+def dense_bytes(report: Report) -> int:
     """Size of the source's parameters in float32: what sizes are compared with."""
-    parameters = report.get("source", {}).get("parameters")
-    return 4 * parameters if parameters else None
+    return 4 * report.source.parameters
 
 
-def times_smaller(report: dict, artifact: dict) -> str:
+def times_smaller(report: Report, artifact: Artifact) -> str:
     """ "3.9x smaller" than the float32 source, or "1.2x larger"."""
-    dense, size = dense_bytes(report), artifact.get("size_bytes")
+    dense, size = dense_bytes(report), artifact.size_bytes
     if not dense or not size:
         return ""
     return f"{dense / size:.1f}x smaller" if dense >= size else f"{size / dense:.1f}x larger"
 
 
-def worst(errors: Iterable[dict], key: str) -> float | None:
-    """The lowest `key` (psnr_db, cosine, ...) over outputs; None where an output could not be compared, or
-    there is none."""
-    values = [error.get(key) for error in errors]
-    return min(values) if values and None not in values else None
+def worst_psnr_db(errors: Iterable[OutputError]) -> float | None:
+    """The lowest over outputs; None where an output could not be compared, or there is none."""
+    return _least([error.psnr_db for error in errors])
 
 
-def error_problem(error: dict, tolerance_db: float | None) -> str:
+def worst_cosine(errors: Iterable[OutputError]) -> float | None:
+    """As `worst_psnr_db`."""
+    return _least([error.cosine for error in errors])
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    return min(values, default=None) if None not in values else None
+
+
+def error_problem(error: OutputError, tolerance_db: float | None) -> str:
     """Why an output fails, in words; empty when it does not."""
-    if error.get("problem"):
-        return error["problem"]
-    if error.get("nonfinite"):
-        return f"{error['nonfinite']} values are NaN or infinite where the reference is finite"
-    if error.get("vacuous"):
+    if error.problem:
+        return error.problem
+    if error.nonfinite:
+        return f"{error.nonfinite} values are NaN or infinite where the reference is finite"
+    if error.vacuous:
         return "the reference is constant, so the comparison proves nothing"
-    if error.get("psnr_db") is None:
+    if error.psnr_db is None:
         return "could not be compared"
-    if tolerance_db is not None and error["psnr_db"] < tolerance_db:
+    if tolerance_db is not None and error.psnr_db < tolerance_db:
         return f"below the {tolerance_db:g} dB that is asked"
     return ""
 
 
 @dataclass(frozen=True)
-class UnitShare:
+class UnitSummary:
     """A unit's part of an artifact: number of operations, and shares (0..1) of operations, of estimated time
     and of bytes moved (None: not known)."""
 
@@ -165,23 +186,20 @@ class UnitShare:
     bytes_share: float | None = None
 
 
-def unit_shares(placement: dict | None) -> list[UnitShare]:
+def unit_summaries(placement: Placement) -> list[UnitSummary]:
     """From the operators themselves where they are listed, else from the section's `units`. Units that run
     nothing are left out."""
-    if not placement:
-        return []
-    ops = placement.get("ops") or []
-    counts = Counter(op["unit"] for op in ops) or Counter(
-        {unit: row["ops"] for unit, row in (placement.get("units") or {}).items()}
+    counts = Counter(op.unit for op in placement.ops) or Counter(
+        {unit: share.ops for unit, share in placement.units.items()}
     )
     times: Counter = Counter()
     moved: Counter = Counter()
-    for op in ops:
-        times[op["unit"]] += op.get("cost_ms") or 0.0
-        moved[op["unit"]] += op.get("bytes") or 0
-    total_ops, total_ms, total_bytes = (sum(found.values()) for found in (counts, times, moved))
+    for op in placement.ops:
+        times[op.unit] += op.cost_ms
+        moved[op.unit] += op.bytes
+    total_ops, total_ms, total_bytes = (sum(counter.values()) for counter in (counts, times, moved))
     return [
-        UnitShare(
+        UnitSummary(
             unit,
             counts[unit],
             counts[unit] / total_ops,
@@ -193,9 +211,9 @@ def unit_shares(placement: dict | None) -> list[UnitShare]:
     ]
 
 
-def slowest(placement: dict | None, count: int = 12) -> list[dict]:
-    ops = [op for op in (placement or {}).get("ops") or [] if op.get("cost_ms")]
-    return sorted(ops, key=lambda op: -op["cost_ms"])[:count]
+def slowest(placement: Placement, count: int = 12) -> list[PlacedOperation]:
+    """Those that cost something, the dearest first."""
+    return sorted((op for op in placement.ops if op.cost_ms), key=lambda op: -op.cost_ms)[:count]
 
 
 @dataclass(frozen=True)
@@ -210,26 +228,26 @@ class OffEngine:
     ms: float
 
 
-def off_ane_reasons(placement: dict | None) -> list[OffEngine]:
+def off_ane_reasons(placement: Placement) -> list[OffEngine]:
     """Everything that does not run on the Neural Engine, by reason, most frequent first."""
     counts: Counter = Counter()
     times: Counter = Counter()
-    for op in (placement or {}).get("ops") or []:
-        if op["unit"] != "ane":
-            key = op["unit"], op.get("reason") or "no reason recorded", op.get("advice") or ""
+    for op in placement.ops:
+        if op.unit != "ane":
+            key = op.unit, op.reason or "no reason recorded", op.advice
             counts[key] += 1
-            times[key] += op.get("cost_ms") or 0.0
+            times[key] += op.cost_ms
     return [OffEngine(*key, count, times[key]) for key, count in counts.most_common()]
 
 
-def crossings_text(placement: dict | None) -> str:
+def crossings_text(placement: Placement) -> str:
     """ "3 changes of unit; with the launches they cost 0.63 ms", "" where nothing changes."""
-    crossings = (placement or {}).get("crossings")
+    crossings = placement.crossings
     if not crossings:
         return ""
     return (
         f"{crossings} change{'s' if crossings > 1 else ''} of unit; with the launches"
-        f" {'they cost' if crossings > 1 else 'it costs'} {ms_text(placement.get('overhead_ms'))}"
+        f" {'they cost' if crossings > 1 else 'it costs'} {ms_text(placement.overhead_ms)}"
     )
 
 
@@ -251,21 +269,20 @@ class WeightGroup:
         return low if low == high else f"{low.removesuffix(' bits')}–{high}"
 
 
-def weight_groups(weights: Sequence[dict]) -> list[WeightGroup]:
+def weight_groups(weights: Sequence[WeightReport]) -> list[WeightGroup]:
     """The most compressed first; what is not stored by name last."""
-    groups: dict[tuple[str, str], list[dict]] = {}
+    groups: dict[tuple[str, str], list[WeightReport]] = {}
     for weight in weights:
-        groups.setdefault((weight["requested"], weight["realised"]), []).append(weight)
+        groups.setdefault((weight.requested, weight.realised), []).append(weight)
     rows = [_weight_group(*key, members) for key, members in groups.items()]
     return sorted(rows, key=lambda row: (row.least_bits is None, row.least_bits, -row.count, row.realised))
 
 
-def _weight_group(requested: str, realised: str, members: list[dict]) -> WeightGroup:
-    bits = [weight["bits_per_weight"] for weight in members if weight.get("bits_per_weight") is not None]
-    reasons = tuple(dict.fromkeys(weight["reason"] for weight in members if weight.get("reason")))
-    return WeightGroup(
-        requested, realised, len(members), min(bits, default=None), max(bits, default=None), reasons
-    )
+def _weight_group(requested: str, realised: str, members: list[WeightReport]) -> WeightGroup:
+    bits = [weight.bits_per_weight for weight in members if weight.bits_per_weight is not None]
+    reasons = tuple(dict.fromkeys(weight.reason for weight in members if weight.reason))
+    least, most = min(bits, default=None), max(bits, default=None)
+    return WeightGroup(requested, realised, len(members), least, most, reasons)
 
 
 def split_warning(warning: str) -> tuple[str, str]:

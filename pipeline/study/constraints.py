@@ -16,7 +16,7 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..quantities import BYTES, MILLISECONDS
-from ..report import summaries as fig
+from ..report import summaries
 
 HINT = (
     'Write for example "size<=12MB", "psnr>=30", "ane_share>=0.95", "latency[iPhone 15 Pro]<=2ms",'
@@ -285,14 +285,14 @@ def _miss(constraint: Constraint, row: Row) -> str:
 def value_text(quantity: str, value: float | None) -> str:
     """A figure as people read it, with its unit."""
     if value is None:
-        return fig.NONE
+        return summaries.NONE
     texts = {
-        "size": fig.size_text,
-        "psnr": fig.db_text,
-        "latency": fig.ms_text,
+        "size": summaries.size_text,
+        "psnr": summaries.db_text,
+        "latency": summaries.ms_text,
         "bits": lambda bits: f"{bits:.2f} bits per weight",
     }
-    return texts.get(quantity, fig.number_text)(value)
+    return texts.get(quantity, summaries.number_text)(value)
 
 
 def _unknown(constraint: Constraint) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from ...models.decibels import decibels
 from ...models.errors import UserError
 from ..output import write_whole
-from ..report import summaries as fig
+from ..report import summaries
 from ..report.json_files import to_builtins
 from ..report.write import page_templates
 from .constraints import parse_constraints
@@ -126,7 +126,7 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
     return {
         **{key: row.get(key) for key in ("trial", "model", "target", "recipe", "state", "verdict")},
         **numbers,
-        "short": fig.recipe_text(row["recipe"]),
+        "short": summaries.recipe_text(row["recipe"]),
         "exact": is_exact(row),
         "front": on_front,
         "reason": first_line(row.get("reason")),
@@ -135,19 +135,25 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
         ),  # a ":" is coded as well: nothing but a path
         "latency": [latency.get(device, {}).get("ms") for device in devices],
         "texts": {
-            "size_bytes": fig.size_text(numbers["size_bytes"]),
-            "bits_per_weight": fig.bits_text(numbers["bits_per_weight"]),
-            "psnr_db": fig.db_text(math.inf if is_exact(row) else numbers["psnr_db"]),
-            "cosine": fig.number_text(numbers["cosine"]),
-            "conversion_psnr_db": fig.db_text(numbers["conversion_psnr_db"]),
-            "metric": fig.number_text(numbers["metric"]),
-            "ane_share": fig.percent_text(numbers["ane_share"]),
-            "latency": [fig.band_text(latency.get(device, {})) for device in devices],
+            "size_bytes": summaries.size_text(numbers["size_bytes"]),
+            "bits_per_weight": summaries.bits_text(numbers["bits_per_weight"]),
+            "psnr_db": summaries.db_text(math.inf if is_exact(row) else numbers["psnr_db"]),
+            "cosine": summaries.number_text(numbers["cosine"]),
+            "conversion_psnr_db": summaries.db_text(numbers["conversion_psnr_db"]),
+            "metric": summaries.number_text(numbers["metric"]),
+            "ane_share": summaries.percent_text(numbers["ane_share"]),
+            "latency": [_band_text(latency.get(device)) for device in devices],
         },
     }
 
 
 # Layers
+
+
+def _band_text(latency: dict | None) -> str:
+    if latency is None:
+        return summaries.NONE
+    return summaries.band_text(latency["ms"], latency["low_ms"], latency["high_ms"])
 
 
 def _report(folder: Path, row: Row, notes: list[str]) -> dict:
@@ -227,7 +233,7 @@ def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict
         "model": model,
         "measured": False,
         "layers": layers["names"],
-        "columns": list(map(fig.recipe_text, columns)),
+        "columns": list(map(summaries.recipe_text, columns)),
         "values": values,
     }
 

@@ -26,6 +26,8 @@ from ..loading import load_model
 from ..output import DiskFull, staged
 from ..predict import sizes_from_shapes
 from ..report.compose import Findings, compose
+from ..report.records import Artifact, Report
+from ..report.summaries import worst_cosine, worst_psnr_db
 from ..report.write import write_report
 from ..stages import Stages, release_memory
 from ..step import silent
@@ -34,6 +36,7 @@ from ..targets import find_target
 from ..yardstick import FirstRun, expected_answers, first_run, yardstick_of
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
+from .records import TrialLatency
 
 if TYPE_CHECKING:
     from ...models.capture import Captured
@@ -163,43 +166,46 @@ def _figures(task: Task) -> Row:
         report = compose(
             Findings(yardstick, [examination], [judgement], None, foreseen), stages.records, folder
         )
-        pictures = pictures_of(examination.check.answers[0], yardstick.reference[0])
+        pictures = pictures_of(examination.answers[0], yardstick.reference[0])
         if pictures:
             with (folder / PICTURES).open("wb") as stream:
                 write_pictures(pictures, stream)
         write_report(report, folder)
     if ready.weight_cache is not None and (cache := open_cache()):
         make_room(cache)
-    section = report["artifacts"][0]
     where = f"{task.folder.parent.name}/{task.folder.name}"
-    figures = _row_figures(section, examination.check.total, report) | {
+    figures = _row_figures(report, report.artifacts[0]) | {
         "report": f"{where}/report.html", "pictures": f"{where}/{PICTURES}" if pictures else None, "state": "done",
         "peak_rss_bytes": max(stage.peak_rss_bytes for stage in stages.records),
     }  # fmt: skip
-    return figures | _evaluated(task, task.folder / section["path"])
+    return figures | _evaluated(task, task.folder / report.artifacts[0].path)
 
 
-def _row_figures(section: dict, total: Any, report: dict) -> Row:
-    """What a trial is compared by, from its report. total: errors of the saved artifact against the
-    source."""
+def _row_figures(report: Report, artifact: Artifact) -> Row:
+    """What a trial is compared by."""
     from ..judge import tensor_bytes
 
+    total = artifact.validation.total
     known = [error.psnr_db for error in total]
     worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
-    cosines = [error.cosine for error in total]
-    conversion = [error["psnr_db"] for error in section["validation"]["conversion"]]
-    placement, on_engine = section["placement"], find_target(section["target"]).neural_engine
+    stored_bits = 8 * tensor_bytes(artifact.compression.bytes)
+    on_engine = find_target(artifact.target).neural_engine
     return {
-        "verdict": section["verdict"], "reason": "" if section["verdict"] == "pass" else "\n".join(section["warnings"][:1]),
-        "size_bytes": section["size_bytes"], "sha256": section["sha256"],
-        "bits_per_weight": 8 * tensor_bytes(section["compression"]["bytes"]) / max(1, report["source"]["parameters"]),
-        "psnr_db": worst if worst is not None and math.isfinite(worst) else None, "exact": worst == math.inf,
-        "cosine": min(cosines) if cosines and None not in cosines else None,
-        "conversion_psnr_db": min(conversion) if conversion and None not in conversion else None,
-        "ane_share": placement["units"]["ane"]["share"] if on_engine else 0.0,
-        "latency": [{**{key: one[key] for key in ("device", "chip", "ms", "low_ms", "high_ms")}, "source": "estimate"}
-                    for one in section["latency"]["devices"]],
-    }  # fmt: skip
+        "verdict": artifact.verdict,
+        "reason": "" if artifact.verdict == "pass" else "\n".join(artifact.warnings[:1]),
+        "size_bytes": artifact.size_bytes,
+        "sha256": artifact.sha256,
+        "bits_per_weight": stored_bits / max(1, report.source.parameters),
+        "psnr_db": worst if worst is not None and math.isfinite(worst) else None,
+        "exact": worst == math.inf,
+        "cosine": worst_cosine(total),
+        "conversion_psnr_db": worst_psnr_db(artifact.validation.conversion),
+        "ane_share": artifact.placement.units["ane"].share if on_engine else 0.0,
+        "latency": [
+            TrialLatency(row.device, row.chip, row.ms, row.low_ms, row.high_ms)
+            for row in artifact.latency.devices
+        ],
+    }
 
 
 def _evaluated(task: Task, artifact: Path) -> Row:

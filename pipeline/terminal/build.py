@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..build.config import SUMMARY
-from ..report import summaries as fig
+from ..report import summaries
+from ..report.records import Artifact
 from .report import console
 from .text import clean, line, table, verdict_text
 
@@ -57,10 +58,10 @@ def _print_count(outcomes: Sequence[Any], out: Any) -> None:
         artifact
         for outcome in outcomes
         if outcome.report
-        for artifact in outcome.report["artifacts"]
-        if artifact["verdict"] == "pass"
+        for artifact in outcome.report.artifacts
+        if artifact.verdict == "pass"
     ]
-    count = sum(len(artifact["warnings"]) for artifact in passed)
+    count = sum(len(artifact.warnings) for artifact in passed)
     if count:
         out.print(
             line(
@@ -79,7 +80,7 @@ def show_foreseen(found: dict) -> None:
     """The result of `build --dry-run`: a row for each conversion, recipe and target."""
     out = console()
     rows = [
-        [clean(_name(conversion)), clean(target), clean(row["recipe"]), fig.size_text(size), _band(row), fig.size_text(row["peak_rss_bytes"]),
+        [clean(_name(conversion)), clean(target), clean(row["recipe"]), summaries.size_text(size), _band(row), summaries.size_text(row["peak_rss_bytes"]),
          clean(conversion["folder"])]
         for conversion in found["conversions"]
         for row in conversion["recipes"]
@@ -139,28 +140,30 @@ def _rows(outcome: Any) -> list[list]:
     name = line((clean(outcome.job.name), "bold"))
     if outcome.report is None:
         return [
-            [name, " and ".join(outcome.job.plan.targets), *[fig.NONE] * 4, line(("not made", "bold red"))]
+            [
+                name,
+                " and ".join(outcome.job.plan.targets),
+                *[summaries.NONE] * 4,
+                line(("not made", "bold red")),
+            ]
         ]
-    return [[name, *_figures(artifact)] for artifact in outcome.report["artifacts"]]
+    return [[name, *_cells(artifact)] for artifact in outcome.report.artifacts]
 
 
-def _figures(artifact: dict) -> list:
-    validation, latency = artifact.get("validation") or {}, artifact.get("latency") or {}
-    device = (latency.get("devices") or [{}])[0]
+def _cells(artifact: Artifact) -> list:
+    devices = artifact.latency.devices
+    errors = (artifact.validation.conversion, artifact.validation.compression)
     return [
-        f"{clean(artifact['target'])}\n{clean(fig.recipe_text(artifact['recipe']))}",
-        fig.size_text(artifact["size_bytes"]),
-        *(
-            fig.db_text(fig.worst(validation.get(kind) or [], "psnr_db"))
-            for kind in ("conversion", "compression")
-        ),
-        fig.band_text(device),
-        verdict_text(artifact["verdict"]),
+        f"{clean(artifact.target)}\n{clean(summaries.recipe_text(artifact.recipe))}",
+        summaries.size_text(artifact.size_bytes),
+        *(summaries.db_text(summaries.worst_psnr_db(of_kind)) for of_kind in errors),
+        summaries.times_text(devices[0] if devices else None),
+        verdict_text(artifact.verdict),
     ]
 
 
 def _band(row: dict) -> str:
     return (
-        f"{fig.seconds_text(row['seconds'])}"
-        f" ({fig.seconds_text(row['low_seconds'])}–{fig.seconds_text(row['high_seconds'])})"
+        f"{summaries.seconds_text(row['seconds'])}"
+        f" ({summaries.seconds_text(row['low_seconds'])}–{summaries.seconds_text(row['high_seconds'])})"
     )

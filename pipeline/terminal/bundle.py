@@ -1,68 +1,64 @@
 """What `bundle`, `verify` and `keygen` found in, lines and tables in the terminal out."""
 
-from ..report import summaries as fig
+from ..bundle.bundle import BundleResult
+from ..bundle.manifest import ManifestVariant, Needs
+from ..bundle.verify import SignatureState, Verification
+from ..report import summaries
 from .report import console
 from .text import clean, line, table, verdict_text
 
 
-def show_bundle(result: dict) -> None:
+def show_bundle(result: BundleResult) -> None:
     out = console()
     rows = [
-        [clean(model["name"]), clean(one["name"]), clean(_needs(one["requires"])), clean(_place(one)), fig.size_text(one["size_bytes"])]
-        for model in result["models"] for one in model["variants"]
-    ]  # fmt: skip
-    out.print(line((clean(result["bundle"]), "bold"), (f"  Swift package {result['name']}, {result['files']} files, ", ""),
-                   (fig.size_text(result["size_bytes"]), "")), soft_wrap=True)  # fmt: skip
+        [
+            clean(model.name),
+            clean(variant.name),
+            clean(_needs(variant.requires)),
+            clean(_place(variant)),
+            summaries.size_text(variant.size_bytes),
+        ]
+        for model in result.models
+        for variant in model.variants
+    ]
+    about = f"  Swift package {result.name}, {result.files} files, {summaries.size_text(result.size_bytes)}"
+    out.print(line((clean(result.bundle), "bold"), (about, "")), soft_wrap=True)
     out.print(table(out, ["model", "variant", "needs", "stored as", "size"], rows))
-    for one in result["sharing"]:
-        stored = "stored once" if one["stored"] == "once" else f"stored separately: {one['reason']}"
-        told = (
-            f"{fig.size_text(one['shared_bytes'])} of weights shared by {', '.join(one['variants'])}:"
-            f" {stored}"
-        )
-        out.print(line((clean(told), "")), soft_wrap=True)
-    out.print(line((clean(f"Swift checked by {'; '.join(result['checked_by'])}"), "dim")), soft_wrap=True)
-    if result["signer"]:
-        out.print(line((f"signed by {result['signer']['fingerprint']}", "dim")), soft_wrap=True)
-    for note in result["notes"]:
+    for shared in result.sharing:
+        stored = "stored once" if shared.stored == "once" else f"stored separately: {shared.reason}"
+        size, sharers = summaries.size_text(shared.shared_bytes), ", ".join(shared.variants)
+        out.print(line((clean(f"{size} of weights shared by {sharers}: {stored}"), "")), soft_wrap=True)
+    out.print(line((clean(f"Swift checked by {'; '.join(result.checked_by)}"), "dim")), soft_wrap=True)
+    if result.signer:
+        out.print(line((f"signed by {result.signer.fingerprint}", "dim")), soft_wrap=True)
+    for note in result.notes:
         out.print(line(("note: ", "yellow"), (clean(note), "")), soft_wrap=True)
 
 
-def show_verification(result: dict) -> None:
+def show_verification(result: Verification) -> None:
     out = console()
-    signed = result["signature"]
+    named = line((clean(result.bundle), "bold"), (f"  {result.files} files  ", ""))
+    out.print(named.append_text(verdict_text(result.verdict)), soft_wrap=True)
+    out.print(line((clean(_signed_text(result.signature)), "dim")), soft_wrap=True)
+    for problem in result.problems:
+        said = ("  " + clean(problem.file), "red"), (" " + clean(problem.problem), "")
+        out.print(line(*said), soft_wrap=True)
+    for run in result.runs if isinstance(result.runs, list) else []:
+        came_of_it = clean(run.problem) or "runs", "red" if run.problem else "green"
+        out.print(line((f"  {clean(run.variant)} ", ""), came_of_it), soft_wrap=True)
+
+
+def _signed_text(signature: SignatureState) -> str:
+    by = signature.fingerprint or ""
+    if signature.status == "valid":
+        trust = "the key that you trust" if signature.trusted else "which no key of yours vouches for (--key)"
+        return f"signed by {by}, {trust}"
     words = {
         "none": "not signed",
-        "valid": "signed by ",
         "invalid": "signature does not hold: ",
         "not checked": "signature not checked",
     }
-    trust = (
-        ""
-        if signed["status"] != "valid"
-        else (
-            ", the key that you trust" if signed["trusted"] else ", which no key of yours vouches for (--key)"
-        )
-    )
-    named = line((clean(result["bundle"]), "bold"), (f"  {result['files']} files  ", ""))
-    out.print(named.append_text(verdict_text(result["verdict"])), soft_wrap=True)
-    out.print(
-        line((clean(words[signed["status"]] + str(signed.get("fingerprint") or "") + trust), "dim")),
-        soft_wrap=True,
-    )
-    for problem in result["problems"]:
-        out.print(
-            line(("  " + clean(problem["file"]), "red"), (" " + clean(problem["problem"]), "")),
-            soft_wrap=True,
-        )
-    for one in result["runs"] if isinstance(result["runs"], list) else []:
-        out.print(
-            line(
-                (f"  {clean(one['variant'])} ", ""),
-                (clean(one["problem"]) or "runs", "red" if one["problem"] else "green"),
-            ),
-            soft_wrap=True,
-        )
+    return words[signature.status] + by
 
 
 def show_key(result: dict) -> None:
@@ -74,11 +70,11 @@ def show_key(result: dict) -> None:
     out.print(line((f"fingerprint {result['fingerprint']}", "dim")), soft_wrap=True)
 
 
-def _needs(requires: dict) -> str:
-    parts = [f"iOS {requires['iOS']}, macOS {requires['macOS']}", " or ".join(requires["chips"])]
-    parts.append(f"{fig.size_text(requires['memory_bytes'])} of memory" if requires["memory_bytes"] else "")
+def _needs(requires: Needs) -> str:
+    memory = f"{summaries.size_text(requires.memory_bytes)} of memory" if requires.memory_bytes else ""
+    parts = [f"iOS {requires.iOS}, macOS {requires.macOS}", " or ".join(requires.chips), memory]
     return "; ".join(part for part in parts if part)
 
 
-def _place(one: dict) -> str:
-    return one["resource"] + (f", function {one['function']}" if one["function"] else "")
+def _place(variant: ManifestVariant) -> str:
+    return variant.resource + (f", function {variant.function}" if variant.function else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..gate.check import outcome, said
 from ..gate.diff_tables import lines, sections, shortened
-from ..report import summaries as fig
+from ..report import summaries
 from .report import console
 from .text import arrow, clean, line, table, verdict_text
 
@@ -88,7 +88,7 @@ def _print_section(out: Any, section: Any) -> None:
                 (
                     clean(text)
                     .replace("→", arrow(out))
-                    .replace("–", "-" if arrow(out) == "->" else fig.NONE),
+                    .replace("–", "-" if arrow(out) == "->" else summaries.NONE),
                     "dim",
                 )
             ),

@@ -1,58 +1,54 @@
-"""An artifact's measured sections (of report.json) in; the lines and the table that a person reads, in order,
-out."""
+"""What a machine measured of an artifact in; the lines and the table that a person reads, in order, out."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from ..report import summaries as fig
+from msgspec import UNSET
+
+from ...validation.records import MeasuredTimes
+from ..report import summaries
+from ..report.records import Latency, MeasuredPlacement, Placement
 from .text import clean, line, table
 
 COLUMNS = ["compute units", "time (10–90 %)", "first run", "cold load", "load", "compile", "estimate"]
 
 
-def measured_parts(sections: dict, console: Any) -> Iterator[Any]:
-    """sections: "placement" and "latency", where each may have "measured". Nothing for a report of before
-    there was such."""
-    latency, plan = ((sections.get(name) or {}).get("measured") for name in ("latency", "placement"))
-    if isinstance(latency, str):
-        yield line((f"\nMeasured latency: {clean(latency)}", "dim"))
-    elif latency:
-        here = latency["machine"]
-        yield line(
-            (
-                f"\nMeasured on this {clean(here['chip'])} ({clean(here['model'])}, {clean(here['os'])})",
-                "bold",
-            )
-        )
-        yield table(console, COLUMNS, [_row(unit) for unit in latency["units"]])
-        for unit in latency["units"]:
-            if "problem" in unit:
-                yield line((f"{clean(unit['compute_units'])}: ", "bold"), (clean(unit["problem"]), "red"))
-    if isinstance(plan, dict):
+def measured_parts(placement: Placement, latency: Latency, console: Any) -> Iterator[Any]:
+    """Nothing for a report of before anything was measured."""
+    measured, plan = latency.measured, placement.measured
+    if isinstance(measured, str):
+        yield line((f"\nMeasured latency: {clean(measured)}", "dim"))
+    elif measured:
+        machine = measured.machine
+        here = f"{clean(machine.chip)} ({clean(machine.model)}, {clean(machine.os)})"
+        yield line((f"\nMeasured on this {here}", "bold"))
+        yield table(console, COLUMNS, list(map(_row, measured.units)))
+        for times in measured.units:
+            if times.problem is not UNSET:
+                yield line((f"{clean(times.compute_units)}: ", "bold"), (clean(times.problem), "red"))
+    if isinstance(plan, MeasuredPlacement):
         yield line(("Core ML's plan: ", ""), (_plan_text(plan), ""))
 
 
-def _row(unit: dict) -> list[str]:
-    phases = [fig.ms_text(unit.get(key)) for key in ("first_ms", "cold_load_ms", "load_ms", "compile_ms")]
+def _row(times: MeasuredTimes) -> list[str]:
+    phases = (times.first_ms, times.cold_load_ms, times.load_ms, times.compile_ms)
     return [
-        clean(unit["compute_units"]),
-        fig.band_text(unit),
-        *phases,
-        fig.band_text(unit.get("estimate") or {}),
+        clean(times.compute_units),
+        summaries.times_text(times),
+        *map(summaries.ms_text, phases),
+        summaries.times_text(times.estimate),
     ]
 
 
-def _plan_text(plan: dict) -> str:
-    if "problem" in plan:
-        return clean(plan["problem"])
+def _plan_text(plan: MeasuredPlacement) -> str:
+    if plan.problem is not UNSET:
+        return clean(plan.problem)
     units = ", ".join(
-        f"{fig.UNIT_NAMES.get(unit, clean(unit))} {found['ops']}"
-        for unit, found in plan["units"].items()
-        if found["ops"]
+        f"{summaries.UNIT_NAMES.get(unit, clean(unit))} {share.ops}"
+        for unit, share in (plan.units or {}).items()
+        if share.ops
     )
-    agreement = plan.get("agreement")
-    return units + (
-        ""
-        if agreement is None
-        else f"; the estimate for this chip puts {fig.percent_text(agreement)} of them there too"
-    )
+    if not plan.agreement and plan.agreement != 0:  # the chip is not known
+        return units
+    agreement = summaries.percent_text(plan.agreement)
+    return f"{units}; the estimate for this chip puts {agreement} of them there too"

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..report import summaries as fig
+from ...validation.judge.compare import OutputError
+from ..report import summaries
+from ..report.records import Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
 from ..step import Show, Step, silent
 from .inspection import inspection_parts
@@ -78,7 +80,7 @@ def _plain(name: str, total: int | None = None) -> Iterator[Step]:
         ending = "done in"
     finally:
         sys.stderr.write(
-            f"{name}: {ending} {fig.seconds_text(time.perf_counter() - started)}{_counted(step, total)}\n"
+            f"{name}: {ending} {summaries.seconds_text(time.perf_counter() - started)}{_counted(step, total)}\n"
         )
         sys.stderr.flush()
 
@@ -133,26 +135,24 @@ def _live() -> Iterator[Show]:
 # Results
 
 
-def show_report(report: dict, folder: Path) -> None:
+def show_report(report: Report, folder: Path) -> None:
     """The result of `convert`: one row per artifact, what to do about warnings, and where the files are."""
     out = console()
     out.print()
     render_artifacts(report, out)
-    for artifact in report["artifacts"]:
-        _print_warnings(
-            out,
-            artifact.get("warnings") or [],
-            f"{artifact['target']} {artifact['recipe']}" if len(report["artifacts"]) > 1 else "",
-        )
-    _print_budget(out, report)
+    for artifact in report.artifacts:
+        where = f"{artifact.target} {artifact.recipe}" if len(report.artifacts) > 1 else ""
+        _print_warnings(out, artifact.warnings, where)
+    if report.budget:
+        _print_budget(out, report.budget)
     out.print()
-    chosen = ["recipe.toml", "sensitivity.json"] if report.get("budget") else []
-    files = [artifact["path"] for artifact in report["artifacts"]] + chosen + ["report.json", "report.html"]
+    chosen = ["recipe.toml", "sensitivity.json"] if report.budget else []
+    files = [artifact.path for artifact in report.artifacts] + chosen + ["report.json", "report.html"]
     out.print(
         line(("Files in ", ""), (clean(folder), "bold"), (f": {', '.join(map(clean, files))}", "")),
         soft_wrap=True,
     )
-    if report["verdict"] != "pass":
+    if report.verdict != "pass":
         out.print(
             line(
                 ("A verdict failed: the artifacts are written, but should not be shipped as they are.", "red")
@@ -161,56 +161,57 @@ def show_report(report: dict, folder: Path) -> None:
         )
 
 
-def _print_budget(out: Any, report: dict) -> None:
+def _print_budget(out: Any, budget: BudgetSummary) -> None:
     """What was chosen, what was asked, and what came of it."""
-    if not (budget := report.get("budget")):
-        return
-    parts = [
-        (target, fig.size_text(found["size_bytes"]), found["bits_per_weight"])
-        for target, found in budget["measured"].items()
-    ]
-    have = "; ".join(f"{target} {size}, {bits:.2f} bits per weight" for target, size, bits in parts)
+    have = "; ".join(
+        f"{target} {summaries.size_text(use.size_bytes)}, {use.bits_per_weight:.2f} bits per weight"
+        for target, use in budget.measured.items()
+    )
     told = f": {have}. The recipe, for use with --quant: recipe.toml"
-    out.print(line(("Budget ", ""), (clean(budget["asked"]), "bold"), (told, "")), soft_wrap=True)
+    out.print(line(("Budget ", ""), (clean(budget.asked), "bold"), (told, "")), soft_wrap=True)
 
 
-def render_artifacts(report: dict, out: Any) -> None:
+def render_artifacts(report: Report, out: Any) -> None:
     """Target, recipe, size, both errors, units, latency and verdict of each artifact, as wide as the console
     allows."""
-    if not report["artifacts"]:
+    if not report.artifacts:
         out.print("No artifact was written.")
     elif out.width < NARROW:
-        for artifact in report["artifacts"]:
+        for artifact in report.artifacts:
             _print_block(report, artifact, out)
     else:
-        headers, rows = zip(*(_row(report, artifact, out) for artifact in report["artifacts"]))
+        headers, rows = zip(*(_row(report, artifact, out) for artifact in report.artifacts))
         out.print(table(out, headers[0], rows, gap=out.width < WIDE and len(rows) > 1))
-        out.print(_legend(report, out))
+        out.print(_legend(report.artifacts))
 
 
-def _figures(report: dict, artifact: dict) -> dict[str, tuple[str, str]]:
+def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
     """Heading -> (the figure, what belongs to it)."""
-    validation, latency = artifact.get("validation") or {}, artifact.get("latency") or {}
-    shares = fig.unit_shares(artifact.get("placement"))
-    units = [f"{fig.UNIT_NAMES[share.unit]} {fig.percent_text(share.ops_share)}" for share in shares]
-    device = (latency.get("devices") or [{}])[0]
-    cosine = fig.worst(validation.get("compression") or [], "cosine")
+    validation, devices = artifact.validation, artifact.latency.devices
+    units = [
+        f"{summaries.UNIT_NAMES[unit.unit]} {summaries.percent_text(unit.ops_share)}"
+        for unit in summaries.unit_summaries(artifact.placement)
+    ]
+    cosine = summaries.worst_cosine(validation.compression)
     return {
-        "artifact": (clean(artifact["target"]), clean(fig.recipe_text(artifact["recipe"]))),
-        "size": (fig.size_text(artifact.get("size_bytes")), fig.times_smaller(report, artifact)),
-        "conversion": (fig.db_text(fig.worst(validation.get("conversion") or [], "psnr_db")), ""),
+        "artifact": (clean(artifact.target), clean(summaries.recipe_text(artifact.recipe))),
+        "size": (summaries.size_text(artifact.size_bytes), summaries.times_smaller(report, artifact)),
+        "conversion": (summaries.db_text(summaries.worst_psnr_db(validation.conversion)), ""),
         "compression": (
-            fig.db_text(fig.worst(validation.get("compression") or [], "psnr_db")),
-            "" if cosine is None else f"cos {fig.number_text(cosine)}",
+            summaries.db_text(summaries.worst_psnr_db(validation.compression)),
+            "" if cosine is None else f"cos {summaries.number_text(cosine)}",
         ),
-        "runs on": (units[0] if units else fig.NONE, ", ".join(units[1:])),
-        "latency": (fig.band_text(device), clean(device.get("device", ""))),
+        "runs on": (units[0] if units else summaries.NONE, ", ".join(units[1:])),
+        "latency": (
+            summaries.times_text(devices[0] if devices else None),
+            clean(devices[0].device) if devices else "",
+        ),
     }
 
 
-def _row(report: dict, artifact: dict, out: Any) -> tuple[list[str], list]:
+def _row(report: Report, artifact: Artifact, out: Any) -> tuple[list[str], list]:
     """-> headings and cells. On a narrow console the verdict goes below the artifact's name."""
-    row, verdict = _figures(report, artifact), verdict_text(artifact["verdict"])
+    row, verdict = _cells(report, artifact), verdict_text(artifact.verdict)
     row = row if out.width >= MIDDLE else _stacked(row)
     separator = "  " if out.width >= WIDE else "\n"
     cells = [
@@ -236,91 +237,74 @@ def _stacked(row: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _print_block(report: dict, artifact: dict, out: Any) -> None:
-    rows = _figures(report, artifact)
-    out.print(line((" ".join(rows.pop("artifact")), "bold"), (": ", "")) + verdict_text(artifact["verdict"]))
+def _print_block(report: Report, artifact: Artifact, out: Any) -> None:
+    rows = _cells(report, artifact)
+    out.print(line((" ".join(rows.pop("artifact")), "bold"), (": ", "")) + verdict_text(artifact.verdict))
     for name, (first, more) in rows.items():
         out.print(line((f"  {name:<12}", "dim"), (first, ""), (f"  {more}" if more else "", "dim")))
 
 
-def _legend(report: dict, out: Any) -> Any:
-    artifacts = report["artifacts"]
-    tolerances = {
-        artifact["validation"]["tolerance_db"] for artifact in artifacts if artifact.get("validation")
-    }
+def _legend(artifacts: Sequence[Artifact]) -> Any:
+    tolerances = {artifact.validation.tolerance_db for artifact in artifacts}
     asked = f" (at least {min(tolerances):g} dB)" if len(tolerances) == 1 else ""
-    sources = {artifact["latency"]["source"] for artifact in artifacts if artifact.get("latency")}
-    latency = (
-        f" Latency: {' / '.join(sorted(sources))}{' with its band' if 'estimate' in sources else ''}."
-        if sources
-        else ""
+    sources = {artifact.latency.source for artifact in artifacts}
+    band = " with its band" if "estimate" in sources else ""
+    return line(
+        (
+            f"PSNR of the worst output. Conversion: saved file against the same weights in PyTorch{asked}."
+            f" Compression: against the source. Latency: {' / '.join(sorted(sources))}{band}.",
+            "dim",
+        )
     )
-    conversion = f"Conversion: saved file against the same weights in PyTorch{asked}."
-    return line((f"PSNR of the worst output. {conversion} Compression: against the source.{latency}", "dim"))
 
 
 def _print_warnings(out: Any, warnings: Sequence[str], where: str = "") -> None:
     for warning in warnings:
-        what, following = fig.split_warning(warning)
+        what, following = summaries.split_warning(warning)
         out.print()
         out.print(line(("! ", "bold yellow"), (f"{where}: " if where else "", "bold"), (clean(what), "")))
         if following:
             out.print(line((f"  {arrow(out)} {clean(following)}", "dim")))
 
 
-def show_validation(result: dict) -> None:
+def show_validation(comparison: Comparison) -> None:
     """The result of `validate`: every output's error, and what to do where it is too large."""
     out = console()
-    validation = result["validation"]
-    tolerance = validation.get("tolerance_db")
-    out.print(
-        line(
-            (clean(result["artifact"]), "bold"),
-            (f" against {clean(result['against'])}, {clean(validation['runner'])} runner", ""),
-        ),
-        soft_wrap=True,
-    )
-    render_errors(validation.get("conversion") or [], tolerance, out)
-    if validation.get("compression"):
-        out.print("Compressed model against its source:")
-        render_errors(validation["compression"], None, out)
-    _print_warnings(out, result.get("warnings") or [])
-    out.print(
-        line((f"At least {tolerance:g} dB are asked: " if tolerance is not None else "Verdict: ", ""))
-        + verdict_text(result["verdict"])
-    )
+    validation = comparison.validation
+    against = f" against {clean(comparison.against)}, {clean(validation.runner)} runner"
+    out.print(line((clean(comparison.artifact), "bold"), (against, "")), soft_wrap=True)
+    render_errors(validation.conversion, validation.tolerance_db, out)
+    _print_warnings(out, comparison.warnings)
+    asked = f"At least {validation.tolerance_db:g} dB are asked: "
+    out.print(line((asked, "")) + verdict_text(comparison.verdict))
 
 
-def render_errors(errors: Sequence[dict], tolerance_db: float | None, out: Any) -> None:
+def render_errors(errors: Sequence[OutputError], tolerance_db: float | None, out: Any) -> None:
     """One row per output, then a line for each that fails."""
     headers = ["output", "shape", "PSNR", "cosine", "max error", "argmax", "nan/inf"]
-    rows = []
-    for error in errors:
-        numbers = [
-            fig.db_text(error["psnr_db"]),
-            *(fig.number_text(error[key]) for key in ("cosine", "max_abs_error")),
+    rows = [
+        [
+            clean(error.output),
+            "x".join(map(str, error.shape)) or "scalar",
+            summaries.db_text(error.psnr_db),
+            summaries.number_text(error.cosine),
+            summaries.number_text(error.max_abs_error),
+            summaries.percent_text(error.argmax_agreement),
+            summaries.count_text(error.nonfinite),
         ]
-        shape = "x".join(map(str, error["shape"])) or "scalar"
-        rows.append(
-            [
-                clean(error["output"]),
-                shape,
-                *numbers,
-                fig.percent_text(error["argmax_agreement"]),
-                fig.count_text(error["nonfinite"]),
-            ]
-        )
+        for error in errors
+    ]
     out.print(table(out, headers, rows) if rows else "Nothing was compared.")
     for error in errors:
-        if problem := fig.error_problem(error, tolerance_db):
-            out.print(line((f"{clean(error['output'])}: ", "bold"), (clean(problem), "red")))
+        if problem := summaries.error_problem(error, tolerance_db):
+            out.print(line((f"{clean(error.output)}: ", "bold"), (clean(problem), "red")))
 
 
-def show_inspection(result: dict) -> None:
+def show_inspection(inspection: Inspection) -> None:
     """The result of `inspect`: sizes, placement, what is off the Neural Engine and why, the slowest
     operations, latency by device."""
     out = console()
-    for part in inspection_parts(result, out):
+    for part in inspection_parts(inspection, out):
         out.print(part)
 
 
@@ -343,9 +327,9 @@ def show_predictions(found: dict) -> None:
         [
             clean(row["recipe"]),
             clean(target),
-            fig.size_text(size),
+            summaries.size_text(size),
             _about(row),
-            fig.size_text(row["peak_rss_bytes"]),
+            summaries.size_text(row["peak_rss_bytes"]),
         ]
         for row in found["recipes"]
         for target, size in row["size_bytes"].items()
@@ -365,8 +349,8 @@ def show_predictions(found: dict) -> None:
 
 
 def _about(row: dict) -> str:
-    low, high = (fig.seconds_text(row[key]) for key in ("low_seconds", "high_seconds"))
-    return f"{fig.seconds_text(row['seconds'])} ({low}–{high})"
+    low, high = (summaries.seconds_text(row[key]) for key in ("low_seconds", "high_seconds"))
+    return f"{summaries.seconds_text(row['seconds'])} ({low}–{high})"
 
 
 def show_tuning(result: dict) -> None:
@@ -374,7 +358,7 @@ def show_tuning(result: dict) -> None:
     the file."""
     out = console()
     rows = [
-        [clean(name), fig.db_text(psnr["compressed"]), fig.db_text(psnr["tuned"])]
+        [clean(name), summaries.db_text(psnr["compressed"]), summaries.db_text(psnr["tuned"])]
         for name, psnr in result["psnr_db"].items()
     ]
     out.print(table(out, ["output", f"{clean(result['recipe'])} as it is", "tuned"], rows))

@@ -4,7 +4,7 @@ output leaves."""
 from collections.abc import Sequence
 from typing import Any
 
-from ..report import summaries as fig
+from ..report import summaries
 from ..study.page import PAGE
 from ..study.results import Row, Study, first_latency_ms, first_line, is_exact, measured_by_metric
 from .report import console
@@ -89,19 +89,19 @@ def _table(rows: Sequence[Row], out: Any) -> Any:
 
 
 def _cells(row: Row, out: Any, by_metric: bool, wide: bool, latency: bool) -> list:
-    psnr = "exact" if is_exact(row) else fig.db_text(row.get("psnr_db"))
+    psnr = "exact" if is_exact(row) else summaries.db_text(row.get("psnr_db"))
     first = first_latency_ms(row)
     return [
         _star(out) if row["front"] else "",
         str(row["trial"]),
-        line((clean(fig.recipe_text(row["recipe"])), "bold" if row["front"] else "")),
-        fig.size_text(row["size_bytes"]),
-        *([fig.number_text(row.get("metric"))] if by_metric else []),
+        line((clean(summaries.recipe_text(row["recipe"])), "bold" if row["front"] else "")),
+        summaries.size_text(row["size_bytes"]),
+        *([summaries.number_text(row.get("metric"))] if by_metric else []),
         psnr,
-        *([fig.number_text(row.get("cosine"))] if wide else []),
-        *([fig.ms_text(None if first == float("inf") else first)] if latency else []),
-        *([fig.percent_text(row.get("ane_share"))] if wide else []),
-        verdict_text(row.get("verdict") or fig.NONE),
+        *([summaries.number_text(row.get("cosine"))] if wide else []),
+        *([summaries.ms_text(None if first == float("inf") else first)] if latency else []),
+        *([summaries.percent_text(row.get("ane_share"))] if wide else []),
+        verdict_text(row.get("verdict") or summaries.NONE),
     ]
 
 
@@ -110,7 +110,7 @@ def _show_reasons(rows: Sequence[Row], out: Any) -> None:
         out.print(line((f"{len(rows)} trial{'s' if len(rows) > 1 else ''} failed:", "red")))
     for row in rows:
         name = (
-            f"  {row['trial']} {clean(fig.recipe_text(row['recipe']))} ({clean(row['model'])},"
+            f"  {row['trial']} {clean(summaries.recipe_text(row['recipe']))} ({clean(row['model'])},"
             f" {clean(row['target'])}): "
         )
         out.print(
@@ -152,22 +152,22 @@ def _show_winner(row: Row, out: Any) -> None:
         ("target", clean(row["target"])),
         (
             "size",
-            f"{fig.size_text(row['size_bytes'])}, {fig.bits_text(row.get('bits_per_weight'))} per weight",
+            f"{summaries.size_text(row['size_bytes'])}, {summaries.bits_text(row.get('bits_per_weight'))} per weight",
         ),
-        *([("metric", fig.number_text(row["metric"]))] if row.get("metric") is not None else []),
+        *([("metric", summaries.number_text(row["metric"]))] if row.get("metric") is not None else []),
         (
             "PSNR",
             (
-                f"{'exact' if is_exact(row) else fig.db_text(row.get('psnr_db'))}, cosine"
-                f" {fig.number_text(row.get('cosine'))}"
+                f"{'exact' if is_exact(row) else summaries.db_text(row.get('psnr_db'))}, cosine"
+                f" {summaries.number_text(row.get('cosine'))}"
             ),
         ),
         *(
-            (clean(one["device"]), f"{fig.band_text(one)}, {clean(one.get('source', 'estimate'))}")
+            (clean(one["device"]), f"{summaries.band_text(one)}, {clean(one.get('source', 'estimate'))}")
             for one in row.get("latency") or []
         ),
         *(
-            [("ANE", f"{fig.percent_text(row['ane_share'])} of the operations")]
+            [("ANE", f"{summaries.percent_text(row['ane_share'])} of the operations")]
             if row.get("ane_share") is not None
             else []
         ),

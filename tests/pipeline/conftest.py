@@ -2,14 +2,20 @@
 sentence encoder."""
 
 import importlib.util
+import json
 import math
 import random
 from pathlib import Path
 
+import jsonschema
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.commands.schemas import RECORDS, schema_path
+from cidermill.pipeline.report import json_files
+from cidermill.pipeline.report.records import Report
 
 LAYER = [
     "linear",
@@ -61,6 +67,8 @@ def _ops(rng: random.Random, gpu_only: bool) -> list[dict]:
                 "unit": unit,
                 "reason": reason,
                 "cost_ms": round(cost, 5),
+                "bytes": 0,
+                "advice": "",
             }
         )
     return ops
@@ -70,9 +78,25 @@ def _placement(rng: random.Random, gpu_only: bool) -> dict:
     ops = _ops(rng, gpu_only)
     units = {}
     for unit in ("ane", "gpu", "cpu"):
-        count = sum(op["unit"] == unit for op in ops)
-        units[unit] = {"ops": count, "share": count / len(ops)}
-    return {"source": "estimate", "device": "iPhone 15 Pro", "units": units, "ops": ops}
+        on_unit = [op["cost_ms"] for op in ops if op["unit"] == unit]
+        units[unit] = {
+            "ops": len(on_unit),
+            "share": len(on_unit) / len(ops),
+            "ms": round(sum(on_unit), 6) + 0.0,
+            "bytes": 0,
+        }
+    return {
+        "source": "estimate",
+        "device": "iPhone 15 Pro",
+        "chip": "A17 Pro",
+        "compute_units": "all",
+        "crossings": 0,
+        "overhead_ms": 0.0,
+        "units": units,
+        "boundaries": [],
+        "ops": ops,
+        "measured": "not run: needs macOS",
+    }
 
 
 def _weights(realised: str, bits: float) -> list[dict]:
@@ -87,6 +111,9 @@ def _weights(realised: str, bits: float) -> list[dict]:
                     "realised": realised,
                     "bits_per_weight": bits + layer / 1000,
                     "reason": "",
+                    "snr_db": 41.5,
+                    "decoded": "equal",
+                    "stored_as": name.replace(".", "_"),
                 }
             )
         name = f"vit.encoder.layer.{layer}.layernorm.weight"
@@ -97,6 +124,9 @@ def _weights(realised: str, bits: float) -> list[dict]:
                 "realised": "float16",
                 "bits_per_weight": 16.0,
                 "reason": "a norm: 1-dimensional",
+                "snr_db": None,
+                "decoded": "not run: not compressed",
+                "stored_as": name.replace(".", "_"),
             }
         )
     return rows
@@ -131,6 +161,8 @@ def _devices(scale: float) -> list[dict]:
             "ms": ms * scale,
             "low_ms": ms * scale * 0.7,
             "high_ms": ms * scale * 1.45,
+            "basis": "measured networks on this chip",
+            "source": "estimate",
         }
         for device, chip, units, ms in rows
     ]
@@ -155,9 +187,11 @@ def _coreml(rng: random.Random) -> dict:
                 _error("last_hidden_state", [1, 197, 768], 36.1),
             ],
             "tolerance_db": 40.0,
+            "total": [_error("logits", [1, 1000], 38.1), _error("last_hidden_state", [1, 197, 768], 36.0)],
             "native": "not run: needs macOS",
         },
         "compression": {
+            "verdict": "pass",
             "weights": _weights("int8 per channel", 8.02),
             "bytes": {
                 "weights": 86_500_000,
@@ -168,11 +202,13 @@ def _coreml(rng: random.Random) -> dict:
             },
         },
         "placement": _placement(rng, gpu_only=False),
-        "latency": {"source": "estimate", "devices": _devices(1.0)},
+        "latency": {"source": "estimate", "devices": _devices(1.0), "measured": "not run: needs macOS"},
         "warnings": [
             "The validation inputs are synthetic: the compression error may differ on real data.\nGive real"
             " ones with --samples inputs.npz."
         ],
+        "predicted": {"size_bytes": 87_000_000},
+        "limits": [],
     }
 
 
@@ -195,22 +231,58 @@ def _mps(rng: random.Random) -> dict:
                 _error("last_hidden_state", [1, 197, 768], 19.9),
             ],
             "tolerance_db": 40.0,
+            "total": [
+                _error("logits", [1, 1000], 18.1, nonfinite=2),
+                _error("last_hidden_state", [1, 197, 768], 19.8),
+            ],
+            "native": "not run: needs macOS",
         },
         "compression": {
+            "verdict": "pass",
             "weights": _weights("int4 block 32", 4.5),
             "bytes": {"weights": 43_250_000, "scales": 5_400_000, "graph": 1_250_112},
         },
         "placement": _placement(rng, gpu_only=True),
-        "latency": {"source": "estimate", "devices": _devices(1.7)[:2]},
+        "latency": {"source": "estimate", "devices": _devices(1.7)[:2], "measured": "not run: needs macOS"},
         "warnings": [
             "logits overflows float16 in 2 places.\nConvert with --quant float32, or scale the input of"
             " vit.classifier."
         ],
+        "predicted": {"size_bytes": 49_000_000},
+        "limits": [],
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def written_files_fit_their_schemas():
+    """Every report, lock and manifest that a test writes fits the JSON Schema that ships in the wheel, and
+    its records hold all of it."""
+    validators = {
+        name: jsonschema.Draft202012Validator(json.loads(schema_path(name).read_text())) for name in RECORDS
+    }
+    plain = json_files.to_builtins
+
+    def checked(value):
+        content = plain(value)
+        name = content.get("schema") if isinstance(content, dict) else None
+        if name in validators:
+            validators[name].validate(content)
+            assert plain(msgspec.convert(content, RECORDS[name])) == content
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "to_builtins", checked)
+        yield
+
+
 @pytest.fixture
-def sample_report() -> dict:
+def sample_report(report_content) -> Report:
+    return Report.from_json(report_content)
+
+
+@pytest.fixture
+def report_content() -> dict:
+    """As report.json has it."""
     rng = random.Random(7)
     stages = [
         ("load", 1.31),

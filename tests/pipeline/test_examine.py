@@ -2,6 +2,7 @@
 wrongly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 from cidermill.models import simplify
 from cidermill.models.source import Samples, TensorSpec
 from cidermill.pipeline.commands.cli import main
-from cidermill.pipeline.examine import Check, check_artifact
-from cidermill.pipeline.judge import judge_capture, judge_check
+from cidermill.pipeline.examine import check_artifact
+from cidermill.pipeline.judge import judge_capture, judge_validation
 from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.run import run
 from cidermill.pipeline.terminal.report import progress
@@ -72,8 +73,8 @@ def test_outputs_are_matched_by_name_whatever_their_order():
 @pytest.mark.parametrize(("budget", "expected"), [(None, "pass"), (10, "pass"), (60, "fail")])
 def test_the_budget_is_on_the_compression_error_alone(budget, expected):
     exact, coarse = outputs(0.0), outputs(0.1)
-    assert judge_check(checked(coarse, coarse, exact), budget)[0] == expected
-    assert judge_check(checked(coarse, exact, exact), 10)[0] == "fail", (
+    assert judge_validation(checked(coarse, coarse, exact), budget)[0] == expected
+    assert judge_validation(checked(coarse, exact, exact), 10)[0] == "fail", (
         "a conversion error is no price of the recipe"
     )
 
@@ -83,8 +84,8 @@ def test_advice_claims_no_more_than_what_was_compared():
     the conversion."""
     exact, coarse = outputs(0.0), outputs(0.1)
     check = checked(coarse, exact, exact)
-    assert "the same weights" in judge_check(check, None)[1][0]
-    verdict, warnings = judge_check(Check(check.runner, check.conversion, (), check.tolerance_db), None)
+    assert "the same weights" in judge_validation(check, None)[1][0]
+    verdict, warnings = judge_validation(replace(check, compression=()), None)
     assert verdict == "fail" and "the same weights" not in warnings[0] and "--tolerance" in warnings[0]
 
 
@@ -140,8 +141,8 @@ def test_every_device_has_an_estimate_of_its_own(tmp_path):
         (torch.randn(64, 512),),
         tmp_path,
         "float16",
-        devices=("A12", "M4"),
-        targets=("coreml", "executorch-mps"),
+        device=("A12", "M4"),
+        target=("coreml", "executorch-mps"),
     )
     for artifact in report["artifacts"]:
         rows = artifact["latency"]["devices"]
@@ -163,7 +164,7 @@ def test_whole_numbers_and_truth_values_as_outputs(tmp_path):
             return {"scores": y, "best": y.argmax(-1), "positive": y > 0}
 
     torch.manual_seed(0)
-    report = press(Best(), (torch.randn(4, 64),), tmp_path, "int8", targets=("coreml", "executorch-mps"))
+    report = press(Best(), (torch.randn(4, 64),), tmp_path, "int8", target=("coreml", "executorch-mps"))
     assert report["verdict"] == "pass"
     assert [(row["name"], row["dtype"]) for row in report["source"]["outputs"]] == [
         ("scores", "float32"),
@@ -191,7 +192,7 @@ def test_weights_in_one_memory_are_stored_once(tmp_path, recipe):
             return self.second(torch.relu(self.first(x)))
 
     torch.manual_seed(0)
-    report = press(Shared(), (torch.randn(4, 256),), tmp_path, recipe, targets=("coreml", "executorch-mps"))
+    report = press(Shared(), (torch.randn(4, 256),), tmp_path, recipe, target=("coreml", "executorch-mps"))
     once = 256 * 256 * {"float16": 2, "int8": 1, "int4": 0.5}[recipe]
     assert report["verdict"] == "pass" and report["source"]["parameters"] == 256 * 256
     for artifact in report["artifacts"]:

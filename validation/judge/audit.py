@@ -20,6 +20,7 @@ import torch
 from ...models.digest import digest_tensor, files_of
 from ..graph import Graph, OperatorFailed
 from ..mil.read import Package
+from ..records import Compression, WeightReport
 from ..runners import format_of
 from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
@@ -42,8 +43,8 @@ def audit(
     made: dict[str, Any] | None = None,
     opened: Runner | None = None,
     consume: bool = False,
-) -> dict:
-    """The "compression" section of report.json for a saved artifact.
+) -> Compression:
+    """What a saved artifact really holds.
 
     decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised:
     converters.WrittenArtifact.realised, of which only the reasons are used; made: name -> CompressedWeight,
@@ -67,11 +68,8 @@ def audit(
     taken = {weight.name for weight in matched.values()}
     entries += [_unclaimed(weight, bool(decisions)) for weight in weights if weight.name not in taken]
     verdict = "fail" if any(found == DIFFERS for found in checked.values()) else "pass"
-    return {
-        "verdict": verdict,
-        "weights": entries,
-        "bytes": _bytes(path, package, weights, _duplicates(graphs, weights)),
-    }
+    stored = _bytes(path, package, weights, _duplicates(graphs, weights))
+    return Compression(verdict=verdict, weights=tuple(entries), bytes=stored)
 
 
 def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
@@ -80,9 +78,9 @@ def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
     return package, list(package.functions.values()) if package else [runner.graph]
 
 
-def judge(section: Mapping[str, Any]) -> tuple[str, list[str]]:
+def judge(compression: Compression) -> tuple[str, list[str]]:
     """The verdict of an audit and, where it failed, a warning that names the weights."""
-    wrong = [entry["name"] for entry in section["weights"] if entry["decoded"] == DIFFERS]
+    wrong = [weight.name for weight in compression.weights if weight.decoded == DIFFERS]
     if not wrong:
         return "pass", []
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
@@ -233,39 +231,36 @@ def _with_tied(decisions: Sequence[Any], matched: dict[str, StoredWeight]) -> di
 
 def _entry(
     decision: Any, matched: Mapping[str, StoredWeight], target_reason: str, checked: str | None
-) -> dict:
+) -> WeightReport:
     weight = matched.get(decision.name)
     reasons = [decision.reason, target_reason]
     if weight is None:
         reasons.append("written into the graph, or folded into another constant")
     elif not target_reason and weight.bits_per_weight > EXPLAINED * decision.bits_per_weight + 0.01:
         reasons.append(f"{decision.bits_per_weight:.3g} bits per weight were decided, the file holds more")
-    return {
-        "name": decision.name,
-        "requested": decision.requested,
-        "realised": weight.scheme if weight else NOT_STORED,
-        "bits_per_weight": weight.bits_per_weight if weight else None,
-        "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
-        "snr_db": getattr(decision, "snr_db", None),
-        "decoded": checked or "not run: not compressed",
-        "stored_as": weight.name if weight else None,
-    }
+    snr_db = getattr(decision, "snr_db", None)
+    return WeightReport(
+        name=decision.name,
+        requested=decision.requested,
+        realised=weight.scheme if weight else NOT_STORED,
+        bits_per_weight=weight.bits_per_weight if weight else None,
+        reason="; ".join(dict.fromkeys(reason for reason in reasons if reason)),
+        snr_db=snr_db if snr_db is not None and math.isfinite(snr_db) else None,
+        decoded=checked or "not run: not compressed",
+        stored_as=weight.name if weight else None,
+    )
 
 
-def _unclaimed(weight: StoredWeight, decided: bool) -> dict:
-    reason = "a constant of the graph that is no weight of the source by name" if decided else ""
-    entry = {
-        "name": weight.name,
-        "requested": "",
-        "realised": weight.scheme,
-        "bits_per_weight": weight.bits_per_weight,
-        "reason": reason,
-    }
-    return entry | {
-        "snr_db": None,
-        "decoded": "not run: nothing to compare it with",
-        "stored_as": weight.name,
-    }
+def _unclaimed(weight: StoredWeight, decided: bool) -> WeightReport:
+    return WeightReport(
+        name=weight.name,
+        requested="",
+        realised=weight.scheme,
+        bits_per_weight=weight.bits_per_weight,
+        reason="a constant of the graph that is no weight of the source by name" if decided else "",
+        decoded="not run: nothing to compare it with",
+        stored_as=weight.name,
+    )
 
 
 def _bytes(

@@ -93,7 +93,7 @@ def audited(captured, weight, write):
     decision = Decision(weight.name, weight.shape, "x", "x", weight.bits_per_weight())
     artifact = write(Compressed(captured, parse_recipe("int8"), {weight.name: weight}, (decision,)))
     section = audit(artifact.path, (decision,), artifact.realised, {weight.name: weight})
-    (entry,) = [entry for entry in section["weights"] if entry["name"] == weight.name]
+    (entry,) = [entry for entry in section.weights if entry.name == weight.name]
     return artifact, section, entry
 
 
@@ -138,10 +138,10 @@ def test_the_package_decodes_to_what_was_made_in_as_many_bits_as_said(
     artifact, section, entry = audited(
         captured, weight, lambda compressed: write_mlpackage(compressed, tmp_path / "m.mlpackage", target)
     )
-    assert section["verdict"] == "pass" and entry["decoded"] == "equal"
+    assert section.verdict == "pass" and entry.decoded == "equal"
     assert artifact.realised[weight.name][1] == pytest.approx(stored_bits(stored) / weight.dense().numel())
     # the axis of a vector takes 4 bytes
-    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.02)
+    assert entry.bits_per_weight == pytest.approx(artifact.realised[weight.name][1], abs=0.02)
 
 
 @pytest.mark.parametrize("form, pruned", cases(itertools.product(FORMS, (False, True)), DELEGATES_IN_CI))
@@ -150,9 +150,9 @@ def test_the_delegate_decodes_to_what_was_made(captured, tmp_path, form, pruned)
     artifact, section, entry = audited(
         captured, weight, lambda compressed: write_pte(compressed, tmp_path / "m.pte")
     )
-    assert section["verdict"] == "pass" and entry["decoded"] == "equal"
+    assert section.verdict == "pass" and entry.decoded == "equal"
     # an index offset of 8 bytes
-    assert entry["bits_per_weight"] == pytest.approx(artifact.realised[weight.name][1], abs=0.04)
+    assert entry.bits_per_weight == pytest.approx(artifact.realised[weight.name][1], abs=0.04)
 
 
 def test_a_table_per_channel_is_taken_only_where_it_is_cheap():

@@ -106,8 +106,8 @@ def test_every_stored_weight_decodes_to_the_weight_that_was_made(captured, tmp_p
     compressed = compress(captured, parse_recipe(recipe))
     artifact = write_mlpackage(compressed, tmp_path / "net.mlpackage", deployment_target=target)
     section = audit(artifact.path, compressed.decisions, artifact.realised, compressed.weights)
-    found = {entry["name"]: entry["decoded"] for entry in section["weights"]}
-    assert section["verdict"] == "pass" and compressed.weights
+    found = {entry.name: entry.decoded for entry in section.weights}
+    assert section.verdict == "pass" and compressed.weights
     assert {found[name] for name in compressed.weights} == {"equal"}
 
 

@@ -1,9 +1,9 @@
 """What continuous integration reads: annotations as GitHub's runner takes them apart, JUnit XML as
 independent parsers do, the job's summary."""
 
-import copy
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.ci import announce, write_junit
 from cidermill.pipeline.commands.cli import convert
-from cidermill.pipeline.gate.ci import annotation, annotations, junit_xml, summary
+from cidermill.pipeline.gate.ci import annotation, annotations, judged_model, junit_xml, summary
 from cidermill.pipeline.gate.junit import Case, Suite, xml_text
+from cidermill.pipeline.report.records import Report
 from cidermill.pipeline.report.write import html_text
 
 HOSTILE = "a%25b,c:d|`e`<img>&\"'\n::error::x\r\x00\x1b[31m\ud800￿]]>"
@@ -55,7 +56,7 @@ def test_an_unknown_level_is_a_mistake_of_ours():
 
 
 def test_reports_become_errors_then_warnings_then_a_notice(sample_report):
-    found = [read_command(line) for line in annotations([sample_report, sample_report])]
+    found = [read_command(line) for line in annotations([judged_model(sample_report)] * 2)]
     assert [level for level, _, _ in found] == ["error", "error", "warning", "warning", "notice"]
     assert (
         found[0][1] == {"title": "vit-base executorch-mps int4:block32 fails"}
@@ -66,9 +67,9 @@ def test_reports_become_errors_then_warnings_then_a_notice(sample_report):
 
 
 @pytest.fixture
-def limited(sample_report):
+def limited(report_content):
     """Its first artifact breaks a limit, keeps one, and one does not apply."""
-    report = copy.deepcopy(sample_report)
+    report = report_content
     report["artifacts"][0]["limits"] = [
         {"limit": "max_size_bytes", "asked": 1e6, "got": 87_302_144, "verdict": "fail"},
         {
@@ -84,11 +85,11 @@ def limited(sample_report):
         {"limit": "min_ane_share", "asked": 0.9, "got": None, "verdict": "not applicable"},
     ]
     report["artifacts"][0]["verdict"] = "fail"
-    return report
+    return Report.from_json(report)
 
 
 def test_junit_of_a_report(limited):
-    root = ElementTree.fromstring(junit_xml([limited, limited]))
+    root = ElementTree.fromstring(junit_xml([judged_model(limited)] * 2))
     first, second = root.findall("testsuite")
     assert first.get("name") == second.get("name") == "vit-base"
     cases = {(case.get("classname"), case.get("name")): case for case in first.findall("testcase")}
@@ -121,8 +122,9 @@ def test_junit_of_a_report(limited):
 
 
 def test_the_html_report_shows_limits_that_are_kept_too(limited):
-    limited["artifacts"][0]["limits"][1]["device"] = "<b>A14"
-    page = html_text(limited)
+    content = limited.to_json()
+    content["artifacts"][0]["limits"][1]["device"] = "<b>A14"
+    page = html_text(Report.from_json(content))
     for text in (
         "at most 1.00 MB",
         "87.3 MB (87,302,144 bytes)",
@@ -137,7 +139,7 @@ def test_the_html_report_shows_limits_that_are_kept_too(limited):
 def test_junit_has_the_form_that_surefire_and_jenkins_demand(limited):
     """Required attributes, order of elements and the pattern of times of surefire-test-report.xsd and
     Jenkins' junit-10.xsd, written down here."""
-    root = ElementTree.fromstring(junit_xml([limited]).encode())
+    root = ElementTree.fromstring(junit_xml([judged_model(limited)]).encode())
     seconds = re.compile(r"(([0-9]{0,3},)*[0-9]{3}|[0-9]{0,3})*(\.[0-9]{0,3})?")
     assert root.tag == "testsuites"
     for suite in root:
@@ -180,7 +182,7 @@ def test_junit_survives_hostile_names():
 
 def test_junit_is_read_by_junitparser(limited, tmp_path):
     junitparser = pytest.importorskip("junitparser")
-    (tmp_path / "junit.xml").write_text(junit_xml([limited]), encoding="utf-8")
+    (tmp_path / "junit.xml").write_text(junit_xml([judged_model(limited)]), encoding="utf-8")
     (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     failed = [case.name for case in suite if case.result and isinstance(case.result[0], junitparser.Failure)]
     assert failed[:2] == ["verdict", "at most 1.00 MB"] and suite.failures == len(failed)
@@ -191,7 +193,7 @@ def test_no_report_is_an_empty_document():
 
 
 def test_the_summary_is_a_table_with_the_warnings(sample_report):
-    text = summary([sample_report])
+    text = summary([judged_model(sample_report)])
     assert text.startswith("### cidermill: fail\n")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and len({line.count("|") for line in rows}) == 1
@@ -200,9 +202,8 @@ def test_the_summary_is_a_table_with_the_warnings(sample_report):
         " Pro` | pass |" in rows
     )
     assert "overflows float16" in text and "<details>" not in text
-    sample_report["artifacts"].pop()
-    sample_report["verdict"] = "pass"
-    assert "<details><summary>Warnings</summary>" in summary([sample_report])
+    passing = replace(sample_report, artifacts=sample_report.artifacts[:1], verdict="pass")
+    assert "<details><summary>Warnings</summary>" in summary([judged_model(passing)])
 
 
 # Through the commands

@@ -1,8 +1,8 @@
 """Limits of `convert`: what they refuse at once, how they judge an artifact, and what the command does about
 a broken one."""
 
-import copy
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +11,9 @@ from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.limits import got_text, limit_text, with_limits
 from cidermill.pipeline.plan import plan_from
+from cidermill.pipeline.report.records import Artifact, Latency, MeasuredLatency, Placement, Validation
+from cidermill.validation.judge.compare import OutputError
+from cidermill.validation.records import Compression, DeviceLatency, Machine, MeasuredTimes, UnitShare
 
 REFUSED = {
     "no unit": (dict(max_size="12"), "--max-size '12' is no size", "12MB"),
@@ -49,42 +52,34 @@ def test_a_limit_that_is_none_is_refused_at_once(options, message, hint):
     assert message in caught.value.message and hint in caught.value.hint
 
 
-def section(**changes):
-    error = {"output": "y", "psnr_db": 31.5, "nonfinite": 0, "vacuous": False}
-    found = {
-        "target": "coreml",
-        "size_bytes": 12_000_000,
-        "verdict": "pass",
-        "warnings": ["earlier"],
-        "validation": {"compression": [error], "native": "not run: needs macOS"},
-        "placement": {
-            "source": "estimate",
-            "device": "iPhone 15 Pro",
-            "units": {"ane": {"ops": 2, "share": 0.75}, "cpu": {"ops": 98, "share": 0.25}},
-        },
-        "latency": {
-            "devices": [
-                {
-                    "device": "iPhone 15 Pro",
-                    "chip": "A17 Pro",
-                    "compute_units": "all",
-                    "ms": 3.0,
-                    "low_ms": 2.0,
-                    "high_ms": 4.5,
-                },
-                {
-                    "device": "MacBook Air (M2)",
-                    "chip": "M2",
-                    "compute_units": "all",
-                    "ms": 2.0,
-                    "low_ms": 1.0,
-                    "high_ms": 4.0,
-                },
-            ],
-            "measured": "not run: needs macOS",
-        },
-    }
-    return copy.deepcopy(found) | changes
+def judged_by(options, artifact):
+    return with_limits(plan_from("m.pt", options), artifact)
+
+
+def artifact_of(**changes) -> Artifact:
+    phone = DeviceLatency("iPhone 15 Pro", "A17 Pro", "all", 3.0, 2.0, 4.5)
+    laptop = DeviceLatency("MacBook Air (M2)", "M2", "all", 2.0, 1.0, 4.0)
+    artifact = Artifact(
+        target="coreml",
+        recipe="int8",
+        path="net.mlpackage",
+        size_bytes=12_000_000,
+        sha256="5f" * 32,
+        verdict="pass",
+        validation=Validation(
+            "reference", (), (OutputError("y", (1,), psnr_db=31.5),), 40.0, native="not run: needs macOS"
+        ),
+        compression=Compression(weights=(), bytes={}),
+        placement=Placement(
+            source="estimate",
+            device="iPhone 15 Pro",
+            units={"ane": UnitShare(2, 0.75), "cpu": UnitShare(98, 0.25)},
+            ops=(),
+        ),
+        latency=Latency("estimate", (phone, laptop), measured="not run: needs macOS"),
+        warnings=("earlier",),
+    )
+    return replace(artifact, **changes)
 
 
 JUDGED = {
@@ -104,51 +99,46 @@ JUDGED = {
 @pytest.mark.parametrize(("options", "verdict", "got"), JUDGED.values(), ids=JUDGED)
 def test_each_limit_is_judged_at_its_edge(options, verdict, got):
     """The share is of time: by number of operations it would be 2 %."""
-    judged = with_limits(plan_from("m.pt", options), section())
-    (row,) = judged["limits"]
-    assert (row["verdict"], row["got"], judged["verdict"]) == (verdict, got, verdict)
-    own = len(judged["warnings"]) - 1
+    judged = judged_by(options, artifact_of())
+    (limit,) = judged.limits
+    assert (limit.verdict, limit.got, judged.verdict) == (verdict, got, verdict)
+    own = len(judged.warnings) - 1
     assert own == (verdict == "fail" and "min_psnr" not in options), (
         "a broken psnr is told by the verdict on each output"
     )
 
 
 def test_no_limit_is_no_row_and_leaves_the_verdict():
-    judged = with_limits(plan_from("m.pt", {}), section(verdict="fail"))
-    assert judged["limits"] == [] and judged["verdict"] == "fail" and judged["warnings"] == ["earlier"]
+    judged = judged_by({}, artifact_of(verdict="fail"))
+    assert judged.limits == () and judged.verdict == "fail" and judged.warnings == ("earlier",)
 
 
 def test_a_kept_limit_does_not_mend_another_verdict():
-    assert with_limits(plan_from("m.pt", dict(max_size="1GB")), section(verdict="fail"))["verdict"] == "fail"
+    assert judged_by(dict(max_size="1GB"), artifact_of(verdict="fail")).verdict == "fail"
 
 
 def test_a_measured_time_comes_before_the_estimate_on_its_chip_only():
-    measured = {
-        "source": "measured",
-        "machine": {"chip": "M2"},
-        "units": [
-            {"compute_units": "cpu_only", "ms": 9.0, "low_ms": 8.0, "high_ms": 10.0},
-            {"compute_units": "all", "ms": 2.6, "low_ms": 2.5, "high_ms": 2.8},
-        ],
-    }
-    found = section()
-    found["latency"]["measured"] = measured
-    plan = plan_from("m.pt", dict(max_latency=("M2=2.5ms", "iPhone 15 Pro=4ms")))
-    found["latency"]["devices"][1]["device"] = "M2"
-    judged = with_limits(plan, found)
-    here, phone = judged["limits"]
-    assert (here["got"], here["source"], here["verdict"]) == (2.6, "measured", "fail")
-    assert (phone["got"], phone["source"], phone["verdict"]) == (3.0, "estimate", "pass")
-    assert "is measured at 2.60 ms (2.50–2.80), 10 to 90 % of the runs" in judged["warnings"][-1]
-    measured["units"][1] = {"compute_units": "all", "problem": "crashed: signal 11 (SIGSEGV) in cold load"}
-    assert with_limits(plan, found)["limits"][0]["source"] == "estimate"
+    times = (MeasuredTimes("cpu_only", ms=9.0, low_ms=8.0, high_ms=10.0),)
+    times += (MeasuredTimes("all", ms=2.6, low_ms=2.5, high_ms=2.8),)
+    measured = MeasuredLatency("measured", Machine("M2", "Mac14,2", "macOS 15.5"), "1", times)
+    phone, laptop = artifact_of().latency.devices
+    latency = Latency("estimate", (phone, replace(laptop, device="M2")), measured=measured)
+    asked = dict(max_latency=("M2=2.5ms", "iPhone 15 Pro=4ms"))
+    judged = judged_by(asked, artifact_of(latency=latency))
+    on_m2, on_phone = judged.limits
+    assert (on_m2.got, on_m2.source, on_m2.verdict) == (2.6, "measured", "fail")
+    assert (on_phone.got, on_phone.source, on_phone.verdict) == (3.0, "estimate", "pass")
+    assert "is measured at 2.60 ms (2.50–2.80), 10 to 90 % of the runs" in judged.warnings[-1]
+    crashed = MeasuredTimes("all", problem="crashed: signal 11 (SIGSEGV) in cold load")
+    latency = replace(latency, measured=replace(measured, units=(times[0], crashed)))
+    assert judged_by(asked, artifact_of(latency=latency)).limits[0].source == "estimate"
 
 
 def test_the_messages_say_what_and_what_to_do():
     limits = dict(max_size="1MB", max_latency=("iPhone 15 Pro=1ms", "A14=1ms"), min_ane_share=0.9)
     plan = plan_from("m.pt", limits)
     size, latency, unknown, share = (
-        warning.split("\n") for warning in with_limits(plan, section())["warnings"][1:]
+        warning.split("\n") for warning in with_limits(plan, artifact_of()).warnings[1:]
     )
     assert (
         size[0] == "The artifact has 12.0 MB (12,000,000 bytes); the limit (--max-size) is 1.00 MB."
@@ -169,14 +159,11 @@ def test_the_messages_say_what_and_what_to_do():
 
 def test_a_share_of_the_neural_engine_is_not_applicable_to_mps():
     plan = plan_from("m.pt", dict(target=("coreml", "executorch-mps"), min_ane_share=0.9))
-    judged = with_limits(plan, section(target="executorch-mps"))
-    (row,) = judged["limits"]
-    assert (
-        row["verdict"] == "not applicable"
-        and judged["verdict"] == "pass"
-        and judged["warnings"] == ["earlier"]
-    )
-    assert (limit_text(row), got_text(row)) == (
+    judged = with_limits(plan, artifact_of(target="executorch-mps"))
+    (limit,) = judged.limits
+    assert limit.verdict == "not applicable" and judged.verdict == "pass"
+    assert judged.warnings == ("earlier",)
+    assert (limit_text(limit), got_text(limit)) == (
         "at least 90 % of the time on the Neural Engine",
         "not applicable",
     )

@@ -6,22 +6,62 @@ import pytest
 
 from cidermill.models.errors import UserError
 from cidermill.pipeline.report.records import Report
+from cidermill.pipeline.report.write import html_text
 
 
-def test_records_have_the_keys_of_the_file(sample_report, tmp_path):
-    report = Report.from_json(sample_report)
+def test_records_have_the_keys_of_the_file(report_content, sample_report):
+    report = sample_report
+    assert report.to_json() == report_content and list(report.to_json()) == list(report_content)
     assert report.verdict == "fail" and report.artifacts[0].size_bytes == 87_302_144
     assert report.artifacts[0].validation.conversion[0].psnr_db == 71.23
     assert report.artifacts[0].validation.native == "not run: needs macOS"
     assert report.artifacts[0].placement.units["ane"].share > 0.9
-    assert not report.budget and not report.artifacts[0].limits and not report.artifacts[1].validation.native
+    assert not report.budget and not report.predicted
 
 
-def test_a_path_a_folder_and_a_dict_are_the_same_report(sample_report, tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(sample_report))
-    report = Report.from_json(sample_report)
+def test_a_path_a_folder_and_a_dict_are_the_same_report(report_content, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(report_content))
+    report = Report.from_json(report_content)
     assert report == Report.from_json(tmp_path) == Report.from_json(str(tmp_path / "report.json"))
     assert Report.from_json(report.to_json()) == report
+
+
+# what reports of earlier versions lack
+NEWER = {
+    "artifacts": ("predicted", "limits"),
+    "validation": ("total", "native"),
+    "placement": ("boundaries", "measured"),
+    "units": ("ms", "bytes"),
+    "ops": ("bytes", "advice"),
+    "latency": ("measured",),
+    "devices": ("basis", "source"),
+    "compression": ("verdict",),
+    "weights": ("snr_db", "decoded", "stored_as"),
+}
+
+
+def test_an_earlier_report_is_read(report_content):
+    for artifact in report_content["artifacts"]:
+        placement, compression = artifact["placement"], artifact["compression"]
+        rows = {
+            "artifacts": [artifact],
+            "validation": [artifact["validation"]],
+            "placement": [placement],
+            "units": placement["units"].values(),
+            "ops": placement["ops"],
+            "latency": [artifact["latency"]],
+            "devices": artifact["latency"]["devices"],
+            "compression": [compression],
+            "weights": compression["weights"],
+        }
+        for name, keys in NEWER.items():
+            for row in rows[name]:
+                for key in keys:
+                    del row[key]
+    report = Report.from_json(report_content)
+    assert report.artifacts[0].latency.devices[0].source == "estimate"
+    assert not report.artifacts[0].limits and not report.artifacts[0].compression.verdict
+    assert "87.3 MB" in html_text(report)
 
 
 def unlike(**changes):
@@ -41,10 +81,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_report_is_refused_in_words(sample_report, change, said):
-    change(sample_report)
+def test_what_is_no_report_is_refused_in_words(report_content, change, said):
+    change(report_content)
     with pytest.raises(UserError) as refusal:
-        Report.from_json(sample_report)
+        Report.from_json(report_content)
     assert said in str(refusal.value)
 
 

@@ -1,8 +1,12 @@
-"""What a person sees of the measured half, from sections as `measurements.py` makes them."""
+"""What a person sees of the measured half."""
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from cidermill.pipeline.measurements import planned_section
+from cidermill.pipeline.report.records import MeasuredLatency, MeasuredPlacement
 from cidermill.pipeline.terminal import report as terminal
 from cidermill.validation.native import Outcome
 
@@ -31,9 +35,10 @@ def shown(sample_report, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def show(latency, placement):
-        artifact = sample_report["artifacts"][0]
-        artifact["latency"]["measured"], artifact["placement"]["measured"] = latency, placement
-        terminal.show_inspection(artifact)
+        artifact = sample_report.artifacts[0]
+        latency = replace(artifact.latency, measured=msgspec.convert(latency, MeasuredLatency | str))
+        placement = replace(artifact.placement, measured=msgspec.convert(placement, MeasuredPlacement | str))
+        terminal.show_inspection(replace(artifact, latency=latency, placement=placement))
         return " ".join(capsys.readouterr().out.split())
 
     return show
@@ -41,6 +46,10 @@ def shown(sample_report, capsys, monkeypatch):
 
 def test_times_and_crashes_stand_in_one_table(shown):
     plan = {
+        "source": "measured",
+        "by": "MLComputePlan",
+        "machine": HERE,
+        "compute_units": "all",
         "units": {
             "ane": {"ops": 290, "share": 0.9},
             "gpu": {"ops": 0, "share": 0.0},
@@ -48,7 +57,7 @@ def test_times_and_crashes_stand_in_one_table(shown):
         },
         "agreement": 0.97,
     }
-    out = shown({"source": "measured", "machine": HERE, "units": [TIMED, CRASHED]}, plan)
+    out = shown({"source": "measured", "machine": HERE, "estimator": "1", "units": [TIMED, CRASHED]}, plan)
     assert "Measured on this M2 Pro (Mac14,9, macOS 15.5)" in out
     assert "all 1.50 ms (1.40–1.90) 9.00 ms 2.40 s 35.0 ms 120 ms 1.20 ms (0.90–1.60)" in out
     assert "cpu_and_ne: crashed: signal 11 (SIGSEGV) in cold load" in out

@@ -1,12 +1,15 @@
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 
 from cidermill.models.errors import UserError
+from cidermill.pipeline.report.records import Comparison
 from cidermill.pipeline.terminal import report as terminal
+from cidermill.validation.records import Compression
 
 ESCAPE = "\x1b"
 
@@ -91,16 +94,26 @@ def test_one_line_per_artifact_where_there_is_room(sample_report, tmp_path, caps
     assert len(lines) == 1 and "87.3 MB" in lines[0] and lines[0].rstrip().endswith("pass")
 
 
-def test_a_report_with_only_the_required_sections(sample_report, tmp_path, capsys):
-    for artifact in sample_report["artifacts"]:
-        artifact.update(validation=None, compression=None, placement=None, latency=None, warnings=[])
-    terminal.show_report(sample_report, tmp_path)
+def test_a_report_of_empty_programs(sample_report, tmp_path, capsys):
+    artifacts = [
+        replace(
+            artifact,
+            validation=replace(artifact.validation, conversion=(), compression=()),
+            compression=Compression(weights=(), bytes={}),
+            placement=replace(artifact.placement, ops=(), units={}),
+            latency=replace(artifact.latency, devices=()),
+            warnings=(),
+        )
+        for artifact in sample_report.artifacts
+    ]
+    terminal.show_report(replace(sample_report, artifacts=tuple(artifacts)), tmp_path)
     assert "87.3 MB" in capsys.readouterr().out
 
 
 def test_names_are_neither_markup_nor_control_codes(sample_report, tmp_path, capsys):
-    sample_report["artifacts"][0]["warnings"] = [f"[bold]layer[0][/bold] {ESCAPE}[2J\nnext [red]"]
-    terminal.show_report(sample_report, tmp_path)
+    warning = f"[bold]layer[0][/bold] {ESCAPE}[2J\nnext [red]"
+    artifact = replace(sample_report.artifacts[0], warnings=(warning,))
+    terminal.show_report(replace(sample_report, artifacts=(artifact,)), tmp_path)
     out = capsys.readouterr().out
     assert "[bold]layer[0][/bold] ?[2J" in out and "next [red]" in out and ESCAPE not in out
 
@@ -109,7 +122,7 @@ def test_ascii_console(sample_report, tmp_path, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     terminal.show_report(sample_report, tmp_path)
-    terminal.show_inspection(sample_report["artifacts"][0])
+    terminal.show_inspection(sample_report.artifacts[0])
     sys.stdout.flush()
     assert b"4.12 ms (2.88-5.97)" in raw.getvalue()
 
@@ -165,16 +178,8 @@ def test_a_failing_stage_says_so_and_passes_the_error_on(monkeypatch, stream):
 
 
 def test_validation(sample_report, capsys):
-    section = {**sample_report["artifacts"][1]["validation"], "compression": []}
-    terminal.show_validation(
-        {
-            "artifact": "net.pte",
-            "against": "net.pt",
-            "verdict": "fail",
-            "validation": section,
-            "warnings": ["Too far.\nTry more."],
-        }
-    )
+    validation = replace(sample_report.artifacts[1].validation, compression=())
+    terminal.show_validation(Comparison("net.pte", "net.pt", "fail", validation, ("Too far.\nTry more.",)))
     out = capsys.readouterr().out
     assert "net.pte against net.pt, reference runner" in out and "1x197x768" in out and "31.0 dB" in out
     assert "logits: 2 values are NaN or infinite where the reference is finite" in out
@@ -182,7 +187,7 @@ def test_validation(sample_report, capsys):
 
 
 def test_inspection(sample_report, capsys):
-    terminal.show_inspection(sample_report["artifacts"][0])
+    terminal.show_inspection(sample_report.artifacts[0])
     out = capsys.readouterr().out
     assert "bytes: weights 86.5 MB, graph 610 kB" in out and "Placement on iPhone 15 Pro (estimate)" in out
     assert (

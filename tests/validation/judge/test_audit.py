@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -143,9 +144,9 @@ def test_core_ml_storage(package, case):
     build, scheme, stored = CASES[case]
     path = package(case, build)
     section = audit(path, [Decided("fc.weight", SHAPE, bits_per_weight=20)])
-    (entry,) = [entry for entry in section["weights"] if entry["name"] == "fc.weight"]
-    sizes = section["bytes"]
-    assert list(entry) == [
+    (entry,) = [entry for entry in section.weights if entry.name == "fc.weight"]
+    sizes = section.bytes
+    assert list(msgspec.to_builtins(entry)) == [
         "name",
         "requested",
         "realised",
@@ -155,8 +156,8 @@ def test_core_ml_storage(package, case):
         "decoded",
         "stored_as",
     ]
-    assert (entry["requested"], entry["realised"], entry["reason"]) == ("int8", scheme, "")
-    assert entry["bits_per_weight"] == pytest.approx(8 * sum(stored.values()) / SIZE, abs=0.001)
+    assert (entry.requested, entry.realised, entry.reason) == ("int8", scheme, "")
+    assert entry.bits_per_weight == pytest.approx(8 * sum(stored.values()) / SIZE, abs=0.001)
     assert {kind: sizes.get(kind) for kind in stored} == stored
     assert sum(sizes.values()) == content_of(path).size_bytes and min(sizes.values()) >= 0
     assert sizes["padding"] < 2000 and sizes["graph"] > 500 and sizes["metadata"] > 100
@@ -164,30 +165,30 @@ def test_core_ml_storage(package, case):
 
 def test_a_weight_that_was_silently_left_dense_is_reported_from_the_file(package):
     path = package("float16", dense)
-    (entry,) = audit(path, [Decided("fc.weight", SHAPE)])["weights"]
-    assert entry["realised"] == "float16" and entry["bits_per_weight"] == 16
-    assert entry["reason"] == "8.25 bits per weight were decided, the file holds more"
+    (entry,) = audit(path, [Decided("fc.weight", SHAPE)]).weights
+    assert entry.realised == "float16" and entry.bits_per_weight == 16
+    assert entry.reason == "8.25 bits per weight were decided, the file holds more"
     known = audit(
         path, [Decided("fc.weight", SHAPE)], {"fc.weight": ("float16", 16.0, "the target has no int8")}
-    )["weights"]
-    assert known[0]["reason"] == "the target has no int8"
+    ).weights
+    assert known[0].reason == "the target has no int8"
 
 
 def test_what_only_one_side_knows_is_reported(package):
     path = package("int8", CASES["int8"][0])
-    missing, extra = audit(path, [Decided("head.weight", (2, 3), reason="small")])["weights"]
-    assert missing["realised"] == NOT_STORED and missing["bits_per_weight"] is None
-    assert missing["reason"] == "small; written into the graph, or folded into another constant"
+    missing, extra = audit(path, [Decided("head.weight", (2, 3), reason="small")]).weights
+    assert missing.realised == NOT_STORED and missing.bits_per_weight is None
+    assert missing.reason == "small; written into the graph, or folded into another constant"
     assert (
-        extra["name"] == "fc_weight_cast_fp16"
-        and extra["requested"] == ""
-        and "no weight of the source" in extra["reason"]
+        extra.name == "fc_weight_cast_fp16"
+        and extra.requested == ""
+        and "no weight of the source" in extra.reason
     )
 
 
 def test_an_artifact_of_unknown_origin(package):
-    (entry,) = audit(package("int8", CASES["int8"][0]), ())["weights"]
-    assert (entry["requested"], entry["realised"], entry["reason"]) == ("", "int8 per channel", "")
+    (entry,) = audit(package("int8", CASES["int8"][0]), ()).weights
+    assert (entry.requested, entry.realised, entry.reason) == ("", "int8 per channel", "")
 
 
 def weight(name, shape=(4, 8), scheme="float16", dtype="float16"):
@@ -356,12 +357,10 @@ def audited(compressed, artifact, path=None):
 def test_every_weight_is_decoded_and_compared(written, target):
     compressed, artifacts = written
     section = audited(compressed, artifacts[target])
-    decoded = {
-        entry["name"]: entry["decoded"] for entry in section["weights"] if entry["name"] in compressed.weights
-    }
+    decoded = {entry.name: entry.decoded for entry in section.weights if entry.name in compressed.weights}
     assert decoded == {"0.weight": "equal", "2.weight": "equal", "3.weight": "equal"}
     assert judge(section) == ("pass", [])
-    snr = {entry["name"]: entry["snr_db"] for entry in section["weights"]}
+    snr = {entry.name: entry.snr_db for entry in section.weights}
     assert 35 < snr["0.weight"] < 60 and 15 < snr["3.weight"] < 30 and snr["0.bias"] is None
 
 
@@ -393,12 +392,12 @@ def test_equal_weights_and_transposed_convolutions_are_found(target, tmp_path):
     write, name = (write_mlpackage, "m.mlpackage") if target == "coreml" else (write_pte, "m.pte")
     artifact = write(compressed, tmp_path / name)
     section = audited(compressed, artifact)
-    entries = {entry["name"]: entry for entry in section["weights"] if entry["name"] in compressed.weights}
+    entries = {entry.name: entry for entry in section.weights if entry.name in compressed.weights}
     assert len(entries) == len(compressed.weights) == 3
-    assert {entry["decoded"] for entry in entries.values()} == {"equal"} and section["verdict"] == "pass"
+    assert {entry.decoded for entry in entries.values()} == {"equal"} and section.verdict == "pass"
     if target == "executorch-mps":
-        assert entries["0.weight"]["realised"] == "float16" and artifact.realised["0.weight"][1] == 16
-        assert "only folded into another constant" in entries["0.weight"]["reason"]
+        assert entries["0.weight"].realised == "float16" and artifact.realised["0.weight"][1] == 16
+        assert "only folded into another constant" in entries["0.weight"].reason
 
 
 @pytest.mark.parametrize("target", ["coreml", "executorch-mps"])
@@ -452,9 +451,9 @@ def test_swapped_weights_are_found_where_names_tell(written):
     swapped = dict(compressed.weights)
     swapped["0.weight"], swapped["2.weight"] = swapped["2.weight"], swapped["0.weight"]
     section = audit(artifacts["coreml"].path, compressed.decisions, {}, swapped)
-    assert {
-        entry["decoded"] for entry in section["weights"] if entry["name"] in ("0.weight", "2.weight")
-    } == {"differs"}
+    assert {entry.decoded for entry in section.weights if entry.name in ("0.weight", "2.weight")} == {
+        "differs"
+    }
 
 
 def test_equal_tensors_that_are_stored_twice_are_counted(package):
@@ -470,6 +469,6 @@ def test_equal_tensors_that_are_stored_twice_are_counted(package):
         )
 
     path = package("twice", twice)
-    sizes = audit(path, ())["bytes"]
+    sizes = audit(path, ()).bytes
     assert (sizes["weights"], sizes["duplicates"], sizes["scales"]) == (SIZE, SIZE, 256)
     assert sum(sizes.values()) == content_of(path).size_bytes
