@@ -30,5 +30,6 @@ def convert(
 
 def templates_of(captured: Captured) -> dict[str, Any]:
     """target -> what several conversions of one captured model share; they fill it themselves."""
-    targets = [target for target in TARGETS.values() if target.templates is not None]
-    return {target.name: target.templates(captured) for target in targets}
+    return {
+        target.name: target.templates(captured) for target in TARGETS.values() if target.templates is not None
+    }

@@ -35,7 +35,7 @@ class Calibration:
     problem: str = ""
 
 
-def calibrate(reports: Sequence[Path], out: Path | None) -> dict:
+def calibrate(reports: Sequence[Path], out: Path | None) -> dict[str, Any]:
     """Fit, write and return the calibration, with "path" for where it is. UserError, and nothing written, for
     reports that do not serve."""
     from ..validation.estimate.correction import fit
@@ -127,7 +127,7 @@ def calibrated(
     return [one(latency, device) for latency, device in zip(latencies, devices)]
 
 
-def summary(calibration: dict) -> list[str]:
+def summary(calibration: dict[str, Any]) -> list[str]:
     """What `cidermill calibrate` says, line by line."""
     found = calibration["correction"]
     scales = ", ".join(f"{unit} x {found['scale'][unit]:.3g}" for unit in found["units"])
@@ -159,7 +159,7 @@ def _own_chip() -> str:
         return ""
     from ..validation.native import machine
 
-    return machine()["chip"]
+    return str(machine()["chip"])
 
 
 def _own_calibration(chip: str) -> Calibration | None:
@@ -174,7 +174,7 @@ def _own_calibration(chip: str) -> Calibration | None:
     return Calibration(chip, correction)
 
 
-def _correction(content: dict) -> Any:
+def _correction(content: dict[str, Any]) -> Any:
     from ..validation.estimate.correction import Correction
     from ..validation.estimate.path import UNITS
 
@@ -187,7 +187,7 @@ def _correction(content: dict) -> Any:
     )
 
 
-def _read_report(path: Path) -> dict:
+def _read_report(path: Path) -> dict[str, Any]:
     """-> {"machine", "rows", "provenance"}"""
     from ..models.digest import content_of
     from ..validation.estimate.correction import estimator
@@ -219,7 +219,7 @@ def _read_report(path: Path) -> dict:
     }
 
 
-def _rows(artifact: str, units: Sequence[dict]) -> list[Any]:
+def _rows(artifact: str, units: Sequence[dict[str, Any]]) -> list[Any]:
     from ..validation.estimate.correction import Row
     from ..validation.estimate.path import UNITS
 
@@ -268,8 +268,8 @@ def _check_chip(path: Path, chip: str) -> None:
         )
 
 
-def _same_chip(found: Sequence[dict]) -> str:
-    chips = list(dict.fromkeys(one["machine"]["chip"] for one in found))
+def _same_chip(found: Sequence[dict[str, Any]]) -> str:
+    chips: list[str] = list(dict.fromkeys(one["machine"]["chip"] for one in found))
     if len(chips) > 1:
         raise UserError(
             f"The reports are of different chips: {', '.join(chips)}.", "Calibrate each chip on its own."
@@ -277,7 +277,7 @@ def _same_chip(found: Sequence[dict]) -> str:
     return chips[0]
 
 
-def _read_json(path: Path, what: str, schema: str, hint: str) -> dict:
+def _read_json(path: Path, what: str, schema: str, hint: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -285,6 +285,6 @@ def _read_json(path: Path, what: str, schema: str, hint: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not {what}: it is not JSON ({error}).", hint) from error
     given = content.get("schema") if isinstance(content, dict) else None
-    if given != schema:
+    if not isinstance(content, dict) or given != schema:
         raise UserError(f"{path} is not {what}: its schema is {given!r}, not {schema!r}.", hint)
     return content

@@ -24,7 +24,7 @@ class Estimator:
     calibration: Any = None
     measure: bool = True
 
-    def __call__(self, graph: Graph, target: str) -> dict:
+    def __call__(self, graph: Graph, target: str) -> dict[str, Any]:
         """-> the report's `placement` and `latency` sections of an artifact with this graph."""
         return estimate(graph, target, self.devices, calibration=self.calibration)
 
@@ -38,7 +38,7 @@ def estimator_of(plan: Plan) -> Estimator:
 
 def estimate(
     graph: Any, target: str, devices: Sequence[Device], compute_units: str = "all", calibration: Any = None
-) -> dict:
+) -> dict[str, Any]:
     """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of
     `calibrate.load_calibration`."""
     from ..validation.estimate.latency import latency_section
@@ -52,7 +52,7 @@ def estimate(
 
 def estimate_shapes(
     runner: Any, target: str, devices: Sequence[Device], compute_units: str, calibration: Any = None
-) -> dict:
+) -> dict[str, Any]:
     """`estimate`; of a program with flexible shapes at its usual one, with `latency.shapes` for the others on
     the first device."""
     found = find_target(target).shapes(runner)
@@ -66,7 +66,7 @@ def estimate_shapes(
     return sections
 
 
-def _at_shape(variant: Any, target: str, device: Any, compute_units: str, calibration: Any) -> dict:
+def _at_shape(variant: Any, target: str, device: Any, compute_units: str, calibration: Any) -> dict[str, Any]:
     from .corrections import calibrated
 
     row = {"inputs": variant.text(), "kind": variant.kind, "problem": variant.problem}

@@ -5,18 +5,18 @@ Each is a section with "source": "measured", or the reason why nothing was measu
 Nothing native is imported before that.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.errors import UserError
 from .targets import find_target
 
-Section = dict | str
+Section = dict[str, Any] | str
 NOT_ASKED = "not run: --no-measure"
 
 
-def add_measured(sections: dict, runner: Any, target: str, wanted: bool = True) -> dict:
+def add_measured(sections: dict[str, Any], runner: Any, target: str, wanted: bool = True) -> dict[str, Any]:
     """`sections` with what this machine measures beside the estimates, which stay as they are. runner: the
     reference runner of the artifact;
     wanted: whether the user lets it be measured."""
@@ -40,7 +40,9 @@ def measured(runner: Any, target: str) -> dict[str, Section]:
     }
 
 
-def timed_section(entries: Sequence[dict], graph: Any, target: str, chip: Any, here: dict) -> dict:
+def timed_section(
+    entries: Sequence[dict[str, Any]], graph: Any, target: str, chip: Any, here: dict[str, Any]
+) -> dict[str, Any]:
     """entries: of `native.measure_times`; chip: the Device that this machine is, None where it is not known:
     then without estimates."""
     from ..validation.estimate.correction import estimator
@@ -52,7 +54,7 @@ def timed_section(entries: Sequence[dict], graph: Any, target: str, chip: Any, h
     return {"source": "measured", "machine": here, "estimator": estimator(), "units": entries}
 
 
-def estimated(graph: Any, target: str, chip: Any, compute_units: str) -> dict:
+def estimated(graph: Any, target: str, chip: Any, compute_units: str) -> dict[str, Any]:
     """The uncorrected estimate for this machine, and its parts by unit: what `cidermill calibrate` compares
     the measurement with."""
     from ..validation.estimate.correction import parts
@@ -65,7 +67,7 @@ def estimated(graph: Any, target: str, chip: Any, compute_units: str) -> dict:
     }
 
 
-def planned_section(outcome: Any, graph: Any, chip: Any, here: dict) -> dict:
+def planned_section(outcome: Any, graph: Any, chip: Any, here: dict[str, Any]) -> dict[str, Any]:
     """Core ML's own plan for this machine. agreement: share of its operations that our estimate for this chip
     puts on the same unit."""
     from ..validation.native import match_plan
@@ -84,22 +86,23 @@ def planned_section(outcome: Any, graph: Any, chip: Any, here: dict) -> dict:
     }
 
 
-def _by_unit(ops: Sequence[dict]) -> dict[str, dict]:
+def _by_unit(ops: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Per unit: number of operations and share of the planned cost (of their number where the plan gives no
     cost)."""
     from ..validation.estimate.path import UNITS
 
-    count, spent = Counter(op["unit"] for op in ops), Counter()
+    count, spent = Counter(op["unit"] for op in ops), defaultdict[str, float](float)
     for op in ops:
         spent[op["unit"]] += op["weight"] or 0.0
-    part, total = (spent, sum(spent.values())) if any(spent.values()) else (count, max(1, len(ops)))
+    part: Mapping[str, float] = spent if any(spent.values()) else count
+    total = sum(part.values()) or 1
     return {
-        unit: {"ops": count[unit], "share": round(part[unit] / total, 4)}
+        unit: {"ops": count[unit], "share": round(part.get(unit, 0) / total, 4)}
         for unit in dict.fromkeys((*UNITS, *count))
     }
 
 
-def _agreement(ops: Sequence[dict], graph: Any, chip: Any) -> float | None:
+def _agreement(ops: Sequence[dict[str, Any]], graph: Any, chip: Any) -> float | None:
     from ..validation.estimate.placement import place
 
     estimate = {op.name: op.unit for op in place(graph, chip).ops}

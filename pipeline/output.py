@@ -223,7 +223,7 @@ def _keep_earlier(out: Path, staging: Path) -> None:
             _link(entry, staging / entry.name)
 
 
-def _link(source: os.PathLike | str, target: os.PathLike | str) -> None:
+def _link(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
@@ -249,10 +249,10 @@ def _exchange(first: Path, second: Path) -> bool:
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if platform.system() == "Darwin":
-        return library.renamex_np(*names, ctypes.c_uint(2)) == 0  # RENAME_SWAP
+        return bool(library.renamex_np(*names, ctypes.c_uint(2)) == 0)  # RENAME_SWAP
     if hasattr(library, "renameat2"):
-        at_cwd = -100
-        return library.renameat2(at_cwd, names[0], at_cwd, names[1], ctypes.c_uint(2)) == 0  # RENAME_EXCHANGE
+        at_cwd, exchange = -100, ctypes.c_uint(2)
+        return bool(library.renameat2(at_cwd, names[0], at_cwd, names[1], exchange) == 0)
     return False
 
 

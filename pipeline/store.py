@@ -195,7 +195,7 @@ def _place(cache: Cache, key: str) -> Path:
     return cache.folder / key[:2] / f"{key[2:]}{SUFFIX}"
 
 
-def _header(stream: Any) -> dict | None:
+def _header(stream: Any) -> dict[str, Any] | None:
     try:
         header = json.loads(stream.readline(1 << 16))
     except ValueError:

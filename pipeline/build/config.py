@@ -117,7 +117,7 @@ def uncached(job: Job) -> Job:
     return replace(job, plan=replace(job.plan, cache=False))
 
 
-def _parse(file: Path) -> dict:
+def _parse(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text("utf-8-sig")  # some editors write a mark in front
         return tomllib.loads(text)
@@ -144,7 +144,7 @@ def _no_toml(file: Path, text: str, message: str) -> UserError:
     )
 
 
-def _check_tables(file: Path, document: dict) -> None:
+def _check_tables(file: Path, document: dict[str, Any]) -> None:
     for name, table in document.items():
         if name in option_keys():
             raise UserError(
@@ -176,14 +176,16 @@ def _jobs(file: Path, model: str, table: Any, defaults: Settings, out: Path) -> 
     ]
 
 
-def _variants(where: str, model: str, entries: Any) -> list[dict]:
+def _variants(where: str, model: str, entries: Any) -> list[dict[str, Any]]:
     if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries):
         return entries
     hint = f'Write [[models.{model}.variants]], and below it name = "small".'
     raise UserError(f"{where}: variants is no list of tables, but {told(entries)}.", hint)
 
 
-def _variant(where: str, model: str, entry: dict, path: str | None, own: Settings, out: Path) -> Job:
+def _variant(
+    where: str, model: str, entry: dict[str, Any], path: str | None, own: Settings, out: Path
+) -> Job:
     name = entry.get("name")
     if not isinstance(name, str):
         problem = "a variant has no name" if name is None else f"name = {told(name)} is not text in quotes"
@@ -230,7 +232,7 @@ def _folder(setting: Setting | None, otherwise: Path) -> Path:
     return Path(setting.value) if setting is not None else otherwise
 
 
-def _path(where: str, table: dict) -> str | None:
+def _path(where: str, table: dict[str, Any]) -> str | None:
     path = table.get("path")
     if path is not None and not (isinstance(path, str) and path):
         raise UserError(
@@ -254,11 +256,11 @@ def _check_folders(file: Path, jobs: Sequence[Job], out: Path) -> None:
         if one.name == other.name:
             raise UserError(f"{file}: {one.name} stands there twice.", "Give each variant a name of its own.")
     outputs = [("the summary", out / SUMMARY), *((job.name, job.plan.folder) for job in jobs)]
-    for (name, folder), (other, later) in combinations(outputs, 2):
+    for (name, folder), (other_name, later) in combinations(outputs, 2):
         inner, outer = _real(file.parent / folder), _real(file.parent / later)
         if inner == outer or (name != "the summary" and os.path.commonpath((inner, outer)) in (inner, outer)):
             problem = (
-                f"{name} and {other} have the same output folder, {later}"
+                f"{name} and {other_name} have the same output folder, {later}"
                 if inner == outer
                 else f"of {folder} and {later} one is in the other"
             )

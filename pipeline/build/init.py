@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ...models.errors import UserError
 from ...models.formats import SOURCES, recognise, usual_suffixes
@@ -32,7 +33,7 @@ SHAPES = '# input = "input:1x3x224x224"   # needed: the file does not say its sh
 FACTORY = '# model-class = "nets:build"    # needed{when}: what makes the module that the weights belong to'
 
 
-def write_config(file: Path) -> dict:
+def write_config(file: Path) -> dict[str, Any]:
     """Write it where there is none. -> {"file", "models": [{"name", "path", "format"}]}. Raises UserError: it
     exists, or there is no model."""
     from ..output import write_whole
@@ -57,7 +58,7 @@ def write_config(file: Path) -> dict:
     return {"file": str(file), "models": found}
 
 
-def config_text(models: list[dict]) -> str:
+def config_text(models: list[dict[str, Any]]) -> str:
     return HEAD + "".join(map(_table, models)) + TAIL.format(name=models[0]["name"])
 
 
@@ -94,7 +95,7 @@ def _foreign(folder: Path) -> bool:
     )
 
 
-def _name(models: list[dict]) -> None:
+def _name(models: list[dict[str, Any]]) -> None:
     """Each model gets its file's name, with a number where that is taken."""
     taken = set()
     for model in models:
@@ -109,7 +110,7 @@ def _name(models: list[dict]) -> None:
         model["name"] = name
 
 
-def _table(model: dict) -> str:
+def _table(model: dict[str, Any]) -> str:
     kind = SOURCES[model["format"]]
     path = json.dumps(model["path"], ensure_ascii=False)  # JSON's strings are TOML's basic strings
     return "\n".join(

@@ -42,7 +42,7 @@ def option_keys() -> dict[str, Option]:
     }
 
 
-def read_settings(where: str, table: dict, others: Iterable[str] = ()) -> Settings:
+def read_settings(where: str, table: dict[str, Any], others: Iterable[str] = ()) -> Settings:
     """The options of one table. where: how errors call it; others: its keys that are no options."""
     keys = option_keys()
     settings: Settings = {}

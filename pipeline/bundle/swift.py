@@ -166,7 +166,7 @@ def _type_name(name: str) -> str:
     return f"{joined}Model" if joined in RESERVED else joined
 
 
-def _parts(model: Model) -> dict:
+def _parts(model: Model) -> dict[str, Any]:
     inputs, outputs = _members(model.inputs), _members(model.outputs)
     kinds = {one.kind for one in model.variants}
     return {
@@ -178,14 +178,14 @@ def _parts(model: Model) -> dict:
     }
 
 
-def _members(features: Sequence[Feature]) -> list[dict]:
+def _members(features: Sequence[Feature]) -> list[dict[str, Any]]:
     """What the template needs of each input or output. Names: the value's own, then those derived from it."""
     taken: set[str] = set()
     names = [identifier(one.name, taken) for one in features]
     return [_member(one, name, taken) for one, name in zip(features, names)]
 
 
-def _member(one: Feature, name: str, taken: set[str]) -> dict:
+def _member(one: Feature, name: str, taken: set[str]) -> dict[str, Any]:
     mark = "?" if one.optional else ""
     picture, element = bool(one.channels), ELEMENTS.get(one.dtype, "Float")
     flexible = not picture and (

@@ -103,10 +103,10 @@ def _compiler_check(files: Sequence[Path], macos: str) -> list[str]:
     return [f"swiftc -typecheck ({said})"]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _require(done: subprocess.CompletedProcess) -> None:
+def _require(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode:
         raise BrokenSwift(f"{done.args[0]} refuses the Swift sources:\n{done.stderr.strip()[:2000]}")

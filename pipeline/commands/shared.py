@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-def tell(result: dict, as_json: bool, quiet: bool, show: Callable[[dict], Any]) -> None:
+def tell(result: dict[str, Any], as_json: bool, quiet: bool, show: Callable[[dict[str, Any]], Any]) -> None:
     """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
     from ..report.json_files import json_text
 
@@ -83,9 +83,13 @@ def click_option(option: Option) -> Callable[..., Any]:
     names = "/".join(f"--{key}" for key in option.keys)
     if option.type is bool:
         shown = option.negatable and option.default is not None
-        flag = {} if option.negatable else {"is_flag": True}
         return click.option(
-            names, option.keyword, default=option.default, show_default=shown, help=option.help, **flag
+            names,
+            option.keyword,
+            is_flag=None if option.negatable else True,
+            default=option.default,
+            show_default=shown,
+            help=option.help,
         )
     return click.option(
         names,

@@ -89,7 +89,7 @@ def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
 def _list(as_json: bool) -> int:
     from ..study.presets import PRESETS
 
-    def show(presets: dict) -> None:
+    def show(presets: dict[str, Any]) -> None:
         for name, recipes in presets.items():
             click.echo(f"{name} ({len(recipes)}): {', '.join(recipes)}")
 

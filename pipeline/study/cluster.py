@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ START = (
 _one_at_a_time = threading.Lock()  # Dask runs tasks in threads; a conversion needs the process for itself
 
 
-def run_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[Row]:
+def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[Row, None, None]:
     """Run the tasks on the scheduler at `address`. A worker that dies is no matter as long as another is
     left: its tasks go there.
 
@@ -104,7 +104,7 @@ def check_cluster(address: str) -> None:
         return
 
 
-def _some_done(client: Any, futures: list, address: str) -> list:
+def _some_done(client: Any, futures: list[Any], address: str) -> list[Any]:
     """Wait until some are done, or the cluster is lost."""
     from distributed import wait
 
@@ -120,7 +120,7 @@ def _some_done(client: Any, futures: list, address: str) -> list:
 def _result(task: Task, future: Any) -> tuple[Row, bytes]:
     """What `run_and_pack` gave. A trial that ended several workers is a failed row."""
     if future.status != "error":
-        result = future.result()
+        result: tuple[Row, bytes] = future.result()
         future.release()
         return result
     error = future.exception()

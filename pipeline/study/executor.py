@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class Queue:
 
 def run_here(
     tasks: Sequence[Task], workers: int, peak_bytes: Callable[[Task], int], budget_bytes: float | None = None
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Run the tasks, `workers` processes at most (0: one on each core). peak_bytes: what a trial is foreseen
     to need beside the shared model;
     budget_bytes: what trials may take together, by default most of the free memory.
@@ -73,7 +73,7 @@ def _run_pool(queue: Queue, workers: int) -> Iterator[Row]:
     """Until nothing waits, or a process dies: what was running then are the suspects."""
     context = multiprocessing.get_context("fork" if FORKS else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
-    running: dict[Future, Task] = {}
+    running: dict[Future[Any], Task] = {}
     try:
         while queue.waiting or running:
             while len(running) < workers and queue.fits(running.values()):
@@ -93,7 +93,7 @@ def _run_pool(queue: Queue, workers: int) -> Iterator[Row]:
         _end(pool)
 
 
-def _is_finished(future: Future) -> bool:
+def _is_finished(future: Future[Any]) -> bool:
     return future.done() and future.exception() is None
 
 

@@ -25,7 +25,7 @@ class Journal:
     """stream: the open file, which holds the lock. rows: what is done, by key."""
 
     stream: Any
-    header: dict
+    header: dict[str, Any]
     rows: dict[Key, Row]
 
     def add(self, row: Row) -> None:
@@ -40,7 +40,7 @@ def key_of(row: Row) -> Key:
 
 
 @contextmanager
-def opened(folder: Path, header: dict) -> Iterator[Journal]:
+def opened(folder: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """The journal in a folder, made where there is none. Raises UserError: the folder is no study's, holds
     another study, or one that is running."""
     path = folder / JOURNAL
@@ -57,7 +57,7 @@ def opened(folder: Path, header: dict) -> Iterator[Journal]:
                     folder.rmdir()
 
 
-def identity(header: dict) -> dict[str, Any]:
+def identity(header: dict[str, Any]) -> dict[str, Any]:
     """What a study that goes on must share with its beginning, by words for people. Files count by their
     bytes, wherever they are."""
     samples, options = header.get("samples") or {}, header.get("options") or {}
@@ -112,7 +112,7 @@ def _lock(stream: Any) -> bool:
     return True
 
 
-def _open(stream: Any, path: Path, header: dict) -> Journal:
+def _open(stream: Any, path: Path, header: dict[str, Any]) -> Journal:
     if not _has_line(path):
         stream.truncate(0)
         _append(stream, header)
@@ -123,7 +123,7 @@ def _open(stream: Any, path: Path, header: dict) -> Journal:
     return Journal(stream, study.header, {key_of(row): row for row in study.rows})
 
 
-def _check_same(folder: Path, then: dict, now: dict) -> None:
+def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     different = [name for name in now if then.get(name) != now[name]]
     if different:
         pairs = "; ".join(

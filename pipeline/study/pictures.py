@@ -64,7 +64,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray | None:
     possible, as in PyTorch."""
     if array.ndim != 4 or array.shape[0] != 1 or array.dtype.kind not in "fiu":
         return None
-    image = array[0]
+    image: np.ndarray = array[0]
     if image.shape[0] in CHANNELS and min(image.shape[1:]) >= LEAST_SIDE:
         image = np.moveaxis(image, 0, -1)
     elif image.shape[-1] not in CHANNELS or min(image.shape[:2]) < LEAST_SIDE:
@@ -76,7 +76,8 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
     """Means over squares of `factor` pixels; what is left over at the right and below is cut away."""
     height, width = (size // factor for size in image.shape[:2])
     cut = image[: height * factor, : width * factor]
-    return cut.reshape(height, factor, width, factor, *image.shape[2:]).mean(axis=(1, 3))
+    squares = cut.reshape(height, factor, width, factor, *image.shape[2:])
+    return np.asarray(squares.mean(axis=(1, 3)))
 
 
 def factor_for(shapes: Sequence[tuple[int, ...]]) -> int:

@@ -98,7 +98,7 @@ class StudyPlan:
     sensitivity: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:
             raise UserError(
                 f"--trials {self.trials} is not possible; allowed are 1 and more.",

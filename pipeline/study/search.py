@@ -38,8 +38,8 @@ STARTUP_TRIALS = 8  # at random, before there is something to learn from
 class Space:
     """choices: what Optuna may vary, name -> values; recipe_of: a choice of them -> a recipe's text."""
 
-    choices: dict[str, tuple]
-    recipe_of: Callable[[dict], str]
+    choices: dict[str, tuple[Any, ...]]
+    recipe_of: Callable[[dict[str, Any]], str]
 
 
 def search_space(recipes: Sequence[Any] | None) -> Space:
@@ -49,7 +49,7 @@ def search_space(recipes: Sequence[Any] | None) -> Space:
     return Space(SPACE, _recipe)
 
 
-def _recipe(choice: dict) -> str:
+def _recipe(choice: dict[str, Any]) -> str:
     """{"kind": "int", "int bits": 4, "scales": "block32", "prune": 50, ...} -> "prune50+int4"."""
     from ...quantization.recipe import parse_recipe
 
@@ -62,7 +62,7 @@ def _recipe(choice: dict) -> str:
     return parse_recipe("+".join(filter(None, (prune, values))) or "float16").name
 
 
-def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], identity: dict) -> None:
+def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], identity: dict[str, Any]) -> None:
     """Ask, run and tell, a batch at a time, until plan.trials are done. told(recipes) -> their rows, from the
     journal or run now.
 
@@ -134,7 +134,7 @@ def _values(row: Row, goal: str) -> tuple[float, float, float]:
     )
 
 
-def _open(storage: str | None, folder: Path, identity: dict) -> Any:
+def _open(storage: str | None, folder: Path, identity: dict[str, Any]) -> Any:
     """Optuna's study: in a journal beside ours, or in the database at a URL, which may hold those of other
     folders and searches."""
     import optuna

@@ -31,7 +31,7 @@ SENSITIVITY_SECONDS = 60.0  # it is measured by itself where it takes no longer
 HEAT_SCHEMES = ("int8", "int4", "palettize4", "palettize2")
 
 
-def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict:
+def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
     """Try every recipe, or search; -> what `--json` prints (see show.study_result), with "infeasible" where a
     constraint cannot be met.
 
@@ -160,7 +160,8 @@ def _search(plan: StudyPlan, journal: Journal, step: Any) -> None:
         return [journal.rows[keys[recipe]] for recipe in wanted]
 
     search(plan, search_space(plan.recipes), told, identity(journal.header))
-    step.note = f"{plan.trials - len(ran)} were known" if len(ran) < plan.trials else ""
+    earlier = (plan.trials or 0) - len(ran)
+    step.note = f"{earlier} were known" if earlier > 0 else ""
 
 
 def _problem(subject: Subject) -> str:
@@ -219,7 +220,7 @@ def _check_eval(text: str) -> None:
         )
 
 
-def _header(plan: StudyPlan) -> dict:
+def _header(plan: StudyPlan) -> dict[str, Any]:
     first = plan.subjects[0]
     constraints = list(plan.given.get("constraint") or ())
     options = {"samples": first.samples, "input": list(plan.given.get("input") or ()), "deployment-target": first.deployment_target, "model-class": first.model_class,
@@ -243,7 +244,7 @@ def _header(plan: StudyPlan) -> dict:
     }  # fmt: skip
 
 
-def _samples(text: str | None) -> dict:
+def _samples(text: str | None) -> dict[str, Any]:
     """What the trials ran on: the digest of a file, so that another file of the same name is told apart."""
     digest = source_digest(Path(text)) if text and ":" not in text else None
     return {"kind": "real" if text else "synthetic", "from": text, "sha256": digest}
@@ -285,7 +286,7 @@ def _note_earlier(step: Any, count: int) -> None:
         step("done before")
 
 
-def _infeasible(plan: StudyPlan, result: dict) -> dict:
+def _infeasible(plan: StudyPlan, result: dict[str, Any]) -> dict[str, Any]:
     """Where the constraints cannot be met: why, and a verdict that says so."""
     from .constraints import describe_infeasible
 

@@ -34,6 +34,7 @@ def artifact_suffixes() -> tuple[str, ...]:
 def refuse(option: str, names: tuple[str, ...], value: object = "", artifact: Path | None = None) -> None:
     """Raises UserError where an option holds for none of the targets, in the words of the first."""
     refusals = [find_target(name).refused.get(option) for name in names]
-    if refusals and None not in refusals:
+    first = refusals[0] if refusals and None not in refusals else None
+    if first is not None:
         words = {"value": value, "artifact": "" if artifact is None else artifact.name}
-        raise UserError(refusals[0].text.format(**words), refusals[0].hint.format(**words))
+        raise UserError(first.text.format(**words), first.hint.format(**words))

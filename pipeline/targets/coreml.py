@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...converters.coreml.write import Templates
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
-    from ...quantization.recipe import Recipe
+    from ...quantization.schemes import Recipe
     from ...quantization.weight import CompressedWeight
     from ...validation.estimate.devices import Device
     from ...validation.estimate.flexible import Variant

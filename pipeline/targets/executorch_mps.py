@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...converters.artifact import WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
-    from ...quantization.recipe import Recipe
+    from ...quantization.schemes import Recipe
     from ...quantization.weight import CompressedWeight
     from ...validation.estimate.devices import Device
     from ...validation.estimate.latency import Latency
