@@ -16,9 +16,10 @@ from cidermill.models.digest import content_of
 from cidermill.models.errors import UserError
 from cidermill.models.extras import EXTRAS
 from cidermill.pipeline.commands.cli import main
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import Plan, plan_from
 from cidermill.pipeline.run import run
 from cidermill.pipeline.study.plan import StudyPlan, Subject
+from cidermill.pipeline.study.presets import parse_recipes
 from cidermill.pipeline.study.study import run_study
 from cidermill.pipeline.targets import TARGETS, find_target
 from cidermill.pipeline.targets.target import Cost, Refusal, Target
@@ -131,7 +132,8 @@ def model(tmp_path, monkeypatch):
 
 def test_a_conversion_to_it_is_proved_reported_and_shown(model, tmp_path, capsys):
     out = tmp_path / "out"
-    plan = Plan(model, ("npz", "coreml"), "int8", out=out, min_psnr=30, cache=False)
+    options = {"target": ["npz", "coreml"], "quant": "int8", "out": out, "min_psnr": 30, "cache": False}
+    plan = plan_from(model, options)
     with progress(False) as show:
         report = run(plan, show)
     section = json.loads((out / "report.json").read_text())["artifacts"][0]
@@ -157,7 +159,7 @@ def test_its_artifact_is_inspected_validated_locked_and_compared(model, tmp_path
 
     out, lock = tmp_path / "out", tmp_path / "lock.json"
     with progress(False) as show:
-        run(Plan(model, ("npz",), "int8", out=out, cache=False), show)
+        run(plan_from(model, {"target": "npz", "quant": "int8", "out": out, "cache": False}), show)
     assert open_runner(out / "net.npz").kind == "reference"
     inspected = cidermill("inspect", out / "net.npz", "--json")
     assert inspected.exit_code == 0, inspected.output
@@ -178,7 +180,9 @@ def test_its_artifact_is_inspected_validated_locked_and_compared(model, tmp_path
 
 def test_it_is_studied(model, tmp_path):
     subject = Subject(model, cache=False)
-    plan = StudyPlan((subject,), tmp_path / "study", "int8,float16", ("npz", "coreml"), workers=1)
+    plan = StudyPlan(
+        (subject,), tmp_path / "study", parse_recipes("int8,float16"), ("npz", "coreml"), workers=1
+    )
     with progress(False) as show:
         run_study(plan, show)
     journal = (tmp_path / "study" / "study.jsonl").read_text().splitlines()
