@@ -128,9 +128,10 @@ def sample(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 
 def inspect_only(folder: Path) -> str:
+    from cidermill.pipeline.device_choice import default_devices
     from cidermill.pipeline.inspection import inspect_artifact
 
-    inspect_artifact(artifact_in(folder), (), "all")
+    inspect_artifact(artifact_in(folder), default_devices(), "all")
     return "ran"
 
 

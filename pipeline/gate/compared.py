@@ -13,6 +13,7 @@ from typing import Any
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
 from ...validation.records import PlacedOperation, WeightReport
+from ..device_choice import choose_devices
 from ..report.read import ReportFile, read_report
 from ..report.records import REPORT_FILE, Artifact, Inspection, Report
 from ..targets import artifact_suffixes, find_target
@@ -160,7 +161,7 @@ def _of_report(report: ReportFile) -> list[Side]:
 def _bare(path: Path, devices: Sequence[str]) -> Side:
     from ..inspection import inspect_artifact
 
-    section = inspect_artifact(path, devices, "all", measure_here=False)
+    section = inspect_artifact(path, choose_devices(devices).devices(), "all", measure=False)
     return Side(str(path), section.target, section, path)
 
 

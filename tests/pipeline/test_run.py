@@ -14,6 +14,7 @@ from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.plan import Plan
 from cidermill.pipeline.run import run
 from cidermill.quantization import affine
+from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation.mil.ops import OPS
 
 ROOT = Path(cidermill.__file__).parent
@@ -52,13 +53,13 @@ def calls(monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["int8", "float16"])
 def test_a_conversion_does_everything_once(model, tmp_path, calls, recipe):
-    run(Plan(model, TARGETS, recipe, out=tmp_path / "first"))  # every module is imported
+    run(Plan(model, TARGETS, parse_recipe(recipe), out=tmp_path / "first"))  # every module is imported
     lowered = [calls(f"converters.{target}.lower", "lower") for target in ("coreml", "mps")]
     parsed = calls("validation.mil.read", "read_package"), calls("validation.pte.read", "open_program")
     tensors = calls("models.tensors", "tensors_of", by=id)
     layers = calls("models.roles", "layers_of")
     written = calls("pipeline.report.json_files", "write_json", by=lambda report, path: path.name)
-    report = run(Plan(model, TARGETS, recipe, out=tmp_path / "second"))
+    report = run(Plan(model, TARGETS, parse_recipe(recipe), out=tmp_path / "second"))
     assert report["verdict"] == "pass"
     assert [count() for count in lowered] == [[1], [1]]
     assert [count() for count in parsed] == [[1], [1]]
