@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.fx.node import map_arg
 
 from .tensors import Tensor, tensors_of
 
@@ -34,13 +34,14 @@ class Runnable:
     """A program prepared to be run any number of times.
 
     inputs: its user inputs, in their order. constants: what gives the tensor of each other graph input.
-    nodes: the operators in graph order, then the output. last_uses: node -> the values that nobody needs
-    after it.
+    nodes: the operators in graph order, then the output. reads: node -> the constants among its sources.
+    last_uses: node -> the values that nobody needs after it.
     """
 
     inputs: tuple[Node, ...]
     constants: Mapping[Node, Maker]
     nodes: tuple[Node, ...]
+    reads: Mapping[Node, tuple[Node, ...]]
     last_uses: Mapping[Node, tuple[Node, ...]]
 
     def start(self, tensors: Sequence[torch.Tensor]) -> Values:
@@ -62,12 +63,13 @@ def prepare(
     }
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     nodes = tuple(node for node in program.graph.nodes if node.op != "placeholder")
+    reads = {node: tuple(source for source in node.all_input_nodes if source in constants) for node in nodes}
     last_user = {source: node for node in nodes for source in node.all_input_nodes}
     last_uses: dict[Node, tuple[Node, ...]] = {}
     for source, node in last_user.items():
         last_uses[node] = (*last_uses.get(node, ()), source)
     inputs = tuple(node for node in placeholders if node not in constants)
-    return Runnable(inputs, constants, nodes, last_uses)
+    return Runnable(inputs, constants, nodes, reads, last_uses)
 
 
 def always(tensor: torch.Tensor) -> Maker:
@@ -90,30 +92,31 @@ def run_nodes(
     tap: Tap | None = None,
 ) -> list[tuple[Any, ...]]:
     """Compute nodes[start:stop] for every state, in place. -> the outputs of each; none where `stop` comes
-    before the end."""
-    constants: Values = {}
+    before the end. A constant is made when a node first reads it, once for all states."""
+    if not states:
+        return []
     for node in runnable.nodes[start:stop]:
-        for source in node.all_input_nodes:
-            if source not in constants and source in runnable.constants:
-                constants[source] = runnable.constants[source]()
+        for source in runnable.reads[node]:
+            if source not in states[0]:
+                _put(source, runnable.constants[source](), states)
         if node.op == "output":
-            return [tuple(_value(values, constants, source) for source in node.args[0]) for values in states]
+            return [tuple(values[source] for source in node.args[0]) for values in states]
         for values in states:
-            values[node] = compute(node, partial(_value, values, constants), tap)
+            values[node] = compute(node, values.__getitem__, tap)
         for source in runnable.last_uses.get(node, ()):
-            for values in (constants, *states):
+            for values in states:
                 values.pop(source, None)
     return []
 
 
-def _value(values: Values, constants: Values, source: Node) -> Any:
-    return values[source] if source in values else constants[source]
+def _put(node: Node, value: Any, states: Sequence[Values]) -> None:
+    """A function of its own, so that nothing but the states holds the value afterwards."""
+    for values in states:
+        values[node] = value
 
 
 def compute(node: Node, value_of: Callable[[Node], Any], tap: Tap | None = None) -> Any:
     """What an operator gives on the values of its sources."""
-    from torch.fx.node import map_arg
-
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     if tap is not None:
         args = tap(node, args) or args
