@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .errors import UserError
-from .inputs import InputSpec, listing
+from .inputs import InputSpec, in_order, listing
 from .quiet import quiet
 from .samples import synthetic
 from .source import TensorSpec
@@ -58,9 +58,10 @@ def bind(
     there any name will do."""
     if not given:
         raise UserError(f"{title} does not say which shapes it takes.", f"Note: {propose(model)}")
+    required, optional, free = _parameters(model)
+    given = in_order(given, _names(required + optional, free, len(given)), title)
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
     specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
-    required, optional, free = _parameters(model)
     own_names, names = required + optional, [spec.name for spec in specs]
     if set(names) <= set(own_names):
         missing = [name for name in required if name not in names]
@@ -83,6 +84,12 @@ def bind(
     raise UserError(
         f"{title} has no input {unknown}. Its inputs are: {inputs}.", "Correct the name in --input."
     )
+
+
+def _names(known: list[str], free: bool, count: int) -> list[str]:
+    """What `count` inputs are called that were given in order; where the model takes any number, it does not
+    name them."""
+    return [*known, *(f"input_{index}" for index in range(len(known) + 1, count + 1))] if free else known
 
 
 def try_once(

@@ -7,6 +7,7 @@ runs, nothing is downloaded.
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from .digest import content_of_files
 from .errors import UserError
-from .inputs import DTYPES, InputSpec, override
+from .inputs import DTYPES, InputSpec, in_order, override
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
 from .source import Source, TensorSpec
@@ -90,6 +91,9 @@ def _load_model(
     with quiet(), transformers_offline():
         model_class = _model_class(folder, settings)
         config = _configuration(folder, model_class)
+        if given and not given[0].name:
+            usual = [spec.name for spec in _inputs(folder, model_class, config, ())]
+            given = in_order(given, usual, model_class.__name__)
         defaults = _inputs(folder, model_class, config, given)
         inputs = override(model_class.__name__, defaults, given)
         model, warnings = _load(folder, model_class, config, files[-1].suffix == ".safetensors")
@@ -176,12 +180,28 @@ def _configuration(folder: Path, model_class: Any) -> Any:
     except Exception as error:  # transformers validates fields with several exception types
         where = f"{folder / 'config.json'} is not a configuration of {model_class.__name__}"
         raise UserError(f"{where}: {_first_line(error)}", "Copy the model's config.json again.") from error
-    for part in {
-        id(part): part for part in (config, config.get_text_config(), config.get_text_config(decoder=True))
-    }.values():
+    _return_tensors_(config)
+    return config
+
+
+def _return_tensors_(config: Any) -> None:
+    """A model of this configuration returns its tensors by name, and no cache."""
+    for part in (config, config.get_text_config(), config.get_text_config(decoder=True)):
         part.use_cache = False
     config.return_dict = True
-    return config
+
+
+def is_hugging_face(model: Any) -> bool:
+    """Whether a module is one of transformers', which is imported then."""
+    library = sys.modules.get("transformers")
+    return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+def by_names_(model: Any) -> Any:
+    """A module of transformers -> one that is called by input names and returns {output name: tensor}. The
+    model's own configuration is changed."""
+    _return_tensors_(model.config)
+    return _by_names(model)
 
 
 def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tuple[Any, tuple[str, ...]]:

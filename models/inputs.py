@@ -7,7 +7,8 @@ do.
 
 import keyword
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .errors import UserError
 from .source import TensorSpec
@@ -26,7 +27,8 @@ _MOST_ELEMENTS = 2**31
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One `--input`. `dtype` is None where the user left it to the model."""
+    """One `--input`. `dtype` is None where the user left it to the model; `name` is "" of an example that was
+    given in order (see `in_order`)."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,6 +64,18 @@ def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
     if twice:
         raise UserError(f"--input names {', '.join(twice)} twice.", "Give each input once.")
     return specs
+
+
+def in_order(given: tuple[InputSpec, ...], names: Sequence[str], model: str) -> tuple[InputSpec, ...]:
+    """Inputs that have no names take the model's, in its order."""
+    if not given or given[0].name:
+        return given
+    if len(given) > len(names):
+        raise UserError(
+            f"{model} takes {len(names)} inputs ({', '.join(names)}), and {len(given)} were given.",
+            "Leave out what is no input of the model, or give {name: tensor}.",
+        )
+    return tuple(replace(spec, name=name) for spec, name in zip(given, names))
 
 
 def override(

@@ -16,7 +16,7 @@ from typing import Any
 from .archives import read_member, zip_members
 from .digest import content_of
 from .errors import UserError
-from .inputs import InputSpec, check, listing
+from .inputs import InputSpec, check, in_order, listing
 from .pickles import globals_of, torch_only
 from .quiet import quiet
 from .source import Source, TensorSpec
@@ -74,6 +74,7 @@ def describe(
     program._guards_code = []
     placeholders = _tensor_inputs(program)
     described = tuple(_spec(node, _example(program, index), title) for index, node in placeholders)
+    given = in_order(given, [spec.name for spec in described], title)
     chosen = {spec.name: spec for spec in given}
     unknown = [spec.name for spec in given if spec.name not in {own.name for own in described}]
     if unknown:

@@ -52,6 +52,19 @@ def load_samples(
     return Samples("real", tuple(items))
 
 
+def given_samples(items: Iterable[Any], specs: tuple[TensorSpec, ...]) -> Samples:
+    """Dicts, tuples or batches of arrays or tensors, as Python gives them -> checked batches in the dtypes of
+    `specs`. Raises UserError."""
+    samples: list[dict[str, np.ndarray]] = []
+    for index, item in enumerate(items):
+        samples += _samples_in(item, specs, f"samples[{index}]")
+        if len(samples) >= MOST_SAMPLES:
+            break
+    if not samples:
+        raise UserError("samples holds no samples.", "Give [{name: array}, ...], one of them at least.")
+    return Samples("real", tuple(samples[:MOST_SAMPLES]))
+
+
 @contextmanager
 def blaming(samples: Samples, index: int) -> Iterator[None]:
     """While a model runs on the user's sample `index`: what torch raises there (a token beyond the

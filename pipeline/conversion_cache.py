@@ -37,7 +37,9 @@ FILES = (
 def conversion_key(plan: Plan, calibration: Any) -> str | None:
     """From the files' bytes, the options and the versions of the tools, without loading the model; None where
     code of the user has a part in it."""
-    if plan.model_class is not None or plan.trust_pickle or ":" in str(plan.samples or ""):
+    if plan.model_class is not None or plan.trust_pickle:
+        return None
+    if plan.samples is not None and (not isinstance(plan.samples, str) or ":" in plan.samples):
         return None
     samples = _file_digest(Path(plan.samples)) if plan.samples else None
     return digest_json(

@@ -16,7 +16,7 @@ from .targets import refuse, target_of
 def inspect_artifact(
     artifact: Path,
     devices: Sequence[Device],
-    compute_units: str,
+    compute_units: str = "all",
     calibration: Path | None = None,
     measure: bool = True,
 ) -> Inspection:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..models.inputs import InputSpec
     from ..models.source import Samples, Source
+    from .plan import Plan
 
 SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
+Given = str | PathLike[str] | Iterable[Any] | None  # "FILE.npz" | "module:function" | samples themselves
 
 
 def load_model(
     model: Path,
     inputs: tuple[InputSpec, ...],
-    samples: str | None,
+    samples: Given,
     model_class: str | None,
     trust_pickle: bool,
 ) -> tuple[Source, Samples]:
-    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed."""
+    """A source and the inputs to run it on (see `with_samples`)."""
     from ..models.load import load
-    from ..models.samples import load_samples, synthetic
 
-    source = load(model, inputs, model_class, trust_pickle)
-    if samples:
-        return source, load_samples(samples, source.inputs)
-    return source, synthetic(source.inputs, SYNTHETIC_SAMPLES, limits=source.limits)
+    return with_samples(load(model, inputs, model_class, trust_pickle), samples)
+
+
+def load_source(plan: Plan) -> Source:
+    """The model of a plan's file."""
+    from ..models.load import load
+
+    return load(plan.model, plan.inputs, plan.model_class, plan.trust_pickle)
+
+
+def with_samples(source: Source, samples: Given) -> tuple[Source, Samples]:
+    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed."""
+    from ..models.samples import given_samples, load_samples, synthetic
+
+    if samples is None or samples == "":
+        return source, synthetic(source.inputs, SYNTHETIC_SAMPLES, limits=source.limits)
+    if isinstance(samples, str | PathLike):
+        return source, load_samples(str(samples), source.inputs)
+    return source, given_samples(samples, source.inputs)

@@ -13,7 +13,7 @@ from .estimates import estimator_of
 from .examine import examine
 from .judge import judge
 from .limits import limited
-from .loading import load_model
+from .loading import load_source, with_samples
 from .output import remove, staged
 from .predict import sizes_from_shapes
 from .report.compose import Findings, compose, with_earlier
@@ -24,13 +24,14 @@ from .store import open_cache
 from .yardstick import expected_answers, first_run, yardstick_of
 
 if TYPE_CHECKING:
+    from ..models.source import Source
     from .plan import Plan
     from .report.records import Report
 
 
-def run(plan: Plan, show: Show = silent) -> Report:
+def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report:
     """Load, capture, choose a recipe, compress, convert, examine, judge, report. -> the report, which is also
-    written to the plan's folder.
+    written to the plan's folder. source: a model that is in memory, instead of the plan's file.
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
@@ -41,13 +42,11 @@ def run(plan: Plan, show: Show = silent) -> Report:
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
     with staged(plan.folder, plan.force) as folder:
-        key = cache and conversion_key(plan, estimator.calibration)
+        key = conversion_key(plan, estimator.calibration) if cache and source is None else None
         if report := recall(cache, key, plan, folder, stages):
             return _publish(report, plan, folder, stages)
         with stages("load"):
-            source, samples = load_model(
-                plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
-            )
+            source, samples = with_samples(source or load_source(plan), plan.samples)
         with stages("capture"):
             captured = capture(source, samples)
         if cache and key is None:

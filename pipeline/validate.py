@@ -1,35 +1,48 @@
 """`cidermill validate`: any artifact and the model that it should equal enter; how far it is from that and a
 verdict leave."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
 from .examine import check_artifact
 from .judge import judge_validation
-from .loading import load_model
+from .loading import Given, load_model, with_samples
 from .report.records import Comparison, Validation
+from .step import Show, silent
+
+if TYPE_CHECKING:
+    from ..models.source import Source
 
 
 def validate_artifact(
     artifact: Path,
     against: Path,
-    show: Callable[..., Any],
-    samples: str | None = None,
+    show: Show = silent,
+    samples: Given = None,
     tolerance: float | None = None,
+    source: Source | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare any artifact with its source model."""
+    """Compare any artifact with its source model.
+
+    source: a model that is in memory, instead of the file `against`; options: of `load_model`.
+    """
     from ..models.capture import capture
     from ..validation.runners import open_runner
 
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):
-        source, chosen = load_model(against, samples=samples, **options)
+        if source is None:
+            source, chosen = load_model(against, samples=samples, **options)
+        else:
+            source, chosen = with_samples(source, samples)
     with show("capture"):
         captured = capture(source, chosen)
     with show("validate"):

@@ -11,10 +11,9 @@ from click.testing import CliRunner
 
 import cidermill
 from cidermill.pipeline.commands.cli import convert
-from cidermill.pipeline.plan import Plan
+from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.run import run
 from cidermill.quantization import affine
-from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation.mil.ops import OPS
 
 ROOT = Path(cidermill.__file__).parent
@@ -28,6 +27,10 @@ def model(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.Tanh(), torch.nn.Linear(96, 64)).eval()
     torch.export.save(torch.export.export(net, (torch.randn(2, 64),)), tmp_path / "net.pt")
     return tmp_path / "net.pt"
+
+
+def converted(model, out, **options):
+    return run(plan_from(model, {"out": out, **options}))
 
 
 @pytest.fixture
@@ -53,14 +56,14 @@ def calls(monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["int8", "float16"])
 def test_a_conversion_does_everything_once(model, tmp_path, calls, recipe):
-    run(Plan(model, TARGETS, parse_recipe(recipe), out=tmp_path / "first"))  # every module is imported
+    converted(model, tmp_path / "first", target=TARGETS, quant=recipe)  # every module is imported
     lowered = [calls(f"converters.{target}.lower", "lower") for target in ("coreml", "mps")]
     parsed = calls("validation.mil.read", "read_package"), calls("validation.pte.read", "open_program")
     tensors = calls("models.tensors", "tensors_of", by=id)
     layers = calls("models.roles", "layers_of")
     written = calls("pipeline.report.json_files", "write_json", by=lambda report, path: path.name)
-    report = run(Plan(model, TARGETS, parse_recipe(recipe), out=tmp_path / "second"))
-    assert report["verdict"] == "pass"
+    report = converted(model, tmp_path / "second", target=TARGETS, quant=recipe)
+    assert report.verdict == "pass"
     assert [count() for count in lowered] == [[1], [1]]
     assert [count() for count in parsed] == [[1], [1]]
     assert written() == [1]
@@ -70,11 +73,11 @@ def test_a_conversion_does_everything_once(model, tmp_path, calls, recipe):
 def test_with_a_cache_the_report_is_written_once_too(model, tmp_path, calls, monkeypatch):
     monkeypatch.setenv("CIDERMILL_CACHE", str(tmp_path / "cache"))
     written = calls("pipeline.report.json_files", "write_json")
-    first = run(Plan(model, out=tmp_path / "out"))
+    first = converted(model, tmp_path / "out")
     assert written() == [1]
-    again = run(Plan(model, out=tmp_path / "again"))
-    assert written() == [2] and all(stage["cached"] for stage in again["stages"])
-    assert again["artifacts"] == first["artifacts"]
+    again = converted(model, tmp_path / "again")
+    assert written() == [2] and all(stage.cached for stage in again.stages)
+    assert again.artifacts == first.artifacts
 
 
 def frames_of_ours(function):
@@ -109,8 +112,8 @@ def test_few_steps_lead_from_the_command_to_the_arithmetic(model, tmp_path, monk
 
 def test_an_artifact_foresees_its_size_where_the_shapes_tell(model, tmp_path):
     """The bytes of a small Core ML graph are known after lowering only, which is not done twice."""
-    report = run(Plan(model, TARGETS, out=tmp_path / "out"))
-    foreseen = {row["target"]: row["predicted"]["size_bytes"] for row in report["artifacts"]}
+    report = converted(model, tmp_path / "out", target=TARGETS)
+    foreseen = {row.target: row.predicted.size_bytes for row in report.artifacts}
     assert foreseen["coreml"] is None
-    sizes = {row["target"]: row["size_bytes"] for row in report["artifacts"]}
+    sizes = {row.target: row.size_bytes for row in report.artifacts}
     assert foreseen["executorch-mps"] == pytest.approx(sizes["executorch-mps"], abs=3000)

@@ -1,0 +1,137 @@
+"""A module or an exported program that Python holds, and example inputs, in; a Source out. What was given
+stays as it was: training flags, types, buffers and graph."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .inputs import DTYPES, InputSpec
+from .source import Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+Examples = Sequence[Any] | Mapping[str, Any]  # tensors or arrays, in order or by name
+_CALLED = {"int64": "int32"}  # at the border of an artifact
+_HINT = "Give a tuple of example tensors, or {name: tensor}, as the model is called."
+
+
+def source_of(model: Any, inputs: Examples | None) -> Source:
+    """model: a torch.nn.Module, which needs `inputs`, or a torch.export.ExportedProgram. Raises UserError for
+    anything else, and for inputs that do not fit."""
+    import torch
+    from torch.export import ExportedProgram
+
+    if isinstance(model, ExportedProgram):
+        return _of_program(model, inputs)
+    if isinstance(model, torch.nn.Module):
+        return _of_module(model, inputs)
+    raise UserError(
+        f"model is a {type(model).__name__}, which is no model.",
+        "Give a torch.nn.Module, a torch.export.ExportedProgram or the path of a file.",
+    )
+
+
+def name_of(model: Any) -> str:
+    """What artifacts of a model without a file are called after: its class."""
+    return type(model).__name__
+
+
+def specs_of(inputs: Examples | None) -> tuple[InputSpec, ...]:
+    """Names, shapes and types of examples; those that are given in order have no names."""
+    if inputs is None:
+        return ()
+    if isinstance(inputs, Mapping):
+        return tuple(_spec(str(name), value) for name, value in inputs.items())
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        return tuple(_spec("", value) for value in inputs)
+    raise UserError(f"inputs is a {type(inputs).__name__}, not a tuple or a dict of tensors.", _HINT)
+
+
+def _spec(name: str, value: Any) -> InputSpec:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise UserError(f"inputs: {name or 'one'} is a {type(value).__name__}, not a tensor.", _HINT)
+    dtype = str(value.dtype).removeprefix("torch.")
+    dtype = _CALLED.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise UserError(
+            f"inputs: {name or 'one'} is {dtype}; a model's inputs are {', '.join(DTYPES)} or int64.",
+            "Convert the example first.",
+        )
+    return InputSpec(name, tuple(int(size) for size in value.shape), dtype)
+
+
+def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
+    from .forward import bind, prepare, propose, try_once, vocabulary
+    from .hugging_face import by_names_, is_hugging_face
+
+    title = name_of(model)
+    own, converted = _private(model)
+    given = specs_of(_as_float32(inputs) if converted else inputs)
+    own = prepare(own, title)
+    module, specs = bind(own, given, title)
+    if module is own and is_hugging_face(own):
+        module = by_names_(own)
+    limits = vocabulary(own, specs)
+    try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
+    sha256 = _digest(title, {**dict(own.named_parameters()), **dict(own.named_buffers())}.items())
+    return Source(Path(title), "module", sha256, module, specs, limits=limits)
+
+
+def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
+    from .programs import describe
+
+    title = name_of(program)
+    held = {**program.state_dict, **program.constants}
+    sha256 = _digest(str(program.graph_module.code), held.items())
+    settled, module, specs, limits = describe(copy.copy(program), specs_of(inputs), title)
+    return Source(Path(title), "exported-program", sha256, module, specs, settled, limits=limits)
+
+
+def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
+    """-> (a copy on the CPU that may be changed, whether its types will be: to float32). It shares the
+    parameters that stay as they are, so that a large model is in memory once."""
+    import torch
+
+    tensors = [*model.parameters(), *model.buffers()]
+    converted = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
+    elsewhere = any(tensor.device.type != "cpu" for tensor in tensors)
+    stay = [] if converted or elsewhere else model.parameters()
+    try:
+        own = copy.deepcopy(model, {id(tensor): tensor for tensor in stay})
+    except Exception as error:  # whatever the module's parts raise
+        raise UserError(
+            f"{name_of(model)} cannot be copied, and cidermill works on a copy: {type(error).__name__}:"
+            f" {error}",
+            "Save it with torch.export.save and give the path.",
+        ) from error
+    return own.cpu(), converted
+
+
+def _as_float32(inputs: Examples | None) -> Examples | None:
+    """Floating-point examples of a model that is converted to float32 are converted too."""
+    import torch
+
+    def converted(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    if isinstance(inputs, Mapping):
+        return {name: converted(value) for name, value in inputs.items()}
+    return tuple(map(converted, inputs)) if isinstance(inputs, Sequence) else inputs
+
+
+def _digest(text: str, tensors: Iterable[tuple[str, Any]]) -> str:
+    """sha256 of a model that has no file: of a text, and of its tensors with their names."""
+    from .digest import digest_tensor
+
+    total = hashlib.sha256(text.encode())
+    for name, tensor in tensors:
+        if hasattr(tensor, "detach"):
+            total.update(f"{name} {digest_tensor(tensor)}".encode())
+    return total.hexdigest()

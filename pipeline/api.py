@@ -1,0 +1,169 @@
+"""cidermill from Python: models and options in, the records of report.json out. Nothing is printed; what is
+wrong with what was given raises UserError, a ValueError, in the words of the command line.
+
+Calls from several threads are safe. Conversions and validations take turns: torch.export and coremltools keep
+what they work on in globals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models.errors import UserError
+from ..models.patched import exclusive
+from .report.records import Comparison, Inspection, Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.source import Source
+
+    Model = torch.nn.Module | torch.export.ExportedProgram | str | os.PathLike[str]
+    Examples = Sequence[Any] | Mapping[str, Any]
+
+
+def convert(
+    model: Model,
+    inputs: Examples | None = None,
+    *,
+    target: str | Sequence[str] = "coreml",
+    quant: str = "float16",
+    out: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Press a model into an artifact for each target, and prove the saved files: as the command `convert`.
+
+    model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of anything that `convert` reads. A
+    module is left as it is, its training flag and types included; the artifacts are those of its eval mode.
+
+    inputs: example tensors as the model is called with them, (ids, mask), or {"ids": ids, "mask": mask}:
+    their shapes and types become those of the artifact (int64 becomes int32), their values do not matter.
+    None where the model says its inputs itself: an exported program, a Hugging Face folder.
+
+    target: "coreml" (.mlpackage), "executorch-mps" (.pte), or several. quant: a recipe, "int8",
+    "int4:block32", "prune50+palettize4". out: the folder of the results; by default NAME-artifacts, of the
+    file's name or the module's class.
+
+    options: the other long options of `convert`, with underscores: min_psnr=40 (decibels), max_size="12MB",
+    device=["A17 Pro"], deployment_target="iOS18", cache=False ... samples: [{"ids": ids}, ...], what the
+    artifacts are validated and weights calibrated on, or what the command line takes; without them random
+    inputs are drawn from a fixed seed.
+
+    -> the report; paths in it are relative to `out`, which holds it as report.json and report.html. An
+    artifact that fails its checks or a budget raises nothing: `report.verdict` is "fail" then.
+
+    Raises UserError for bad options and bad models; nothing is written then.
+
+    >>> import cidermill, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh())
+    >>> report = cidermill.convert(net, (torch.zeros(1, 64),), quant="int8", out="build/net")
+    >>> report.verdict, report.artifacts[0].path
+    ('pass', 'Sequential.mlpackage')
+    >>> error = report.artifacts[0].validation.conversion[0]
+    >>> error.shape, error.psnr_db > 40
+    ((1, 32), True)
+    >>> cidermill.convert(net, (torch.zeros(1, 64),), quant="int5.5")
+    Traceback (most recent call last):
+    cidermill.models.errors.UserError: ...
+    """
+    from .plan import plan_from
+    from .run import run
+
+    given = {"target": target, "quant": quant, "out": out, **options}
+    with exclusive:
+        plan = plan_from(_path(model), given)
+        if plan.dry_run:
+            raise UserError("dry_run makes no report.", "Run `convert --dry-run`.")
+        if _is_path(model):
+            return run(_with_inputs(plan, inputs))
+        return run(plan, source=_source(model, inputs))
+
+
+def validate(
+    artifact: str | os.PathLike[str],
+    against: Model,
+    inputs: Examples | None = None,
+    **options: Any,
+) -> Comparison:
+    """Run an artifact, whoever built it, and compare its outputs with the model's: as `cidermill validate`.
+
+    against, inputs: the model, as `convert` takes it. options: samples=[{"ids": ids}, ...]; tolerance: the
+    least PSNR to pass, in decibels (by default 40 for float16 compute, 60 for float32); model_class,
+    trust_pickle.
+
+    Raises UserError for what is no artifact or no model, and for an artifact that cannot be run.
+
+    >>> import cidermill, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh())
+    >>> report = cidermill.convert(net, (torch.zeros(1, 64),), quant="palettize2", out="build/small")
+    >>> artifact = "build/small/Sequential.mlpackage"
+    >>> cidermill.validate(artifact, against=net, inputs=(torch.zeros(1, 64),), tolerance=5).verdict
+    'pass'
+    """
+    from .option import parse_options
+    from .options import OPTIONS
+    from .validate import validate_artifact
+
+    given = {"against": _path(against), **options}
+    with exclusive:
+        fields = parse_options(OPTIONS["validate"], given)
+        source = None if _is_path(against) else _source(against, inputs)
+        if source is None and inputs is not None:
+            fields["inputs"] = _specs(inputs)
+        return validate_artifact(Path(artifact), source=source, **fields)
+
+
+def inspect(artifact: str | os.PathLike[str], device: str | Sequence[str] = (), **options: Any) -> Inspection:
+    """Where each operation of an artifact will run, how long it takes and where the bytes went: as `cidermill
+    inspect`. No source model is needed.
+
+    device: products or chips to estimate for, "iPhone 15 Pro", "A14" or "all"; the first is placed on.
+    options: compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or "cpu_only"; calibration: a file of
+    `cidermill calibrate`; measure=False: no times are taken on this machine, where it could run the artifact.
+
+    -> estimates in milliseconds, with their bands; sizes in bytes. Raises UserError for what is no artifact,
+    for an unknown device, and for an option that does not hold for this kind of artifact.
+
+    >>> import cidermill, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh())
+    >>> report = cidermill.convert(net, (torch.zeros(1, 64),), out="build/half")
+    >>> inspection = cidermill.inspect("build/half/Sequential.mlpackage", device=["A14", "M2"])
+    >>> [row.chip for row in inspection.latency.devices], inspection.target
+    (['A14', 'M2'], 'coreml')
+    """
+    from .inspection import inspect_artifact
+    from .option import parse_options
+    from .options import OPTIONS
+
+    fields = parse_options(OPTIONS["inspect"], {"device": device, **options})
+    devices = fields.pop("devices").devices()
+    return inspect_artifact(Path(artifact), devices, **fields)
+
+
+def _is_path(model: Any) -> bool:
+    return isinstance(model, str | os.PathLike)
+
+
+def _path(model: Any) -> Path:
+    """A model's, or what stands for one where there is no file: the name of its class."""
+    return Path(model) if _is_path(model) else Path(type(model).__name__)
+
+
+def _source(model: Any, inputs: Examples | None) -> Source:
+    from ..models.in_memory import source_of
+
+    return source_of(model, inputs)
+
+
+def _specs(inputs: Examples) -> tuple:
+    from ..models.in_memory import specs_of
+
+    return specs_of(inputs)
+
+
+def _with_inputs(plan: Any, inputs: Examples | None) -> Any:
+    return plan if inputs is None else replace(plan, inputs=_specs(inputs))

@@ -1,0 +1,258 @@
+"""cidermill from Python: the same artifacts as from the command line, in silence, and nothing of the caller's
+is touched."""
+
+import doctest
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import cidermill
+from cidermill.pipeline import api
+from cidermill.pipeline.commands.cli import convert as convert_command
+from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.report.json_files import to_builtins
+
+
+class Network(torch.nn.Module):
+    """Two inputs by name, dropout and a batch norm, which know training from eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(50, 64), torch.nn.BatchNorm1d(8)
+        self.drop, self.out = torch.nn.Dropout(0.5), torch.nn.Linear(64, 40)
+
+    def forward(self, ids, scale):
+        return {"scores": self.out(self.drop(self.norm(self.embed(ids)))) * scale}
+
+
+TARGETS = ["coreml", "executorch-mps"]
+INPUTS = (torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, 1))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Tanh(), torch.nn.Linear(48, 64))
+
+
+def state_of(module):
+    tensors = {name: tensor.clone() for name, tensor in module.state_dict(keep_vars=True).items()}
+    flags = [(part.training, sorted(vars(part))) for part in module.modules()]
+    return tensors, flags, [(id(value), value.dtype) for value in module.parameters()]
+
+
+def test_the_examples_of_the_docstrings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    assert doctest.testmod(api, optionflags=flags) == (0, 17)
+
+
+def test_a_module_a_program_and_a_file_give_equal_artifacts(linear, tmp_path):
+    example = (torch.zeros(1, 64),)
+    program = torch.export.export(linear.eval(), example)
+    torch.export.save(program, tmp_path / "net.pt")
+    command = [
+        str(tmp_path / "net.pt"),
+        "--quant",
+        "int8",
+        "--target",
+        "coreml",
+        "--target",
+        "executorch-mps",
+    ]
+    assert CliRunner().invoke(convert_command, [*command, "--out", str(tmp_path / "o")]).exit_code == 0
+    expected = [row.sha256 for row in cidermill.Report.from_json(tmp_path / "o").artifacts]
+    for name, model, inputs in [
+        ("module", linear.train(), example),
+        ("by name", linear, {"input": example[0]}),
+        ("program", program, None),
+        ("path", tmp_path / "net.pt", None),
+        ("text", str(tmp_path / "net.pt"), example),
+    ]:
+        report = cidermill.convert(model, inputs, target=TARGETS, quant="int8", out=tmp_path / name)
+        assert [row.sha256 for row in report.artifacts] == expected, name
+        assert report == cidermill.Report.from_json(tmp_path / name), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_module_stays_as_it_was(network, tmp_path, dtype):
+    network = network.to(dtype)
+    network.out.eval()  # a part of its own mind
+    before = state_of(network)
+    inputs = (INPUTS[0], INPUTS[1].to(dtype))
+    report = cidermill.convert(network, inputs, quant="int8", out=tmp_path / "out")
+    after = state_of(network)
+    assert report.verdict == "pass"
+    assert before[1:] == after[1:]
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
+    assert [spec.dtype for spec in report.source.inputs] == ["int32", "float32"]
+
+
+def test_a_program_stays_as_it_was(linear, tmp_path):
+    program = torch.export.export(linear, (torch.zeros(1, 64),))
+    before = str(program), {name: tensor.clone() for name, tensor in program.state_dict.items()}
+    cidermill.convert(program, quant="int4", out=tmp_path / "out")
+    assert str(program) == before[0] and hasattr(program, "_guards_code")
+    assert all(torch.equal(tensor, program.state_dict[name]) for name, tensor in before[1].items())
+
+
+def test_inputs_by_name_samples_and_options(network, tmp_path):
+    inputs = dict(zip(("ids", "scale"), INPUTS))
+    samples = [
+        {"ids": torch.randint(50, (1, 8)), "scale": np.full((1, 8, 1), 0.5, np.float32)} for _ in range(3)
+    ]
+    report = cidermill.convert(
+        network,
+        inputs,
+        samples=samples,
+        device=["A14", "M2"],
+        min_psnr=20,
+        max_size="1MB",
+        out=tmp_path / "out",
+    )
+    assert report.source.samples.kind == "real" and report.source.samples.count == 3
+    assert [row.chip for row in report.artifacts[0].latency.devices] == ["A14", "M2"]
+    assert [(row.limit, row.verdict) for row in report.artifacts[0].limits] == [
+        ("max_size_bytes", "pass"), ("min_psnr_db", "pass"),
+    ]  # fmt: skip
+    assert [spec.name for spec in report.source.inputs] == ["ids", "scale"]
+
+
+def test_a_failed_verdict_is_a_report(linear, tmp_path):
+    report = cidermill.convert(
+        linear, (torch.zeros(1, 64),), quant="palettize1", min_psnr=60, out=tmp_path / "out"
+    )
+    assert report.verdict == "fail" and report.artifacts[0].path == "Sequential.mlpackage"
+
+
+def test_results_go_where_the_command_puts_them(linear, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cidermill.convert(linear, (torch.zeros(1, 64),))
+    assert (tmp_path / "Sequential-artifacts" / "Sequential.mlpackage").is_dir()
+    torch.export.save(torch.export.export(linear, (torch.zeros(1, 64),)), "net.pt")
+    cidermill.convert("net.pt")
+    assert (tmp_path / "net-artifacts" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_pnsr": 40}, "did you mean min_psnr"),
+        ({"device": ["iPhone 99"]}, "iPhone 99"),
+        ({"quant": "int99"}, "integers of 99 bits"),
+        ({"target": "windows"}, "windows"),
+        ({"min_psnr": -3}, "--min-psnr -3"),
+        ({"min_psnr": "much"}, "much"),
+        ({"samples": []}, "samples"),
+        ({"samples": [{"y": np.zeros((1, 64))}]}, "samples[0] lacks input"),
+        ({"inputs": (torch.zeros(1, 64), torch.zeros(1))}, "takes 1 inputs"),
+        ({"inputs": {"x": "text"}}, "not a tensor"),
+        ({"inputs": (torch.zeros(1, 3),)}, "does not run"),
+        ({"inputs": None}, "does not say which shapes"),
+        ({"dry_run": True}, "dry_run"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_nothing_is_written(linear, tmp_path, options, said):
+    given = {"inputs": (torch.zeros(1, 64),), "out": tmp_path / "out", **options}
+    with pytest.raises(cidermill.UserError) as caught:
+        cidermill.convert(linear, **given)
+    assert isinstance(caught.value, ValueError) and said in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(cidermill.UserError, match="is a int, which is no model"):
+        cidermill.convert(3, out=tmp_path / "out")
+    with pytest.raises(cidermill.UserError, match="does not exist"):
+        cidermill.convert(tmp_path / "missing.pt")
+
+
+def test_python_and_the_command_line_use_the_same_words(linear, tmp_path):
+    torch.export.save(torch.export.export(linear, (torch.zeros(1, 64),)), tmp_path / "net.pt")
+    words = [str(tmp_path / "net.pt"), "--device", "iPhone 99"]
+    with pytest.raises(cidermill.UserError) as caught:
+        cidermill.convert(tmp_path / "net.pt", device="iPhone 99")
+    said = " ".join(CliRunner().invoke(convert_command, words).stderr.split())
+    assert caught.value.message in said and caught.value.hint in said
+
+
+def test_an_artifact_is_validated_and_inspected(network, tmp_path):
+    cidermill.convert(network, INPUTS, quant="int8", target=TARGETS, out=tmp_path / "o")
+    for name in ("Network.mlpackage", "Network.pte"):
+        loose = cidermill.validate(tmp_path / "o" / name, against=network, inputs=INPUTS, tolerance=20)
+        assert loose.verdict == "pass" and loose.validation.conversion[0].output == "scores"
+        with pytest.raises(cidermill.UserError, match="tolerence"):
+            cidermill.validate(tmp_path / "o" / name, against=network, inputs=INPUTS, tolerence=20)
+        inspection = cidermill.inspect(tmp_path / "o" / name, device="M2")
+        assert inspection.placement.chip == "M2" and inspection.size_bytes > 0
+    command = ["inspect", str(tmp_path / "o" / "Network.pte"), "--device", "M2", "--json"]
+    assert to_builtins(inspection) == json.loads(CliRunner().invoke(main, command).stdout)
+
+
+def of_the_process():
+    streams = sys.stdout, sys.stderr, tempfile.gettempdir, tempfile.gettempdir()
+    return *streams, list(warnings.filters), os.getcwd(), dict(os.environ), logging.root.manager.disable
+
+
+def test_two_threads_at_once(linear, tmp_path, capfd):
+    """Equal bytes, and nothing that belongs to the process is left changed."""
+    other = torch.nn.Sequential(torch.nn.Conv1d(64, 64, 1), torch.nn.ReLU())
+    jobs = [
+        (model, (torch.zeros(shape),), quant, name)
+        for name, model, shape in (("a", linear, (1, 64)), ("b", other, (1, 64, 9)))
+        for quant in ("int8", "palettize4")
+    ]
+    before = of_the_process()
+
+    def digests(folder):
+        def one(job):
+            model, inputs, quant, name = job
+            out = tmp_path / folder / f"{name}-{quant}"
+            report = cidermill.convert(model, inputs, target=TARGETS, quant=quant, out=out)
+            return [artifact.sha256 for artifact in report.artifacts]
+
+        return one
+
+    alone = list(map(digests("alone"), jobs))
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(digests("together"), jobs))
+    assert alone == together and len({digest for row in alone for digest in row}) == 8
+    assert before == of_the_process()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_import_is_light():
+    script = """
+import sys, time
+start = time.perf_counter()
+import cidermill
+spent = time.perf_counter() - start
+assert {"convert", "validate", "inspect", "open_runner", "Report", "UserError"} <= set(dir(cidermill))
+assert not {"torch", "coremltools", "numpy", "executorch"} & set(sys.modules)
+print(spent)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2
+
+
+def test_names_that_are_none():
+    with pytest.raises(AttributeError, match="no attribute 'press'"):
+        cidermill.press  # noqa: B018
+    assert cidermill.open_runner.__name__ == "open_runner" and Path(cidermill.__file__).name == "__init__.py"
