@@ -69,7 +69,7 @@ def test_an_executorch_program_is_really_timed(portable, mac):
 
 def test_every_unit_that_fails_is_told_beside_its_estimate(package, mac, monkeypatch):
     """Core ML is not here: no unit answers, the report is whole all the same."""
-    monkeypatch.setitem(native.UNITS, "coreml", ("all", "cpu_only"))
+    monkeypatch.setitem(native.COMPUTE_UNITS, "coreml", ("all", "cpu_only"))
     sections = {
         "placement": {"source": "estimate", "ops": []},
         "latency": {"source": "estimate", "devices": []},
