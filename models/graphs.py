@@ -130,9 +130,8 @@ def finish(work: Draft) -> ExportedProgram:
     inputs = tuple(node for node in placeholders if work.is_input(node))
     in_spec = pytree.tree_flatten((tuple(0 for _ in inputs), {}))[1]
     out_spec = pytree.tree_flatten(tuple(0 for _ in outputs))[1]
-    call = ModuleCallSignature(
-        inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec
-    )  # no names, as torch.export leaves them
+    # no names, as torch.export leaves them
+    call = ModuleCallSignature(inputs=[], outputs=[], in_spec=in_spec, out_spec=out_spec)
     work.module.recompile()
     return ExportedProgram(
         root=work.module,
@@ -163,9 +162,8 @@ def _name_constants(work: Draft) -> None:
     for node in [node for node in work.graph.nodes if node.name in work.constants]:
         constant = work.constants[node.name]
         base = re.sub(r"\W", "_", constant[0])
-        plain = (
-            base[0].isdigit() or base == constant[0]
-        )  # coremltools forgets a weight whose argument is called as the weight itself
+        # coremltools forgets a weight whose argument is called as the weight itself
+        plain = base[0].isdigit() or base == constant[0]
         base = name = f"module_{base}" if plain else base
         count = 1
         while name in taken:

@@ -43,9 +43,8 @@ class Source:
     inputs: tuple[TensorSpec, ...]
     program: ExportedProgram | None = None
     output_names: tuple[str, ...] = ()  # where the model's own code names them
-    limits: dict[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # integer input -> (lowest, highest + 1) that the model can index with
+    # integer input -> (lowest, highest + 1) that the model can index with
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
 
 

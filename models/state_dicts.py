@@ -15,11 +15,8 @@ from .user_code import current_folder_importable, import_by_name
 if TYPE_CHECKING:
     import torch
 
-_NESTED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # where training loops and Lightning keep the weights in a checkpoint
+# where training loops and Lightning keep the weights in a checkpoint
+_NESTED = ("state_dict", "model_state_dict", "model")
 
 
 _MOST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit

@@ -67,12 +67,10 @@ class Choice:
     deployment_target: str
     budget: Budget | None
     min_psnr: float | None
-    foreseen: dict[str, float] = field(
-        default_factory=dict
-    )  # bytes of the last choice on each target, as far as the budget counts them
-    excess: dict[str, float] = field(
-        default_factory=dict
-    )  # the most bytes that an artifact had more than that
+    # bytes of the last choice on each target, as far as the budget counts them
+    foreseen: dict[str, float] = field(default_factory=dict)
+    # the most bytes that an artifact had more than that
+    excess: dict[str, float] = field(default_factory=dict)
     smallest_tried: bool = False
     predicted_db: float | None = None
     attempts_left: int = ATTEMPTS
@@ -196,9 +194,8 @@ class Choice:
         ):  # what other choices had too much need not hold for the smallest
             self.smallest_tried, picked = True, problem.bits.sum(axis=2).argmin(axis=1)
         if picked is None:
-            about = (
-                "" if self.excess or self.budget.size_bytes is None else "about "
-            )  # the graph is foreseen, unless an artifact was made
+            # the graph is foreseen, unless an artifact was made
+            about = "" if self.excess or self.budget.size_bytes is None else "about "
             raise UserError(
                 f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is "
                 f"{about}{self._in_words(smallest, allowed)}.",

@@ -51,9 +51,8 @@ def judge(
 
 def judge_validation(validation: Validation, min_psnr: float | None) -> Judgement:
     """What running the artifact showed. min_psnr: in decibels, of the compressed model's outputs."""
-    same_weights = bool(
-        validation.compression
-    )  # else it was compared with its source, whatever its weights are
+    # else it was compared with its source, whatever its weights are
+    same_weights = bool(validation.compression)
     failing = [error for error in validation.conversion if not meets(error, validation.tolerance_db)]
     conversion = [_conversion_advice(error, validation.tolerance_db, same_weights) for error in failing]
     budget = [

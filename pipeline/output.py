@@ -25,9 +25,8 @@ from ..models.errors import UserError
 from ..models.patched import replaced
 
 _ASIDE = "-earlier"
-_NATIVE_WRITERS = re.compile(
-    r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE
-)  # coremltools' C++ speaks so
+# coremltools' C++ speaks so
+_NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)
 _SILENTLY_LOST = ".mlpackage/Manifest.json"  # where there is no space for it, coremltools' C++ says nothing
 _usual_temporary_folder = tempfile.gettempdir
 _thread = threading.local()  # temporary: where this thread's temporary files go, if not where all others' do

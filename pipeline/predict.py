@@ -120,10 +120,13 @@ def _empty_palette(scheme: Palettize, shape: tuple[int, ...], role: Role) -> Pal
     ]
     scaled = [size if axis == role.channel_axis % len(shape) else 1 for axis, size in enumerate(shape)]
     return Palette(
-        scheme.bits, _empty(stored, torch.uint8), _empty((*groups, 2**scheme.bits, scheme.vector)),
+        scheme.bits,
+        _empty(stored, torch.uint8),
+        _empty((*groups, 2**scheme.bits, scheme.vector)),
         role.channel_axis % len(shape) if scheme.vector > 1 else None,
-        _empty(scaled) if scheme.scaled else None, _empty((*groups, 1, 1)) if scheme.table_bits == 8 else None,
-    )  # fmt: skip
+        _empty(scaled) if scheme.scaled else None,
+        _empty((*groups, 1, 1)) if scheme.table_bits == 8 else None,
+    )
 
 
 def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:

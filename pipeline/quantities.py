@@ -1,5 +1,5 @@
-"""Quantities as people write them: "12MB", "4.5bpw" or "iPhone 15 Pro=3ms" enters; bytes, bits and milliseconds
-leave."""
+"""Quantities as people write them: "12MB", "4.5bpw" or "iPhone 15 Pro=3ms" enters; bytes, bits and
+milliseconds leave."""
 
 import math
 import re

@@ -34,11 +34,12 @@ def ends_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
         yield
         return
+    # nohup
     earlier = {
         number: signal.signal(number, stop)
         for number in signals
         if signal.getsignal(number) is not signal.SIG_IGN
-    }  # nohup
+    }
     try:
         yield
     finally:

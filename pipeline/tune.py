@@ -105,10 +105,13 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
         _write_program(program, captured, plan.file)
     better = all(after >= before for before, after in psnr.values())
     return {
-        "out": str(plan.file), "recipe": recipe.name, "steps": plan.steps, "loss": {"first": losses[0], "last": _mean(losses[-10:])},
+        "out": str(plan.file),
+        "recipe": recipe.name,
+        "steps": plan.steps,
+        "loss": {"first": losses[0], "last": _mean(losses[-10:])},
         "psnr_db": {name: {"compressed": before, "tuned": after} for name, (before, after) in psnr.items()},
         "verdict": "pass" if better else "fail",
-    }  # fmt: skip
+    }
 
 
 def _mean(values: list[float]) -> float:
@@ -251,15 +254,19 @@ def _with_output_names(program: Any, names: list[str]) -> Any:
     from torch.utils import _pytree as pytree
 
     for node in program.graph.nodes:
-        node.meta.pop(
-            "from_node", None
-        )  # holds addresses of memory, which would make the bytes of every run's file differ
+        # holds addresses of memory, which would make the bytes of every run's file differ
+        node.meta.pop("from_node", None)
     out_spec = pytree.tree_flatten(dict.fromkeys(names, 0))[1]
     call = ModuleCallSignature(inputs=[], outputs=[], in_spec=program.call_spec.in_spec, out_spec=out_spec)
     return ExportedProgram(
-        root=program.graph_module, graph=program.graph, graph_signature=program.graph_signature, state_dict=program.state_dict,
-        range_constraints={}, module_call_graph=[ModuleCallEntry(fqn="", signature=call)], constants=program.constants,
-    )  # fmt: skip
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints={},
+        module_call_graph=[ModuleCallEntry(fqn="", signature=call)],
+        constants=program.constants,
+    )
 
 
 def _whole(path: Path, write: Callable[[Any], None]) -> None:

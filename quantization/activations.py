@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 Ends = tuple[float, float]  # the lowest and highest of some values
 Sample = list[torch.Tensor]  # in the order of the program's inputs
 LOW, HIGH = -128, 127
-SMALLEST_SCALE = (
-    2.0**-14
-)  # float16's smallest normal number: what a tensor is divided by must not lose its digits
+# float16's smallest normal number: what a tensor is divided by must not lose its digits
+SMALLEST_SCALE = 2.0**-14
 LARGEST_SCALE = 65504 / 255  # beyond it what is decompressed overflows float16
 # the share of a new sample in a moving average, that of torch's MovingAverageMinMaxObserver; the first 100
 # weigh the same

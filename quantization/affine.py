@@ -32,9 +32,8 @@ STEPS = {
     8: (0.96,),
 }
 NARROWING = 0.9  # beyond the steps, for blocks whose outliers make an ever smaller scale better
-LEAST_SQUARES_BELOW = (
-    7  # bits: with more, what fitting the scale to the codes would gain is lost when it is rounded to float16
-)
+# bits: with more, what fitting the scale to the codes would gain is lost when it is rounded to float16
+LEAST_SQUARES_BELOW = 7
 SMALLEST_SCALE = 2.0**-24  # float16's smallest subnormal
 LARGEST_FLOAT16 = 65504.0
 OVERFLOWS_FLOAT16 = 65520.0  # what is below rounds to the largest

@@ -17,9 +17,8 @@ from .affine import quantize
 from .weight import Codes
 
 DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-LAZY_COLUMNS = (
-    128  # columns that are finished before the columns after them hear of it, in one matrix product
-)
+# columns that are finished before the columns after them hear of it, in one matrix product
+LAZY_COLUMNS = 128
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from ..models.errors import UserError
 
 SMALLEST_BLOCK = 8  # weights under one float16 scale: below this a scale costs more than 2 bits a weight
-LARGEST_TABLE_SHARE = (
-    0.5  # bits a weight that tables may cost before a group that must shrink falls back to one table
-)
+# bits a weight that tables may cost before a group that must shrink falls back to one table
+LARGEST_TABLE_SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,8 @@ def _fit_palette(
     granularity, reason = fit(wish.granularity, shape, role.channel_axis, role.input_axis, wish.bits)
     reasons += [reason] if reason else []
     channels = granularity.channels if isinstance(granularity, PerGroup) else shape[role.channel_axis]
-    whole = (
-        prune.size if prune and prune.kind == "block" else 1 if prune else channels
-    )  # channels that are pruned together
+    # channels that are pruned together
+    whole = prune.size if prune and prune.kind == "block" else 1 if prune else channels
     vector = next(
         size for size in (4, 2, 1) if size <= wish.vector and channels % size == 0 and whole % size == 0
     )
@@ -219,9 +218,8 @@ def _quantize(
     if scheme.method == "gptq":
         return _gptq(data, scheme, role, mask, evidence)
     blocks = blocks_of(scheme.granularity, tuple(data.shape), role.channel_axis, role.input_axis)
-    return quantize(
-        data, scheme.bits, blocks, scheme.mode
-    )  # AWQ has rescaled the weight already (see `compress`)
+    # AWQ has rescaled the weight already (see `compress`)
+    return quantize(data, scheme.bits, blocks, scheme.mode)
 
 
 def _gptq(

@@ -21,9 +21,8 @@ KEYS = 65536  # float16 bit patterns
 AT_ONCE = 1 << 19  # elements of the groups that are clustered together
 SHORT = 4096  # a table of all keys costs more than a search for rows of fewer elements
 LARGEST_CODE = 127
-SCALES = torch.linspace(
-    0.75, 1.5, 97, dtype=torch.float64
-)  # tried for int8 tables, relative to the one that clips nothing
+# tried for int8 tables, relative to the one that clips nothing
+SCALES = torch.linspace(0.75, 1.5, 97, dtype=torch.float64)
 REFITS = 3  # of an int8 table: assign again, fit again
 
 
@@ -182,9 +181,8 @@ def _int8_tables(line: Line, tables: torch.Tensor) -> tuple[torch.Tensor, torch.
         scale = _table_scale(means, weight)
         tables = ((means / scale).round_().clamp_(-LARGEST_CODE, LARGEST_CODE) * scale).half().double()
         weight, total = runs(line, cuts_between(line, tables))
-        error = (weight * tables.square() - 2 * total * tables).sum(
-            1, keepdim=True
-        )  # but for the sum of squares of the values
+        # but for the sum of squares of the values
+        error = (weight * tables.square() - 2 * total * tables).sum(1, keepdim=True)
         if best is None:
             best = error, tables, scale
         better = error < best[0]
@@ -244,18 +242,16 @@ def _scaled(
     best, least = None, torch.inf
     for scale in (largest, root, torch.ones_like(root)):
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0).half().float().clamp_min_(SMALLEST_SCALE)
-        scale = torch.where(
-            largest <= LARGEST_FLOAT16 * scale, scale, 1.0
-        )  # the root mean square leaves out what does not count
+        # the root mean square leaves out what does not count
+        scale = torch.where(largest <= LARGEST_FLOAT16 * scale, scale, 1.0)
         palette = fit(
             weight / scale,
             scale.square() * (1.0 if importance is None else importance) + torch.zeros_like(weight),
         )
         palette = replace(palette, channel_scale=scale)
         noise = CompressedWeight("", tuple(weight.shape), palette).dense() - weight
-        error = (
-            float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf
-        )  # a table's entry times a scale may overflow
+        # a table's entry times a scale may overflow
+        error = float((noise.square() * counts).sum()) if noise.isfinite().all() else torch.inf
         if best is None or error < least:
             best, least = palette, error
     assert best is not None  # three were tried

@@ -198,9 +198,8 @@ def _centres(line: Line, cuts: torch.Tensor) -> torch.Tensor:
     """The mean of each run, ascending; an empty run repeats its neighbour."""
     weight, total = runs(line, cuts)
     means = torch.where(weight > 0, total / weight.clamp_min(TINY), -torch.inf).cummax(1).values
-    first = (
-        means.isfinite().int().argmax(1, keepdim=True)
-    )  # runs that are empty at the start take the first mean
+    # runs that are empty at the start take the first mean
+    first = means.isfinite().int().argmax(1, keepdim=True)
     return torch.where(means.isfinite(), means, means.gather(1, first).nan_to_num(neginf=0.0))
 
 

@@ -11,10 +11,8 @@ import torch
 from .affine import SMALLEST_SCALE
 from .weight import Palette, from_rows, to_rows
 
-SAMPLES = (
-    1 << 13,
-    1 << 16,
-)  # vectors that the starts are tried on; that the best of them is improved on, before all
+# vectors that the starts are tried on; that the best of them is improved on, before all
+SAMPLES = (1 << 13, 1 << 16)
 STARTS = 6
 START_ROUNDS, SAMPLE_ROUNDS, ROUNDS = 40, 60, 5
 ENOUGH = 1e-4  # a round that lowers the error by less than this share is the last
@@ -36,9 +34,8 @@ def cluster_vectors(
     weight[2i + v] = lut[indices[i], v]."""
     counts = torch.ones_like(weight) if importance is None else importance.float()
     counts = counts if mask is None else counts * mask
-    parts = [
-        _to_vectors(part, groups, vector, axis) for part in (weight.half().float(), counts)
-    ]  # [groups, vectors, vector]
+    # [groups, vectors, vector]
+    parts = [_to_vectors(part, groups, vector, axis) for part in (weight.half().float(), counts)]
     indices: list[torch.Tensor] = []
     tables: list[torch.Tensor] = []
     scales: list[torch.Tensor] = []

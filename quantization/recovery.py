@@ -258,9 +258,8 @@ def _update(training: Training) -> float:
     for group in training.optimiser.param_groups:
         group["lr"] = tuning.rate * 0.5 * (1 + math.cos(math.pi * training.step / tuning.steps))
     dense = compressed_now(training)
-    leaves = {
-        name: value.detach().requires_grad_() for name, value in dense.items()
-    }  # so that the estimator runs once for all samples
+    # so that the estimator runs once for all samples
+    leaves = {name: value.detach().requires_grad_() for name, value in dense.items()}
     for _ in range(tuning.accumulation):
         index = _next_sample(training)
         answers = teach(training, index)

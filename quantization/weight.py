@@ -160,9 +160,8 @@ def _look_up(values: Palette, shape: tuple[int, ...]) -> torch.Tensor:
     entries_of = torch.empty(*indices.shape, vector)
     starts = entries * torch.arange(len(indices), dtype=torch.int32).unsqueeze(1)
     for piece in pieces(*indices.shape):
-        places = (
-            indices[piece].int().add_(starts[piece[0]]).flatten()
-        )  # index_select takes int32: half the memory of int64
+        # index_select takes int32: half the memory of int64
+        places = indices[piece].int().add_(starts[piece[0]]).flatten()
         torch.index_select(values.lut.reshape(-1, vector), 0, places, out=entries_of[piece].view(-1, vector))
     rows = entries_of.view(-1, vector)
     columns = [from_rows(column, stored, tuple(groups)) for column in rows.unbind(1)]

@@ -34,9 +34,8 @@ class WeightCache:
     version: str
     read: Callable[[str], bytes | None]
     write: Callable[[str, str, bytes], None]
-    digests: dict[int, tuple[torch.Tensor, str]] = field(
-        default_factory=dict
-    )  # by memory; the tensor is held so that its memory stays its own
+    # by memory; the tensor is held so that its memory stays its own
+    digests: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)
 
     def digest(self, tensor: torch.Tensor) -> str:
         """Of a tensor of the captured program, computed once."""

@@ -93,9 +93,8 @@ def _replace(mil: MilProgram, build: Callable[[str, Any, type], Any]) -> None:
     with main:
         earlier = []
         for name, place in mil.places.items():
-            scopes = [
-                ScopeInfo(source, data) for source, data in place.op.scopes.items()
-            ]  # where in the source it comes from
+            # where in the source it comes from
+            scopes = [ScopeInfo(source, data) for source, data in place.op.scopes.items()]
             with mb.set_before_op(place.op), mb.scope(*scopes):
                 weight = build(name, place, types.nptype_from_builtin(place.dtype))
             main.replace_uses_of_var_after_op(
@@ -159,9 +158,13 @@ def _converted(
     names = mark_compressed(program, weights)
     with weights_built_by(build, names), _validated_once():
         return _convert(
-            program, convert_to="milinternal", outputs=outputs, minimum_deployment_target=target, pass_pipeline=_passes(),
+            program,
+            convert_to="milinternal",
+            outputs=outputs,
+            minimum_deployment_target=target,
+            pass_pipeline=_passes(),
             compute_precision=ct.precision.FLOAT32 if compute == "float32" else ct.precision.FLOAT16,
-        )  # fmt: skip
+        )
 
 
 def _passes() -> Any:

@@ -20,9 +20,8 @@ from ...quantization.weight import Codes, CompressedWeight, Palette
 
 NATIVE_BITS = (4, 8)  # widths of MIL's integers
 TABLE_BITS = {2: 2, 3: 3, 5: 6, 6: 6}  # bits of a code -> of the table indices that hold it
-SPARE_BITS = (
-    1.0  # a weight: what tables per channel may cost more than the scales that the Neural Engine refuses
-)
+# a weight: what tables per channel may cost more than the scales that the Neural Engine refuses
+SPARE_BITS = 1.0
 
 
 def storable(weight: CompressedWeight, scales_after_tables: bool) -> tuple[CompressedWeight, str]:

@@ -9,9 +9,8 @@ from ...models.graphs import Draft, retrace
 from ...quantization.weight import Codes, CompressedWeight, from_rows
 from .storage import DENSE, INDICES, INT4, dense_layout, layout_of, rows_of
 
-Realised = tuple[
-    str, float, str
-]  # storage scheme as written, bits per weight, reason where that is not what was asked for
+# storage scheme as written, bits per weight, reason where that is not what was asked for
+Realised = tuple[str, float, str]
 
 FOLDED = "the target's graph holds this weight only folded into another constant"
 

@@ -24,10 +24,9 @@ HINT = "Replace these operators in the model, or convert it with --target coreml
 def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | None = None) -> WrittenArtifact:
     """Write a `Compressed` model as an ExecuTorch program for the MPS backend at `path`.
 
-    Operators without an MPS form run as portable CPU kernels between delegates, and `WrittenArtifact.warnings` names
-    them. Raises UnsupportedOperators with every operator that has neither. `progress` is told each step's
-    name.
-    """
+    Operators without an MPS form run as portable CPU kernels between delegates, and
+    `WrittenArtifact.warnings` names them. Raises UnsupportedOperators with every operator that has neither.
+    `progress` is told each step's name."""
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
     with quiet():

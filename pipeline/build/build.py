@@ -125,8 +125,14 @@ def foresee(job: Job, show: Callable[..., Any]) -> dict:
     with "error"."""
     from ..dry_run import predictions
 
-    head = {"model": job.model, "variant": job.variant, "source": str(job.plan.model), "targets": list(job.plan.targets),
-            "folder": job.plan.folder.as_posix(), "command": job.command}  # fmt: skip
+    head = {
+        "model": job.model,
+        "variant": job.variant,
+        "source": str(job.plan.model),
+        "targets": list(job.plan.targets),
+        "folder": job.plan.folder.as_posix(),
+        "command": job.command,
+    }
     try:
         return {**head, "recipes": predictions(job.plan, show)["recipes"]}
     except UserError as error:
@@ -247,9 +253,13 @@ def _row(outcome: Outcome, out: Path) -> dict:
         for artifact in report.artifacts
     ]
     return head | {
-        "source_sha256": report.source.sha256, "folder": folder, "report": f"{folder}/report.json", "verdict": report.verdict,
-        "reason": _failed(report), "artifacts": artifacts,
-    }  # fmt: skip
+        "source_sha256": report.source.sha256,
+        "folder": folder,
+        "report": f"{folder}/report.json",
+        "verdict": report.verdict,
+        "reason": _failed(report),
+        "artifacts": artifacts,
+    }
 
 
 def _unmade(outcome: Outcome) -> JudgedModel:

@@ -15,7 +15,8 @@ from ..targets import artifact_suffixes
 
 DEPTH = 4  # folders below the one that is searched
 HEAD = """\
-# What `cidermill build` makes. The keys are the long options of `convert` (see `convert --help`); paths are relative to this file.
+# What `cidermill build` makes. The keys are the long options of `convert` (see `convert --help`); paths are \
+relative to this file.
 
 [defaults]                        # for every model
 device = ["iPhone 15 Pro"]        # latency and placement are estimated for these

@@ -1,6 +1,5 @@
-"""manifest.json of a bundle (a `Manifest`, schema cidermill.bundle/1): packed models in, the record out; and a
-bundle's folder in, its manifest out.
-"""
+"""manifest.json of a bundle (a `Manifest`, schema cidermill.bundle/1): packed models in, the record out; and
+a bundle's folder in, its manifest out."""
 
 import json
 import os

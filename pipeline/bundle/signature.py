@@ -24,8 +24,8 @@ PUBLIC_HINT = "Give the public key, as `openssl pkey -in KEY.pem -pubout` prints
 
 @dataclass(frozen=True)
 class Signer:
-    """public_key: base64 of its 32 bytes; fingerprint: SHA-256 of its SubjectPublicKeyInfo in DER, as `openssl
-    pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it. A damaged record may lack some."""
+    """public_key: base64 of its 32 bytes; fingerprint: SHA-256 of its SubjectPublicKeyInfo in DER, as
+    `openssl pkey -pubin -in KEY.pub -outform DER | sha256sum` prints it. A damaged record may lack some."""
 
     algorithm: str = ""
     public_key: str = ""

@@ -43,10 +43,15 @@ def cache(size: str | None, clear: bool, as_json: bool) -> int:
     removed = prune(opened, limit) if limit is not None else (0, 0)
     found = entries(opened)
     result = {
-        "folder": str(opened.folder), "limit_bytes": int(opened.limit_bytes), "size_bytes": sum(entry.size_bytes for entry in found),
+        "folder": str(opened.folder),
+        "limit_bytes": int(opened.limit_bytes),
+        "size_bytes": sum(entry.size_bytes for entry in found),
         "removed": {"entries": removed[0], "size_bytes": removed[1]},
-        "entries": [{"kind": entry.kind, "what": entry.what, "size_bytes": entry.size_bytes, "used": entry.used} for entry in found],
-    }  # fmt: skip
+        "entries": [
+            {"kind": entry.kind, "what": entry.what, "size_bytes": entry.size_bytes, "used": entry.used}
+            for entry in found
+        ],
+    }
     tell(result, as_json, False, _show)
     return 0
 

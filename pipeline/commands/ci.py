@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from ..gate.ci import JudgedModel
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
-LARGEST_SUMMARY = (
-    2**20
-)  # bytes; docs.github.com, "Workflow commands": with more, none of a step's summary is shown
+# bytes; docs.github.com, "Workflow commands": with more, none of a step's summary is shown
+LARGEST_SUMMARY = 2**20
 
 ci_option = click.option(
     "--ci",

@@ -1,8 +1,8 @@
-"""Records in, their JSON Schemas out: for those who read report.json, the lock, a bundle's manifest and a study
-in other languages.
+"""Records in, their JSON Schemas out: for those who read report.json, the lock, a bundle's manifest and a
+study in other languages.
 
-`python -m cidermill.pipeline.commands.schemas` writes the files that ship in the wheel, pipeline/report/schemas.
-"""
+`python -m cidermill.pipeline.commands.schemas` writes the files that ship in the wheel,
+pipeline/report/schemas."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,8 @@ from ..study.results import SCHEMA as STUDY
 
 FOLDER = Path(__file__).parents[1] / "report" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-RECORDS = {
-    REPORT: Report,
-    LOCK: Lock,
-    BUNDLE: Manifest,
-    STUDY: StudyRow,
-}  # a study's: of each row but the first
+# a study's: of each row but the first
+RECORDS = {REPORT: Report, LOCK: Lock, BUNDLE: Manifest, STUDY: StudyRow}
 
 
 def schema_path(name: str) -> Path:

@@ -200,8 +200,12 @@ def _bytes(found: list[dict]) -> Section:
 
 
 TABLES: dict[str, Callable[..., Section]] = {
-    "interface": _interface, "operators": _operators, "weights": _weights, "placement": _placement, "bytes": _bytes,
-}  # fmt: skip
+    "interface": _interface,
+    "operators": _operators,
+    "weights": _weights,
+    "placement": _placement,
+    "bytes": _bytes,
+}
 
 
 def _form(weight: dict) -> str:

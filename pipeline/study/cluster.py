@@ -37,9 +37,8 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[Row, None, 
     Raises UserError where there is no scheduler, it is lost or has no workers, or `distributed` is not
     installed.
     """
-    run = (
-        uuid.uuid4().hex
-    )  # workers outlive a study: neither its keys nor its models are to be taken for those of another
+    # workers outlive a study: neither its keys nor its models are to be taken for those of another
+    run = uuid.uuid4().hex
     with connected(address) as client:
         waiting = {}
         for task in tasks:

@@ -122,9 +122,8 @@ def _bound(quantity: Quantity, number: str, unit: str, text: str) -> float:
             f"{text!r}: {what}; allowed {'are ' + allowed if allowed else 'is a plain number'}.", HINT
         )
     try:
-        return float(
-            Decimal(number) * Decimal(str(quantity.units[unit]))
-        )  # 95 % is 0.95, not 0.9500000000000001
+        # 95 % is 0.95, not 0.9500000000000001
+        return float(Decimal(number) * Decimal(str(quantity.units[unit])))
     except InvalidOperation as error:
         raise UserError(f"{text!r}: {number!r} is no number.", HINT) from error
 

@@ -117,9 +117,8 @@ def _begin(parent: int) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(2, 1)  # what --eval prints is not the command's result
     torch.set_num_threads(1)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is one for all processes that were forked: a worker that died with it would stop them all
+    # its own is one for all processes that were forked: a worker that died with it would stop them all
+    tqdm.set_lock(threading.RLock())
     gc.freeze()  # what came along is not looked through in each trial, and stays in the memory that is shared
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 

@@ -62,10 +62,21 @@ def html_text(study: Study) -> str:
             one["trial"],
         ),
     )
-    return page_templates().get_template("study.html.j2").render(
-        header=study.header, data=data, rows=by_size, notes=notes, counts=_counts(study), best=_best(study), plotly=get_plotlyjs(),
-        data_json=script_json(data), title=", ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} models",
-    )  # fmt: skip
+    return (
+        page_templates()
+        .get_template("study.html.j2")
+        .render(
+            header=study.header,
+            data=data,
+            rows=by_size,
+            notes=notes,
+            counts=_counts(study),
+            best=_best(study),
+            plotly=get_plotlyjs(),
+            data_json=script_json(data),
+            title=", ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} models",
+        )
+    )
 
 
 def script_json(data: Any) -> str:

@@ -105,9 +105,8 @@ def png_url(pixels: np.ndarray) -> str:
     IEND; every row with filter 0)."""
     height, width = pixels.shape[:2]
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(
-        ">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0
-    )  # 8 bits; colour type 2: RGB, 0: grey
+    # 8 bits; colour type 2: RGB, 0: grey
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     parts = [_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), _chunk(b"IEND", b"")]
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode("ascii")
 

@@ -157,8 +157,8 @@ def measured_by_metric(rows: Iterable[Row]) -> bool:
 
 
 def is_exact(row: Row) -> bool:
-    """Whether the answers are the source's to the bit; where decibels are cut (summaries.EXACT_DB), they count
-    as such."""
+    """Whether the answers are the source's to the bit; where decibels are cut (summaries.EXACT_DB), they
+    count as such."""
     return bool(row.get("exact")) or (row.get("psnr_db") or 0) >= EXACT_DB
 
 

@@ -223,8 +223,13 @@ def _check_eval(text: str) -> None:
 def _header(plan: StudyPlan) -> dict[str, Any]:
     first = plan.subjects[0]
     constraints = list(plan.given.get("constraint") or ())
-    options = {"samples": first.samples, "input": list(plan.given.get("input") or ()), "deployment-target": first.deployment_target, "model-class": first.model_class,
-               "trust-pickle": first.trust_pickle}  # fmt: skip
+    options = {
+        "samples": first.samples,
+        "input": list(plan.given.get("input") or ()),
+        "deployment-target": first.deployment_target,
+        "model-class": first.model_class,
+        "trust-pickle": first.trust_pickle,
+    }
     models = [
         {"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)}
         for name, subject in zip(plan.names, plan.subjects)
@@ -238,10 +243,19 @@ def _header(plan: StudyPlan) -> dict[str, Any]:
         "constraints": constraints,
     }
     return {
-        "schema": SCHEMA, "version": __version__, "models": models, "targets": list(plan.targets), "devices": list(plan.given.get("device") or ()),
-        "eval": first.evaluate, "goal": plan.goal, "samples": _samples(first.samples), "options": options, "constraints": constraints,
-        "recipes": names, "search": None if plan.trials is None else by,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "version": __version__,
+        "models": models,
+        "targets": list(plan.targets),
+        "devices": list(plan.given.get("device") or ()),
+        "eval": first.evaluate,
+        "goal": plan.goal,
+        "samples": _samples(first.samples),
+        "options": options,
+        "constraints": constraints,
+        "recipes": names,
+        "search": None if plan.trials is None else by,
+    }
 
 
 def _samples(text: str | None) -> dict[str, Any]:

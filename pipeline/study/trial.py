@@ -47,9 +47,8 @@ EVAL_HINT = (
     "It is called with a function that takes inputs as the model does, {name: array}, and returns its"
     " outputs; it must give one number."
 )
-FORKS = (
-    sys.platform == "linux"
-)  # workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
+# workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
+FORKS = sys.platform == "linux"
 Row = dict[str, Any]
 
 
@@ -66,7 +65,8 @@ class Prepared:
 
 @functools.lru_cache(maxsize=1)
 def prepared(subject: Subject) -> Prepared:
-    """The loaded and captured model, and the cache of weights that were compressed before. Raises UserError."""
+    """The loaded and captured model, and the cache of weights that were compressed before. Raises
+    UserError."""
     from ...models.capture import capture
 
     captured = capture(
@@ -175,9 +175,11 @@ def _figures(task: Task) -> Row:
         make_room(cache)
     where = f"{task.folder.parent.name}/{task.folder.name}"
     figures = _row_figures(report, report.artifacts[0]) | {
-        "report": f"{where}/report.html", "pictures": f"{where}/{PICTURES}" if pictures else None, "state": "done",
+        "report": f"{where}/report.html",
+        "pictures": f"{where}/{PICTURES}" if pictures else None,
+        "state": "done",
         "peak_rss_bytes": max(stage.peak_rss_bytes for stage in stages.records),
-    }  # fmt: skip
+    }
     return figures | _evaluated(task, task.folder / report.artifacts[0].path)
 
 

@@ -80,12 +80,19 @@ def show_foreseen(found: dict) -> None:
     """The result of `build --dry-run`: a row for each conversion, recipe and target."""
     out = console()
     rows = [
-        [clean(_name(conversion)), clean(target), clean(row["recipe"]), summaries.size_text(size), _band(row), summaries.size_text(row["peak_rss_bytes"]),
-         clean(conversion["folder"])]
+        [
+            clean(_name(conversion)),
+            clean(target),
+            clean(row["recipe"]),
+            summaries.size_text(size),
+            _band(row),
+            summaries.size_text(row["peak_rss_bytes"]),
+            clean(conversion["folder"]),
+        ]
         for conversion in found["conversions"]
         for row in conversion["recipes"]
         for target, size in row["size_bytes"].items()
-    ]  # fmt: skip
+    ]
     out.print(table(out, ["model", "target", "recipe", "size", "time", "memory", "folder"], rows))
     for conversion in found["conversions"]:
         if "error" in conversion:

@@ -24,11 +24,8 @@ from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
 
 PLAIN_WIDTH = 120  # columns where there is no terminal and COLUMNS does not say
-WIDE, MIDDLE, NARROW = (
-    175,
-    112,
-    76,
-)  # columns for rows of one line, of two lines, of three; below, one block per artifact
+# columns for rows of one line, of two lines, of three; below, one block per artifact
+WIDE, MIDDLE, NARROW = (175, 112, 76)
 
 
 def console(stderr: bool = False) -> Any:
@@ -40,9 +37,8 @@ def console(stderr: bool = False) -> Any:
     if not (getattr(stream, "encoding", "") or "").lower().startswith("utf") and hasattr(
         stream, "reconfigure"
     ):
-        stream.reconfigure(
-            errors="replace"
-        )  # a "?" rather than a traceback where a name does not fit the locale
+        # a "?" rather than a traceback where a name does not fit the locale
+        stream.reconfigure(errors="replace")
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
@@ -80,7 +76,8 @@ def _plain(name: str, total: int | None = None) -> Iterator[Step]:
         ending = "done in"
     finally:
         sys.stderr.write(
-            f"{name}: {ending} {summaries.seconds_text(time.perf_counter() - started)}{_counted(step, total)}\n"
+            f"{name}: {ending} {summaries.seconds_text(time.perf_counter() - started)}"
+            f"{_counted(step, total)}\n"
         )
         sys.stderr.flush()
 

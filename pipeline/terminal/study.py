@@ -152,7 +152,8 @@ def _show_winner(row: Row, out: Any) -> None:
         ("target", clean(row["target"])),
         (
             "size",
-            f"{summaries.size_text(row['size_bytes'])}, {summaries.bits_text(row.get('bits_per_weight'))} per weight",
+            f"{summaries.size_text(row['size_bytes'])},"
+            f" {summaries.bits_text(row.get('bits_per_weight'))} per weight",
         ),
         *([("metric", summaries.number_text(row["metric"]))] if row.get("metric") is not None else []),
         (
