@@ -55,7 +55,22 @@ def usual_suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(suffix for kind in SOURCES.values() for suffix in kind.suffixes))
 
 
+def glance(path: Path) -> None:
+    """Refuse at once what `recognise` would refuse without reading an archive's bytes."""
+    if not _begin(path).is_zip:
+        recognise(path)
+
+
 def _look(path: Path) -> Content:
+    content = _begin(path)
+    if not content.is_zip:
+        return content
+    _check_zip(path)
+    return replace(content, members=zip_members(path))
+
+
+def _begin(path: Path) -> Content:
+    """The first bytes of a file; UserError where there are none."""
     if path.is_dir():
         return Content(path)
     if not path.exists():
@@ -66,11 +81,7 @@ def _look(path: Path) -> Content:
         head = stream.read(_HEAD_BYTES)
     if not head:
         raise UserError(f"{path} is empty (0 bytes).", "Save or copy the model again.")
-    content = Content(path, head)
-    if not content.is_zip:
-        return content
-    _check_zip(path)
-    return replace(content, members=zip_members(path))
+    return Content(path, head)
 
 
 def _check_zip(path: Path) -> None:

@@ -42,11 +42,10 @@ def load_samples(
 ) -> Samples:
     """FILE.npz or module:function -> at most `most` checked batches in the dtypes of `specs`. `option` is
     what errors call it."""
-    path = Path(text)
-    if path.exists() or not re.fullmatch(r"[\w.]+:[\w.]+", text):
-        items = _read_npz(path, specs, most, f"{option} {path}")
-    else:
+    if names_function(text):
         items = _call(text, specs, most, option)
+    else:
+        items = _read_npz(Path(text), specs, most, f"{option} {Path(text)}")
     if not items:
         raise UserError(f"{option} {text} holds no samples.", _HINT)
     return Samples("real", tuple(items))
@@ -63,6 +62,17 @@ def given_samples(items: Iterable[Any], specs: tuple[TensorSpec, ...]) -> Sample
     if not samples:
         raise UserError("samples holds no samples.", "Give [{name: array}, ...], one of them at least.")
     return Samples("real", tuple(samples[:MOST_SAMPLES]))
+
+
+def names_function(text: str) -> bool:
+    """Whether it is module:function rather than a file."""
+    return re.fullmatch(r"[\w.]+:[\w.]+", text) is not None and not Path(text).exists()
+
+
+def check_file(path: Path, option: str = "--samples") -> None:
+    """Raises UserError where there is no such file."""
+    if not path.is_file():
+        raise UserError(f"{option} {path} is not a file.", _HINT)
 
 
 @contextmanager

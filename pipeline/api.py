@@ -71,13 +71,18 @@ def convert(
     cidermill.models.errors.UserError: ...
     """
     from .plan import plan_from
-    from .run import run
+    from .preflight import check_files, check_model
 
     given = {"target": target, "quant": quant, "out": out, **options}
     with exclusive:
         plan = plan_from(_path(model), given)
         if plan.dry_run:
             raise UserError("dry_run makes no report.", "Run `convert --dry-run`.")
+        if _is_path(model):
+            check_model(plan.model)
+        check_files(plan)
+        from .run import run
+
         if _is_path(model):
             return run(_with_inputs(plan, inputs))
         return run(plan, source=_source(model, inputs))

@@ -91,9 +91,9 @@ def load_calibration(path: Path | None, devices: Sequence[Any]) -> Calibration |
 
 
 def read_calibration(path: Path) -> Any:
+    content = _read_json(path, "a calibration", SCHEMA, "Give a file that `cidermill calibrate` wrote.")
     from ..validation.estimate.correction import estimator
 
-    content = _read_json(path, "a calibration", SCHEMA, "Give a file that `cidermill calibrate` wrote.")
     try:
         correction = _correction(content["correction"])
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -14,10 +14,9 @@ change:
 
 import gc
 import os
-import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,6 +25,7 @@ from ... import __version__
 from ...models.errors import UserError
 from ..exit_codes import BAD_INPUT, DEFECT, FAIL, PASS
 from ..gate.ci import JudgedModel, judged_model, unmade_model
+from ..preflight import check_files, readable
 from ..report.records import Report
 from .config import SUMMARY, Config, Job
 from .keys import blamed
@@ -164,46 +164,17 @@ def _made(job: Job, show: Callable[..., Any]) -> Outcome:
 
 
 def _check_plan(plan: Any) -> None:
+    """More than `convert` looks at before it begins: the whole of each archive, and the user's own code."""
     from ...models.formats import recognise
-    from ..estimates import estimator_of
-    from ..output import check_ours
-
-    estimator_of(plan)
-    check_ours(plan.folder, plan.force)
-    with _readable(plan.model):
-        recognise(plan.model)
-    _check_references(plan)
-
-
-def _check_references(plan: Any) -> None:
-    """The other files and functions that a plan names."""
     from ...models.user_code import import_by_name
 
+    check_files(plan)
+    with readable(plan.model):
+        recognise(plan.model)
     if plan.model_class is not None:
         import_by_name(plan.model_class, "--model-class")
-    if plan.sensitivity is not None and not plan.sensitivity.is_file():
-        raise UserError(
-            f"--sensitivity {plan.sensitivity} is not a file.",
-            "Name the sensitivity.json of an earlier run, or leave it out.",
-        )
-    if plan.samples is None or Path(plan.samples).is_file():
-        return
-    if not re.fullmatch(r"[\w.]+:[\w.]+", plan.samples):
-        raise UserError(
-            f"--samples {plan.samples} is not a file.",
-            "Give an .npz with an array for each input, or package.module:function.",
-        )
-    import_by_name(plan.samples, "--samples")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check the path and who may read it."
-        ) from error
+    if plan.samples is not None and not Path(plan.samples).is_file():
+        import_by_name(plan.samples, "--samples")
 
 
 def _check_summary(path: Path) -> None:

@@ -22,10 +22,13 @@ def validate(artifact: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     """
     from ..option import parse_options
     from ..options import OPTIONS
+    from ..preflight import check_model
+
+    given = parse_options(OPTIONS["validate"], options)
+    check_model(given["against"])
     from ..terminal.report import progress, show_validation
     from ..validate import validate_artifact
 
-    given = parse_options(OPTIONS["validate"], options)
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, show=show, **given)
     tell(result, as_json, quiet, show_validation)
@@ -44,13 +47,14 @@ def inspect(artifact: Path, as_json: bool, **options: Any) -> int:
     On macOS it is also measured here, with each of the compute units in a process of its own, and Core ML's
     own plan is read.
     """
-    from ..inspection import inspect_artifact
     from ..option import parse_options
     from ..options import OPTIONS
-    from ..terminal.report import show_inspection
 
     given = parse_options(OPTIONS["inspect"], options)
     devices = given.pop("devices").devices()
+    from ..inspection import inspect_artifact
+    from ..terminal.report import show_inspection
+
     result = inspect_artifact(artifact, devices, **given)
     tell(result, as_json, False, show_inspection)
     return 0

@@ -160,7 +160,7 @@ def _show_failure(outcome: Any) -> None:
     """Why a conversion was not made, at once: the others take their time."""
     from ...models.errors import UserError
     from ..build.keys import blamed
-    from ..terminal.report import show_error
+    from ..terminal.console import show_error
 
     if isinstance(outcome.error, UserError):
         show_error(blamed(outcome.error, outcome.job.name))

@@ -60,7 +60,7 @@ def _show(result: dict) -> None:
     import time
 
     from ..report import summaries
-    from ..terminal.report import console
+    from ..terminal.console import console
     from ..terminal.text import clean, table
 
     out = console()

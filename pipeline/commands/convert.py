@@ -38,14 +38,18 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
     Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is
     written).
     """
-    from ..gate.ci import judged_model
     from ..plan import plan_from
+    from ..preflight import check_files, check_model
+
+    plan = plan_from(model, options)
+    check_model(plan.model)
+    check_files(plan)
+    if plan.dry_run:
+        return _dry_run(plan, as_json, quiet)
+    from ..gate.ci import judged_model
     from ..run import run
     from ..terminal.report import progress, show_report
 
-    plan = plan_from(model, options)
-    if plan.dry_run:
-        return _dry_run(plan, as_json, quiet)
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
     tell(report, as_json, quiet, partial(show_report, folder=plan.folder))

@@ -44,7 +44,7 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
             with ends_in_order():
                 code = command(*args, **kwargs)
         except UserError as error:
-            from ..terminal.report import show_error
+            from ..terminal.console import show_error
 
             show_error(error)
             if kwargs.get("ci"):

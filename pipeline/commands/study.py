@@ -49,12 +49,16 @@ def study(
         return _show_best(models, best, as_json, quiet)
     if len(models) == 1 and (models[0] / "study.jsonl").is_file():
         return _show_again(models[0], as_json, quiet)
+    from ..preflight import check_model
     from ..study.plan import study_plan_from
+
+    plan = study_plan_from(models, options)
+    for subject in plan.subjects:
+        check_model(subject.model)
     from ..study.study import run_study
     from ..terminal.report import progress
     from ..terminal.study import show_study
 
-    plan = study_plan_from(models, options)
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_study(plan, show)
     tell(result, as_json, quiet, show_study)

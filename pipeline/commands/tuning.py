@@ -30,10 +30,13 @@ def tune(model: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad
     input (nothing is written).
     """
-    from ..terminal.report import progress, show_tuning
+    from ..preflight import check_model
     from ..tune import run_tune, tune_plan_from
 
     plan = tune_plan_from(model, options)
+    check_model(model)
+    from ..terminal.report import progress, show_tuning
+
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_tune(plan, show)
     tell(result, as_json, quiet, show_tuning)

@@ -6,7 +6,7 @@ from typing import Any
 from ..build.config import SUMMARY
 from ..report import summaries
 from ..report.records import Artifact
-from .report import console
+from .console import console
 from .text import clean, line, table, verdict_text
 
 

@@ -4,7 +4,7 @@ from ..bundle.bundle import BundleResult
 from ..bundle.manifest import ManifestVariant, Needs
 from ..bundle.verify import SignatureState, Verification
 from ..report import summaries
-from .report import console
+from .console import console
 from .text import clean, line, table, verdict_text
 
 

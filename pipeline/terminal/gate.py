@@ -6,7 +6,7 @@ from typing import Any
 from ..gate.check import outcome, said
 from ..gate.diff_tables import lines, sections, shortened
 from ..report import summaries
-from .report import console
+from .console import console
 from .text import arrow, clean, line, table, verdict_text
 
 STYLES = {"worse": "red", "missing": "red", "new": "red", "better": "green", "changed": "yellow"}

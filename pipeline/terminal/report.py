@@ -20,27 +20,12 @@ from ..report import summaries
 from ..report.records import Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
 from ..step import Show, Step, silent
+from .console import console
 from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
 
-PLAIN_WIDTH = 120  # columns where there is no terminal and COLUMNS does not say
 # columns for rows of one line, of two lines, of three; below, one block per artifact
 WIDE, MIDDLE, NARROW = (175, 112, 76)
-
-
-def console(stderr: bool = False) -> Any:
-    """A rich Console for one of the standard streams as it is now; without a terminal it writes plain
-    text."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    if not (getattr(stream, "encoding", "") or "").lower().startswith("utf") and hasattr(
-        stream, "reconfigure"
-    ):
-        # a "?" rather than a traceback where a name does not fit the locale
-        stream.reconfigure(errors="replace")
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
 # Progress
@@ -371,11 +356,3 @@ def show_tuning(result: dict) -> None:
             " other --data."
         )
         out.print(line((advice, "red")), soft_wrap=True)
-
-
-def show_error(error: Any) -> None:
-    """A UserError on standard error: what failed, then what to do."""
-    out = console(stderr=True)
-    out.print(line(("error: ", "bold red"), (clean(error.message, keep_lines=True), "")), soft_wrap=True)
-    if error.hint:
-        out.print(line((f"{arrow(out)} {clean(error.hint, keep_lines=True)}", "")), soft_wrap=True)

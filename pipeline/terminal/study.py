@@ -7,7 +7,7 @@ from typing import Any
 from ..report import summaries
 from ..study.page import PAGE
 from ..study.results import Row, Study, first_latency_ms, first_line, is_exact, measured_by_metric
-from .report import console
+from .console import console
 from .text import arrow, clean, line, table, verdict_text
 
 WITH_SHARES = 92  # columns from which the Neural Engine's share and the cosine fit as well

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from cidermill.models.errors import UserError
 from cidermill.pipeline.report.records import Comparison
 from cidermill.pipeline.terminal import report as terminal
+from cidermill.pipeline.terminal.console import show_error
 from cidermill.validation.records import Compression
 
 ESCAPE = "\x1b"
@@ -209,6 +210,6 @@ def test_doctor(capsys):
 
 
 def test_user_errors_go_to_standard_error(capsys):
-    terminal.show_error(UserError("recipe 'int9[x]': unknown\n  - second line", "Recipes are int8, int4."))
+    show_error(UserError("recipe 'int9[x]': unknown\n  - second line", "Recipes are int8, int4."))
     out, err = capsys.readouterr()
     assert not out and err == "error: recipe 'int9[x]': unknown\n  - second line\n→ Recipes are int8, int4.\n"
