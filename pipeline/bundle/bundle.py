@@ -241,7 +241,7 @@ def _notes(plan: BundlePlan, models: Sequence[Model]) -> list[str]:
     """What the user should know: variants that no device takes by itself, and what is missing."""
     notes = []
     for model in models:
-        core = [one for one in model.variants if one.kind == "coreml"]
+        core = [one for one in model.variants if one.is_package]
         for index, one in enumerate(core):
             first = next((earlier for earlier in core[:index] if earlier.requires.cover(one.requires)), None)
             if first is not None:

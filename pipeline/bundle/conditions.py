@@ -44,7 +44,7 @@ def in_order(model: Model) -> Model:
     def rank(one: Variant) -> tuple:
         needs = one.requires
         return (
-            one.kind != "coreml",
+            not one.is_package,
             not needs.chips,
             -needs.memory_bytes,
             tuple(-part for part in version(needs.systems[0])),

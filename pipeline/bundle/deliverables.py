@@ -15,6 +15,8 @@ from ...models.errors import UserError
 from ...models.formats import usual_suffixes
 from ..report.read import ReportFile, read_report
 from ..report.records import REPORT_FILE, Artifact, Report, SourceSummary
+from ..targets import DEFAULT_TARGET, TARGETS, libraries
+from ..targets.target import AppRuntime
 
 REPORT_HINT = "Give the report.json that `convert` wrote, or the folder that holds it."
 # MLModel specification version -> systems. https://apple.github.io/coremltools/mlmodel/Format/Model.html
@@ -26,10 +28,6 @@ SYSTEMS = {
     9: ("18.0", "15.0"),
     10: ("26.0", "26.0"),
 }
-# https://docs.pytorch.org/executorch/1.1/backends/mps/mps-overview.html, Target Requirements; the app's own
-# ExecuTorch may need more
-MPS_SYSTEMS = ("15.4", "12.4")
-KINDS = {"coreml": "coreml", "executorch-mps": "executorch"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Variant:
     bundle, once it is packed."""
 
     name: str
-    kind: str  # "coreml" | "executorch"
+    runtime: AppRuntime
     path: Path
     sha256: str
     size_bytes: int
@@ -84,6 +82,10 @@ class Variant:
     tools: dict = field(compare=False)
     resource: str = ""
     function: str = ""
+
+    @property
+    def is_package(self) -> bool:
+        return self.runtime.packages
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
     ]
     groups: dict[tuple, list[Variant]] = {}
     about: dict[tuple, tuple[str, SourceSummary]] = {}
-    for given, report, variant in sorted(found, key=lambda one: one[2].kind != "coreml"):
+    for given, report, variant in sorted(found, key=lambda one: not one[2].is_package):
         key = _key(report, variant, groups)
         about.setdefault(key, (given, report.source))
         if all(variant.sha256 != other.sha256 for other in groups.setdefault(key, [])):
@@ -184,37 +186,42 @@ def _variant(report: ReportFile, artifact: Artifact, allow_failed: bool) -> Vari
             f"{path} failed its verdict ({artifact.recipe}).",
             "See its report, or ship it all the same with --allow-failed.",
         )
-    if artifact.target not in KINDS:
-        raise UserError(f"{path} is for {artifact.target!r}; bundles hold {', '.join(KINDS)}.", REPORT_HINT)
-    specification, systems, inputs, outputs = _border(path)
-    name = slug(artifact.recipe, "variant") + ("-mps" if artifact.target == "executorch-mps" else "")
+    target = TARGETS.get(artifact.target)
+    if target is None or target.in_apps is None:
+        held = ", ".join(name for name, target in TARGETS.items() if target.in_apps is not None)
+        raise UserError(f"{path} is for {artifact.target!r}; bundles hold {held}.", REPORT_HINT)
+    specification, systems, inputs, outputs = _border(path, target.in_apps)
+    name = slug(artifact.recipe, "variant") + ("" if target.name == DEFAULT_TARGET else f"-{target.short}")
     content = report.content
     tools = {"cidermill": content.version, **_tools(content.environment)}
-    kind, requires = KINDS[artifact.target], Requirements(systems)
-    return Variant(name, kind, path, digest, size, specification, requires, inputs, outputs, artifact, tools)
+    runtime, requires = target.in_apps, Requirements(systems)
+    return Variant(
+        name, runtime, path, digest, size, specification, requires, inputs, outputs, artifact, tools
+    )
 
 
 def _tools(environment: dict[str, str]) -> dict:
     """The packages that make an artifact's bytes. The build's own part of a version ("2.13.0+cpu", PEP 440)
     is of the machine and left out."""
-    names = ("torch", "coremltools", "executorch", "transformers", "numpy")
     return {
         name: environment[name].partition("+")[0]
-        for name in names
+        for name in libraries()
         if environment.get(name, "not installed") != "not installed"
     }
 
 
-def _border(path: Path) -> tuple[int, tuple[str, str], tuple[Feature, ...], tuple[Feature, ...]]:
-    """-> (specification version, systems, inputs, outputs), all read from the artifact."""
+def _border(
+    path: Path, runtime: AppRuntime
+) -> tuple[int, tuple[str, str], tuple[Feature, ...], tuple[Feature, ...]]:
+    """-> (specification version, systems, inputs, outputs), read from the artifact where it says them."""
     from ...validation.mil.read import read_package
     from ...validation.runners import open_to_read
 
-    if path.is_file():
+    if runtime.systems is not None:
         runner = open_to_read(path)
         return (
             0,
-            MPS_SYSTEMS,
+            runtime.systems,
             *(
                 tuple(Feature(one.name, one.dtype, one.shape) for one in side)
                 for side in (runner.inputs, runner.outputs)
@@ -243,7 +250,7 @@ def _key(report: Report, variant: Variant, known: Iterable[tuple]) -> tuple:
         report.source.inputs,
         report.source.outputs,
     )
-    if variant.kind == "coreml":
+    if variant.is_package:
         return *own, variant.inputs, variant.outputs
     return next((key for key in known if key[:3] == own), own)
 
@@ -252,7 +259,7 @@ def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:
     path = PurePath(source.path)
     name = given or (path.stem if path.suffix in usual_suffixes() else path.name) or "model"
     about = SourceModel(path.name, source.sha256, source.format, source.parameters)
-    shown = next((one for one in variants if one.kind == "coreml"), variants[0])
+    shown = next((one for one in variants if one.is_package), variants[0])
     taken: set[str] = set()
     named = tuple(replace(one, name=unique(one.name, taken)) for one in variants)
     return Model(name, about, shown.inputs, shown.outputs, named)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...models.digest import content_of, files_of
+from ..targets import find_target
 from .deliverables import Model, Variant, slug, unique
 from .manifest import Sharing
 from .shared_weights import Proposal, differences, function_names, merge, proposals, weights_of
@@ -19,7 +20,6 @@ PROOF = (
     "every function holds the constants and gives the answers of its own package, bit for bit, in the"
     " reference runner"
 )
-SUFFIXES = {"coreml": ".mlpackage", "executorch": ".pte"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
     taken: set[str] = set()
     placed: dict[str, tuple[str, str]] = {}
     sharing = []
-    core = [(model, variant) for model, variant in distinct if variant.kind == "coreml"]
+    core = [(model, variant) for model, variant in distinct if variant.is_package]
     for proposal in proposals(
         [variant for _, variant in core], [weights_of(variant.path) for _, variant in core]
     ):
@@ -50,7 +50,7 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
         sharing.append(_share([core[index] for index in proposal.members], proposal, folder, taken, placed))
     for model, variant in distinct:
         if variant.sha256 not in placed:
-            resource = _resource(f"{model.name} {variant.name}", variant.kind, taken)
+            resource = _resource(f"{model.name} {variant.name}", variant, taken)
             step(resource)
             _copy(variant.path, folder / resource)
             placed[variant.sha256] = (resource, "")
@@ -68,7 +68,7 @@ def _share(
     sharers = tuple(f"{model.name}/{variant.name}" for model, variant in members)
     if proposal.obstacle:
         return Sharing(sharers, proposal.shared_bytes, "separately", reason=proposal.obstacle)
-    resource = _resource(f"{members[0][0].name} shared", "coreml", taken)
+    resource = _resource(f"{members[0][0].name} shared", members[0][1], taken)
     names = function_names([(model.name, variant.name) for model, variant in members])
     packages = [(name, variant.path) for name, (_, variant) in zip(names, members)]
     merge(packages, folder / resource)
@@ -96,8 +96,8 @@ def _disproof(packages: Sequence[tuple[str, Path]], merged: Path) -> str:
     return ""
 
 
-def _resource(name: str, kind: str, taken: set[str]) -> str:
-    return unique(slug(name), taken) + SUFFIXES[kind]
+def _resource(name: str, variant: Variant, taken: set[str]) -> str:
+    return unique(slug(name), taken) + find_target(variant.artifact.target).suffix
 
 
 def _placed(variant: Variant, resource: str, function: str) -> Variant:

@@ -133,7 +133,7 @@ def platforms(models: Sequence[Model]) -> tuple[str, str]:
     some."""
     needed = []
     for model in models:
-        core = [one for one in model.variants if one.kind == "coreml"] or list(model.variants)
+        core = [one for one in model.variants if one.is_package] or list(model.variants)
         needed.append(min((one.requires.systems for one in core), key=lambda systems: version(systems[0])))
     return max((one[0] for one in needed), key=version), max((one[1] for one in needed), key=version)
 
@@ -168,12 +168,11 @@ def _type_name(name: str) -> str:
 
 def _parts(model: Model) -> dict[str, Any]:
     inputs, outputs = _members(model.inputs), _members(model.outputs)
-    kinds = {one.kind for one in model.variants}
     return {
         "inputs": inputs,
         "outputs": outputs,
-        "core_ml": "coreml" in kinds,
-        "executorch": "executorch" in kinds,
+        "core_ml": any(one.is_package for one in model.variants),
+        "executorch": any(not one.is_package for one in model.variants),
         "pictures": any(one.channels for one in model.inputs),
     }
 

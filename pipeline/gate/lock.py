@@ -20,7 +20,7 @@ from ..report import summaries
 from ..report.json_files import read_json
 from ..report.read import ReportFile
 from ..report.records import Artifact, Report
-from ..report.write import PACKAGES
+from ..targets import libraries
 from .ci import model_name
 
 SCHEMA = "cidermill.lock/1"
@@ -218,7 +218,7 @@ def _entry(key: str, report: Report, artifact: Artifact) -> LockEntry:
         sha256=LockedDigests(artifact.sha256, report.source.sha256),
         tools={
             "cidermill": report.version,
-            **{name: versions[name] for name in PACKAGES if name in versions},
+            **{name: versions[name] for name in libraries() if name in versions},
         },
     )
 

@@ -7,11 +7,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..output import write_whole
+from ..targets import libraries
 from . import summaries
 from .json_files import write_json
 from .records import Report
-
-PACKAGES = ("torch", "coremltools", "executorch", "transformers", "numpy")
 
 
 def environment() -> dict[str, str]:
@@ -21,7 +20,7 @@ def environment() -> dict[str, str]:
         "arch": platform.machine(),
         "os": platform.platform(terse=True),
     }
-    for package in PACKAGES:
+    for package in libraries():
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -31,6 +31,12 @@ def artifact_suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(target.suffix for target in TARGETS.values()))
 
 
+def libraries() -> tuple[str, ...]:
+    """The packages whose versions decide what an artifact of any target holds."""
+    of_targets = (library for target in TARGETS.values() for library in target.libraries)
+    return tuple(dict.fromkeys(("torch", *of_targets, "transformers", "numpy")))
+
+
 def refuse(option: str, names: tuple[str, ...], value: object = "", artifact: Path | None = None) -> None:
     """Raises UserError where an option holds for none of the targets, in the words of the first."""
     refusals = [find_target(name).refused.get(option) for name in names]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .target import Cost, Target
+from .target import AppRuntime, Cost, Target
 
 if TYPE_CHECKING:
     from ...converters.artifact import WrittenArtifact
@@ -114,4 +114,5 @@ COREML = Target(
     names_weights=True,
     rounds_activations=True,
     neural_engine=True,
+    in_apps=AppRuntime("coreml", packages=True),
 )

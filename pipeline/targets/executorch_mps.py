@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .target import Cost, Refusal, Target
+from .target import AppRuntime, Cost, Refusal, Target
 
 if TYPE_CHECKING:
     from ...converters.artifact import WrittenArtifact
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ...validation.estimate.placement import Placement
     from ...validation.graph import Graph
 
+# https://docs.pytorch.org/executorch/1.1/backends/mps/mps-overview.html, Target Requirements; the app's own
+# ExecuTorch may need more
+MPS_SYSTEMS = ("15.4", "12.4")
 REFUSED = {
     "min_ane_share": Refusal(
         "--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
@@ -76,4 +79,5 @@ EXECUTORCH_MPS = Target(
     place=place,
     no_plan="not run: ExecuTorch has no compute plan; the file says what is delegated",
     refused=REFUSED,
+    in_apps=AppRuntime("executorch", systems=MPS_SYSTEMS),
 )

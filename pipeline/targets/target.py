@@ -44,6 +44,17 @@ class Refusal:
     hint: str
 
 
+@dataclass(frozen=True)
+class AppRuntime:
+    """How the Swift wrapper of a bundle runs artifacts. kind: what it calls the runtime; packages: whether
+    they are ML packages, which describe their border in full and can share weights, and are tried first;
+    systems: the oldest (iOS, macOS) that run them, None where each file says it."""
+
+    kind: str
+    packages: bool = False
+    systems: tuple[str, str] | None = None
+
+
 def _holds(recipe: Recipe, deployment_target: str) -> None:
     """Of a target that takes every recipe (and tells in its artifacts what it had to store otherwise)."""
 
@@ -64,7 +75,7 @@ class Target:
 
     name: as `--target` takes it and report.json has it; title: as sentences call it; short: in names of
     folders and variants; suffix: of its artifacts, by which `validation` opens them; runtime: what runs them
-    natively, as `validation.native` and bundles call it; libraries: whose versions decide its bytes;
+    natively, as `validation.native` calls it; libraries: whose versions decide its bytes;
     extra: of cidermill, without which nothing is written ("": every installation writes it).
 
     check_recipe(recipe, deployment target): raises UserError where its operators cannot hold the recipe.
@@ -84,6 +95,7 @@ class Target:
     names_weights: whether the artifact keeps the source's names of weights; rounds_activations: whether
     8-bit activations are 8 bits there; neural_engine: whether it ever runs on it; no_plan: why its runtime
     does not tell where it runs what, "" where it does. refused: option -> why it does not hold here.
+    in_apps: how bundles hold it, None where they do not.
     """
 
     name: str
@@ -107,4 +119,5 @@ class Target:
     neural_engine: bool = False
     no_plan: str = ""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    in_apps: AppRuntime | None = None
     extra: str = ""

@@ -87,7 +87,7 @@ def test_a_difference_in_one_bit_is_found(merged, converted, tmp_path):
 
 def test_other_weights_are_strangers(converted):
     models = read_models([str(converted / name) for name in ("half", "int8")], allow_failed=False)
-    variants = [one for one in models[0].variants if one.kind == "coreml"]
+    variants = [one for one in models[0].variants if one.is_package]
     assert proposals(variants, [weights_of(one.path) for one in variants]) == []
 
 

@@ -21,6 +21,7 @@ from cidermill.pipeline.bundle.swift import (
     type_names,
 )
 from cidermill.pipeline.bundle.swift_check import BrokenSwift, check_swift, syntax_errors
+from cidermill.pipeline.targets import find_target
 
 HOSTILE = [
     '"',
@@ -56,12 +57,12 @@ FLOAT = Feature("x", "float32", (1, 4))
 
 
 def model(
-    name: str, inputs=(FLOAT,), outputs=(FLOAT,), kind: str = "coreml", systems=("18.0", "15.0")
+    name: str, inputs=(FLOAT,), outputs=(FLOAT,), target: str = "coreml", systems=("18.0", "15.0")
 ) -> Model:
     requires = Requirements(systems, ("A17 Pro",), 6_000_000_000)
     variant = Variant(
         "int8",
-        kind,
+        find_target(target).in_apps,
         None,
         "0" * 64,
         10,
@@ -200,7 +201,7 @@ def test_the_border_in_swift():
 
 
 def test_a_program_for_executorch_has_a_url_and_no_invented_interface():
-    text = sources(model("net", kind="executorch"))["Sources/AppModels/Net.swift"]
+    text = sources(model("net", target="executorch-mps"))["Sources/AppModels/Net.swift"]
     assert syntax_errors(text.encode(), "Net.swift") == []
     assert "public static func programURL() throws -> URL" in text
     assert "predict" not in text and "import CoreML" not in text

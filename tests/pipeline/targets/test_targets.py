@@ -54,11 +54,13 @@ def test_an_option_is_refused_where_it_holds_for_none():
     assert error.value.hint == "Leave it out, or add --target coreml."
 
 
-RECIPES = ["int8", "int4", "int4:asymmetric", "int4:block24", "int3", "palettize2:group16", "palettize4", "palettize4:scaled",
-           "palettize6", "palettize8", "prune50", "prune50+int8", "prune75+palettize4", "prune50+palettize8"]  # fmt: skip
+RECIPES = (
+    "int8 int4 int4:asymmetric int4:block24 int3 palettize2:group16 palettize4 palettize4:scaled palettize6"
+    " palettize8 prune50 prune50+int8 prune75+palettize4 prune50+palettize8"
+)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES.split())
 def test_what_is_foreseen_and_what_is_written_is_one_decision(recipe):
     """ExecuTorch MPS: the layout of a form with nothing in it is the layout of the weight."""
     torch.manual_seed(0)
