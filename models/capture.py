@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
+from .mapped import Reading
+from .patched import postponed_modules
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .samples import blaming
@@ -65,6 +69,8 @@ def capture(source: Source, samples: Samples) -> Captured:
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
+    with postponed_modules():
+        import torch.export._trace  # torch.export imports it at its first use
     with quiet():
         exported = source.program if source.program is not None else _export(source, samples)
         names = _output_names(exported, source)
@@ -244,7 +250,7 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
 
     module = source.program.module() if source.program is not None else source.module
     results = []
-    with torch.no_grad():
+    with torch.no_grad(), _weights_dropped_after_use(module):
         for index, batch in enumerate(samples.batches):
             tensors = {name: _as_model_wants(array) for name, array in batch.items()}
             args: tuple[Any, ...] = ()
@@ -257,6 +263,23 @@ def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dic
             leaves = [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, torch.Tensor)]
             results.append({name: _to_numpy(leaf) for name, leaf in zip(names, leaves)})
     return tuple(results)
+
+
+@contextmanager
+def _weights_dropped_after_use(module: torch.nn.Module) -> Iterator[None]:
+    """While it runs, the model's weights are in memory layer by layer, where they are mapped from a file."""
+    reading = Reading()
+
+    def after(layer: torch.nn.Module, *_: Any) -> None:
+        for parameter in layer.parameters(recurse=False):
+            reading.used(parameter)
+
+    hooks = [layer.register_forward_hook(after) for layer in module.modules() if layer is not module]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _program_arguments(

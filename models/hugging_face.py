@@ -16,6 +16,7 @@ from typing import Any
 from .digest import content_of_files
 from .errors import UserError
 from .inputs import DTYPES, InputSpec, in_order, override
+from .patched import postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
 from .source import Source, TensorSpec
@@ -88,7 +89,7 @@ def _load_model(
     for file in files:
         _check_weights(file)
     _check_depth(folder, settings, files)
-    with quiet(), transformers_offline():
+    with quiet(), postponed_modules(), transformers_offline():
         model_class = _model_class(folder, settings)
         config = _configuration(folder, model_class)
         if given and not given[0].name:

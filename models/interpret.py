@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.fx.node import map_arg
 
+from .mapped import Reading
 from .tensors import Tensor, tensors_of
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def run_nodes(
     before the end. A constant is made when a node first reads it, once for all states."""
     if not states:
         return []
+    reading = Reading()
     for node in runnable.nodes[start:stop]:
         for source in runnable.reads[node]:
             if source not in states[0]:
@@ -104,6 +106,8 @@ def run_nodes(
         for values in states:
             values[node] = compute(node, values.__getitem__, tap)
         for source in runnable.last_uses.get(node, ()):
+            if source in runnable.constants:
+                reading.used(states[0][source])
             for values in states:
                 values.pop(source, None)
     return []

@@ -4,10 +4,13 @@ All of it is put back, and several threads may ask for it at once: the first to 
 to leave undoes it.
 
 Environment variables: HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY (`quiet.transformers_offline`).
+    OMP_WAIT_POLICY and the thresholds of Python's garbage collector, for the command line's process alone and
+    therefore for good (`pipeline.commands.shared`).
 Output: sys.stdout, sys.stderr, warnings and logging are silenced (`quiet.quiet`).
 Temporary files: of a thread that writes an output they go beside it (`tempfile.gettempdir`, by
 `pipeline.output`).
 Hidden modules: libraries that coremltools would import for its other frontends (`converters.coreml.tools`).
+Postponed modules: `POSTPONED`, while transformers and torch.export are imported.
 Patched calls, all of coremltools 9.0 and in `converters.coreml.program`:
     TorchConverter._construct_compression_op     builds a weight from its own codes
     PassPipelineManager.apply_pipeline           validates a program once instead of after every pass
@@ -18,9 +21,19 @@ only one thread at a time may use it: `exclusive`.
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
+
+POSTPONED = (  # of which transformers 5 and torch 2.13 import functions that a conversion never calls; 2 s
+    "networkx",  # torch._functorch: memory budgets of activation checkpointing
+    "scipy.optimize",  # transformers.loss: matching of boxes
+    "sklearn.metrics",  # transformers.generation: assisted decoding
+    "torchao.prototype.safetensors.safetensors_support",  # transformers.quantizers
+)
 
 exclusive = threading.RLock()
 _hiding = threading.RLock()
@@ -70,12 +83,42 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 def hidden_modules(names: Iterable[str]) -> Iterator[None]:
     """An import of any of these fails inside, as if it were not installed. Other threads that hide modules
     wait; one that imports such a module meanwhile does not find it either."""
+    absent: dict[str, Any] = dict.fromkeys(names)  # None: an import of it raises ImportError
+    with _in_place_of(absent):
+        yield
+
+
+@contextmanager
+def postponed_modules(names: Iterable[str] = POSTPONED) -> Iterator[None]:
+    """Libraries that are imported inside get stand-ins for the functions of these modules, which import them
+    when they are called, later. Modules that are imported already stay as they are."""
+    with _in_place_of({name: _Postponed(name) for name in names if name not in sys.modules}):
+        yield
+
+
+@contextmanager
+def _in_place_of(modules: Mapping[str, Any]) -> Iterator[None]:
+    """What imports find by the names of `modules`; other threads that change the same wait."""
     with _hiding:
-        before = {name: sys.modules[name] for name in names if name in sys.modules}
-        sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: an import of it raises ImportError
+        before = {name: sys.modules[name] for name in modules if name in sys.modules}
+        sys.modules.update(modules)
         try:
             yield
         finally:
-            for name in names:
+            for name in modules:
                 sys.modules.pop(name, None)
             sys.modules.update(before)
+
+
+class _Postponed(ModuleType):
+    """A module that is not imported yet: each of its names is a function that imports it and calls the real
+    one."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(import_module(self.__name__), name)(*args, **kwargs)

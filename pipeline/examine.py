@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .stages import Stages
     from .yardstick import Yardstick
 
+# A runner that is called more often keeps the weights that it has decoded: to decode them again takes less than
+# their place in memory, until then.
+FEW_SAMPLES = 4
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -56,7 +60,7 @@ def examine(
     from ..validation.runners import open_runner
 
     with stages("validate"):
-        several = len(yardstick.samples.batches) > 1
+        several = len(yardstick.samples.batches) > FEW_SAMPLES
         runner = open_runner(artifact.path, host="reference", keep_weights=several)
         made = yardstick.weights
         weights = audit(artifact.path, yardstick.decisions, artifact.realised, made, runner, consume=last)

@@ -17,6 +17,7 @@ import torch
 from ..models.capture import Captured
 from ..models.decibels import decibels
 from ..models.errors import UserError
+from ..models.mapped import Reading
 from ..models.quiet import quiet
 from ..models.roles import Role
 from ..models.tensors import Storage, Tensor, storage_of
@@ -95,6 +96,7 @@ def compress(
     weights: dict[str, CompressedWeight] = {}
     decisions: list[Decision] = []
     first_names: dict[Storage, str] = {}
+    reading = Reading()
     for tensor in captured.tensors:
         layer = chosen.get(tensor.name, recipe)
         if progress and tensor.name in chosen and layer.compresses:
@@ -109,6 +111,7 @@ def compress(
             )
             weight, decision = _compress_tensor(tensor, captured.roles[tensor.name], layer, evidence, cache)
         decisions.append(decision)
+        reading.used(tensor.data)
         if weight is not None:
             weights[tensor.name] = weight
     warnings = _calibration_warnings(captured, few)
@@ -342,8 +345,10 @@ def _refuse_nonfinite(captured: Captured) -> None:
     are made of -inf."""
     broken: list[str] = []
     seen: set[Storage] = set()
+    reading = Reading()
     for tensor in captured.tensors:
         data = tensor.data.detach()
+        reading.used(data)
         if (
             storage_of(tensor) in seen
             or not data.is_floating_point()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...models.graphs import Draft, is_op, retrace
+from ...models.mapped import Reading
 from .elementwise_rules import log_softmax
 
 aten = torch.ops.aten
@@ -167,10 +168,12 @@ def fit_half(work: Draft) -> None:
     As half precision infinities they would turn a mask of (1 - 1) * -3.4e38 into NaN, and a row that masks
     everything too.
     """
+    reading = Reading()
     for node in work.graph.nodes:
         tensor = work.tensor_of(node)
         if tensor is not None and tensor.is_floating_point():
             work.constants[node.name] = (work.constants[node.name][0], _fit_tensor(tensor))
+            reading.used(tensor)
         elif node.op == "call_function" and node.target in FILLED | ORDERED and _computes_in_half(node):
             limit = BEYOND_MASK if node.target in ORDERED else MASKED
             node.args = torch.fx.node.map_aggregate(node.args, lambda value, limit=limit: _fit(value, limit))

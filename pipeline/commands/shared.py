@@ -1,6 +1,7 @@
 """What every command shares: its options, how it tells what it found, and how errors become messages and exit
 codes."""
 
+import gc
 import os
 import sys
 import traceback
@@ -20,6 +21,10 @@ from ..signals import Stopped, ends_in_order
 # Waiting OpenMP threads must sleep, not spin: beside any other load, spinning makes torch up to ten times
 # slower. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Imported libraries and graphs are millions of objects that stay: looking through them for garbage as often as
+# Python does by itself (after 700 new ones) takes a twentieth of a conversion.
+gc.set_threshold(100_000, 20, 100)
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

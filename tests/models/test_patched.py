@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from cidermill.models.patched import hidden_modules, replaced
+from cidermill.models.patched import hidden_modules, postponed_modules, replaced
 from cidermill.models.quiet import quiet
 
 
@@ -62,3 +62,15 @@ def test_hidden_modules_cannot_be_imported_and_are_back():
     import json
 
     assert json.loads("1") == 1 and colorsys
+
+
+def test_a_postponed_module_is_imported_when_a_function_of_it_is_called():
+    for name in ("colorsys", "json"):
+        sys.modules.pop(name, None)
+    with postponed_modules(["colorsys", "json"]):
+        from colorsys import rgb_to_hls
+
+        assert "FLOAT" not in dir(sys.modules["colorsys"])
+    assert "colorsys" not in sys.modules
+    assert rgb_to_hls(1, 1, 1) == (0.0, 1, 0.0)
+    assert "colorsys" in sys.modules
