@@ -38,7 +38,7 @@ class NamedModule(torch.nn.Module):
         return self._call(inputs)
 
 
-def prepare(model: torch.nn.Module, title: str) -> torch.nn.Module:
+def for_inference(model: torch.nn.Module, title: str) -> torch.nn.Module:
     """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its
     parts."""
     try:

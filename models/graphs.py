@@ -7,6 +7,7 @@ placeholder name.
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +188,7 @@ def is_op(node: Any, *targets: Any) -> bool:
     return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in targets
 
 
-def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
+def retrace(work: Draft, node: torch.fx.Node, function: Callable[..., Any], *args: Any) -> torch.fx.Node:
     """Replace `node` by what `function(*args)` computes, traced into ATen operators in its place.
 
     args are nodes (passed on as tensors) or literals. `function` must return one tensor of the same shape and
@@ -228,7 +229,7 @@ def retrace(work: Draft, node: torch.fx.Node, function: Any, *args: Any) -> torc
     return result
 
 
-def insert(work: Draft, before: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
+def insert(work: Draft, before: torch.fx.Node, function: Callable[..., Any], *args: Any) -> torch.fx.Node:
     """What `function(*args)` computes as new nodes before `before`, whose module and source line they take.
     As `retrace` otherwise."""
     with work.graph.inserting_before(before):

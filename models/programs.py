@@ -4,6 +4,8 @@ An archive may carry pickles, native libraries and expressions that torch would 
 plain program, so an archive that carries them is refused unless the user trusts it.
 """
 
+from __future__ import annotations
+
 import importlib
 import io
 import json
@@ -11,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .archives import read_member, zip_members
 from .digest import content_of
@@ -21,6 +23,11 @@ from .pickles import globals_of, torch_only
 from .quiet import quiet
 from .source import Source, TensorSpec
 from .source_kind import LoadOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Node
 
 _BORDER = {
     "torch.float32": "float32",
@@ -60,16 +67,25 @@ def load_program(path: Path, options: LoadOptions) -> Source:
     if not options.trust_pickle:
         refuse_code(path)
     _register_output_types(path)
-    program, module, inputs, limits = describe(_read(path), options.inputs, str(path))
+    opened = open_program(_read(path), options.inputs, str(path))
     sha256 = content_of(path).sha256
-    return Source(path, "exported-program", sha256, module, inputs, program, limits=limits)
+    return Source(
+        path, "exported-program", sha256, opened.module, opened.inputs, opened.program, limits=opened.limits
+    )
 
 
-def describe(
-    program: Any, given: tuple[InputSpec, ...], title: str
-) -> tuple[Any, Any, tuple[TensorSpec, ...], dict[str, tuple[int, int]]]:
-    """-> (program, or None where it is to be exported again at the shapes of `inputs`, module, inputs,
-    integer limits)."""
+class OpenedProgram(NamedTuple):
+    """program: None where it is to be exported again at the shapes of `inputs`. module: runs it by input
+    names. limits: integer input -> (lowest, highest + 1)."""
+
+    program: ExportedProgram | None
+    module: torch.nn.Module
+    inputs: tuple[TensorSpec, ...]
+    limits: dict[str, tuple[int, int]]
+
+
+def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: str) -> OpenedProgram:
+    """A program as a source of a model, at the shapes that the user gave where it leaves them open."""
     # Python text that program.module() would execute; capture fixes the shapes that it would guard
     program._guards_code = []
     placeholders = _tensor_inputs(program)
@@ -89,7 +105,8 @@ def describe(
     fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(
         _is_static(node) for _, node in placeholders
     )
-    return program if fixed else None, module, inputs, _limits(program, placeholders, inputs)
+    limits = _limits(program, placeholders, inputs)
+    return OpenedProgram(program if fixed else None, module, inputs, limits)
 
 
 def refuse_code(path: Path) -> None:
@@ -206,7 +223,7 @@ def _register_output_types(path: Path) -> None:
                     importlib.import_module(module)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> ExportedProgram:
     from torch.export.pt2_archive._package import load_pt2
 
     try:
@@ -229,7 +246,7 @@ def _read(path: Path) -> Any:
     return next(iter(programs.values()))
 
 
-def _tensor_inputs(program: Any) -> list[tuple[int, Any]]:
+def _tensor_inputs(program: ExportedProgram) -> list[tuple[int, Node]]:
     """[(position among the flat user inputs, placeholder)] of those that are tensors."""
     import torch
 
@@ -244,14 +261,15 @@ def _tensor_inputs(program: Any) -> list[tuple[int, Any]]:
     ]
 
 
-def _example(program: Any, index: int) -> Any:
+def _example(program: ExportedProgram, index: int) -> Any:
+    """The value of a flat user input that the program was exported with, None where it is not kept."""
     from torch.utils import _pytree as pytree
 
     leaves = pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
     return leaves[index] if index < len(leaves) else None
 
 
-def _spec(node: Any, example: Any, title: str) -> TensorSpec:
+def _spec(node: Node, example: Any, title: str) -> TensorSpec:
     value = node.meta["val"]
     if str(value.dtype) not in _BORDER:
         allowed = ", ".join(sorted(set(_BORDER.values())))
@@ -264,11 +282,11 @@ def _spec(node: Any, example: Any, title: str) -> TensorSpec:
     return TensorSpec(node.name, shape, _BORDER[str(value.dtype)])
 
 
-def _is_static(node: Any) -> bool:
+def _is_static(node: Node) -> bool:
     return all(isinstance(dim, int) for dim in node.meta["val"].shape)
 
 
-def _settle(node: Any, own: TensorSpec, given: InputSpec | None, title: str) -> TensorSpec:
+def _settle(node: Node, own: TensorSpec, given: InputSpec | None, title: str) -> TensorSpec:
     """The user's shape where the program leaves it open; the program's own elsewhere."""
     if given is None:
         return own
@@ -287,9 +305,8 @@ def _settle(node: Any, own: TensorSpec, given: InputSpec | None, title: str) -> 
     return TensorSpec(own.name, given.shape, own.dtype)
 
 
-def _by_names(program: Any, positions: list[int]) -> Any:
+def _by_names(program: ExportedProgram, positions: list[int]) -> torch.nn.Module:
     """A module over the tensor inputs only; other inputs keep the values they were exported with."""
-    import torch
     from torch.utils import _pytree as pytree
 
     from .forward import NamedModule
@@ -309,14 +326,14 @@ def _by_names(program: Any, positions: list[int]) -> Any:
 
 
 def _limits(
-    program: Any, placeholders: list[tuple[int, Any]], inputs: tuple[TensorSpec, ...]
+    program: ExportedProgram, placeholders: list[tuple[int, Node]], inputs: tuple[TensorSpec, ...]
 ) -> dict[str, tuple[int, int]]:
     """Integer inputs: rows of the embedding they index, else the range of the example that the program was
     exported with."""
     limits = {}
     for (index, node), spec in zip(placeholders, inputs):
         example = _example(program, index)
-        rows = _rows_indexed(program, node)
+        rows = _rows_indexed(node)
         if spec.dtype != "int32":
             continue
         if rows is not None:
@@ -326,9 +343,10 @@ def _limits(
     return limits
 
 
-def _rows_indexed(program: Any, start: Any) -> int | None:
+def _rows_indexed(node: Node) -> int | None:
     """Follow an input through casts and reshapes to an embedding -> rows of its table."""
-    todo, seen = [start], set()
+    todo: list[Node] = [node]
+    seen: set[Node] = set()
     while todo:
         node = todo.pop()
         if node in seen:
@@ -338,7 +356,8 @@ def _rows_indexed(program: Any, start: Any) -> int | None:
             kind = str(user.target).partition("::")[2] or str(user.target).removeprefix("aten.")
             kind = kind.partition(".")[0]
             if kind == "embedding" and user.args[1] is node:
-                return int(user.args[0].meta["val"].shape[0])
+                table: Any = user.args[0]
+                return int(table.meta["val"].shape[0])
             if kind in _INDEX_KEEPING:
                 todo.append(user)
     return None

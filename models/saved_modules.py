@@ -1,16 +1,21 @@
 """A torch.save or safetensors file -> Source: the module that was pickled, or weights in the module that
 `--model-class` builds."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .digest import content_of
 from .errors import UserError
-from .forward import bind, prepare, propose, try_once, vocabulary
+from .forward import bind, for_inference, propose, try_once, vocabulary
 from .pickles import load_object
 from .source import Source
 from .source_kind import LoadOptions
 from .state_dicts import build_model, find_state_dict, read_safetensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_saved(path: Path, options: LoadOptions, legacy: bool) -> Source:
@@ -34,8 +39,8 @@ def load_safetensors(path: Path, options: LoadOptions) -> Source:
     return _source(path, "state-dict", model, options)
 
 
-def _source(path: Path, format_name: str, model: Any, options: LoadOptions) -> Source:
-    model = prepare(model, str(path))
+def _source(path: Path, format_name: str, model: torch.nn.Module, options: LoadOptions) -> Source:
+    model = for_inference(model, str(path))
     module, specs = bind(model, options.inputs, str(path))
     limits = vocabulary(model, specs)
     try_once(module, specs, limits, str(path), f"About the shapes: {propose(model)}")

@@ -87,7 +87,7 @@ def read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         ) from error
 
 
-def build_model(path: Path, weights: Mapping[str, torch.Tensor], model_class: str | None) -> Any:
+def build_model(path: Path, weights: Mapping[str, torch.Tensor], model_class: str | None) -> torch.nn.Module:
     """Call the factory and load the weights into what it returns; every name and shape must match."""
     if model_class is None:
         raise UserError(
@@ -106,7 +106,7 @@ def build_model(path: Path, weights: Mapping[str, torch.Tensor], model_class: st
     return model
 
 
-def _call_factory(model_class: str) -> Any:
+def _call_factory(model_class: str) -> torch.nn.Module:
     import torch
 
     factory = import_by_name(model_class, "--model-class")
@@ -131,7 +131,9 @@ def _call_factory(model_class: str) -> Any:
     return model
 
 
-def _check_keys(path: Path, model: Any, weights: Mapping[str, torch.Tensor], model_class: str) -> None:
+def _check_keys(
+    path: Path, model: torch.nn.Module, weights: Mapping[str, torch.Tensor], model_class: str
+) -> None:
     own = model.state_dict().keys()
     missing, unexpected = (
         [name for name in own if name not in weights],

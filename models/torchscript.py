@@ -10,7 +10,7 @@ from .archives import read_member
 from .digest import content_of
 from .errors import UserError
 from .forward import bind, try_once, vocabulary
-from .programs import describe
+from .programs import open_program
 from .quiet import quiet
 from .samples import synthetic
 from .source import Source, TensorSpec
@@ -26,15 +26,19 @@ def load_torchscript(path: Path, options: LoadOptions) -> Source:
     limits = vocabulary(module, specs)
     try_once(module, specs, limits, str(path), "Correct --input.")
     converted = _convert(path, model, specs, limits)
-    program, converted_module, own, own_limits = describe(converted, (), str(path))
-    if len(own) != len(specs):
-        count = f"{len(own)} of {len(specs)} inputs"
+    opened = open_program(converted, (), str(path))
+    if len(opened.inputs) != len(specs):
+        count = f"{len(opened.inputs)} of {len(specs)} inputs"
         raise UserError(
             f"{path}: the conversion of the TorchScript kept {count}.", "Leave out inputs that are not used."
         )
-    limits = {spec.name: own_limits[old.name] for spec, old in zip(specs, own) if old.name in own_limits}
+    limits = {
+        spec.name: opened.limits[own.name]
+        for spec, own in zip(specs, opened.inputs)
+        if own.name in opened.limits
+    }
     sha256 = content_of(path).sha256
-    return Source(path, "torchscript", sha256, converted_module, specs, program, limits=limits)
+    return Source(path, "torchscript", sha256, opened.module, specs, opened.program, limits=limits)
 
 
 class _Anything:

@@ -24,7 +24,8 @@ from .report.records import BudgetSummary
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
     from ..models.capture import Captured
-    from ..quantization.recipe import Recipe
+    from ..quantization.schemes import Recipe
+    from ..quantization.sensitivity import MeasuredOn, Sensitivities
     from .plan import Plan
     from .stages import Stages
 
@@ -298,7 +299,7 @@ class Choice:
 def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
     """layer -> (elements, recipe): one recipe, the general part of which is the one that most elements get,
     the rest by exact names."""
-    from ..quantization.recipe import Recipe
+    from ..quantization.schemes import Recipe
 
     weight = Counter()
     for elements, recipe in layers.values():
@@ -336,8 +337,8 @@ def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[
         samples=replace(captured.samples, batches=captured.samples.batches[:SAMPLES]),
         reference=captured.reference[:SAMPLES],
     )
-    identity = identity_of(few)
-    table = measure(few, schemes, identity, _known(plan, captured, identity), step)
+    measured_on = measured_on_of(few)
+    table = measure(few, schemes, measured_on, _earlier_table(plan, captured, measured_on), step)
     write_table(table, folder / TABLE)
     return Choice(
         captured, schemes, table, plan.targets, plan.deployment_target, plan.budget, plan.min_psnr,
@@ -345,20 +346,22 @@ def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[
     )  # fmt: skip
 
 
-def identity_of(captured: Any) -> tuple[str, str]:
-    """What a table of sensitivities belongs to: (the model and the shapes of its inputs, the samples)."""
+def measured_on_of(captured: Captured) -> MeasuredOn:
+    """What a table of sensitivities of this model on these samples belongs to."""
+    from ..quantization.sensitivity import MeasuredOn
+
     model = f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}"
-    return model, digest_samples(captured.samples.batches)
+    return MeasuredOn(model, digest_samples(captured.samples.batches))
 
 
-def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:
+def _earlier_table(plan: Any, captured: Captured, measured_on: MeasuredOn) -> Sensitivities | None:
     """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it
     fits."""
     from ..quantization.sensitivity import fits, read_table
 
     if plan.sensitivity is not None:
         table = read_table(plan.sensitivity)
-        if different := fits(table, captured, identity):
+        if different := fits(table, captured, measured_on):
             hint = "Leave --sensitivity out to measure anew, or repeat --input and --samples."
             raise UserError(f"{plan.sensitivity} was measured on {different}.", hint)
         return table
@@ -366,7 +369,7 @@ def _known(plan: Any, captured: Any, identity: tuple[str, str]) -> Any:
         table = read_table(plan.folder / TABLE)
     except UserError:
         return None
-    return None if fits(table, captured, identity) else table
+    return None if fits(table, captured, measured_on) else table
 
 
 def write_recipe(recipe: Any, path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -105,15 +105,21 @@ class Training:
     teacher: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
 
+class Tuned(NamedTuple):
+    """A program with the decompressed weights in place, and the loss of every step."""
+
+    program: ExportedProgram
+    losses: list[float]
+
+
 def tune(
     captured: Captured,
     recipe: Recipe,
     tuning: Tuning,
     earlier: dict[str, Any] | None = None,
     after_step: Callable[[Training], None] | None = None,
-) -> tuple[ExportedProgram, list[float]]:
-    """Train on captured.samples. -> (ExportedProgram with the decompressed weights in place, the loss of
-    every step).
+) -> Tuned:
+    """Train on captured.samples.
 
     earlier: what `state_of` gave at a stop; `after_step` is told the training after every step. Raises
     UserError for recipes that cannot be trained.
@@ -130,7 +136,7 @@ def tune(
             training.step += 1
             if after_step:
                 after_step(training)
-        return settle(training), training.losses
+        return Tuned(settle(training), training.losses)
 
 
 def check_recipe(recipe: Recipe) -> None:

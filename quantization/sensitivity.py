@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +25,13 @@ from .schemes import Recipe
 from .weight import CompressedWeight
 
 SCHEMA = "cidermill.sensitivity/1"
+
+
+class MeasuredOn(NamedTuple):
+    """Digests of what a table belongs to: the model with the shapes of its inputs, and the samples."""
+
+    source: str
+    samples: str
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,12 @@ class Sensitivities:
 def measure(
     captured: Captured,
     schemes: Mapping[str, Recipe],
-    identity: tuple[str, str],
+    measured_on: MeasuredOn,
     earlier: Sensitivities | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Sensitivities:
     """The table for all `schemes` (text -> recipe without overrides); what an `earlier` table holds is not
-    measured again. identity: (source, samples)."""
+    measured again."""
     tables = dict(earlier.errors) if earlier else {}
     outputs = tuple(spec.name for spec in captured.outputs)
     nothing = [0.0] * len(outputs)
@@ -71,7 +78,7 @@ def measure(
             tell = None if progress is None else partial(_tell, progress, text)
             errors = dict(_measure_scheme(captured, scheme, tell))
         tables[text] = {layer.name: errors.get(layer.name, nothing) for layer in captured.layers}
-    return Sensitivities(*identity, outputs, tables)
+    return Sensitivities(*measured_on, outputs, tables)
 
 
 def _tell(progress: Callable[[str], None], scheme: str, layer: str) -> None:
@@ -181,11 +188,11 @@ def read_table(path: Path) -> Sensitivities:
         raise UserError(f"{path} is no table of sensitivities ({error}).", hint) from error
 
 
-def fits(table: Sensitivities, captured: Captured, identity: tuple[str, str]) -> str:
+def fits(table: Sensitivities, captured: Captured, measured_on: MeasuredOn) -> str:
     """ "" where the table was measured on this model and these samples, else what differs."""
     names = {layer.name for layer in captured.layers}
-    if table.source != identity[0] or table.outputs != tuple(spec.name for spec in captured.outputs):
+    if table.source != measured_on.source or table.outputs != tuple(spec.name for spec in captured.outputs):
         return "another model"
-    if table.samples != identity[1]:
+    if table.samples != measured_on.samples:
         return "other samples"
     return "" if all(set(rows) == names for rows in table.errors.values()) else "other layers"

@@ -269,7 +269,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
     for."""
     from ...quantization.recipe import parse_recipe
     from ...quantization.sensitivity import measure, write_table
-    from ..choice import SAMPLES, TABLE, identity_of
+    from ..choice import SAMPLES, TABLE, measured_on_of
 
     path = plan.out / TABLE
     if plan.sensitivity is False or len(plan.subjects) > 1 or path.exists():
@@ -288,7 +288,7 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
         return
     with show("sensitivity") as step:
         table = measure(
-            few, {name: parse_recipe(name) for name in HEAT_SCHEMES}, identity_of(few), None, step
+            few, {name: parse_recipe(name) for name in HEAT_SCHEMES}, measured_on_of(few), None, step
         )
         write_table(table, path)
 

@@ -13,7 +13,7 @@ from cidermill.models.samples import synthetic
 from cidermill.models.source import Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.sensitivity import fits, measure, read_table, write_table
+from cidermill.quantization.sensitivity import MeasuredOn, fits, measure, read_table, write_table
 
 
 class Branches(torch.nn.Module):
@@ -42,7 +42,7 @@ SCHEMES = {text: parse_recipe(text) for text in ("int8", "int4", "palettize2", "
 
 @pytest.fixture(scope="module")
 def table(captured):
-    return measure(captured, SCHEMES, ("model", "samples"))
+    return measure(captured, SCHEMES, MeasuredOn("model", "samples"))
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "palettize2"])
@@ -68,10 +68,14 @@ def test_float16_leaves_a_layer_alone(table):
 def test_what_is_known_is_not_measured_again(captured, table, tmp_path):
     write_table(table, tmp_path / "t.json")
     read = read_table(tmp_path / "t.json")
-    assert read == table and fits(read, captured, ("model", "samples")) == ""
+    assert read == table and fits(read, captured, MeasuredOn("model", "samples")) == ""
     told = []
     more = measure(
-        captured, {**SCHEMES, "int3": parse_recipe("palettize3")}, ("model", "samples"), read, told.append
+        captured,
+        {**SCHEMES, "int3": parse_recipe("palettize3")},
+        MeasuredOn("model", "samples"),
+        read,
+        told.append,
     )
     assert {line.split()[0] for line in told} == {"int3"} and {**more.errors, "int3": 0} == {
         **table.errors,
@@ -80,11 +84,13 @@ def test_what_is_known_is_not_measured_again(captured, table, tmp_path):
 
 
 def test_a_table_of_something_else_is_noticed(captured, table):
-    assert fits(table, captured, ("other", "samples")) == "another model"
-    assert fits(table, captured, ("model", "other")) == "other samples"
+    assert fits(table, captured, MeasuredOn("other", "samples")) == "another model"
+    assert fits(table, captured, MeasuredOn("model", "other")) == "other samples"
     renamed = replace(table, errors={"int8": {"x": [0.0, 0.0]}})
-    assert fits(renamed, captured, ("model", "samples")) == "other layers"
-    assert fits(replace(table, outputs=("x", "y")), captured, ("model", "samples")) == "another model"
+    assert fits(renamed, captured, MeasuredOn("model", "samples")) == "other layers"
+    assert (
+        fits(replace(table, outputs=("x", "y")), captured, MeasuredOn("model", "samples")) == "another model"
+    )
 
 
 UNEVEN = (
