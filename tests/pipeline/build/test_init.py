@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 
+from cidermill.models.inputs import InputSpec
 from cidermill.pipeline.build.config import read_config
 from cidermill.pipeline.commands.cli import main
 
@@ -61,7 +62,7 @@ def test_every_model_is_found_and_the_file_is_read(standing_there):
         ("a-script-1", 'a script "1".pt'),
         ("bert", "bert"),
     ]
-    assert {job.plan.devices for job in jobs} == {("iPhone 15 Pro",)}
+    assert {tuple(device.name for device in job.plan.devices) for job in jobs} == {("iPhone 15 Pro",)}
 
 
 def test_what_is_commented_out_is_right_too(standing_there):
@@ -71,10 +72,10 @@ def test_what_is_commented_out_is_right_too(standing_there):
         re.sub("(?m)^# (out|min|input|model-class|\\[\\[|name|quant)", r"\1", text)
     )
     plans = {job.name: job.plan for job in read_config(Path("cidermill.toml")).jobs}
-    assert plans["module-2"].inputs == ("input:1x3x224x224",)
+    assert plans["module-2"].inputs == (InputSpec("input", (1, 3, 224, 224), None),)
     assert plans["weights"].model_class == "nets:build"
     assert plans["bert"].min_psnr == 30
-    assert plans["a-script-1/small"].recipe == "palettize4"
+    assert plans["a-script-1/small"].recipe.name == "palettize4"
 
 
 def test_a_file_that_is_there_is_never_changed(standing_there):
