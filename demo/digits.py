@@ -4,7 +4,6 @@ right answers.
 python demo/digits.py OUT_DIR
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from cidermill.validation import open_runner
+import cidermill
 
 EPOCHS = 30
 
@@ -71,12 +70,19 @@ def main(folder: Path) -> int:
     with source.open("wb") as stream:
         torch.export.save(torch.export.export(model, (test_images[:1],)), stream)
     np.savez(folder / "samples.npz", input=test_images[:8].numpy()[:, None])
-    command = ["convert", str(source), "--target", "coreml", "--target", "executorch-mps", "--quant", "int8"]
-    command += ["--samples", str(folder / "samples.npz"), "--out", str(folder / "artifacts")]
-    console.print(f"\n$ {' '.join(command)}")
-    code = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]]).returncode
-    if code:
-        return code
+    console.print("Pressing it at int8 ...")
+    report = cidermill.convert(
+        source,
+        target=["coreml", "executorch-mps"],
+        quant="int8",
+        samples=folder / "samples.npz",
+        out=folder / "artifacts",
+    )
+    for artifact in report.artifacts:
+        conversion = artifact.validation.conversion[0]
+        console.print(
+            f"{artifact.path}: {artifact.verdict}, {conversion.psnr_db:.1f} dB from the same weights"
+        )
     table = Table(title=f"Accuracy on {len(test_images)} digits that the network has not seen")
     table.add_column("model")
     table.add_column("size", justify="right")
@@ -88,17 +94,15 @@ def main(folder: Path) -> int:
             f"{size / 1000:.0f} kB",
             accuracy(model(test_images).numpy(), test_labels),
         )
-    for path in (folder / "artifacts" / "model.mlpackage", folder / "artifacts" / "model.pte"):
-        runner = open_runner(path)
+    for artifact in report.artifacts:
+        runner = cidermill.open_runner(folder / "artifacts" / artifact.path)
         answers = np.concatenate(
             [next(iter(runner([image[None]]).values())) for image in test_images.numpy()]
         )
-        size = sum(
-            file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
-        )
-        table.add_row(f"{path.name} (int8)", f"{size / 1000:.0f} kB", accuracy(answers, test_labels))
+        size = f"{artifact.size_bytes / 1000:.0f} kB"
+        table.add_row(f"{artifact.path} (int8)", size, accuracy(answers, test_labels))
     console.print(table)
-    return 0
+    return 0 if report.verdict == "pass" else 1
 
 
 if __name__ == "__main__":
