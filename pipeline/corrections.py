@@ -6,6 +6,8 @@ where that machine finds it by itself, or wherever --out says, for --calibration
 version that it was fitted with, and no others.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -14,11 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET
 
 from ..models.errors import UserError
+from ..validation.records import Machine, MeasuredTimes
 from .report.json_files import write_json
 from .report.records import SCHEMA as REPORT
+from .report.records import MeasuredLatency, Report
+
+if TYPE_CHECKING:
+    from ..validation.estimate.correction import Row
 
 SCHEMA = "cidermill.calibration/1"
 HINT = "Give the report.json that `convert` wrote on the Mac to calibrate for."
@@ -40,19 +50,16 @@ def calibrate(reports: Sequence[Path], out: Path | None) -> dict[str, Any]:
     reports that do not serve."""
     from ..validation.estimate.correction import fit
 
-    found = [_read_report(path) for path in reports]
-    chip, machine, rows = (
-        _same_chip(found),
-        found[0]["machine"],
-        [row for one in found for row in one["rows"]],
-    )
-    correction = fit(rows, chip, f"{machine['model']}, {machine['os']}")
+    measured = [_read_report(path) for path in reports]
+    chip, machine = _same_chip(measured), measured[0].machine
+    rows = [row for report in measured for row in report.rows]
+    correction = fit(rows, chip, f"{machine.model}, {machine.os}")
     calibration = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
+        "machine": asdict(machine),
         "correction": asdict(correction),
-        "reports": [one["provenance"] for one in found],
+        "reports": [report.provenance for report in measured],
         "measurements": [{**asdict(row), "estimate_ms": sum(row.parts_ms.values())} for row in rows],
     }
     path = out if out is not None else calibration_path(chip)
@@ -159,7 +166,7 @@ def _own_chip() -> str:
         return ""
     from ..validation.native import machine
 
-    return str(machine()["chip"])
+    return machine().chip
 
 
 def _own_calibration(chip: str) -> Calibration | None:
@@ -187,52 +194,55 @@ def _correction(content: dict[str, Any]) -> Any:
     )
 
 
-def _read_report(path: Path) -> dict[str, Any]:
-    """-> {"machine", "rows", "provenance"}"""
-    from ..models.digest import content_of
-    from ..validation.estimate.correction import estimator
+class MeasuredReport(NamedTuple):
+    """What a report says that was measured on a machine. provenance: its own path and digest, and its
+    artifacts'."""
 
-    report = _read_json(path, "a report", REPORT, HINT)
+    machine: Machine
+    rows: list[Row]
+    provenance: dict[str, Any]
+
+
+def _read_report(path: Path) -> MeasuredReport:
+    from ..models.digest import content_of
+
+    content = _read_json(path, "a report", REPORT, HINT)
     try:
-        sections = [(one, one["latency"].get("measured")) for one in report["artifacts"]]
-        timed = [(one, measured) for one, measured in sections if isinstance(measured, dict)]
-        if not timed:
-            raise _unmeasured(path, [measured for _, measured in sections])
-        if other := next(
-            (measured["estimator"] for _, measured in timed if measured["estimator"] != estimator()), None
-        ):
-            raise UserError(f"{path} holds the estimates {other}; this cidermill has {estimator()}.", AGAIN)
-        machine = {key: str(timed[0][1]["machine"][key]) for key in ("chip", "model", "os")}
-        _check_chip(path, machine["chip"])
-        rows = [row for one, measured in timed for row in _rows(one["sha256"], measured["units"])]
-        made = [{"path": one["path"], "sha256": one["sha256"]} for one, _ in timed]
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        artifacts = msgspec.convert(content, Report).artifacts
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is a damaged report: {error}.", HINT) from error
+    timed = [artifact for artifact in artifacts if isinstance(artifact.latency.measured, MeasuredLatency)]
+    measured = [artifact.latency.measured for artifact in timed]
+    if not timed:
+        raise _unmeasured(path, [artifact.latency.measured for artifact in artifacts])
+    _check_estimator(path, [latency.estimator for latency in measured])
+    _check_chip(path, measured[0].machine.chip)
+    try:
+        rows = [row for artifact in timed for row in _rows(artifact.sha256, artifact.latency.measured.units)]
+    except (LookupError, ValueError) as error:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
-        raise _unmeasured(path, [unit.get("problem") for _, measured in timed for unit in measured["units"]])
-    return {
-        "machine": machine,
-        "rows": rows,
-        "provenance": {"path": str(path), "sha256": content_of(path).sha256, "artifacts": made},
-    }
+        raise _unmeasured(path, [times.problem for latency in measured for times in latency.units])
+    made = [{"path": artifact.path, "sha256": artifact.sha256} for artifact in timed]
+    provenance = {"path": str(path), "sha256": content_of(path).sha256, "artifacts": made}
+    return MeasuredReport(measured[0].machine, rows, provenance)
 
 
-def _rows(artifact: str, units: Sequence[dict[str, Any]]) -> list[Any]:
+def _rows(artifact: str, measured: Sequence[MeasuredTimes]) -> list[Row]:
+    """artifact: its digest; what crashed or hung gives none."""
     from ..validation.estimate.correction import Row
     from ..validation.estimate.path import UNITS
 
-    found = []
-    for unit in units:
-        if "ms" not in unit:  # it crashed or hung
+    rows = []
+    for times in measured:
+        if times.ms is UNSET:
             continue
-        estimate = unit["estimate"]
-        parts = {name: _number(estimate["parts_ms"][name], least=0.0) for name in UNITS}
-        if sum(parts.values()) <= 0:  # a program without operations: there is nothing to scale
-            continue
-        found.append(Row(str(artifact), str(unit["compute_units"]), parts, _number(unit["ms"], least=1e-9)))
-    return found
+        if times.estimate is UNSET:
+            raise ValueError(f"no estimate for {times.compute_units}")
+        parts = {name: _number(times.estimate.parts_ms[name], least=0.0) for name in UNITS}
+        if sum(parts.values()) > 0:  # else a program without operations: there is nothing to scale
+            rows.append(Row(artifact, times.compute_units, parts, _number(times.ms, least=1e-9)))
+    return rows
 
 
 def _number(value: Any, least: float = -math.inf) -> float:
@@ -253,6 +263,13 @@ def _unmeasured(path: Path, reasons: Sequence[Any]) -> UserError:
     return UserError(f"{path} holds no measured latencies ({told}).", HINT)
 
 
+def _check_estimator(path: Path, estimators: Sequence[str]) -> None:
+    from ..validation.estimate.correction import estimator
+
+    if other := next((name for name in estimators if name != estimator()), None):
+        raise UserError(f"{path} holds the estimates {other}; this cidermill has {estimator()}.", AGAIN)
+
+
 def _check_chip(path: Path, chip: str) -> None:
     from ..validation.estimate.devices import find_device
 
@@ -268,8 +285,8 @@ def _check_chip(path: Path, chip: str) -> None:
         )
 
 
-def _same_chip(found: Sequence[dict[str, Any]]) -> str:
-    chips: list[str] = list(dict.fromkeys(one["machine"]["chip"] for one in found))
+def _same_chip(reports: Sequence[MeasuredReport]) -> str:
+    chips = list(dict.fromkeys(report.machine.chip for report in reports))
     if len(chips) > 1:
         raise UserError(
             f"The reports are of different chips: {', '.join(chips)}.", "Calibrate each chip on its own."

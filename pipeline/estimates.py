@@ -1,18 +1,30 @@
-"""The estimated half of placement and latency: the graph of an artifact and devices enter, the sections of
-report.json leave."""
+"""The estimated half of placement and latency: the graph of an artifact and devices enter, records of a report
+leave."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
+from .report.records import Latency, Placement, ShapeLatency
 from .targets import find_target
 
 if TYPE_CHECKING:
     from ..validation.estimate.devices import Device
+    from ..validation.estimate.flexible import Variant
+    from ..validation.estimate.placement import PlacedProgram
     from ..validation.graph import Graph
+    from ..validation.runners import Runner
+    from .corrections import Calibration
     from .plan import Plan
+
+
+class Estimates(NamedTuple):
+    """Where an artifact's operations run, and how long a prediction takes."""
+
+    placement: Placement
+    latency: Latency
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,11 @@ class Estimator:
     `corrections.load_calibration`; measure: whether this machine may time the artifact as well."""
 
     devices: tuple[Device, ...]
-    calibration: Any = None
+    calibration: Calibration | None = None
     measure: bool = True
 
-    def __call__(self, graph: Graph, target: str) -> dict[str, Any]:
-        """-> the report's `placement` and `latency` sections of an artifact with this graph."""
+    def __call__(self, graph: Graph, target: str) -> Estimates:
+        """Of an artifact with this graph."""
         return estimate(graph, target, self.devices, calibration=self.calibration)
 
 
@@ -37,46 +49,65 @@ def estimator_of(plan: Plan) -> Estimator:
 
 
 def estimate(
-    graph: Any, target: str, devices: Sequence[Device], compute_units: str = "all", calibration: Any = None
-) -> dict[str, Any]:
-    """-> the report's `placement` (on the first device) and `latency` (on each) sections. calibration: of
-    `calibrate.load_calibration`."""
-    from ..validation.estimate.latency import latency_section
+    graph: Graph,
+    target: str,
+    devices: Sequence[Device],
+    compute_units: str = "all",
+    calibration: Calibration | None = None,
+) -> Estimates:
+    """Placement on the first device, latency on each."""
     from .corrections import calibrated
 
-    found = find_target(target).place(graph, devices, compute_units, "")
-    placements = dict(zip(devices, (placement for placement, _ in found)))
-    latencies = calibrated([latency for _, latency in found], placements.__getitem__, devices, calibration)
-    return {"placement": found[0][0].as_json(), "latency": latency_section(latencies)}
+    estimates = find_target(target).place(graph, devices, compute_units, "")
+    placed = dict(zip(devices, (program for program, _ in estimates)))
+    latencies = calibrated([latency for _, latency in estimates], placed.__getitem__, devices, calibration)
+    rounded = tuple(latency.rounded() for latency in latencies)
+    return Estimates(_placement(placed[devices[0]]), Latency("estimate", rounded))
 
 
 def estimate_shapes(
-    runner: Any, target: str, devices: Sequence[Device], compute_units: str, calibration: Any = None
-) -> dict[str, Any]:
+    runner: Runner,
+    target: str,
+    devices: Sequence[Device],
+    compute_units: str,
+    calibration: Calibration | None = None,
+) -> Estimates:
     """`estimate`; of a program with flexible shapes at its usual one, with `latency.shapes` for the others on
     the first device."""
-    found = find_target(target).shapes(runner)
-    if not found:
+    variants = find_target(target).shapes(runner)
+    if not variants:
         return estimate(runner.graph, target, devices, compute_units, calibration)
-    usual = next((one.graph for one in found if one.graph is not None), runner.graph)
-    sections = estimate(usual, target, devices, compute_units, calibration)
-    sections["latency"]["shapes"] = [
-        _at_shape(one, target, devices[0], compute_units, calibration) for one in found
-    ]
-    return sections
+    usual = next((variant.graph for variant in variants if variant.graph is not None), runner.graph)
+    placement, latency = estimate(usual, target, devices, compute_units, calibration)
+    shapes = [_at_shape(variant, target, devices[0], compute_units, calibration) for variant in variants]
+    return Estimates(placement, replace(latency, shapes=tuple(shapes)))
 
 
-def _at_shape(variant: Any, target: str, device: Any, compute_units: str, calibration: Any) -> dict[str, Any]:
+def _at_shape(
+    variant: Variant, target: str, device: Device, compute_units: str, calibration: Calibration | None
+) -> ShapeLatency:
     from .corrections import calibrated
 
-    row = {"inputs": variant.text(), "kind": variant.kind, "problem": variant.problem}
+    about = (variant.text(), variant.kind, variant.problem)
     if variant.graph is None:
-        return row | {"unit": None, "ms": None, "low_ms": None, "high_ms": None}
+        return ShapeLatency(*about, unit=None, ms=None, low_ms=None, high_ms=None)
     placed = find_target(target).place(variant.graph, [device], compute_units, variant.barred())
-    placement, uncorrected = placed[0]
-    units = placement.units()
-    latency = calibrated([uncorrected], lambda _: placement, [device], calibration)[0].as_json()
-    return row | {
-        "unit": max(units, key=lambda unit: units[unit]["share"]),
-        **{key: latency[key] for key in ("ms", "low_ms", "high_ms")},
-    }
+    program, uncorrected = placed[0]
+    units = program.units()
+    latency = calibrated([uncorrected], lambda _: program, [device], calibration)[0].rounded()
+    most = max(units, key=lambda unit: units[unit].share)
+    return ShapeLatency(*about, most, latency.ms, latency.low_ms, latency.high_ms)
+
+
+def _placement(program: PlacedProgram) -> Placement:
+    return Placement(
+        source="estimate",
+        device=program.device.name,
+        chip=program.device.chip,
+        compute_units=program.compute_units,
+        crossings=program.crossings,
+        overhead_ms=round(program.overhead_ms, 6),
+        units=program.units(),
+        boundaries=program.boundaries,
+        ops=tuple(op.rounded() for op in program.ops),
+    )

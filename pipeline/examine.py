@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from ..models.errors import UserError
@@ -71,15 +70,9 @@ def examine(
         validation = compared(runner, yardstick.expected[artifact.target], yardstick.reference, answers)
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
-        estimates = add_measured(
-            estimator(runner.graph, artifact.target), runner, artifact.target, estimator.measure
-        )
-    sections = (
-        weights,
-        msgspec.convert(estimates["placement"], Placement),
-        msgspec.convert(estimates["latency"], Latency),
-    )
-    return Examination(artifact, validation, *sections, tuple(answers), runner.notes)
+        estimates = estimator(runner.graph, artifact.target)
+        estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
+    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes)
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:

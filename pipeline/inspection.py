@@ -4,12 +4,10 @@ leave."""
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from ..models.errors import UnreadableArtifact, UserError
 from ..validation.estimate.devices import Device
 from .estimates import estimate_shapes
-from .report.records import Inspection, Latency, Placement
+from .report.records import Inspection
 from .targets import refuse, target_of
 
 
@@ -35,7 +33,7 @@ def inspect_artifact(
     size, digest = content_of(artifact)
     try:
         compression = audit(artifact, (), opened=runner)
-        sections = estimate_shapes(runner, target, devices, compute_units, correction)
+        estimates = estimate_shapes(runner, target, devices, compute_units, correction)
     except UserError:
         raise
     except (
@@ -53,7 +51,7 @@ def inspect_artifact(
         raise UnreadableArtifact(
             message, "Run it with `cidermill validate`, which names the operator."
         ) from error
-    sections = add_measured(sections, runner, target, measure)
+    placement, latency = add_measured(estimates, runner, target, measure)
     return Inspection(
         target,
         str(artifact),
@@ -62,6 +60,6 @@ def inspect_artifact(
         tuple(runner.inputs),
         tuple(runner.outputs),
         compression,
-        msgspec.convert(sections["placement"], Placement),
-        msgspec.convert(sections["latency"], Latency),
+        placement,
+        latency,
     )

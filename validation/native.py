@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from ..models.samples import synthetic
 from ..models.source import TensorSpec
 from .graph import Graph, all_nodes
 from .pte.read import open_program
+from .records import Machine, MeasuredTimes, PlannedOperation
 from .runner import Runner
 from .runners import has_native_runtime
 
@@ -84,27 +86,17 @@ def why_not_run(path: Path) -> str:
     )
 
 
-def machine() -> dict:
-    """This Mac: {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}. A virtual one has a chip of its
-    own name: "M2 Pro (Virtual)"."""
-    return {
-        "chip": _sysctl("machdep.cpu.brand_string").removeprefix("Apple "),
-        "model": _sysctl("hw.model"),
-        "os": f"macOS {platform.mac_ver()[0]}",
-    }
+def machine() -> Machine:
+    """This Mac. A virtual one has a chip of its own name: "M2 Pro (Virtual)"."""
+    chip = _sysctl("machdep.cpu.brand_string").removeprefix("Apple ")
+    return Machine(chip, _sysctl("hw.model"), f"macOS {platform.mac_ver()[0]}")
 
 
-def measure_times(runner: Runner, host: str, limit_s: float = MOST_SECONDS) -> list[dict]:
-    """One entry per compute unit, as report.json's latency.measured.units has them: times in ms, or a problem
-    and the times before it."""
+def measure_times(runner: Runner, host: str, limit_s: float = MOST_SECONDS) -> list[MeasuredTimes]:
+    """For each choice of compute units: times in ms, or a problem and the times before it."""
     with _workplace(runner) as (folder, inputs):
-        return [
-            {
-                "compute_units": units,
-                **timings(run_worker(_time_job(runner, host, units, folder, inputs).command(), limit_s)),
-            }
-            for units in COMPUTE_UNITS[host]
-        ]
+        jobs = [_time_job(runner, host, units, folder, inputs) for units in COMPUTE_UNITS[host]]
+        return [timings(job.compute_units, run_worker(job.command(), limit_s)) for job in jobs]
 
 
 def measure_plan(
@@ -145,29 +137,27 @@ def run_worker(command: Sequence[str], limit_s: float) -> Outcome:
     return Outcome(lines, _problem(lines, code, limit_s, last_words))
 
 
-def timings(outcome: Outcome) -> dict:
-    """Times of one unit in ms. ms: the median of the steady runs; low_ms, high_ms: their 10 and 90 %
-    quantiles."""
+def timings(compute_units: str, outcome: Outcome) -> MeasuredTimes:
+    """What a child that was to take times came to."""
     ended = {line["end"]: line["seconds"] for line in outcome.lines if _is_end(line)}
     times: dict[str, Any] = {key: _ms(ended[phase]) for phase, key in PHASES.items() if phase in ended}
     runs = outcome.find("runs")
     if _are_times(runs):
         low, middle, high = np.quantile(runs, (0.1, 0.5, 0.9))
         times |= {"ms": _ms(middle), "low_ms": _ms(low), "high_ms": _ms(high), "runs": len(runs)}
-    if outcome.problem:
-        times["problem"] = outcome.problem
-    return times
+    return MeasuredTimes(compute_units, **times, problem=outcome.problem or UNSET)
 
 
-def match_plan(rows: Sequence[dict], graph: Graph) -> list[dict]:
+def match_plan(rows: Sequence[dict], graph: Graph) -> list[PlannedOperation]:
     """Planned operations under our names, in file order; what the plan does not name is left out. They are
-    matched by their outputs' names."""
+    matched by their outputs' names. rows: as `native_worker.planned` gives them."""
     by_output = {row["name"]: row for row in rows}
     planned = []
     for node in all_nodes(graph):
         row = next((by_output[value.name] for value in node.outputs if value.name in by_output), None)
         if row is not None:
-            planned.append({**row, "name": node.name or node.outputs[0].name, "type": node.op})
+            name, supported = node.name or node.outputs[0].name, tuple(row["supported"])
+            planned.append(PlannedOperation(name, node.op, row["unit"], supported, row["weight"]))
     return planned
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ...quantization.weight import CompressedWeight
     from ...validation.estimate.devices import Device
     from ...validation.estimate.flexible import Variant
-    from ...validation.estimate.latency import Latency
-    from ...validation.estimate.placement import Placement
+    from ...validation.estimate.placement import PlacedProgram
     from ...validation.graph import Graph
+    from ...validation.records import DeviceLatency
     from ...validation.runners import Runner
 
 
@@ -74,7 +74,7 @@ def lowers_to_count(captured: Captured, dense_bytes: int) -> bool:
 
 def place(
     graph: Graph, devices: Sequence[Device], compute_units: str, barred: str
-) -> list[tuple[Placement, Latency]]:
+) -> list[tuple[PlacedProgram, DeviceLatency]]:
     """By the estimate of Core ML's own planner: a shortest path over the operations' times on each unit."""
     from ...validation.estimate.latency import estimate_latency
     from ...validation.estimate.operations import operations

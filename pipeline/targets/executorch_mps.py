@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ...quantization.schemes import Recipe
     from ...quantization.weight import CompressedWeight
     from ...validation.estimate.devices import Device
-    from ...validation.estimate.latency import Latency
-    from ...validation.estimate.placement import Placement
+    from ...validation.estimate.placement import PlacedProgram
     from ...validation.graph import Graph
+    from ...validation.records import DeviceLatency
 
 # https://docs.pytorch.org/executorch/1.1/backends/mps/mps-overview.html, Target Requirements; the app's own
 # ExecuTorch may need more
@@ -57,7 +57,7 @@ def graph_bytes(captured: Captured, recipe: Recipe, dense_bytes: int) -> int:
 
 def place(
     graph: Graph, devices: Sequence[Device], compute_units: str, barred: str
-) -> list[tuple[Placement, Latency]]:
+) -> list[tuple[PlacedProgram, DeviceLatency]]:
     """As the file itself says: what is delegated on the GPU, the rest on the CPU."""
     from ...validation.estimate.latency import estimate_program_latency
     from ...validation.estimate.placement import place_program

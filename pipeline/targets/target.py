@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ...quantization.weight import CompressedWeight
     from ...validation.estimate.devices import Device
     from ...validation.estimate.flexible import Variant
-    from ...validation.estimate.latency import Latency
-    from ...validation.estimate.placement import Placement
+    from ...validation.estimate.placement import PlacedProgram
     from ...validation.graph import Graph
+    from ...validation.records import DeviceLatency
     from ...validation.runners import Runner
 
 
@@ -108,7 +108,7 @@ class Target:
     write: Callable[[Compressed, Path, str, Any, Callable[[str], None]], WrittenArtifact]
     footprint: Callable[[CompressedWeight, str, Recipe, str], tuple[int, float]]
     graph_bytes: Callable[[Captured, Recipe, int], int]
-    place: Callable[[Graph, Sequence[Device], str, str], list[tuple[Placement, Latency]]]
+    place: Callable[[Graph, Sequence[Device], str, str], list[tuple[PlacedProgram, DeviceLatency]]]
     lowers_to_count: Callable[[Captured, int], bool] = _counts_at_once
     check_recipe: Callable[[Recipe, str], None] = _holds
     shapes: Callable[[Runner], tuple[Variant, ...]] = _fixed_shapes

@@ -3,18 +3,21 @@ on artifacts that it has not seen."""
 
 import json
 import math
+from dataclasses import asdict, replace
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
 
 from cidermill.pipeline import corrections as calibration
 from cidermill.pipeline.commands.cli import convert, main
-from cidermill.pipeline.measurements import timed_section
+from cidermill.pipeline.measurements import timed_latency
 from cidermill.validation import open_runner
 from cidermill.validation.estimate.devices import find_device
+from cidermill.validation.records import Machine, MeasuredTimes
 
-HERE = {"chip": "M1", "model": "MacBookAir10,1", "os": "macOS 15.5"}
+HERE = Machine("M1", "MacBookAir10,1", "macOS 15.5")
 # measured = mean factor of the units that it runs on * estimate + FLOOR_MS
 MACHINE = {"ane": 1.4, "gpu": 0.7, "cpu": 2.2}
 UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
@@ -69,13 +72,10 @@ def reports(folders, tmp_path_factory):
     for name in ("small", "middle", "large"):
         report = json.loads((folders[name] / "report.json").read_text())
         artifact = folders[name] / report["artifacts"][0]["path"]
-        entries = [
-            {"compute_units": units, "ms": machine_ms(artifact, units), "runs": 100} for units in UNITS
-        ]
+        times = [MeasuredTimes(units, ms=machine_ms(artifact, units), runs=100) for units in UNITS]
         graph = open_runner(artifact, host="reference").graph
-        report["artifacts"][0]["latency"]["measured"] = timed_section(
-            entries, graph, "coreml", find_device("M1"), HERE
-        )
+        latency = timed_latency(times, graph, "coreml", find_device("M1"), HERE)
+        report["artifacts"][0]["latency"]["measured"] = msgspec.to_builtins(latency)
         found[name] = base / f"{name}.json"
         found[name].write_text(json.dumps(report))
     return found
@@ -124,7 +124,7 @@ def test_the_file_says_where_it_comes_from(reports, folders, fitted):
     content = json.loads(fitted.read_text())
     assert (
         content["schema"] == "cidermill.calibration/1"
-        and content["machine"] == HERE
+        and content["machine"] == asdict(HERE)
         and content["date"][:2] == "20"
     )
     digests = [
@@ -194,10 +194,9 @@ def test_a_machines_own_stale_calibration_is_left_out_in_words(folders, fitted, 
 
     graph = open_runner(folders["unseen"] / "unseen.mlpackage", host="reference").graph
     plain, stale = (
-        estimate(graph, "coreml", [find_device("M1")], "all", one)["latency"]["devices"][0]
-        for one in (None, own)
+        estimate(graph, "coreml", [find_device("M1")], "all", one).latency.devices[0] for one in (None, own)
     )
-    assert stale == plain | {"basis": f"{plain['basis']}; {own.problem}"}
+    assert stale == replace(plain, basis=f"{plain.basis}; {own.problem}")
 
 
 def test_an_executorch_program_is_corrected_too(folders, tmp_path):
@@ -210,10 +209,9 @@ def test_an_executorch_program_is_corrected_too(folders, tmp_path):
     report = json.loads(path.read_text())
     before = inspected(tmp_path / "out" / "small.pte", "all")["ms"]
     graph = open_runner(tmp_path / "out" / "small.pte", host="reference").graph
-    entries = [{"compute_units": "mps", "ms": 1.5 * before}]
-    report["artifacts"][0]["latency"]["measured"] = timed_section(
-        entries, graph, "executorch-mps", find_device("M1"), HERE
-    )
+    times = [MeasuredTimes("mps", ms=1.5 * before)]
+    latency = timed_latency(times, graph, "executorch-mps", find_device("M1"), HERE)
+    report["artifacts"][0]["latency"]["measured"] = msgspec.to_builtins(latency)
     path.write_text(json.dumps(report))
     assert cidermill("calibrate", path, "--out", tmp_path / "m1.json").exit_code == 0
     after = inspected(tmp_path / "out" / "small.pte", "all", "--calibration", tmp_path / "m1.json")["ms"]
@@ -279,7 +277,7 @@ BAD_REPORTS = {
     "a time of nothing": (lambda report: section(report)["units"][0].update(ms=0), "is a damaged report"),
     "a time in words": (
         lambda report: section(report)["units"][0].update(ms="fast"),
-        "is a damaged report: ValueError(\"'fast' is not a number",
+        "is a damaged report: Expected `float`, got `str`",
     ),
     "an infinite time": (
         lambda report: section(report)["units"][0].update(ms=float("inf")),
@@ -287,7 +285,7 @@ BAD_REPORTS = {
     ),
     "no estimate": (
         lambda report: section(report)["units"][0].pop("estimate"),
-        "is a damaged report: KeyError('estimate')",
+        "is a damaged report: ValueError('no estimate for all')",
     ),
     "artifacts that are none": (lambda report: report.update(artifacts=[7]), "is a damaged report"),
     "units that are none": (lambda report: section(report).update(units=7), "is a damaged report"),

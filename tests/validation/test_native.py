@@ -17,8 +17,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from msgspec import UNSET
 
-from cidermill.pipeline.measurements import planned_section
+from cidermill.pipeline.measurements import planned_placement
 from cidermill.validation import native, native_worker, open_runner
 from cidermill.validation.estimate.devices import find_device
 from cidermill.validation.native import (
@@ -30,6 +31,7 @@ from cidermill.validation.native import (
     run_worker,
     timings,
 )
+from cidermill.validation.records import Machine, MeasuredTimes
 
 
 @pytest.fixture
@@ -76,16 +78,10 @@ def test_reference_runner_is_timed_in_a_child(package, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.chdir(tmp_path)
     (found,) = measure_times(open_runner(package, host="reference"), "reference", 60)
-    assert found["compute_units"] == "reference" and "problem" not in found
-    assert (
-        0 < found["low_ms"] <= found["ms"] <= found["high_ms"] and found["runs"] >= native_worker.LEAST_RUNS
-    )
-    assert (
-        found["cold_load_ms"] > 0
-        and found["load_ms"] > 0
-        and found["first_ms"] > 0
-        and "compile_ms" not in found
-    )
+    assert found.compute_units == "reference" and found.problem is UNSET
+    assert 0 < found.low_ms <= found.ms <= found.high_ms and found.runs >= native_worker.LEAST_RUNS
+    assert found.cold_load_ms > 0 and found.load_ms > 0 and found.first_ms > 0
+    assert found.compile_ms is UNSET
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -129,7 +125,7 @@ GARBAGE = {
 @pytest.mark.parametrize("code", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_between_the_lines_is_passed_over(code):
     outcome = child(code + "\nprint()\nprint(json.dumps({'runs': [0.002, 0.001, 0.003]}))")
-    assert outcome.problem == "" and timings(outcome)["ms"] == 2.0
+    assert outcome.problem == "" and timings("all", outcome).ms == 2.0
 
 
 def test_nothing_but_garbage_is_no_answer():
@@ -142,7 +138,7 @@ def test_nothing_but_garbage_is_no_answer():
     "runs", ["[]", "'fast'", "[0.1, 'x']", "[0.1, -1.0]", "[0.1, float('nan')]", "[True]", "None"]
 )
 def test_times_that_are_none_are_not_taken(runs):
-    assert "ms" not in timings(child(f"print(json.dumps({{'runs': {runs}}}))"))
+    assert timings("all", child(f"print(json.dumps({{'runs': {runs}}}))")).ms is UNSET
 
 
 def test_real_worker_killed_in_its_steady_runs(package, tmp_path):
@@ -171,9 +167,9 @@ sys.exit(w.main())
     (pid,) = children() - before
     os.kill(pid, signal.SIGSEGV)
     measuring.join(30)
-    times = timings(found[0])
-    assert times["problem"] == "crashed: signal 11 (SIGSEGV) in steady runs"
-    assert times["cold_load_ms"] > 0 and times["first_ms"] > 0 and "ms" not in times
+    times = timings("reference", found[0])
+    assert times.problem == "crashed: signal 11 (SIGSEGV) in steady runs"
+    assert times.cold_load_ms > 0 and times.first_ms > 0 and times.ms is UNSET
 
 
 @pytest.mark.parametrize(
@@ -242,16 +238,17 @@ def test_quantiles_of_known_runs():
         {"end": "load", "seconds": 0.03},
         {"runs": [k / 1000 for k in range(101)]},
     )
-    assert timings(Outcome(lines, "")) == {
-        "compile_ms": 500.0,
-        "cold_load_ms": 2000.0,
-        "load_ms": 30.0,
-        "first_ms": 100.0,
-        "ms": 50.0,
-        "low_ms": 10.0,
-        "high_ms": 90.0,
-        "runs": 101,
-    }
+    assert timings("all", Outcome(lines, "")) == MeasuredTimes(
+        "all",
+        compile_ms=500.0,
+        cold_load_ms=2000.0,
+        load_ms=30.0,
+        first_ms=100.0,
+        ms=50.0,
+        low_ms=10.0,
+        high_ms=90.0,
+        runs=101,
+    )
 
 
 def test_warm_up_is_not_counted_and_slow_models_end(monkeypatch):
@@ -402,20 +399,21 @@ def test_plan_meets_our_operations_by_output_name(ct, package):
         Plan(ct, [operation(ct, "ios18.cast", "made_by_the_compiler"), *operations[::-1]], answers), None
     )
     ops = match_plan(rows, graph)
-    assert [op["name"] for op in ops] == [node.name for node in graph.nodes] and [
-        op["type"] for op in ops
-    ] == kinds
-    assert [op["unit"] for op in ops] == ["ane"] * (len(outputs) - 1) + ["cpu"]
-    section = planned_section(Outcome(({"plan": rows},), ""), graph, find_device("M2"), {"chip": "M2"})
-    assert section["source"] == "measured" and section["unmatched"] == 1 and 0 <= section["agreement"] <= 1
-    assert section["units"]["cpu"]["ops"] == 1 and section["units"]["ane"]["ops"] == len(outputs) - 1
-    assert sum(unit["share"] for unit in section["units"].values()) == pytest.approx(1, abs=1e-3)
+    assert [op.name for op in ops] == [node.name for node in graph.nodes]
+    assert [op.type for op in ops] == kinds
+    assert [op.unit for op in ops] == ["ane"] * (len(outputs) - 1) + ["cpu"]
+    here = Machine("M2", "Mac14,2", "macOS 15.5")
+    plan = planned_placement(Outcome(({"plan": rows},), ""), graph, find_device("M2"), here)
+    assert plan.source == "measured" and plan.unmatched == 1 and 0 <= plan.agreement <= 1
+    assert plan.units["cpu"].ops == 1 and plan.units["ane"].ops == len(outputs) - 1
+    assert sum(unit.share for unit in plan.units.values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_plan_that_crashed_is_a_section_with_a_problem(package):
     graph = open_runner(package, host="reference").graph
-    section = planned_section(child("os.kill(os.getpid(), 11)"), graph, None, {"chip": "M9"})
-    assert section["problem"].startswith("crashed: signal 11") and "ops" not in section
+    here = Machine("M9", "Mac99,1", "macOS 99")
+    plan = planned_placement(child("os.kill(os.getpid(), 11)"), graph, None, here)
+    assert plan.problem.startswith("crashed: signal 11") and plan.ops is UNSET
 
 
 # The calls that only a Mac can make are checked against the installed libraries

