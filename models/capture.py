@@ -70,7 +70,7 @@ def capture(source: Source, samples: Samples) -> Captured:
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
     with postponed_modules():
-        import torch.export._trace  # torch.export imports it at its first use
+        import torch.export._trace  # noqa: F401  torch.export imports it at its first use
     with quiet():
         exported = source.program if source.program is not None else _export(source, samples)
         names = _output_names(exported, source)

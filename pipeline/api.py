@@ -164,7 +164,7 @@ def _source(model: Any, inputs: Examples | None) -> Source:
     return source_of(model, inputs)
 
 
-def _specs(inputs: Examples) -> tuple:
+def _specs(inputs: Examples) -> tuple[Any, ...]:
     from ..models.in_memory import specs_of
 
     return specs_of(inputs)
