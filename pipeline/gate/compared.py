@@ -144,9 +144,10 @@ def _report(path: Path) -> ReportFile | None:
         and path.is_dir()
         and not (path / "Manifest.json").is_file()
     ):
+        artifacts = ", ".join(f"a {suffix}" for suffix in artifact_suffixes())
         raise UserError(
             f"{path} is neither an artifact nor a folder with a {REPORT_FILE}.",
-            "Give a .mlpackage, a .pte, a report.json or its folder.",
+            f"Give {artifacts}, a {REPORT_FILE} or its folder.",
         )
     return None
 
