@@ -4,7 +4,7 @@
 import difflib
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def as_given(value: Any) -> Any:
 @dataclass(frozen=True)
 class Option:
     """name: the long option (`--min-psnr`) and the key of `cidermill.toml`; with underscores, the keyword of
-    Python. field: what the parsed value is called in a plan. type: of one value as it is given.
+    Python. field: what the parsed value is called in a plan. kind: the type of one value as it is given.
 
     parse: what was given -> the field's value, a tuple where the option is repeatable; raises UserError.
     objects: what Python may give besides, which is not parsed.
@@ -38,7 +38,7 @@ class Option:
     name: str
     field: str
     help: str
-    type: type = str
+    kind: type = str
     metavar: str | None = None
     choices: Collection[str] = ()
     default: Any = None
@@ -47,7 +47,7 @@ class Option:
     required: bool = False
     negatable: bool = False
     parse: Callable[[Any], Any] = as_given
-    objects: tuple[type, ...] = field(default=())
+    objects: tuple[type, ...] = ()
 
     @property
     def keyword(self) -> str:
@@ -67,31 +67,31 @@ class Option:
             value = () if self.repeatable and self.default is None else self.default
         if value is None or self.objects and isinstance(value, self.objects):
             return value
-        values = tuple(map(self.type, several(self, value)))
+        values = tuple(map(self.kind, several(self, value)))
         return self.parse(values if self.repeatable else values[0])
 
     def words(self, value: Any) -> tuple[str, ...]:
         """What a value is on the command line: 4 -> ("--palettize=4",), False -> ("--no-measure",)."""
-        if self.type is bool:
+        if self.kind is bool:
             return tuple(f"--{key}" for key, meaning in self.keys.items() if meaning == value)
         return tuple(f"--{self.name}={item}" for item in several(self, value))
 
     def problem(self, value: Any) -> str:
         """Why one value cannot be meant, to be read after `min-psnr = 'x'`; "" where it can."""
-        if not isinstance(value, ACCEPTED[self.type]) or isinstance(value, bool) != (self.type is bool):
-            return f" is not {CALLED.get(self.type, 'text in quotes')}."
+        if not isinstance(value, ACCEPTED[self.kind]) or isinstance(value, bool) != (self.kind is bool):
+            return f" is not {CALLED.get(self.kind, 'text in quotes')}."
         if self.choices and value not in self.choices:
             return f": {value!r} is not one of {', '.join(map(repr, self.choices))}."
         return ""
 
     def expects(self, key: str) -> str:
         """What `--help` says of it, under the name that it was given."""
-        if self.type is bool:
+        if self.kind is bool:
             return f"Write {key} = true, or {key} = false."
         metavar = f" ({self.metavar})" if self.metavar else ""
         choices = f" One of: {', '.join(self.choices)}." if self.choices else ""
-        several = " Several stand in brackets." if self.repeatable else ""
-        return f"{key}{metavar}: {self.help}{choices}{several}"
+        brackets = " Several stand in brackets." if self.repeatable else ""
+        return f"{key}{metavar}: {self.help}{choices}{brackets}"
 
 
 def parse_options(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def nearest_key(name: str, options: Iterable[Option], others: Mapping[str, str] | None = None) -> str:
     """The option's key that a wrong name is nearest to, or "". A field's name counts as its option's (recipe
     for quant, devices for device). others: further names -> what each means."""
+    options = tuple(options)
     keys = {key: key for option in options for key in option.keys}
     fields = {option.field.replace("_", "-"): option.name for option in options}
     meanings = {**fields, **keys, **(others or {})}

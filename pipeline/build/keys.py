@@ -58,7 +58,7 @@ def read_settings(where: str, table: dict[str, Any], others: Iterable[str] = ())
             )
         _check_value(where, key, value, option)
         settings[option.name] = Setting(
-            key, option, value == option.keys[key] if option.type is bool else value
+            key, option, value == option.keys[key] if option.kind is bool else value
         )
     return settings
 

@@ -86,7 +86,7 @@ def table_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., 
 
 def click_option(option: Option) -> Callable[..., Any]:
     names = "/".join(f"--{key}" for key in option.keys)
-    if option.type is bool:
+    if option.kind is bool:
         shown = option.negatable and option.default is not None
         return click.option(
             names,
@@ -112,7 +112,7 @@ def click_option(option: Option) -> Callable[..., Any]:
 def _click_type(option: Option) -> Any:
     if option.choices:
         return click.Choice(tuple(option.choices))
-    return click.Path(path_type=Path) if option.type is Path else option.type
+    return click.Path(path_type=Path) if option.kind is Path else option.kind
 
 
 json_option = click.option(
