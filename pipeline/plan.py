@@ -55,7 +55,7 @@ class Plan:
     measure: bool = True
     cache: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.targets:
             if extra := find_target(name).extra:
                 require_extra(extra, f"--target {name}")

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,14 +22,15 @@ from ..signals import Stopped, ends_in_order
 # slower. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Imported libraries and graphs are millions of objects that stay: looking through them for garbage as often as
-# Python does by itself (after 700 new ones) takes a twentieth of a conversion.
+# Imported libraries and graphs are millions of objects that stay: looking through them for garbage as often
+# as Python does by itself (after 700 new ones) takes a twentieth of a conversion.
 gc.set_threshold(100_000, 20, 100)
 
+Result = TypeVar("Result")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-def tell(result: dict[str, Any], as_json: bool, quiet: bool, show: Callable[[dict[str, Any]], Any]) -> None:
+def tell(result: Result, as_json: bool, quiet: bool, show: Callable[[Result], Any]) -> None:
     """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
     from ..report.json_files import json_text
 
