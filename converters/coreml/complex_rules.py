@@ -26,32 +26,43 @@ class Pair(NamedTuple):
     im: torch.Tensor
 
 
-def split_complex_numbers(work: Draft) -> None:
-    """Replace every operator that takes or gives complex tensors, as far as there is a rule for it; the
-    others stay and are reported."""
+def split_complex_numbers(work: Draft) -> bool:
+    """Complex tensors become pairs of real ones, as far as there are rules.
+
+    1. A complex constant becomes two constants. 2. An operator that takes or gives complex tensors is
+    computed from their parts; its result is a pair, or real. 3. Left alone, and reported by the writer: an
+    operator without a rule, one that reads what was left alone, a Fourier transform of too many points.
+    Requires reshapes instead of views (`drop_clones`). Before `replace_operators`, as the rules here write
+    operators that have rules there.
+    """
     parts: dict[torch.fx.Node, Pair] = {}
+    changed = False
     for node in list(work.graph.nodes):
         constant = work.tensor_of(node)
-        if constant is not None and constant.is_complex():
+        if constant is not None and constant.is_complex():  # 1
             name = work.constants[node.name][0]
             halves = (constant.real.contiguous(), constant.imag.contiguous())
-            parts[node] = Pair(
-                *[
-                    work.add_constant(f"{name}_{part}", half, like=node)
-                    for part, half in zip(("real", "imaginary"), halves)
-                ]
-            )
-        elif node.op == "call_function" and _touches_complex(node):
-            if node.target not in COMPLEX or any(
-                _is_complex(source) and source not in parts for source in node.all_input_nodes
-            ):
-                continue
-            if COMPLEX[node.target] in TRANSFORMS and not _is_short(node):
-                continue
+            nodes = [
+                work.add_constant(f"{name}_{part}", half, like=node)
+                for part, half in zip(("real", "imaginary"), halves)
+            ]
+            parts[node] = Pair(*nodes)
+            changed = True
+        elif node.op == "call_function" and _touches_complex(node) and _has_rule(node, parts):  # 2
             _split(work, node, parts)
+            changed = True
     for node in reversed(list(parts)):
         if not node.users and node.op == "call_function":
             work.graph.erase_node(node)
+    return changed
+
+
+def _has_rule(node: torch.fx.Node, parts: dict[torch.fx.Node, Pair]) -> bool:
+    if node.target not in COMPLEX:
+        return False
+    if any(_is_complex(source) and source not in parts for source in node.all_input_nodes):
+        return False
+    return COMPLEX[node.target] not in TRANSFORMS or _is_short(node)
 
 
 def _is_complex(node: torch.fx.Node) -> bool:
@@ -249,10 +260,11 @@ def transform_to_real(self, dim, normalization, last_dim_size):
 TRANSFORMS = (transform_complex, transform_real, transform_to_real)
 
 MOVES = (
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.unsqueeze.default,
-    aten.squeeze.dims, aten.squeeze.dim, aten.expand.default, aten.slice.Tensor, aten.select.int, aten.cat.default, aten.clone.default,
-    aten.index.Tensor, aten.index_select.default, aten.flip.default, aten.repeat.default, aten.neg.default, aten.sum.dim_IntList,
-    aten.mean.dim, aten.split_with_sizes.default, aten.alias.default, aten.constant_pad_nd.default, aten.unfold.default,
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default,
+    aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.expand.default, aten.slice.Tensor,
+    aten.select.int, aten.cat.default, aten.clone.default, aten.index.Tensor, aten.index_select.default,
+    aten.flip.default, aten.repeat.default, aten.neg.default, aten.sum.dim_IntList, aten.mean.dim,
+    aten.split_with_sizes.default, aten.alias.default, aten.constant_pad_nd.default, aten.unfold.default,
 )  # fmt: skip
 
 COMPLEX: dict[Any, Callable] = {

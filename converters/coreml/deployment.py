@@ -64,10 +64,12 @@ def _required(recipe: Recipe) -> tuple[str, str]:
 
 def _required_by_tables(values: Palettize) -> tuple[str, str]:
     reasons = {
-        "3-bit lookup tables": values.bits == 3, "lookup tables per group of channels": isinstance(values.granularity, PerGroup),
-        "lookup tables of vectors": values.vector > 1, "lookup tables with scales per channel": values.scaled,
+        "3-bit lookup tables": values.bits == 3,
+        "lookup tables per group of channels": isinstance(values.granularity, PerGroup),
+        "lookup tables of vectors": values.vector > 1,
+        "lookup tables with scales per channel": values.scaled,
         "lookup tables of 8-bit entries": values.table_bits == 8,
-    }  # fmt: skip
+    }
     return next(
         (("iOS18", reason) for reason, needed in reasons.items() if needed), ("iOS16", "lookup tables")
     )

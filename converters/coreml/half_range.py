@@ -20,49 +20,49 @@ SURELY_MASK = 1e8  # no scale is as large as this; a negative number beyond -1e5
 LEAST_SCALE = 2.0**-6  # of a vector: keeps (sqrt(epsilon) / scale)^2 finite for every epsilon up to 1
 
 
-def scale_roots_of_squares(work: Draft) -> None:
-    """sqrt or rsqrt of mean(x^2) + epsilon (RMSNorm) and of a variance + epsilon: x is divided by its largest
-    element first.
+def scale_roots_of_squares(work: Draft) -> bool:
+    """The sqrt or rsqrt of 1. mean(x^2) + epsilon (RMSNorm), 2. a variance + epsilon: x is divided by its
+    largest element first.
 
     In float16 squares overflow from |x| = 256 on, and the residual stream of a large language model goes well
-    beyond.
+    beyond. Requires the tables to have run (`replace_operators`): they spell norms out.
     """
+    changed = False
     for node in list(work.graph.nodes):
         if not is_op(node, aten.rsqrt.default, aten.sqrt.default):
             continue
         inner, epsilon = _without_epsilon(node.args[0])
         inverse = node.target is aten.rsqrt.default
-        if is_op(inner, aten.mean.dim):
-            source = _squared(inner.args[0])
-            if source is not None:
-                retrace(
-                    work, node, _root_mean_square, source, inner.args[1], _keepdim(inner, 2), epsilon, inverse
-                )
-        elif is_op(inner, aten.var.correction):
+        source = _squared(inner.args[0]) if is_op(inner, aten.mean.dim) else None
+        if source is not None:  # 1
+            dims, keepdim = inner.args[1], _keepdim(inner, 2)
+            retrace(work, node, _root_mean_square, source, dims, keepdim, epsilon, inverse)
+            changed = True
+        elif is_op(inner, aten.var.correction):  # 2
             dims = inner.args[1] if len(inner.args) > 1 else None
-            correction = inner.kwargs.get("correction", 1)
-            retrace(
-                work,
-                node,
-                _root_variance,
-                inner.args[0],
-                dims,
-                correction,
-                inner.kwargs.get("keepdim", False),
-                epsilon,
-                inverse,
-            )
+            correction, keepdim = inner.kwargs.get("correction", 1), inner.kwargs.get("keepdim", False)
+            retrace(work, node, _root_variance, inner.args[0], dims, correction, keepdim, epsilon, inverse)
+            changed = True
+    return changed
 
 
-def scale_group_norms(work: Draft) -> None:
-    """Group and instance norms by the same division; coremltools spells them out with plain squares."""
+def scale_group_norms(work: Draft) -> bool:
+    """1. Group norms and 2. instance norms by the same division; coremltools spells them out with plain
+    squares.
+
+    After `scale_roots_of_squares`, which finds nothing to do in what is written here.
+    """
+    changed = False
     for node in list(work.graph.nodes):
         call = node.args[0] if is_op(node, operator.getitem) and node.args[1] == 0 else None
-        if is_op(call, aten.native_group_norm.default):
+        if is_op(call, aten.native_group_norm.default):  # 1
             x, weight, bias, _, _, _, groups, epsilon = call.args
             retrace(work, node, _group_norm, x, weight, bias, groups, epsilon)
-        elif is_op(call, aten._native_batch_norm_legit.no_stats) and call.args[3]:
+            changed = True
+        elif is_op(call, aten._native_batch_norm_legit.no_stats) and call.args[3]:  # 2
             retrace(work, node, _batch_norm, call.args[0], call.args[1], call.args[2], call.args[5])
+            changed = True
+    return changed
 
 
 def _group_norm(x, weight, bias, groups, epsilon):
@@ -92,12 +92,15 @@ def _affine(x, weight, bias):
     return x if bias is None else x + bias.reshape(shape)
 
 
-def keep_logarithms_finite(work: Draft) -> None:
-    """log(softmax(x)) is -inf wherever half precision rounds a probability to zero; from x itself it is
-    not."""
+def keep_logarithms_finite(work: Draft) -> bool:
+    """log(softmax(x)) is -inf wherever half precision rounds a probability to zero; from x itself it is not.
+    Requires nothing."""
+    changed = False
     for node in list(work.graph.nodes):
         if is_op(node, aten.log.default) and is_op(node.args[0], aten._softmax.default):
             retrace(work, node, log_softmax, node.args[0].args[0], node.args[0].args[1])
+            changed = True
+    return changed
 
 
 def _without_epsilon(node: Any) -> tuple[Any, float]:
@@ -143,40 +146,39 @@ def _root_variance(x, dims, correction, keepdim, epsilon, inverse):
     )
     count = math.prod(x.shape[axis] for axis in dims)
     centred = x - x.mean(dims, keepdim=True)
-    return _root_mean_square(
-        centred,
-        dims,
-        keepdim,
-        epsilon,
-        inverse,
-        count / (count - correction) if count > correction else math.inf,
-    )
+    factor = count / (count - correction) if count > correction else math.inf
+    return _root_mean_square(centred, dims, keepdim, epsilon, inverse, factor)
 
 
 FILLED = {
-    aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.fill.Scalar, aten.masked_fill.Scalar,
-    aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.constant_pad_nd.default,
-    aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar,
-    aten.eq.Scalar, aten.ne.Scalar,
+    aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.fill.Scalar,
+    aten.masked_fill.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
+    aten.constant_pad_nd.default, aten.mul.Tensor, aten.mul.Scalar, aten.add.Tensor, aten.add.Scalar,
+    aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.eq.Scalar, aten.ne.Scalar,
 }  # fmt: skip
 ORDERED = {aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar}
 
 
-def fit_half(work: Draft) -> None:
-    """The finite but huge numbers of attention masks become +-3e4, in literals and in constants.
+def fit_half(work: Draft) -> bool:
+    """The finite but huge numbers of attention masks become +-3e4: 1. in constants, 2. in literals.
 
     As half precision infinities they would turn a mask of (1 - 1) * -3.4e38 into NaN, and a row that masks
-    everything too.
+    everything too. After everything that brings literals: the tables and the passes above.
     """
-    reading = Reading()
+    reading, changed = Reading(), False
     for node in work.graph.nodes:
         tensor = work.tensor_of(node)
-        if tensor is not None and tensor.is_floating_point():
-            work.constants[node.name] = (work.constants[node.name][0], _fit_tensor(tensor))
+        if tensor is not None and tensor.is_floating_point():  # 1
+            fitted = _fit_tensor(tensor)
+            work.constants[node.name] = (work.constants[node.name][0], fitted)
+            changed |= fitted is not tensor
             reading.used(tensor)
         elif node.op == "call_function" and node.target in FILLED | ORDERED and _computes_in_half(node):
-            limit = BEYOND_MASK if node.target in ORDERED else MASKED
-            node.args = torch.fx.node.map_aggregate(node.args, lambda value, limit=limit: _fit(value, limit))
+            limit = BEYOND_MASK if node.target in ORDERED else MASKED  # 2
+            args = torch.fx.node.map_aggregate(node.args, lambda value, limit=limit: _fit(value, limit))
+            changed |= args != node.args
+            node.args = args
+    return changed
 
 
 def _computes_in_half(node: Any) -> bool:

@@ -1,8 +1,8 @@
 """Indexing, scattering and sliding views that coremltools lacks or gets wrong, computed from gathers and
 scatters along one axis.
 
-Tables as in coreml_rules. `INDEXING_TUPLES` holds operators of several results; their predicate also takes
-which result is wanted.
+Tables as in elementwise_rules.py. `INDEXING_TUPLES` holds operators of several results; their predicate also
+takes which result is asked for.
 """
 
 import math
@@ -273,8 +273,10 @@ def median(self, dim, keepdim=False):
     return kth_value(self, (self.shape[dim] + 1) // 2, dim, keepdim)
 
 
-def embedding_bag(weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
-                  include_last_offset=False, padding_idx=-1):  # fmt: skip
+def embedding_bag(
+    weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
+    include_last_offset=False, padding_idx=-1,
+):  # fmt: skip
     """Sum or mean of the embeddings in each bag: a matrix of memberships [bags, indices] times the
     embeddings."""
     starts = offsets[:-1] if include_last_offset else offsets

@@ -1,16 +1,17 @@
 """What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out.
 
-The passes run in the order of `lower`. Most operators are replaced by a table (coreml_rules, indexing_rules,
-resize_rules) whose functions compute the same from operators that coremltools translates rightly; complex
-numbers become pairs of real ones.
+The passes run in the order of `lower`. Most operators are replaced by tables (elementwise_rules.py,
+indexing_rules.py, resize_rules.py) whose functions compute the same from operators that coremltools
+translates rightly; complex numbers become pairs of real ones (complex_rules.py).
 """
 
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
@@ -28,10 +29,12 @@ RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **RESIZE}
 TUPLES = {**INDEXING_TUPLES, **RESIZE_TUPLES}  # operators of several results: the rule returns them all
 
 
-def lower(program: Any, compute: str = "float32") -> Any:
+def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram:
     """A copy of the captured program that holds only what coremltools translates rightly.
 
     compute: "float16" also keeps literals, masks and the squares inside norms in the range of half precision.
+    A pass changes the draft in place and returns whether it changed anything. Where its place in the order
+    matters, its docstring says what it requires.
     """
     work = draft(program)
     drop_clones(work)
@@ -53,51 +56,79 @@ def lower(program: Any, compute: str = "float32") -> Any:
     drop_unit_axes(work)
     drop_no_ops(work)
     fold_constants(work)
-    drop_clones(work)
+    drop_clones(work)  # those that the rules and the passes above have brought
     name_outputs_apart(work)
     return finish(work)
 
 
-def drop_clones(work: Draft) -> None:
-    """A clone only fixes a memory layout, which Core ML does not have. (In torch, a view of what is no longer
-    cloned is a reshape.)"""
+def drop_clones(work: Draft) -> bool:
+    """A clone only fixes a memory layout, which Core ML does not have.
+
+    1. A view becomes a reshape: in torch, a view of what is no longer cloned may be none.
+    2. A clone becomes its input.
+    Requires nothing. First, as the tables know `reshape` and no clones; again at the end.
+    """
+    changed = False
     for node in list(work.graph.nodes):
-        if is_op(node, aten.view.default, aten._unsafe_view.default):
+        if is_op(node, aten.view.default, aten._unsafe_view.default):  # 1
             node.target = aten.reshape.default
-        if is_op(node, aten.clone.default):
+            changed = True
+        elif is_op(node, aten.clone.default):  # 2
             node.replace_all_uses_with(node.args[0])
             work.graph.erase_node(node)
+            changed = True
+    return changed
 
 
-def compute_in_float32(work: Draft) -> None:
-    """bfloat16 and float64, which ML Programs cannot hold, become float32."""
+def compute_in_float32(work: Draft) -> bool:
+    """bfloat16 and float64, which ML Programs cannot hold, become float32: 1. in constants, 2. in the dtypes
+    that operators are asked for, 3. in the declared types of values.
+
+    Requires nothing. Before the rules, which compute with the types that values declare.
+    """
     foreign = (torch.bfloat16, torch.float64)
+    changed = False
     for node in work.graph.nodes:
         tensor = work.tensor_of(node)
-        if tensor is not None and tensor.dtype in foreign:
+        if tensor is not None and tensor.dtype in foreign:  # 1
             work.constants[node.name] = (work.constants[node.name][0], tensor.float())
-        if node.kwargs.get("dtype") in foreign:
+            changed = True
+        if node.kwargs.get("dtype") in foreign:  # 2
             node.kwargs = {**node.kwargs, "dtype": torch.float32}
+            changed = True
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.dtype in foreign:
+        if isinstance(value, torch.Tensor) and value.dtype in foreign:  # 3
             node.meta["val"] = value.float()
+            changed = True
+    return changed
 
 
-def count_whole_numbers(work: Draft) -> None:
-    """histc of integers that were cast to float (torch demands it) counts the integers themselves."""
+def count_whole_numbers(work: Draft) -> bool:
+    """histc of integers that were cast to float (torch demands it) counts the integers themselves.
+
+    Before `replace_operators`: the rule of histc compares whole numbers with whole edges.
+    """
+    changed = False
     for node in work.graph.nodes:
         cast = node.args[0] if is_op(node, aten.histc.default) else None
         if is_op(cast, aten._to_copy.default) and not cast.args[0].meta["val"].is_floating_point():
             node.update_arg(0, cast.args[0])
+            changed = True
+    return changed
 
 
 def replace_operators(work: Draft) -> bool:
-    """Every operator with a rule becomes what the rule computes. -> whether there was one."""
+    """Every operator with a rule becomes what the rule computes; again until none is left, as rules may use
+    operators that have rules.
+
+    Requires reshapes instead of views and clones (`drop_clones`), and no complex numbers for which there are
+    rules (`split_complex_numbers`).
+    """
     changed = False
     for node in list(work.graph.nodes):
-        rule, call, pick = _rule_for(work, node)
+        rule, call, result_index = _rule_for(node)
         if rule is not None:
-            spell_out(work, node, rule, call, pick)
+            spell_out(work, node, rule, call, result_index)
             changed = True
     for node in list(work.graph.nodes):
         if node.op == "call_function" and node.target in TUPLES and not node.users:
@@ -106,39 +137,50 @@ def replace_operators(work: Draft) -> bool:
     return changed
 
 
-def _rule_for(work: Draft, node: torch.fx.Node) -> tuple[Callable | None, Any, int | None]:
+def _rule_for(node: torch.fx.Node) -> tuple[Callable | None, Any, int | None]:
     """-> (rule or None, the call it stands for, which of the call's results `node` is)"""
     if node.op != "call_function":
         return None, None, None
     if node.target is operator.getitem and getattr(node.args[0], "target", None) in TUPLES:
         rule, applies = TUPLES[node.args[0].target]
         return (rule if applies(node.args[0], node.args[1]) else None), node.args[0], node.args[1]
-    name = (
-        node.target if node.target in RULES else str(node.target)
-    )  # operators of other libraries go by name: they may not be loaded
-    if name not in RULES:
+    # operators of other libraries go by name: they may not be loaded
+    key = node.target if node.target in RULES else str(node.target)
+    if key not in RULES:
         return None, None, None
-    rule, applies = RULES[name]
+    rule, applies = RULES[key]
     return (rule if applies(node) else None), node, None
 
 
 def spell_out(
-    work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, pick: int | None
+    work: Draft, node: torch.fx.Node, rule: Callable, call: torch.fx.Node, result_index: int | None
 ) -> None:
-    """Replace `node` by what `rule`, called as `call` is, computes (by its result number `pick`)."""
+    """Replace `node` by what `rule`, called as `call` is, computes; by one of its results where it gives
+    several."""
     leaves, spec = pytree.tree_flatten((list(call.args), dict(call.kwargs)))
 
     def function(*leaves):
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         result = rule(*args, **kwargs)
-        return (result if pick is None else result[pick]).to(node.meta["val"].dtype)
+        return (result if result_index is None else result[result_index]).to(node.meta["val"].dtype)
 
     retrace(work, node, function, *leaves)
 
 
-def repeat_attention_heads(work: Draft) -> None:
+def rename_operators(work: Draft) -> bool:
+    """coremltools knows some operators by their general name only. Requires nothing."""
+    changed = False
+    for node in work.graph.nodes:
+        if is_op(node, aten.grid_sampler_2d.default):
+            node.target = aten.grid_sampler.default
+            changed = True
+    return changed
+
+
+def repeat_attention_heads(work: Draft) -> bool:
     """Grouped-query attention: keys and values repeated to the number of query heads, as Core ML's operator
-    wants them."""
+    wants them. Requires nothing."""
+    changed = False
     for node in list(work.graph.nodes):
         if not is_op(node, aten.scaled_dot_product_attention.default) or not node.kwargs.get("enable_gqa"):
             continue
@@ -148,13 +190,8 @@ def repeat_attention_heads(work: Draft) -> None:
             if source.meta["val"].shape[-3] != heads:
                 node.update_arg(position, insert(work, node, _repeat_heads, source, heads))
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "enable_gqa"}
-
-
-def rename_operators(work: Draft) -> None:
-    """coremltools knows some operators by their general name only."""
-    for node in work.graph.nodes:
-        if is_op(node, aten.grid_sampler_2d.default):
-            node.target = aten.grid_sampler.default
+        changed = True
+    return changed
 
 
 def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
@@ -162,33 +199,48 @@ def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
 
 
-def silence_masked_rows(work: Draft) -> None:
+def silence_masked_rows(work: Draft) -> bool:
     """A query that a boolean mask lets see nothing gets zeros, as in torch; a softmax of nothing would be NaN
     or any mixture.
 
-    Padding on the left makes such rows. A mask that is the same for all queries is left alone.
+    1. Such a query sees everything instead. 2. What it then hears is multiplied by 0. Both are computed once
+    for each mask. Padding on the left makes such rows; a mask that is the same for all queries, or that is
+    known to close none, is left alone.
+    After `fold_constants`: a constant mask that is not folded yet counts as one that may hide everything.
     """
-    seen: dict[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]] = {}
+    openings: dict[torch.fx.Node, Opening] = {}
+    changed = False
     for node in list(work.graph.nodes):
-        mask = (
-            node.args[3]
-            if is_op(node, aten.scaled_dot_product_attention.default) and len(node.args) > 3
-            else None
-        )
+        if not is_op(node, aten.scaled_dot_product_attention.default) or len(node.args) < 4:
+            continue
+        mask = node.args[3]
         if mask is None or not _may_hide_everything(work, mask):
             continue
-        if mask not in seen:
-            sees = insert(work, node, lambda mask: mask.any(-1, keepdim=True), mask)
-            open_mask = insert(
-                work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees
-            )
-            seen[mask] = insert(work, node, lambda sees: sees.float(), sees), open_mask
-        sees, open_mask = seen[mask]
-        node.update_arg(3, open_mask)
+        if mask not in openings:
+            openings[mask] = _open(work, node, mask)
+        node.update_arg(3, openings[mask].mask)  # 1
         with work.graph.inserting_after(node):
-            heard = work.graph.call_function(aten.mul.Tensor, (node, sees))
+            heard = work.graph.call_function(aten.mul.Tensor, (node, openings[mask].sees))  # 2
         heard.meta = dict(node.meta)
         node.replace_all_uses_with(heard, delete_user_cb=lambda user, heard=heard: user is not heard)
+        changed = True
+    return changed
+
+
+class Opening(NamedTuple):
+    """What stands for a mask that may close rows. sees: 1 where a query sees anything, else 0; mask: open
+    where it sees nothing."""
+
+    sees: torch.fx.Node
+    mask: torch.fx.Node
+
+
+def _open(work: Draft, node: torch.fx.Node, mask: torch.fx.Node) -> Opening:
+    sees = insert(work, node, lambda mask: mask.any(-1, keepdim=True), mask)
+    opened = insert(
+        work, node, lambda mask, sees: torch.logical_or(mask, torch.logical_not(sees)), mask, sees
+    )
+    return Opening(insert(work, node, lambda sees: sees.float(), sees), opened)
 
 
 def _may_hide_everything(work: Draft, mask: torch.fx.Node) -> bool:
@@ -198,47 +250,55 @@ def _may_hide_everything(work: Draft, mask: torch.fx.Node) -> bool:
     return constant is None or not bool(constant.any(-1).all())
 
 
-def fill_in_pooling_strides(work: Draft) -> None:
-    """The stride of a pooling window is its size where it is left out; coremltools wants it said."""
+def fill_in_pooling_strides(work: Draft) -> bool:
+    """The stride of a pooling window is its size where it is left out; coremltools wants it said. Requires
+    nothing."""
+    changed = False
     for node in work.graph.nodes:
-        if is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default) and not (
-            node.args[2:] and node.args[2]
-        ):
+        pools = is_op(node, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+        if pools and not (node.args[2:] and node.args[2]):
             node.args = (*node.args[:2], node.args[1], *node.args[3:])
+            changed = True
+    return changed
 
 
-def spread_channels(work: Draft) -> None:
+def spread_channels(work: Draft) -> bool:
     """x [n, 1, h, w] + constant [1, c, 1, 1], said with x expanded: coremltools would fuse it into a batch
-    norm of one channel."""
+    norm of one channel. Requires nothing."""
+    changed = False
     for node in list(work.graph.nodes):
         if not is_op(node, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor) or node.meta["val"].ndim < 3:
             continue
         shape = node.meta["val"].shape
         for position, other in ((0, 1), (1, 0)):
             source, constant = node.args[position], work.tensor_of(node.args[other])
-            if (
-                constant is None
-                or not isinstance(source, torch.fx.Node)
-                or source.meta["val"].ndim != len(shape)
-            ):
+            if constant is None or not isinstance(source, torch.fx.Node):
+                continue
+            if source.meta["val"].ndim != len(shape):
                 continue
             if constant.numel() == shape[1] > 1 == source.meta["val"].shape[1]:
                 wide = [size if axis == 1 else -1 for axis, size in enumerate(shape)]
                 node.update_arg(position, insert(work, node, lambda x, wide=wide: x.expand(wide), source))
+                changed = True
+    return changed
 
 
-def name_outputs_apart(work: Draft) -> None:
+def name_outputs_apart(work: Draft) -> bool:
     """An output that is an input, a constant or another output becomes an operation of its own: Core ML names
-    each border value once."""
+    each border value once.
+
+    Last: what would simplify the copies again must have run.
+    """
     output = next(node for node in work.graph.nodes if node.op == "output")
-    seen: set[torch.fx.Node] = set()
-    results = []
+    results: list[torch.fx.Node] = []
+    changed = False
     for node in output.args[0]:
-        if node in seen or node.op == "placeholder":
+        if node in results or node.op == "placeholder":
             node = insert(work, output, _copy, node)
-        seen.add(node)
+            changed = True
         results.append(node)
     output.args = (tuple(results),)
+    return changed
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,31 +17,42 @@ aten = torch.ops.aten
 LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
-def drop_unit_axes(work: Draft) -> None:
-    """Every operator on a tensor of high rank is computed without unit axes; the full shape returns where it
-    is low again."""
+def drop_unit_axes(work: Draft) -> bool:
+    """Operators on tensors of high rank are computed without unit axes, as far as RULES has them.
+
+    1. A constant of high rank gets a squeezed copy. 2. A result of high rank stays without its unit axes, for
+    the operators after it. 3. A result of low rank gets its full shape back.
+    Left alone: what has a high rank even so, and what reads a tensor of high rank that was left alone.
+    After everything that adds axes: the tables and the passes on attention and norms.
+    """
+    changed = False
     squeezed: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(work.graph.nodes):
         tensor = work.tensor_of(node)
-        if tensor is not None and tensor.ndim > LARGEST_RANK and len(_kept(tensor.shape)) <= LARGEST_RANK:
-            squeezed[node] = work.add_constant(
-                f"{work.constants[node.name][0]}_squeezed", tensor.detach().squeeze(), like=node
-            )
+        if (
+            tensor is not None
+            and tensor.ndim > LARGEST_RANK
+            and len(_long_axes(tensor.shape)) <= LARGEST_RANK
+        ):  # 1
+            name = f"{work.constants[node.name][0]}_squeezed"
+            squeezed[node] = work.add_constant(name, tensor.detach().squeeze(), like=node)
+            changed = True
     for node in list(work.graph.nodes):
         if node.op != "call_function" or not _is_high(node) or _rule(node) is None:
             continue
         shape = list(node.meta["val"].shape)
         inputs = list(dict.fromkeys(source for source in node.all_input_nodes))
-        if len(_kept(shape)) > LARGEST_RANK or any(
-            _rank(source) > LARGEST_RANK and source not in squeezed for source in inputs
-        ):
+        unreadable = any(_rank(source) > LARGEST_RANK and source not in squeezed for source in inputs)
+        if unreadable or len(_long_axes(shape)) > LARGEST_RANK:
             continue
         low = _compute(work, node, [squeezed.get(source, source) for source in inputs], inputs)
-        if len(shape) > LARGEST_RANK:
+        if len(shape) > LARGEST_RANK:  # 2
             squeezed[node] = low
-        else:
+        else:  # 3
             node.replace_all_uses_with(insert(work, node, lambda x, shape=shape: x.reshape(shape), low))
+        changed = True
     work.graph.eliminate_dead_code()
+    return changed
 
 
 def _rank(node: torch.fx.Node) -> int:
@@ -53,7 +64,7 @@ def _is_high(node: torch.fx.Node) -> bool:
     return max([_rank(node), *[_rank(source) for source in node.all_input_nodes]]) > LARGEST_RANK
 
 
-def _kept(shape: Sequence[int]) -> list[int]:
+def _long_axes(shape: Sequence[int]) -> list[int]:
     """The axes that are longer than 1."""
     return [axis for axis, size in enumerate(shape) if size != 1]
 
@@ -86,13 +97,13 @@ class Operand:
 
     def __init__(self, tensor: torch.Tensor, shape: list[int]):
         self.shape = shape
-        self.kept = _kept(shape)
-        self.tensor = tensor.reshape([shape[axis] for axis in self.kept])
+        self.long_axes = _long_axes(shape)
+        self.tensor = tensor.reshape([shape[axis] for axis in self.long_axes])
 
     def position(self, axis: int) -> int | None:
         """Where an axis is now, None where it is gone."""
         axis %= len(self.shape)
-        return self.kept.index(axis) if axis in self.kept else None
+        return self.long_axes.index(axis) if axis in self.long_axes else None
 
 
 def same_elements(target, out, x, *_, **__):
@@ -137,7 +148,7 @@ def join(target, out, tensors, dim=0):
         (
             x.tensor
             if x.position(axis) is not None
-            else x.tensor.unsqueeze(sum(other < axis for other in x.kept))
+            else x.tensor.unsqueeze(sum(other < axis for other in x.long_axes))
         )
         for x in tensors
     ]
@@ -147,7 +158,7 @@ def join(target, out, tensors, dim=0):
 def _aligned(x: Operand, out: list[int]) -> torch.Tensor:
     """The tensor with one axis for every axis that `out` keeps, for broadcasting."""
     shape = [1] * (len(out) - len(x.shape)) + list(x.shape)
-    return x.tensor.reshape([size for size, wanted in zip(shape, out) if wanted != 1])
+    return x.tensor.reshape([size for size, result_size in zip(shape, out) if result_size != 1])
 
 
 RULES: dict[Any, Callable] = {

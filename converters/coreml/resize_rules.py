@@ -1,5 +1,5 @@
 """Resizing and sampling of images, moments and noise: operators that coremltools lacks or gets wrong. Tables
-as in indexing_rules."""
+as in indexing_rules.py."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,5 @@
-"""How large a Core ML package will be: the form of a weight, or a captured graph, enters; bytes of the file that
-`write` makes leave, from shapes alone."""
+"""How large a Core ML package will be: the form of a weight, or a captured graph, enters; bytes of the file
+that `write` makes leave, from shapes alone."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ NAME = 2.4  # for each character of the weight's name, in every further operatio
 
 
 def footprint(form: CompressedWeight, name: str, recipe: Recipe, deployment_target: str) -> tuple[int, float]:
-    """-> (bits of the tensors that hold a weight of this form, bytes of the operations that decompress it)."""
+    """-> (bits of the tensors that hold a weight of this form, bytes of the operations that decompress it)"""
     form = storable(form, generation(deployment_target) >= 26)[0]
     activations = FORM["activations"] if recipe.activations is not None else 0
     return stored_bits(form), activations + _form_bytes(form, len(name))

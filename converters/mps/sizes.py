@@ -1,5 +1,5 @@
-"""How large an ExecuTorch MPS program will be: the form of a weight, or a captured graph, enters; bytes of the
-file that `write` makes leave, from shapes alone."""
+"""How large an ExecuTorch MPS program will be: the form of a weight, or a captured graph, enters; bytes of
+the file that `write` makes leave, from shapes alone."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""How the MPS delegate holds a compressed weight: its form enters, the tensors' widths, all their bits and what
-differs from the recipe leave.
+"""How the MPS delegate holds a compressed weight: its form enters, the tensors' widths, all their bits and
+what differs from the recipe leave.
 
-Only shapes are asked for, so that `sizes` foresees by the same decision that `weights` writes by. The delegate
-has int8 constants, an int4 node of its own for codes with scales per row or block, and embeddings, which look
-indices up in tables; it has nothing sparse.
+Only shapes are asked for, so that `sizes` foresees by the same decision that `weights` writes by. The
+delegate has int8 constants, an int4 node of its own for codes with scales per row or block, and embeddings,
+which look indices up in tables; it has nothing sparse.
 """
 
 import math

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cidermill.converters.coreml import lower as lowering
 from cidermill.converters.coreml.lower import lower
 from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators
 from cidermill.models.evaluate import evaluate
+from cidermill.models.graphs import draft
 from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
@@ -407,3 +409,23 @@ def test_a_rank_that_no_rewrite_lowers_is_named(tmp_path):
         match=r"-> float32\[2, 3, 2, 4, 2, 4\]: Core ML only supports tensors with rank <= 5",
     ):
         package_of(captured, tmp_path)
+
+
+PASSES = {
+    "tables": (lowering.replace_operators, torch.trunc, X),
+    "complex": (lowering.split_complex_numbers, lambda x: torch.fft.rfft(x).abs(), V),
+    "output": (lowering.name_outputs_apart, lambda x: x, V),
+    "roots": (lowering.scale_roots_of_squares, lambda x: torch.rsqrt(x.pow(2).mean(-1) + 1e-6), V),
+    "logarithm": (lowering.keep_logarithms_finite, lambda x: torch.log(torch.softmax(x, -1)), V),
+    "mask": (lowering.fit_half, lambda x: x.masked_fill(x > 0, LOWEST), V),
+    "rank": (lowering.drop_unit_axes, lambda x: x.reshape(2, 1, 1, 3, 8, 8).exp().sum(1), X),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_tells_whether_it_changed_anything(name):
+    run, function, inputs = PASSES[name]
+    work = draft(captured_of(function, [inputs]).program)
+    lowering.drop_clones(work)
+    assert run(work) is True
+    assert run(work) is False

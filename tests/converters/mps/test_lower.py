@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cidermill.converters.mps import lower as lowering
 from cidermill.converters.mps.lower import lower
 from cidermill.converters.mps.rules import FIRST_OF_TUPLE, RULES
 from cidermill.models.capture import capture
 from cidermill.models.evaluate import evaluate
-from cidermill.models.graphs import finish
+from cidermill.models.graphs import draft, finish
 from cidermill.models.source import Samples, Source, TensorSpec
 
 aten = torch.ops.aten
@@ -288,3 +289,20 @@ def test_bfloat16_inside_becomes_the_compute_type():
 
 def test_integers_beyond_int32_are_limited():
     check(lambda x: (x < 2**40) & (x > -(2**40)), np.array([[0, 1, 2, 3]], np.int32))
+
+
+PASSES = {
+    "tables": (lowering.replace_operators, torch.nn.functional.silu),
+    "roots": (lowering.widen_root_mean_squares, lambda x: torch.rsqrt(x.pow(2).mean(-1) + 1e-6)),
+    "axes": (lowering.count_from_zero, lambda x: torch.softmax(x, -1)),
+    "scalars": (lowering.agree_types, lambda x: x + 2.5),
+    "borders": (lowering.fit_scalars, lambda x: torch.clamp(x, -1e9, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_tells_whether_it_changed_anything(name):
+    run, function = PASSES[name]
+    work = draft(captured_of(function, random(2, 3)).program)
+    assert run(work) is True
+    assert run(work) is False
