@@ -155,7 +155,7 @@ def _corrections(stock: type) -> type:
             return self._write(constant_tensor, mps_graph, None)
 
         def define_scalar(self, val, mps_data_type, mps_graph) -> int:
-            raise AssertionError("agree_types of lower.py leaves no scalar operands")
+            raise AssertionError("agree_types of precision.py leaves no scalar operands")
 
         def _write(self, tensor: torch.Tensor, mps_graph, mps_data_type) -> int:
             """A constant, written once however many nodes hold the same bytes (tied weights)."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cidermill.converters.mps import lower as lowering
+from cidermill.converters.mps import precision
 from cidermill.converters.mps.lower import lower
 from cidermill.converters.mps.rules import FIRST_OF_TUPLE, RULES
 from cidermill.models.capture import capture
@@ -295,8 +296,8 @@ PASSES = {
     "tables": (lowering.replace_operators, torch.nn.functional.silu),
     "roots": (lowering.widen_root_mean_squares, lambda x: torch.rsqrt(x.pow(2).mean(-1) + 1e-6)),
     "axes": (lowering.count_from_zero, lambda x: torch.softmax(x, -1)),
-    "scalars": (lowering.agree_types, lambda x: x + 2.5),
-    "borders": (lowering.fit_scalars, lambda x: torch.clamp(x, -1e9, 1.0)),
+    "scalars": (precision.agree_types, lambda x: x + 2.5),
+    "borders": (precision.fit_scalars, lambda x: torch.clamp(x, -1e9, 1.0)),
 }
 
 
