@@ -7,15 +7,18 @@ import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch.export import ExportedProgram
+
+from .digest import digest_tensor
 from .errors import UserError
+from .forward import bind, for_inference, propose, try_once, vocabulary
+from .hugging_face import by_names_, is_hugging_face
 from .inputs import DTYPES, InputSpec
+from .programs import open_program
 from .source import Source
-
-if TYPE_CHECKING:
-    import torch
-    from torch.export import ExportedProgram
 
 Examples = Sequence[Any] | Mapping[str, Any]  # tensors or arrays, in order or by name
 _CALLED = {"int64": "int32"}  # at the border of an artifact
@@ -25,11 +28,13 @@ _HINT = "Give a tuple of example tensors, or {name: tensor}, as the model is cal
 def source_of(model: Any, inputs: Examples | None) -> Source:
     """model: a torch.nn.Module, which needs `inputs`, or a torch.export.ExportedProgram. Raises UserError for
     anything else, and for inputs that do not fit."""
-    import torch
-    from torch.export import ExportedProgram
-
     if isinstance(model, ExportedProgram):
         return _of_program(model, inputs)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(
+            "model is TorchScript, which is converted from its file only.",
+            "Save it with torch.jit.save and give the path.",
+        )
     if isinstance(model, torch.nn.Module):
         return _of_module(model, inputs)
     raise UserError(
@@ -68,13 +73,10 @@ def _spec(name: str, value: Any) -> InputSpec:
 
 
 def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
-    from .forward import bind, prepare, propose, try_once, vocabulary
-    from .hugging_face import by_names_, is_hugging_face
-
     title = name_of(model)
     own, converted = _private(model)
     given = specs_of(_as_float32(inputs) if converted else inputs)
-    own = prepare(own, title)
+    own = for_inference(own, title)
     module, specs = bind(own, given, title)
     if module is own and is_hugging_face(own):
         module = by_names_(own)
@@ -85,20 +87,19 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
 
 
 def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
-    from .programs import describe
-
     title = name_of(program)
     held = {**program.state_dict, **program.constants}
     sha256 = _digest(str(program.graph_module.code), held.items())
-    settled, module, specs, limits = describe(copy.copy(program), specs_of(inputs), title)
-    return Source(Path(title), "exported-program", sha256, module, specs, settled, limits=limits)
+    opened = open_program(copy.copy(program), specs_of(inputs), title)
+    return Source(
+        Path(title), "exported-program", sha256, opened.module, opened.inputs, opened.program,
+        limits=opened.limits,
+    )  # fmt: skip
 
 
 def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
     """-> (a copy on the CPU that may be changed, whether its types will be: to float32). It shares the
     parameters that stay as they are, so that a large model is in memory once."""
-    import torch
-
     tensors = [*model.parameters(), *model.buffers()]
     converted = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
     elsewhere = any(tensor.device.type != "cpu" for tensor in tensors)
@@ -111,12 +112,11 @@ def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
             f" {error}",
             "Save it with torch.export.save and give the path.",
         ) from error
-    return own.cpu(), converted
+    return own.cpu() if elsewhere else own, converted
 
 
 def _as_float32(inputs: Examples | None) -> Examples | None:
     """Floating-point examples of a model that is converted to float32 are converted too."""
-    import torch
 
     def converted(value: Any) -> Any:
         return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -128,8 +128,6 @@ def _as_float32(inputs: Examples | None) -> Examples | None:
 
 def _digest(text: str, tensors: Iterable[tuple[str, Any]]) -> str:
     """sha256 of a model that has no file: of a text, and of its tensors with their names."""
-    from .digest import digest_tensor
-
     total = hashlib.sha256(text.encode())
     for name, tensor in tensors:
         if hasattr(tensor, "detach"):

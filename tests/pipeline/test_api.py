@@ -180,6 +180,9 @@ def test_what_is_wrong_is_said_and_nothing_is_written(linear, tmp_path, options,
 def test_what_is_no_model(tmp_path):
     with pytest.raises(cidermill.UserError, match="is a int, which is no model"):
         cidermill.convert(3, out=tmp_path / "out")
+    scripted = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))
+    with pytest.raises(cidermill.UserError, match="torch.jit.save and give the path"):
+        cidermill.convert(scripted, (torch.zeros(1),), out=tmp_path / "out")
     with pytest.raises(cidermill.UserError, match="does not exist"):
         cidermill.convert(tmp_path / "missing.pt")
 
