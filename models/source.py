@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
     import numpy as np
@@ -19,9 +19,6 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,3 @@ class Samples:
     kind: str  # "synthetic" | "real"
     batches: tuple[dict[str, np.ndarray], ...]
     seed: int | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "count": len(self.batches), "seed": self.seed}

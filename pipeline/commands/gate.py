@@ -81,7 +81,7 @@ def check(
         announce(gate.annotations(result), gate.summary(result), as_json)
     if junit:
         write_junit(junit, gate.junit_xml(result))
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 @click.command(context_settings=CONTEXT)

@@ -2,10 +2,12 @@
 the lock written anew."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...models.errors import UserError
+from ...validation.records import Verdict
 from ..output import write_whole
 from ..report.json_files import json_text
 from ..report.markdown import code, rows
@@ -29,6 +31,40 @@ SCHEMA = "cidermill.check/1"
 GONE = "The lock has it, the reports do not.\nGive its report, or drop it from the lock with --update."
 
 
+@dataclass(frozen=True)
+class CheckedFigure:
+    """A `Finding` as the result tells it. fails: whether it is a failure, as it was asked."""
+
+    figure: str
+    locked: Any
+    found: Any
+    outcome: str
+    text: str
+    fails: bool
+
+
+@dataclass(frozen=True)
+class CheckedArtifact:
+    artifact: str
+    verdict: Verdict
+    findings: tuple[CheckedFigure, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of `cidermill check`. written: whether the lock was; not_checked: what it has and the
+    reports have not."""
+
+    schema: str
+    lock: str
+    verdict: Verdict
+    update: bool
+    written: bool
+    tolerance_db: float
+    artifacts: tuple[CheckedArtifact, ...]
+    not_checked: list[str]
+
+
 def check(
     paths: Sequence[Path],
     lock: Path,
@@ -36,9 +72,8 @@ def check(
     exact: bool = False,
     complete: bool = False,
     tolerance_db: float = TOLERANCE_DB,
-) -> dict:
-    """-> {"schema", "lock", "verdict", "update", "written", "tolerance_db", "artifacts": [{"artifact",
-    "verdict", "findings"}], "not_checked"}.
+) -> CheckResult:
+    """Compare reports with the lock, or write it.
 
     update: accept the reports as they are, unless an artifact fails its own verdict or is not on disk as it
     was validated. complete: what the lock has and the reports have not is a failure; with update it is
@@ -66,97 +101,90 @@ def check(
     if update and not failing:
         _write(lock, found if complete else locked | found)
     keys = [*found, *(finding.artifact for finding in gone)]
-    return {
-        "schema": SCHEMA,
-        "lock": str(lock),
-        "verdict": "fail" if failing else "pass",
-        "update": update,
-        "written": update and not failing,
-        "tolerance_db": tolerance_db,
-        "artifacts": [_section(key, files + compared + gone, failing) for key in keys],
-        "not_checked": [] if complete else absent,
-    }
+    return CheckResult(
+        SCHEMA,
+        str(lock),
+        "fail" if failing else "pass",
+        update,
+        update and not failing,
+        tolerance_db,
+        tuple(_checked(key, files + compared + gone, failing) for key in keys),
+        [] if complete else absent,
+    )
 
 
-def annotations(result: dict) -> list[str]:
+def annotations(result: CheckResult) -> list[str]:
     """An error for each figure that got worse, and one notice."""
-    worse = [
-        (section["artifact"], finding)
-        for section in result["artifacts"]
-        for finding in section["findings"]
-        if finding["fails"]
+    lines = [
+        annotation("error", artifact.artifact, f"{finding.figure}: {said(finding)}")
+        for artifact in result.artifacts
+        for finding in artifact.findings
+        if finding.fails
     ]
-    lines = [annotation("error", name, f"{finding['figure']}: {said(finding)}") for name, finding in worse]
     return [*lines, annotation("notice", "cidermill check", outcome(result))]
 
 
-def outcome(result: dict) -> str:
+def outcome(result: CheckResult) -> str:
     """The whole in one sentence."""
-    passed, count = (
-        sum(section["verdict"] == "pass" for section in result["artifacts"]),
-        len(result["artifacts"]),
-    )
-    if result["written"]:
-        return f"{result['lock']} written: {count} artifact{'s' if count != 1 else ''} accepted."
-    if result["update"]:
+    passed = sum(artifact.verdict == "pass" for artifact in result.artifacts)
+    count = len(result.artifacts)
+    if result.written:
+        return f"{result.lock} written: {count} artifact{'s' if count != 1 else ''} accepted."
+    if result.update:
         return (
-            f"{result['lock']} was not written: what fails its own verdict, or is not on disk as it was"
+            f"{result.lock} was not written: what fails its own verdict, or is not on disk as it was"
             " validated, cannot be accepted."
         )
     return (
-        f"{passed} of {count} artifacts are as good as {result['lock']} has them (PSNR within"
-        f" {result['tolerance_db']:g} dB)."
+        f"{passed} of {count} artifacts are as good as {result.lock} has them (PSNR within"
+        f" {result.tolerance_db:g} dB)."
     )
 
 
-def summary(result: dict) -> str:
+def summary(result: CheckResult) -> str:
     """Markdown: every figure that is not the lock's."""
     cells = [
         [
-            code(section["artifact"]),
-            code(finding["figure"]),
-            code(finding["outcome"]),
+            code(artifact.artifact),
+            code(finding.figure),
+            code(finding.outcome),
             code(said(finding).partition("\n")[0]),
         ]
-        for section in result["artifacts"]
-        for finding in section["findings"]
-        if finding["outcome"] != "equal"
+        for artifact in result.artifacts
+        for finding in artifact.findings
+        if finding.outcome != "equal"
     ]
     table = rows(("artifact", "figure", "", "what"), cells) if cells else "Nothing changed.\n"
-    return f"### cidermill check: {result['verdict']}\n\n{code(outcome(result))}\n\n{table}\n"
+    return f"### cidermill check: {result.verdict}\n\n{code(outcome(result))}\n\n{table}\n"
 
 
-def junit_xml(result: dict) -> str:
+def junit_xml(result: CheckResult) -> str:
     """A suite for each model, a case for each figure of each artifact."""
     suites: dict[str, list[Case]] = {}
-    for section in result["artifacts"]:
-        model = section["artifact"].split("/")[0]
+    for artifact in result.artifacts:
+        model, group = artifact.artifact.split("/")[0], artifact.artifact.replace("/", ".")
         cases = [
-            Case(section["artifact"].replace("/", "."), one["figure"], said(one) if one["fails"] else "")
-            for one in section["findings"]
+            Case(group, finding.figure, said(finding) if finding.fails else "")
+            for finding in artifact.findings
         ]
         suites.setdefault(model, []).extend(cases)
-    return xml_text(
-        [Suite(name, tuple(cases), (("lock", result["lock"]),)) for name, cases in suites.items()]
-    )
+    return xml_text([Suite(name, tuple(cases), (("lock", result.lock),)) for name, cases in suites.items()])
 
 
-def said(finding: dict) -> str:
+def said(finding: CheckedFigure) -> str:
     """What a finding says, or the two values where it says nothing."""
-    return finding["text"] or f"{finding['locked']} before, {finding['found']} now."
+    return finding.text or f"{finding.locked} before, {finding.found} now."
 
 
-def _section(key: str, findings: Sequence[Finding], failing: Sequence[Finding]) -> dict:
-    own = [finding for finding in findings if finding.artifact == key]
-    rows = [
-        {name: value for name, value in asdict(one).items() if name != "artifact"} | {"fails": one in failing}
-        for one in own
-    ]
-    return {
-        "artifact": key,
-        "verdict": "fail" if any(row["fails"] for row in rows) else "pass",
-        "findings": rows,
-    }
+def _checked(key: str, findings: Sequence[Finding], failing: Sequence[Finding]) -> CheckedArtifact:
+    figures = tuple(
+        CheckedFigure(
+            finding.figure, finding.locked, finding.found, finding.outcome, finding.text, finding in failing
+        )
+        for finding in findings
+        if finding.artifact == key
+    )
+    return CheckedArtifact(key, "fail" if any(figure.fails for figure in figures) else "pass", figures)
 
 
 def _write(lock: Path, entries: dict[str, LockEntry]) -> None:

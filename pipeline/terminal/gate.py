@@ -3,7 +3,7 @@ out."""
 
 from typing import Any
 
-from ..gate.check import outcome, said
+from ..gate.check import CheckedFigure, CheckResult, outcome, said
 from ..gate.diff_tables import lines, sections, shortened
 from ..report import summaries
 from .console import console
@@ -12,51 +12,44 @@ from .text import arrow, clean, line, table, verdict_text
 STYLES = {"worse": "red", "missing": "red", "new": "red", "better": "green", "changed": "yellow"}
 
 
-def show_check(result: dict) -> None:
+def show_check(result: CheckResult) -> None:
     """A row for each figure that is not the lock's, then what to do, then the verdict."""
     out = console()
     told = [
-        (section["artifact"], finding)
-        for section in result["artifacts"]
-        for finding in section["findings"]
-        if finding["outcome"] != "equal"
+        (artifact.artifact, finding)
+        for artifact in result.artifacts
+        for finding in artifact.findings
+        if finding.outcome != "equal"
     ]
     if told:
         cells = [
-            [clean(name), clean(one["figure"]), line((one["outcome"], STYLES[one["outcome"]])), _what(one)]
-            for name, one in told
+            [
+                clean(name),
+                clean(finding.figure),
+                line((finding.outcome, STYLES[finding.outcome])),
+                _what(finding),
+            ]
+            for name, finding in told
         ]
         out.print(table(out, ["artifact", "figure", "", "what"], cells))
-    for advice in filter(
-        None, dict.fromkeys(said(one).partition("\n")[2] for _, one in told if one["fails"])
-    ):
-        out.print(line((f"{arrow(out)} {clean(advice)}", "")), soft_wrap=True)
-    if result["not_checked"]:
-        out.print(
-            line(
-                (
-                    (
-                        "In the lock, but not among these reports, and so not checked:"
-                        f" {', '.join(map(clean, result['not_checked']))}"
-                    ),
-                    "dim",
-                )
-            ),
-            soft_wrap=True,
-        )
+    advice = dict.fromkeys(said(finding).partition("\n")[2] for _, finding in told if finding.fails)
+    for text in filter(None, advice):
+        out.print(line((f"{arrow(out)} {clean(text)}", "")), soft_wrap=True)
+    if result.not_checked:
+        names = ", ".join(map(clean, result.not_checked))
+        left_out = f"In the lock, but not among these reports, and so not checked: {names}"
+        out.print(line((left_out, "dim")), soft_wrap=True)
     out.print(
-        line((f"{clean(outcome(result))} Verdict: ", "")) + verdict_text(result["verdict"]), soft_wrap=True
+        line((f"{clean(outcome(result))} Verdict: ", "")) + verdict_text(result.verdict), soft_wrap=True
     )
 
 
-def _what(finding: dict) -> str:
+def _what(finding: CheckedFigure) -> str:
     """Its first line; hashes in short."""
-    if finding["text"]:
-        return clean(finding["text"].partition("\n")[0])
-    before, now = (
-        clean(str(finding[key])[:12] if finding["figure"].startswith("sha256") else finding[key])
-        for key in ("locked", "found")
-    )
+    if finding.text:
+        return clean(finding.text.partition("\n")[0])
+    longest = 12 if finding.figure.startswith("sha256") else None
+    before, now = (clean(str(value)[:longest]) for value in (finding.locked, finding.found))
     return f"{before} before, {now} now"
 
 
