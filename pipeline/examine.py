@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .stages import Stages
     from .yardstick import Yardstick
 
-# A runner that is called more often keeps the weights that it has decoded: to decode them again takes less than
-# their place in memory, until then.
+# A runner that is called more often keeps the weights that it has decoded: until then, to decode them again
+# takes less than their place in memory.
 FEW_SAMPLES = 4
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..validation.judge import audit
 from ..validation.judge.compare import TOLERANCE_DB, OutputError, meets, verdict
 from ..validation.records import Verdict
 from .report.records import BudgetUse
@@ -37,6 +36,8 @@ def judge(
 
     min_psnr: in decibels; budget: of the report, None where no recipe was chosen by one.
     """
+    from ..validation.judge import audit
+
     validation, native = examination.validation, examination.validation.native
     judgements = [judge_capture(yardstick.captured), Judgement(*audit.judge(examination.compression))]
     judgements.append(judge_validation(validation, min_psnr))

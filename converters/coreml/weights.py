@@ -246,4 +246,5 @@ def _as_bits(codes: np.ndarray, kind: str, bits: int) -> np.ndarray:
     they are."""
     from coremltools.converters.mil.mil import types
 
-    return codes.astype(types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}")), copy=False)
+    tagged = types.nptype_from_builtin(types.string_to_builtin(f"{kind}{bits}"))
+    return codes.astype(tagged, copy=bits != 8)  # without a copy numpy would keep the untagged type

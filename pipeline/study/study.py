@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from ..signals import Stopped
 from ..terminal.study import study_result
 from .cluster import check_cluster, run_on_cluster
 from .executor import run_here
-from .journal import Journal, Key, identity, opened
+from .journal import Journal, Key, identity, key_of, opened
 from .page import write_page
 from .plan import StudyPlan, Subject, Task
-from .results import SCHEMA, Row, load_study, write_csv
+from .results import JOURNAL, SCHEMA, Row, load_study, write_csv
 from .search import check_storage, search, search_space
 from .trial import failed_row, prepared, warm
 
@@ -45,7 +45,7 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
     _check(plan)
     header = _header(plan)
     prepared.cache_clear()  # what an earlier study of this process left; its file may have changed
-    if len(plan.subjects) == 1:
+    if len(plan.subjects) == 1 and not _has_every_trial(plan):
         with show("load"):
             prepared(plan.subjects[0])  # in this process, whose workers share it
     with _says_what_stays(plan.out), opened(plan.out, header) as journal, _without_leftovers(plan.out):
@@ -58,6 +58,18 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
             write_page(plan.out)
     result = study_result(load_study(plan.out))
     return result | _infeasible(plan, result)
+
+
+def _has_every_trial(plan: StudyPlan) -> bool:
+    """Whether the folder's journal has a row for each recipe and target: no trial needs the model then. A
+    journal that cannot be read, of which `opened` says more, has none."""
+    if plan.trials is not None or not (plan.out / JOURNAL).is_file():
+        return False
+    try:
+        done = {key_of(row) for row in load_study(plan.out).rows}
+    except UserError:
+        return False
+    return done.issuperset(product(plan.names, plan.targets, (recipe.name for recipe in plan.recipes)))
 
 
 @contextmanager
@@ -119,6 +131,8 @@ def _grid(plan: StudyPlan, index: int, journal: Journal, step: Any) -> bool:
         plan.task(numbers[key], index, key[1], recipes[key[2]]) for key in mine if key not in journal.rows
     ]
     _note_earlier(step, len(mine) - len(tasks))
+    if not tasks:
+        return True
     if problem := _problem(subject):
         for task in tasks:
             journal.add(failed_row(task, problem))
@@ -267,13 +281,14 @@ def _samples(text: str | None) -> dict[str, Any]:
 def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., Any]) -> None:
     """For the heatmap: each layer compressed alone, where that takes no longer than a moment or was asked
     for."""
-    from ...quantization.recipe import parse_recipe
-    from ...quantization.sensitivity import measure, write_table
     from ..choice import SAMPLES, TABLE, measured_on_of
 
     path = plan.out / TABLE
     if plan.sensitivity is False or len(plan.subjects) > 1 or path.exists():
         return
+    from ...quantization.recipe import parse_recipe
+    from ...quantization.sensitivity import measure, write_table
+
     ready = prepared(subject)
     captured = ready.captured
     few = replace(

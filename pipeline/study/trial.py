@@ -24,7 +24,6 @@ from ..examine import examine
 from ..judge import judge
 from ..loading import load_model
 from ..output import DiskFull, staged
-from ..predict import sizes_from_shapes
 from ..report.compose import Findings, compose
 from ..report.records import Artifact, Report
 from ..report.summaries import worst_cosine, worst_psnr_db
@@ -146,6 +145,7 @@ def _fills_a_template(task: Task) -> bool:
 
 def _figures(task: Task) -> Row:
     from ...quantization.compress import compress
+    from ..predict import sizes_from_shapes
 
     ready, stages = prepared(task.subject), Stages(silent)
     plan = task.subject.plan(task.target, task.recipe, task.folder)

@@ -182,3 +182,16 @@ def test_another_study_is_refused_on_the_command_line(study, tiny, tmp_path):
     assert result.exit_code == 2 and "its models" in result.stderr
     result = study(*arguments, "--trials", "3")
     assert result.exit_code == 2 and "its search" in result.stderr
+
+
+def test_a_finished_study_does_not_load_its_model_again(study, tiny, tmp_path, monkeypatch):
+    arguments = [tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "s", "--quiet"]
+    assert study(*arguments).exit_code == 0
+    table = (tmp_path / "s" / "study.csv").read_bytes()
+
+    def refuse(*_):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("cidermill.pipeline.study.trial.load_model", refuse)
+    assert study(*arguments).exit_code == 0
+    assert (tmp_path / "s" / "study.csv").read_bytes() == table
