@@ -64,6 +64,13 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def digest_model(text: str, tensors: Mapping[str, Any]) -> str:
+    """sha256 of a model that no file names: of its graph (or class) as text, and of its tensors with their
+    names, in their order; what is no tensor does not count."""
+    named = [[name, digest_tensor(tensor)] for name, tensor in tensors.items() if hasattr(tensor, "detach")]
+    return digest_json([text, named])
+
+
 def digest_samples(batches: Iterable[Mapping[str, np.ndarray]]) -> str:
     """sha256 over the names, types, shapes and bytes of all samples, in their order."""
     total = hashlib.sha256()

@@ -4,15 +4,14 @@ stays as it was: training flags, types, buffers and graph."""
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from .digest import digest_tensor
+from .digest import digest_model
 from .errors import UserError
 from .forward import bind, for_inference, propose, try_once, vocabulary
 from .hugging_face import by_names_, is_hugging_face
@@ -82,14 +81,13 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
         module = by_names_(own)
     limits = vocabulary(own, specs)
     try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
-    sha256 = _digest(title, {**dict(own.named_parameters()), **dict(own.named_buffers())}.items())
+    sha256 = digest_model(title, {**dict(own.named_parameters()), **dict(own.named_buffers())})
     return Source(Path(title), "module", sha256, module, specs, limits=limits)
 
 
 def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
     title = name_of(program)
-    held = {**program.state_dict, **program.constants}
-    sha256 = _digest(str(program.graph_module.code), held.items())
+    sha256 = digest_model(str(program.graph_module.code), {**program.state_dict, **program.constants})
     opened = open_program(copy.copy(program), specs_of(inputs), title)
     return Source(
         Path(title), "exported-program", sha256, opened.module, opened.inputs, opened.program,
@@ -124,12 +122,3 @@ def _as_float32(inputs: Examples | None) -> Examples | None:
     if isinstance(inputs, Mapping):
         return {name: converted(value) for name, value in inputs.items()}
     return tuple(map(converted, inputs)) if isinstance(inputs, Sequence) else inputs
-
-
-def _digest(text: str, tensors: Iterable[tuple[str, Any]]) -> str:
-    """sha256 of a model that has no file: of a text, and of its tensors with their names."""
-    total = hashlib.sha256(text.encode())
-    for name, tensor in tensors:
-        if hasattr(tensor, "detach"):
-            total.update(f"{name} {digest_tensor(tensor)}".encode())
-    return total.hexdigest()

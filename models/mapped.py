@@ -1,8 +1,8 @@
 """Weights that are mapped from their file rather than read: they leave memory again once they have been used.
 
-A page of a mapped file stays resident after its first use, so that one pass over a model makes all its weights
-resident. Dropping such a page loses nothing while nobody has written to it: the next use reads it again, as a
-rule from the system's cache of files.
+A page of a mapped file stays resident after its first use, so that one pass over a model makes all its
+weights resident. Dropping such a page loses nothing while nobody has written to it: the next use reads it
+again, as a rule from the system's cache of files.
 """
 
 from __future__ import annotations

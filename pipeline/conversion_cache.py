@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..models.digest import content_of, content_of_files, digest_json, digest_samples, digest_tensor
+from ..models.digest import content_of, content_of_files, digest_json, digest_model, digest_samples
 from .plan import Plan
 from .report.json_files import json_text
 from .report.records import REPORT_FILE, Report
@@ -51,12 +51,7 @@ def captured_key(plan: Plan, calibration: Any, captured: Any) -> str:
     """As `conversion_key`, from the captured graph, its tensors and the samples: whatever code made them."""
     program = captured.program
     source = {
-        "graph": str(program.graph_module.code),
-        "tensors": [
-            [name, digest_tensor(tensor)]
-            for name, tensor in [*program.state_dict.items(), *program.constants.items()]
-            if hasattr(tensor, "detach")
-        ],
+        "program": digest_model(str(program.graph_module.code), {**program.state_dict, **program.constants}),
         "borders": f"{captured.inputs} {captured.outputs} {captured.source.sha256}",
     }
     return digest_json(
