@@ -33,6 +33,7 @@ from .results import (
     error_of,
     first_line,
     is_exact,
+    latency_text,
     load_study,
     measured_by_metric,
 )
@@ -153,18 +154,12 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
             "conversion_psnr_db": summaries.db_text(numbers["conversion_psnr_db"]),
             "metric": summaries.number_text(numbers["metric"]),
             "ane_share": summaries.percent_text(numbers["ane_share"]),
-            "latency": [_band_text(latency.get(device)) for device in devices],
+            "latency": [latency_text(latency.get(device, {})) for device in devices],
         },
     }
 
 
 # Layers
-
-
-def _band_text(latency: dict | None) -> str:
-    if latency is None:
-        return summaries.NONE
-    return summaries.band_text(latency["ms"], latency["low_ms"], latency["high_ms"])
 
 
 def _report(folder: Path, row: Row, notes: list[str]) -> dict:

@@ -19,7 +19,7 @@ from typing import Any
 from ...models.errors import UserError
 from ..options import OPTIONS
 from ..output import write_whole
-from ..report.summaries import EXACT_DB
+from ..report.summaries import EXACT_DB, band_text
 from .constraints import Constraint, describe_infeasible, total_violation, usable
 
 SCHEMA = "cidermill.study/1"
@@ -337,3 +337,8 @@ def csv_text(study: Study) -> str:
 
 def first_line(text: Any) -> str:
     return (str(text or "").strip().splitlines() or [""])[0]
+
+
+def latency_text(latency: Row) -> str:
+    """A device's entry of a row, with its band; {} where there is none."""
+    return band_text(*(latency.get(key) for key in ("ms", "low_ms", "high_ms")))

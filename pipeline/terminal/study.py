@@ -6,7 +6,15 @@ from typing import Any
 
 from ..report import summaries
 from ..study.page import PAGE
-from ..study.results import Row, Study, first_latency_ms, first_line, is_exact, measured_by_metric
+from ..study.results import (
+    Row,
+    Study,
+    first_latency_ms,
+    first_line,
+    is_exact,
+    latency_text,
+    measured_by_metric,
+)
 from .console import console
 from .text import arrow, clean, line, table, verdict_text
 
@@ -164,7 +172,7 @@ def _show_winner(row: Row, out: Any) -> None:
             ),
         ),
         *(
-            (clean(one["device"]), f"{summaries.band_text(one)}, {clean(one.get('source', 'estimate'))}")
+            (clean(one["device"]), f"{latency_text(one)}, {clean(one.get('source', 'estimate'))}")
             for one in row.get("latency") or []
         ),
         *(
