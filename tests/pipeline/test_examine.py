@@ -107,12 +107,12 @@ def press(model: torch.nn.Module, inputs: tuple, folder: Path, recipe: str, **op
 def test_a_defect_of_the_capture_does_not_pass_as_the_price_of_the_recipe(tmp_path, monkeypatch, recipe):
     """A batch norm folded wrongly: artifact and decompressed weights agree to 70 dB, as both have it."""
     torch.manual_seed(0)
-    right = simplify._fold_batch_norm
+    right = simplify._Norm
 
-    def wrong(work, norm, conv, weight, bias, parameters):
-        right(work, norm, conv, weight, bias, [*parameters[:3], parameters[3] * 1.7])
+    def wrong(gamma, beta, mean, variance, epsilon):
+        return right(gamma, beta, mean, variance * 1.7, epsilon)
 
-    monkeypatch.setattr(simplify, "_fold_batch_norm", wrong)
+    monkeypatch.setattr(simplify, "_Norm", wrong)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 96, 3), torch.nn.BatchNorm2d(96), torch.nn.ReLU())
     report = press(model, (torch.randn(1, 3, 8, 8),), tmp_path, recipe)
     assert report["verdict"] == "fail"
