@@ -7,7 +7,6 @@ runs, nothing is downloaded.
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,9 +192,12 @@ def _return_tensors_(config: Any) -> None:
 
 
 def is_hugging_face(model: Any) -> bool:
-    """Whether a module is one of transformers', which is imported then."""
-    library = sys.modules.get("transformers")
-    return library is not None and isinstance(model, library.PreTrainedModel)
+    """Whether a module is one of transformers'. Judged by its classes' names: the library is not imported, which
+    takes a second and is not needed for other modules."""
+    return any(
+        kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
+        for kind in type(model).__mro__
+    )
 
 
 def by_names_(model: Any) -> Any:

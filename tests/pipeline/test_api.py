@@ -243,16 +243,29 @@ def test_two_threads_at_once(linear, tmp_path, capfd):
 
 def test_the_import_is_light():
     script = """
-import sys, time
-start = time.perf_counter()
+import sys
 import cidermill
-spent = time.perf_counter() - start
 assert {"convert", "validate", "inspect", "open_runner", "Report", "UserError"} <= set(dir(cidermill))
 assert not {"torch", "coremltools", "numpy", "executorch"} & set(sys.modules)
-print(spent)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.2
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_process_of_its_own_prints_nothing(tmp_path):
+    """Each library says what it has to say once in a process, when it is imported: pytest has them already."""
+    script = """
+import sys, torch, cidermill
+net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh())
+inputs = (torch.zeros(1, 64),)
+cidermill.convert(net, inputs, target=["coreml", "executorch-mps"], out="out", cache=False)
+for name in ("Sequential.mlpackage", "Sequential.pte"):
+    cidermill.inspect(f"out/{name}")
+    assert cidermill.validate(f"out/{name}", against=net, inputs=inputs).verdict == "pass"
+assert "transformers" not in sys.modules
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_names_that_are_none():
