@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
     import numpy as np
@@ -50,6 +50,6 @@ class Samples:
     """Inputs for validation and calibration: `batches[i]` maps each input name to one array of the input's
     shape."""
 
-    kind: str  # "synthetic" | "real"
+    kind: Literal["synthetic", "real"]
     batches: tuple[dict[str, np.ndarray], ...]
     seed: int | None = None

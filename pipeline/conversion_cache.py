@@ -92,16 +92,17 @@ def remember(cache: Cache | None, key: str | None, plan: Plan, report: Report, f
     make_room(cache)
 
 
-def _decided_by(plan: Plan, calibration: Any) -> dict:
+def _decided_by(plan: Plan, calibration: Any) -> dict[str, Any]:
     """What decides a conversion beside the model and the samples."""
     options = {name: value for name, value in vars(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
     options |= {"samples": None, "calibration": str(calibration), "name": plan.name}
     options["sensitivity"] = _file_digest(plan.sensitivity) if plan.sensitivity else None
     machine = {
-        "system": platform.system(), "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",
+        "system": platform.system(),
+        "measured on": platform.node() if plan.measure and sys.platform == "darwin" else "",
         # they split the sums over samples (GPTQ): other last bits
         "threads": os.environ.get("OMP_NUM_THREADS") or os.cpu_count(),
-    }  # fmt: skip
+    }
     return {
         "options": json.loads(json.dumps(options, default=str)),
         "environment": environment() | machine,

@@ -211,21 +211,25 @@ def _read_report(path: Path) -> MeasuredReport:
         artifacts = msgspec.convert(content, Report).artifacts
     except msgspec.ValidationError as error:
         raise UserError(f"{path} is a damaged report: {error}.", HINT) from error
-    timed = [artifact for artifact in artifacts if isinstance(artifact.latency.measured, MeasuredLatency)]
-    measured = [artifact.latency.measured for artifact in timed]
+    timed = [
+        (artifact, measured)
+        for artifact in artifacts
+        if isinstance(measured := artifact.latency.measured, MeasuredLatency)
+    ]
     if not timed:
         raise _unmeasured(path, [artifact.latency.measured for artifact in artifacts])
-    _check_estimator(path, [latency.estimator for latency in measured])
-    _check_chip(path, measured[0].machine.chip)
+    machine = timed[0][1].machine
+    _check_estimator(path, [measured.estimator for _, measured in timed])
+    _check_chip(path, machine.chip)
     try:
-        rows = [row for artifact in timed for row in _rows(artifact.sha256, artifact.latency.measured.units)]
+        rows = [row for artifact, measured in timed for row in _rows(artifact.sha256, measured.units)]
     except (LookupError, ValueError) as error:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
-        raise _unmeasured(path, [times.problem for latency in measured for times in latency.units])
-    made = [{"path": artifact.path, "sha256": artifact.sha256} for artifact in timed]
+        raise _unmeasured(path, [times.problem for _, measured in timed for times in measured.units])
+    made = [{"path": artifact.path, "sha256": artifact.sha256} for artifact, _ in timed]
     provenance = {"path": str(path), "sha256": content_of(path).sha256, "artifacts": made}
-    return MeasuredReport(measured[0].machine, rows, provenance)
+    return MeasuredReport(machine, rows, provenance)
 
 
 def _rows(artifact: str, measured: Sequence[MeasuredTimes]) -> list[Row]:

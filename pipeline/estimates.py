@@ -1,5 +1,5 @@
-"""The estimated half of placement and latency: the graph of an artifact and devices enter, records of a report
-leave."""
+"""The estimated half of placement and latency: the graph of an artifact and devices enter, records of a
+report leave."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def estimate_shapes(
     the first device."""
     variants = find_target(target).shapes(runner)
     if not variants:
-        return estimate(runner.graph, target, devices, compute_units, calibration)
-    usual = next((variant.graph for variant in variants if variant.graph is not None), runner.graph)
+        return estimate(runner.file_graph, target, devices, compute_units, calibration)
+    usual = next((variant.graph for variant in variants if variant.graph is not None), runner.file_graph)
     placement, latency = estimate(usual, target, devices, compute_units, calibration)
     shapes = [_at_shape(variant, target, devices[0], compute_units, calibration) for variant in variants]
     return Estimates(placement, replace(latency, shapes=tuple(shapes)))

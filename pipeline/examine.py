@@ -70,7 +70,7 @@ def examine(
         validation = compared(runner, yardstick.expected[artifact.target], yardstick.reference, answers)
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
-        estimates = estimator(runner.graph, artifact.target)
+        estimates = estimator(runner.file_graph, artifact.target)
         estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
     return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes)
 
@@ -91,7 +91,8 @@ def check_artifact(
     runner: Runner, inputs: Sequence[TensorSpec], samples: Samples, expected: Batches, reference: Batches
 ) -> Validation:
     """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
-    answers = [named(runner(arranged(batch, runner, inputs)), expected[0]) for batch in samples.batches]
+    outputs = list(expected[0])
+    answers = [named(runner(arranged(batch, runner, inputs)), outputs) for batch in samples.batches]
     return compared(runner, expected, reference, answers)
 
 

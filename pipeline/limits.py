@@ -3,17 +3,18 @@ not, out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final, NamedTuple
 
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
-from ..validation.records import DeviceLatency, MeasuredTimes, Verdict
+from ..validation.records import DeviceLatency, Origin, Verdict
 from .plan import Plan
 from .quantities import LatencyLimit
 from .report import summaries
 from .report.records import Artifact, Latency, Limit, MeasuredLatency, Report, Validation
 from .targets import find_target
 
-NOT_APPLICABLE = "not applicable"
+NOT_APPLICABLE: Final = "not applicable"
 SOURCES = {"estimate": "estimated", "measured": "measured"}
 TOO_LARGE = (
     "Choose a smaller recipe (int4, palettize4), let --budget choose one for each layer, or raise the limit."
@@ -85,7 +86,7 @@ def got_text(limit: Limit) -> str:
     if limit.verdict == NOT_APPLICABLE:
         return NOT_APPLICABLE
     if limit.limit == "max_latency_ms":
-        return f"{_band_text(limit)}, {SOURCES.get(limit.source, 'unknown')}"
+        return f"{_band_text(limit)}, {SOURCES.get(limit.source or '', 'unknown')}"
     show = {
         "max_size_bytes": lambda size: f"{summaries.size_text(size)} ({size:,} bytes)",
         "min_psnr_db": summaries.db_text,
@@ -112,18 +113,31 @@ def _latency(latency: Latency, limit: LatencyLimit) -> Limit:
     estimate = next((row for row in latency.devices if row.device == device), None)
     if estimate is None:
         return Limit(name, limit.ms, None, "fail", device, low_ms=None, high_ms=None, source=None)
-    measured = _measured(latency.measured, estimate)
-    times, source = (estimate, estimate.source) if measured is None else (measured, "measured")
-    verdict = _verdict(times.ms <= limit.ms)
-    return Limit(name, limit.ms, times.ms, verdict, device, times.low_ms, times.high_ms, source)
+    time = _measured(latency.measured, estimate) or _estimated(estimate)
+    return Limit(name, limit.ms, time.ms, _verdict(time.ms <= limit.ms), device, *time[1:])
 
 
-def _measured(measured: MeasuredLatency | str | UnsetType, estimate: DeviceLatency) -> MeasuredTimes | None:
+class _Time(NamedTuple):
+    """What a latency is judged by."""
+
+    ms: float
+    low_ms: float | UnsetType
+    high_ms: float | UnsetType
+    source: Origin
+
+
+def _estimated(estimate: DeviceLatency) -> _Time:
+    return _Time(estimate.ms, estimate.low_ms, estimate.high_ms, estimate.source)
+
+
+def _measured(measured: MeasuredLatency | str | UnsetType, estimate: DeviceLatency) -> _Time | None:
     """The time that was measured on the estimate's chip with its compute units, where there is one."""
     if not isinstance(measured, MeasuredLatency) or measured.machine.chip != estimate.chip:
         return None
-    same_units = (times for times in measured.units if times.compute_units == estimate.compute_units)
-    return next((times for times in same_units if times.ms is not UNSET), None)
+    for times in measured.units:
+        if times.compute_units == estimate.compute_units and not isinstance(times.ms, UnsetType):
+            return _Time(times.ms, times.low_ms, times.high_ms, "measured")
+    return None
 
 
 def _ane_share(artifact: Artifact, asked: float) -> Limit:
@@ -147,10 +161,8 @@ def _advice(limit: Limit) -> str:
     if limit.got is None:
         return f"No latency is known for {limit.device}; {asked}.\n{UNKNOWN_TIME}"
     band = " with its band" if limit.source == "estimate" else ", 10 to 90 % of the runs"
-    return (
-        f"The latency on {limit.device} is {SOURCES[limit.source]} at {_band_text(limit)}{band}; {asked}.\n"
-        f"{TOO_SLOW}"
-    )
+    source = SOURCES[limit.source or ""]
+    return f"The latency on {limit.device} is {source} at {_band_text(limit)}{band}; {asked}.\n{TOO_SLOW}"
 
 
 def _band_text(limit: Limit) -> str:

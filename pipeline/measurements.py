@@ -76,8 +76,7 @@ def estimated(graph: Graph, target: str, chip: Device, compute_units: str) -> Es
 
     placed, latency = find_target(target).place(graph, [chip], compute_units, "")[0]
     by_unit = {unit: round(part, 6) for unit, part in parts(latency, placed).items()}
-    band = (round(ms, 6) for ms in (latency.ms, latency.low_ms, latency.high_ms))
-    return EstimatedTimes(*band, by_unit)
+    return EstimatedTimes(round(latency.ms, 6), round(latency.low_ms, 6), round(latency.high_ms, 6), by_unit)
 
 
 def planned_placement(
@@ -136,4 +135,4 @@ def known_chip(chip: str) -> Device | None:
 
 def _usual_graph(runner: Runner, target: str) -> Graph:
     variants = find_target(target).shapes(runner)
-    return next((variant.graph for variant in variants if variant.graph is not None), runner.graph)
+    return next((variant.graph for variant in variants if variant.graph is not None), runner.file_graph)

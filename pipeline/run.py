@@ -56,7 +56,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         choice = choose(plan, captured, folder, stages)
         for recipe in choice.attempts(stages):
             with stages("compress") as step:
-                compressed = compress(captured, recipe, lambda done, total, name, step=step: step(name))
+                compressed = compress(captured, recipe, lambda done, total, name: step(name))
                 expected = expected_answers(compressed, plan.targets)
             written = []
             for target in plan.targets:

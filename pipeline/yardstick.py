@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from ..validation.judge.compare import OutputError, compare
 from .targets import find_target
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..models.capture import Captured
     from ..models.source import Samples, Source, TensorSpec
     from ..quantization.compress import Compressed, Decision
@@ -23,16 +25,26 @@ Batches = Sequence[dict[str, np.ndarray]]  # for each sample, the outputs by nam
 
 
 @dataclass(frozen=True)
+class SourceFacts:
+    """A source without its model. warnings: of its compression as well."""
+
+    path: Path
+    sha256: str
+    format: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Yardstick:
     """What artifacts are compared with.
 
-    source: without its module; reference: what it answers on the samples; expected: target -> what a perfect
+    reference: what it answers on the samples; expected: target -> what a perfect
     conversion answers; captured: how far the captured graph is from the source before any compression (empty
     where nothing was compressed: then `expected` is the reference itself); decisions, weights: what the
     recipe made of each tensor; parameters: elements of the source's parameters.
     """
 
-    source: Source
+    source: SourceFacts
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     samples: Samples
@@ -60,8 +72,11 @@ def yardstick_of(
 ) -> Yardstick:
     """expected: of `expected_answers`; captured: of `first_run`, where there was one."""
     model = compressed.captured
-    source = replace(
-        model.source, module=None, program=None, warnings=(*model.source.warnings, *compressed.warnings)
+    source = SourceFacts(
+        model.source.path,
+        model.source.sha256,
+        model.source.format,
+        (*model.source.warnings, *compressed.warnings),
     )
     return Yardstick(
         source,
@@ -86,14 +101,14 @@ def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str
     if not compressed.weights:
         return dict.fromkeys(targets, captured.reference)
     dense = {name: weight.dense for name, weight in compressed.weights.items()}
-    expected = {}
+    expected: dict[str, Batches] = {}
     in_float = [target for target in targets if not find_target(target).rounds_activations]
     if compressed.activations is not None and in_float:
-        expected = dict.fromkeys(in_float, evaluate(captured.program, captured, dense))
+        in_floats: Batches = evaluate(captured.program, captured, dense)
+        expected = dict.fromkeys(in_float, in_floats)
     if set(targets) - expected.keys():
-        expected = (
-            dict.fromkeys(targets, evaluate(with_rounded_inputs(compressed), captured, dense)) | expected
-        )
+        rounded: Batches = evaluate(with_rounded_inputs(compressed), captured, dense)
+        expected = dict.fromkeys(targets, rounded) | expected
     return expected
 
 

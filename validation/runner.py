@@ -72,6 +72,13 @@ class Runner:
                 state = self.make_state()
             return self.run(tensors, tap, state)
 
+    @property
+    def file_graph(self) -> Graph:
+        """The function that runs, of everything but a native .pte, whose runtime shows none (ValueError)."""
+        if self.graph is None:
+            raise ValueError(f"the native runtime does not show the graph of {self.path}")
+        return self.graph
+
     def operation(self, name: str) -> Node:
         """The operation that computes a value which `tap` saw: its op, its module path (scope) and source
         line (location) where the file carries them, its declared results. Raises KeyError where no operation

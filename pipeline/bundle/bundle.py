@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...models.errors import UserError
 from ...models.extras import require_extra
@@ -113,7 +113,7 @@ def write_archive(folder: Path, top: str, path: Path) -> None:
     """A zip whose bytes follow from the files' names and bytes: sorted, of one time and permission, stored
     (compressors differ)."""
 
-    def write(stream: object) -> None:
+    def write(stream: IO[bytes]) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
             for name, file in _files(folder):
                 entry = zipfile.ZipInfo(f"{top}/{name}", ZIP_TIME)
@@ -141,14 +141,19 @@ def _check_replaceable(out: Path, force: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not is_bundle(out):
-        raise UserError(f"The output folder {out} holds something else than a bundle; a bundle takes the place of all that is there.",
-                        "Choose a new folder with --out.")  # fmt: skip
+        raise UserError(
+            f"The output folder {out} holds something else than a bundle; a bundle takes the place of all"
+            " that is there.",
+            "Choose a new folder with --out.",
+        )
     if force:
         return
     problems = verify_bundle(out).problems
     if problems:
-        raise UserError(f"The bundle {out} was changed after it was made ({problems[0].file} {problems[0].problem}).",
-                        "Choose another folder with --out, or pass --force to replace it and lose the changes.")  # fmt: skip
+        raise UserError(
+            f"The bundle {out} was changed after it was made ({problems[0].file} {problems[0].problem}).",
+            "Choose another folder with --out, or pass --force to replace it and lose the changes.",
+        )
 
 
 def _check_archive(archive: Path | None, out: Path) -> None:
@@ -246,8 +251,10 @@ def _notes(plan: BundlePlan, models: Sequence[Model]) -> list[str]:
             first = next((earlier for earlier in core[:index] if earlier.requires.cover(one.requires)), None)
             if first is not None:
                 conditions = f'--only-on "{first.name}=A17 Pro", --min-memory {first.name}=6GB'
-                notes.append(f"{model.name}: {one.name} is used only where {first.name} does not load or the app asks for it. "
-                             f"List it first, or give {first.name} conditions ({conditions}).")  # fmt: skip
+                notes.append(
+                    f"{model.name}: {one.name} is used only where {first.name} does not load or the app asks"
+                    f" for it. List it first, or give {first.name} conditions ({conditions})."
+                )
     if plan.sign is None:
         notes.append(
             "The bundle is not signed: `cidermill verify` finds damage, but cannot tell who made it. Sign it"

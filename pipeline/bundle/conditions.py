@@ -41,7 +41,7 @@ def in_order(model: Model) -> Model:
             "Leave one without conditions.",
         )
 
-    def rank(one: Variant) -> tuple:
+    def rank(one: Variant) -> tuple[bool, bool, int, tuple[int, ...]]:
         needs = one.requires
         return (
             not one.is_package,

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from ...models.digest import content_of
 from ...models.errors import UserError
 from ...models.formats import usual_suffixes
+from ...models.source import TensorSpec
 from ..report.read import ReportFile, read_report
 from ..report.records import REPORT_FILE, Artifact, Report, SourceSummary
 from ..targets import DEFAULT_TARGET, TARGETS, libraries
@@ -79,7 +80,7 @@ class Variant:
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
     artifact: Artifact = field(repr=False, compare=False)
-    tools: dict = field(compare=False)
+    tools: dict[str, str] = field(compare=False)
     resource: str = ""
     function: str = ""
 
@@ -120,10 +121,10 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
         for given, report in map(_read_report, reports)
         for artifact in report.artifacts
     ]
-    groups: dict[tuple, list[Variant]] = {}
-    about: dict[tuple, tuple[str, SourceSummary]] = {}
+    groups: dict[Border, list[Variant]] = {}
+    about: dict[Border, tuple[str, SourceSummary]] = {}
     for given, report, variant in sorted(found, key=lambda one: not one[2].is_package):
-        key = _key(report, variant, groups)
+        key = _border_of(report, variant, groups)
         about.setdefault(key, (given, report.source))
         if all(variant.sha256 != other.sha256 for other in groups.setdefault(key, [])):
             groups[key].append(variant)
@@ -200,7 +201,7 @@ def _variant(report: ReportFile, artifact: Artifact, allow_failed: bool) -> Vari
     )
 
 
-def _tools(environment: dict[str, str]) -> dict:
+def _tools(environment: dict[str, str]) -> dict[str, str]:
     """The packages that make an artifact's bytes. The build's own part of a version ("2.13.0+cpu", PEP 440)
     is of the machine and left out."""
     return {
@@ -219,14 +220,11 @@ def _border(
 
     if runtime.systems is not None:
         runner = open_to_read(path)
-        return (
-            0,
-            runtime.systems,
-            *(
-                tuple(Feature(one.name, one.dtype, one.shape) for one in side)
-                for side in (runner.inputs, runner.outputs)
-            ),
+        inputs, outputs = (
+            tuple(Feature(value.name, value.dtype, value.shape) for value in side)
+            for side in (runner.inputs, runner.outputs)
         )
+        return 0, runtime.systems, inputs, outputs
     package = read_package(path)
     if package.states:
         raise UserError(
@@ -242,17 +240,23 @@ def _border(
     return package.specification_version, SYSTEMS[package.specification_version], inputs, outputs
 
 
-def _key(report: Report, variant: Variant, known: Iterable[tuple]) -> tuple:
-    """Source and border. A .pte, whose runtime has types of its own, joins the Core ML artifacts of a report
-    with the same border."""
-    own = (
-        report.source.sha256,
-        report.source.inputs,
-        report.source.outputs,
-    )
+@dataclass(frozen=True)
+class Border:
+    """What the variants of one model share: the source with its inputs and outputs, and those of the
+    packages; None where there is only a .pte, whose runtime has types of its own."""
+
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    packages: tuple[tuple[Feature, ...], tuple[Feature, ...]] | None = None
+
+
+def _border_of(report: Report, variant: Variant, borders: Iterable[Border]) -> Border:
+    """A .pte joins the packages of the same source."""
+    own = Border(report.source.sha256, report.source.inputs, report.source.outputs)
     if variant.is_package:
-        return *own, variant.inputs, variant.outputs
-    return next((key for key in known if key[:3] == own), own)
+        return replace(own, packages=(variant.inputs, variant.outputs))
+    return next((border for border in borders if replace(border, packages=None) == own), own)
 
 
 def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,7 +20,7 @@ from ..report.records import Artifact
 from .deliverables import Feature, Model, SourceModel, Variant
 from .signature import Signer
 
-SCHEMA = "cidermill.bundle/1"
+SCHEMA: Final = "cidermill.bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 SBOM = "sbom.cdx.json"
@@ -226,7 +226,7 @@ def is_bundle(folder: Path) -> bool:
         return False
 
 
-def _parsed(data: bytes) -> dict:
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
@@ -235,8 +235,14 @@ def _parsed(data: bytes) -> dict:
 
 
 def _model(model: Model, kind: str) -> ManifestModel:
-    borders = (tuple(map(_border_tensor, features)) for features in (model.inputs, model.outputs))
-    return ManifestModel(model.name, kind, model.source, *borders, tuple(map(_variant, model.variants)))
+    return ManifestModel(
+        model.name,
+        kind,
+        model.source,
+        inputs=tuple(map(_border_tensor, model.inputs)),
+        outputs=tuple(map(_border_tensor, model.outputs)),
+        variants=tuple(map(_variant, model.variants)),
+    )
 
 
 def _border_tensor(feature: Feature) -> BorderTensor:

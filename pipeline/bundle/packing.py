@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...models.digest import content_of, files_of
+from ...models.digest import Content, content_of, files_of
 from ..targets import find_target
 from .deliverables import Model, Variant, slug, unique
 from .manifest import Sharing
@@ -24,12 +24,20 @@ PROOF = (
 
 @dataclass(frozen=True)
 class Packed:
-    """models: with resource and function of every variant. digests: resource -> (size in bytes, SHA-256).
-    sharing: as the manifest tells it."""
+    """models: with resource and function of every variant. digests: by resource. sharing: as the manifest
+    tells it."""
 
     models: tuple[Model, ...]
-    digests: dict[str, tuple[int, str]]
+    digests: dict[str, Content]
     sharing: list[Sharing]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an artifact lies in the bundle. function: of a package that several share, else ""."""
+
+    resource: str
+    function: str = ""
 
 
 def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> Packed:
@@ -40,29 +48,33 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
         ::-1
     ]  # equal artifacts once, the first's name
     taken: set[str] = set()
-    placed: dict[str, tuple[str, str]] = {}
+    places: dict[str, Place] = {}
     sharing = []
     core = [(model, variant) for model, variant in distinct if variant.is_package]
     for proposal in proposals(
         [variant for _, variant in core], [weights_of(variant.path) for _, variant in core]
     ):
         step(f"sharing {proposal.shared_bytes / 1e6:.1f} MB of weights")
-        sharing.append(_share([core[index] for index in proposal.members], proposal, folder, taken, placed))
+        sharing.append(_share([core[index] for index in proposal.members], proposal, folder, taken, places))
     for model, variant in distinct:
-        if variant.sha256 not in placed:
+        if variant.sha256 not in places:
             resource = _resource(f"{model.name} {variant.name}", variant, taken)
             step(resource)
             _copy(variant.path, folder / resource)
-            placed[variant.sha256] = (resource, "")
+            places[variant.sha256] = Place(resource)
     done = tuple(
-        replace(model, variants=tuple(_placed(one, *placed[one.sha256]) for one in model.variants))
+        replace(model, variants=tuple(_placed(one, places[one.sha256]) for one in model.variants))
         for model in models
     )
     return Packed(done, {path.name: content_of(path) for path in sorted(folder.iterdir())}, sharing)
 
 
 def _share(
-    members: Sequence[tuple[Model, Variant]], proposal: Proposal, folder: Path, taken: set[str], placed: dict
+    members: Sequence[tuple[Model, Variant]],
+    proposal: Proposal,
+    folder: Path,
+    taken: set[str],
+    places: dict[str, Place],
 ) -> Sharing:
     """Try to store the members' weights once. -> what the manifest says of it"""
     sharers = tuple(f"{model.name}/{variant.name}" for model, variant in members)
@@ -75,7 +87,7 @@ def _share(
     if problem := _disproof(packages, folder / resource):
         shutil.rmtree(folder / resource)
         return Sharing(sharers, proposal.shared_bytes, "separately", reason=problem)
-    placed.update({variant.sha256: (resource, name) for name, (_, variant) in zip(names, members)})
+    places |= {variant.sha256: Place(resource, name) for name, (_, variant) in zip(names, members)}
     return Sharing(sharers, proposal.shared_bytes, "once", resource, PROOF)
 
 
@@ -100,8 +112,8 @@ def _resource(name: str, variant: Variant, taken: set[str]) -> str:
     return unique(slug(name), taken) + find_target(variant.artifact.target).suffix
 
 
-def _placed(variant: Variant, resource: str, function: str) -> Variant:
-    return replace(variant, resource=resource, function=function)
+def _placed(variant: Variant, place: Place) -> Variant:
+    return replace(variant, resource=place.resource, function=place.function)
 
 
 def _copy(path: Path, target: Path) -> None:

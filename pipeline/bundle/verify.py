@@ -78,7 +78,7 @@ def verify_bundle(bundle: Path, key: Path | None = None, run: bool = False) -> V
             signed, problems = _signature(folder, data, manifest.signer, trusted)
             problems += _file_problems(folder, manifest)
         if run and manifest is not None and not problems:
-            runs = _runs(folder, manifest)
+            runs: list[VariantRun] | str = _runs(folder, manifest)
         else:
             runs = "not run: " + ("the bundle is damaged" if run else "not asked for (--run)")
     failed = problems or (isinstance(runs, list) and any(one.problem for one in runs))

@@ -123,4 +123,4 @@ def diff(
         click.echo(markdown_text(result), nl=False)
     else:
         tell(result, as_json, quiet, show_diff)
-    return 1 if exit_code and result["different"] else 0
+    return 1 if exit_code and result.different else 0

@@ -126,7 +126,7 @@ def junit_xml(models: Sequence[JudgedModel]) -> str:
 def suite_of(model: JudgedModel) -> Suite:
     cases = tuple(case for artifact in model.artifacts for case in _cases(artifact))
     report = model.report
-    about = [("source.sha256", report.source.sha256 if report else "")]
+    about: list[tuple[str, object]] = [("source.sha256", report.source.sha256 if report else "")]
     about.append(("cidermill", report.version if report else ""))
     about += report.environment.items() if report else []
     about += [entry for artifact in model.artifacts for entry in _properties(artifact)]

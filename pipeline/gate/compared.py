@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
@@ -18,9 +18,15 @@ from ..report.read import ReportFile, read_report
 from ..report.records import REPORT_FILE, Artifact, Inspection, Report
 from ..targets import artifact_suffixes, find_target
 
-_TYPE_ENDING = re.compile(
-    r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified)+$"
-)  # what coremltools adds for how a weight is stored
+if TYPE_CHECKING:  # which import torch
+    import torch
+
+    from ...models.source import TensorSpec
+    from ...validation.graph import Value
+    from ...validation.runner import Runner
+
+# what coremltools adds for how a weight is stored
+_TYPE_ENDING = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified)+$")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,14 @@ class Stored:
     digest: str | None
     shape: tuple[int, ...]
     named: bool
+
+
+@dataclass(frozen=True)
+class DecodedWeight:
+    """What a stored weight is decompressed to. digest: of its values."""
+
+    digest: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,19 +80,18 @@ class Side:
         )
 
     @cached_property
-    def runner(self) -> Any:
+    def runner(self) -> "Runner":
         from ...validation.runners import open_to_read
 
         return open_to_read(self.path)
 
-    def interface(self, a: "Side", b: "Side") -> dict[str, dict[str, str]]:
+    def interface(self, other: "Side") -> dict[str, dict[str, str]]:
         """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ...} of the artifact, or of the model where two
         reports are compared."""
-        if a.is_report and b.is_report:
-            border = self.report.source
-        else:
-            border = self.runner
-        return {"inputs": _types(border.inputs), "outputs": _types(border.outputs)}
+        if self.report is not None and other.report is not None:
+            source = self.report.source
+            return {"inputs": _types(source.inputs), "outputs": _types(source.outputs)}
+        return {"inputs": _types(self.runner.inputs), "outputs": _types(self.runner.outputs)}
 
     def weights(self, other: "Side") -> dict[str, Stored]:
         """Every weight in order: by the source's names where both sides are reports, else by the file's,
@@ -91,34 +104,33 @@ class Side:
                 _stored(
                     entry,
                     entry.name,
-                    values.get(entry.stored_as),
+                    values.get(entry.stored_as) if entry.stored_as else None,
                     named or entry.name != entry.stored_as,
                 )
                 for entry in entries
             )
-        files = {
-            entry.stored_as: entry for entry in entries if entry.stored_as
-        }  # tied weights are stored once
+        # tied weights are stored once
+        files = {entry.stored_as: entry for entry in entries if entry.stored_as}
         return _unique(
             _stored(entry, _TYPE_ENDING.sub("", name) if named else name, values.get(name), named)
             for name, entry in files.items()
         )
 
     @cached_property
-    def decoded(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name in the file -> (digest, shape) of the values that a stored weight is decompressed to."""
+    def decoded(self) -> dict[str, DecodedWeight]:
+        """Name in the file -> the values that a stored weight is decompressed to."""
         from ...validation.graph import OperatorFailed
         from ...validation.judge.decoded import Decoder
         from ...validation.judge.stored import stored_weights
 
-        decoder, found = Decoder(self.runner.graph), {}
-        for weight in stored_weights(self.runner.graph):
-            with suppress(
-                OperatorFailed
-            ):  # a file of somebody else whose indices and tables do not fit: the values cannot be compared
+        graph = self.runner.file_graph
+        decoder, weights = Decoder(graph), {}
+        for weight in stored_weights(graph):
+            # a file of somebody else whose indices and tables do not fit: the values cannot be compared
+            with suppress(OperatorFailed):
                 if values := deque(decoder.values(weight), maxlen=1):
-                    found[weight.name] = _digest(values[0]), weight.shape
-        return found
+                    weights[weight.name] = DecodedWeight(_digest(values[0]), weight.shape)
+        return weights
 
 
 def open_sides(a: Path, b: Path, device: str | None) -> tuple[list[Side], list[Side]]:
@@ -168,9 +180,10 @@ def _bare(path: Path, devices: Sequence[str]) -> Side:
 
 def _devices(report: ReportFile | None) -> list[str]:
     """What a report placed its artifacts on, and estimated latencies for."""
-    found = [artifact.placement.device for artifact in report.artifacts] if report else []
-    rows = [row.device for artifact in report.artifacts for row in artifact.latency.devices] if report else []
-    return list(dict.fromkeys(found + rows))
+    artifacts = report.artifacts if report else ()
+    placed_on = [artifact.placement.device for artifact in artifacts]
+    estimated_for = [row.device for artifact in artifacts for row in artifact.latency.devices]
+    return list(dict.fromkeys(placed_on + estimated_for))
 
 
 def _nearest(sides: list[Side], bare: Side) -> list[Side]:
@@ -180,28 +193,27 @@ def _nearest(sides: list[Side], bare: Side) -> list[Side]:
     return [side for side in same if side.path.name == bare.path.name][:1] or same[:1] or sides
 
 
-def _stored(
-    entry: WeightReport, name: str, decoded: tuple[str, tuple[int, ...]] | None, named: bool
-) -> Stored:
-    digest, shape = decoded or (None, ())
+def _stored(entry: WeightReport, name: str, decoded: DecodedWeight | None, named: bool) -> Stored:
+    digest, shape = (decoded.digest, decoded.shape) if decoded else (None, ())
     return Stored(name, entry.realised, entry.bits_per_weight, digest, shape, named)
 
 
 def _unique(weights: Iterable[Stored]) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    """By name; of several with one name the first."""
+    unique: dict[str, Stored] = {}
     for weight in weights:
-        found.setdefault(weight.name, weight)
-    return found
+        unique.setdefault(weight.name, weight)
+    return unique
 
 
-def _digest(value: Any) -> str:
+def _digest(value: "torch.Tensor") -> str:
     """Of the values in half precision, in their order: how they are stored does not matter."""
     import torch
 
     return digest_tensor(torch.as_tensor(value).detach().half().reshape(-1))
 
 
-def _types(specs: Iterable[Any]) -> dict[str, str]:
+def _types(specs: "Iterable[TensorSpec | Value]") -> dict[str, str]:
     return {spec.name: _type_text(spec.dtype, spec.shape) for spec in specs}
 
 

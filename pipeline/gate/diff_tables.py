@@ -1,16 +1,28 @@
-"""A difference (`diff.diff`) in; its sections as tables that the terminal and Markdown share, and the
+"""A difference in; its sections as tables that the terminal and Markdown share, and the
 Markdown for a pull request, out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..report import summaries
 from ..report.markdown import code, details, rows
+from .difference import (
+    ArtifactDifference,
+    BytesChange,
+    Changes,
+    Difference,
+    FeatureChange,
+    OneSidedWeight,
+    OperatorChanges,
+    PlacementChanges,
+    WeightChanges,
+    WeightForm,
+)
 
-SIGNS = (("-", "removed"), ("+", "added"))
 MOST_ALIKE = 4  # rows of one kind that are shown one by one
 MOST_ROWS = 12  # of a table in the terminal; Markdown folds longer ones away
 RIGHT = ("A", "B", "change")
+Line = tuple[tuple[str, ...], tuple[str, ...]]  # what makes rows alike, and the cells of one
 
 
 @dataclass(frozen=True)
@@ -24,30 +36,35 @@ class Section:
     count: int | None = None
 
 
-def sections(artifact: dict) -> list[Section]:
+def sections(artifact: ArtifactDifference) -> list[Section]:
     """The changes of one pair of artifacts as tables of plain texts."""
-    changes = artifact["changes"]
-    found = [_general(artifact)]
-    found += [make(changes[name]) for name, make in TABLES.items() if name in changes]
-    shown = [section for section in found if section.cells or section.note]
+    changes = artifact.changes
+    tables = [
+        _general(artifact),
+        _interface(changes.interface or ()),
+        *([_operators(changes.operators)] if changes.operators else []),
+        *([_weights(changes.weights)] if changes.weights else []),
+        *([_placement(changes.placement)] if changes.placement else []),
+        _bytes(changes.bytes or ()),
+    ]
+    shown = [section for section in tables if section.cells or section.note]
     return shown or [Section("Total", (), (), "Only digits that are not shown differ: see --json.")]
 
 
-def markdown(result: dict) -> str:
+def markdown(result: Difference) -> str:
     """For a pull request; "" where nothing changed."""
-    if not result["different"]:
+    if not result.different:
         return ""
-    parts = [f"### {code(result['a'])} → {code(result['b'])}\n"]
+    parts = [f"### {code(result.a)} → {code(result.b)}\n"]
     parts += [
-        f"Only in {side}: {', '.join(map(code, result[key]))}\n"
-        for side, key in (("A", "removed"), ("B", "added"))
-        if result[key]
+        f"Only in {side}: {', '.join(map(code, labels))}\n"
+        for side, labels in (("A", result.removed), ("B", result.added))
+        if labels
     ]
-    for artifact in result["artifacts"]:
-        if artifact["different"]:
-            parts += [f"**{artifact['target']}**: {code(artifact['a'])} → {code(artifact['b'])}\n"] * (
-                len(result["artifacts"]) > 1
-            )
+    for artifact in result.artifacts:
+        if artifact.different:
+            if len(result.artifacts) > 1:
+                parts.append(f"**{artifact.target}**: {code(artifact.a)} → {code(artifact.b)}\n")
             parts += map(_part, sections(artifact))
     return "\n".join(parts)
 
@@ -68,130 +85,127 @@ def _cell(heading: str, text: str) -> str:
     return text if heading in RIGHT or not text else code(text)
 
 
-def _general(artifact: dict) -> Section:
+def _general(artifact: ArtifactDifference) -> Section:
     """What everybody asks first: size, error, speed, in one table."""
-    changes, (before, after) = artifact["changes"], artifact["size_bytes"]
+    changes, (before, after) = artifact.changes, artifact.size_bytes
     cells = [
-        (name, *(summaries.recipe_text(str(changes[name][side])) for side in "ab"), "")
-        for name in ("recipe", "verdict")
-        if name in changes
+        (name, summaries.recipe_text(change.a), summaries.recipe_text(change.b), "")
+        for name, change in (("recipe", changes.recipe), ("verdict", changes.verdict))
+        if change
     ]
     if before != after:
-        cells.append(
-            ("size", summaries.size_text(before), summaries.size_text(after), _size_change(before, after))
-        )
-    for row in changes.get("error", []):
-        gain = "" if None in (row["a"], row["b"]) else f"{row['b'] - row['a']:+.1f} dB"
-        cells.append(
-            (
-                f"{row['kind']} of {row['output']}",
-                summaries.db_text(row["a"]),
-                summaries.db_text(row["b"]),
-                gain,
-            )
-        )
+        sizes = summaries.size_text(before), summaries.size_text(after)
+        cells.append(("size", *sizes, _size_change(before, after)))
     cells += [
         (
-            f"latency on {row['device']} (estimate)",
-            summaries.ms_text(row["a"]),
-            summaries.ms_text(row["b"]),
-            _percent(row["a"], row["b"]),
+            f"{error.kind} of {error.output}",
+            summaries.db_text(error.a),
+            summaries.db_text(error.b),
+            "" if error.a is None or error.b is None else f"{error.b - error.a:+.1f} dB",
         )
-        for row in changes.get("latency", [])
+        for error in changes.error or ()
     ]
-    note = "" if changes or before != after else "The bytes differ, but nothing that they hold does."
-    return Section(
-        "Total",
-        ("", "A", "B", "change"),
-        tuple(cell for cell in cells if cell[1] != cell[2] or cell[0] == "size"),
-        note,
-    )
+    cells += [
+        (
+            f"latency on {latency.device} (estimate)",
+            summaries.ms_text(latency.a),
+            summaries.ms_text(latency.b),
+            _percent(latency.a, latency.b),
+        )
+        for latency in changes.latency or ()
+    ]
+    nothing = changes == Changes() and before == after
+    note = "The bytes differ, but nothing that they hold does." if nothing else ""
+    shown = tuple(row for row in cells if row[1] != row[2] or row[0] == "size")
+    return Section("Total", ("", "A", "B", "change"), shown, note)
 
 
-def _interface(found: list[dict]) -> Section:
+def _interface(changes: Sequence[FeatureChange]) -> Section:
     cells = tuple(
-        (row["kind"].removesuffix("s"), row["name"], row["a"] or summaries.NONE, row["b"] or summaries.NONE)
-        for row in found
+        (
+            change.kind.removesuffix("s"),
+            change.name,
+            change.a or summaries.NONE,
+            change.b or summaries.NONE,
+        )
+        for change in changes
     )
     return Section("Interface", ("", "name", "A", "B"), cells)
 
 
-def _operators(found: dict) -> Section:
-    names = [
-        ((sign, op["type"]), (sign, op["name"], op["type"], op["module"]))
-        for sign, key in SIGNS
-        for op in found[key]
+def _operators(changes: OperatorChanges) -> Section:
+    lines = [
+        ((sign, op.type), (sign, op.name, op.type, op.module))
+        for sign, ops in (("-", changes.removed), ("+", changes.added))
+        for op in ops
     ]
-    counts = ", ".join(f"{row['type']} {row['a']} → {row['b']}" for row in found["counts"])
+    counts = ", ".join(f"{count.type} {count.a} → {count.b}" for count in changes.counts)
     return Section(
         "Operators",
         ("", "operation", "type", "module"),
-        _grouped(names, 1),
+        _grouped(lines, 1),
         f"By type: {counts}" if counts else "",
-        len(names),
+        len(lines),
     )
 
 
-def _weights(found: dict) -> Section:
-    cells = [(("-", row["scheme"]), ("-", row["name"], _form(row), "", "")) for row in found["removed"]]
-    cells += [(("+", row["scheme"]), ("+", row["name"], "", _form(row), "")) for row in found["added"]]
-    cells += [
-        (
-            (row["a"]["scheme"], row["b"]["scheme"], row["values"]),
-            ("", row["name"], _form(row["a"]), _form(row["b"]), row["values"]),
-        )
-        for row in found["changed"]
+def _weights(changes: WeightChanges) -> Section:
+    lines: list[Line] = [
+        (("-", weight.scheme), ("-", weight.name, _form(weight), "", "")) for weight in changes.removed
     ]
-    same = f"{found['same']} more are the same." if cells and found["same"] else ""
-    note = " ".join(filter(None, (same, _sentence(found.get("values", "")))))
-    return Section("Weights", ("", "weight", "A", "B", "values"), _grouped(cells, 1), note, len(cells))
+    lines += [(("+", weight.scheme), ("+", weight.name, "", _form(weight), "")) for weight in changes.added]
+    lines += [
+        (
+            (change.a.scheme, change.b.scheme, change.values),
+            ("", change.name, _form(change.a), _form(change.b), change.values),
+        )
+        for change in changes.changed
+    ]
+    same = f"{changes.same} more are the same." if lines and changes.same else ""
+    note = " ".join(filter(None, (same, _sentence(changes.values or ""))))
+    return Section("Weights", ("", "weight", "A", "B", "values"), _grouped(lines, 1), note, len(lines))
 
 
-def _grouped(keyed: Sequence[tuple[tuple, tuple[str, ...]]], name: int) -> tuple[tuple[str, ...], ...]:
-    """(key, cells) -> a row for each; those of one key, where they are many, as one: "layer.0.weight and 36
-    more". name: the column that says so."""
-    groups: dict[tuple, list[tuple[str, ...]]] = {}
-    for key, cells in keyed:
+def _grouped(lines: Sequence[Line], name: int) -> tuple[tuple[str, ...], ...]:
+    """A row for each line; those of one key, where they are many, as one: "layer.0.weight and 36 more".
+    name: the column that says so."""
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for key, cells in lines:
         groups.setdefault(key, []).append(cells)
-    found = []
+    grouped: list[tuple[str, ...]] = []
     for members in groups.values():
         first, more = members[0], len(members) - 1
-        found += (
-            [(*first[:name], f"{first[name]} and {more} more", *first[name + 1 :])]
-            if more >= MOST_ALIKE
-            else members
-        )
-    return tuple(found)
+        if more >= MOST_ALIKE:
+            grouped.append((*first[:name], f"{first[name]} and {more} more", *first[name + 1 :]))
+        else:
+            grouped += members
+    return tuple(grouped)
 
 
-def _placement(found: dict) -> Section:
+def _placement(changes: PlacementChanges) -> Section:
     cells = [
         (
-            summaries.UNIT_NAMES.get(row["unit"], row["unit"]),
-            *(_unit_text(ops, share) for ops, share in zip(row["ops"], row["share"])),
+            _unit_name(change.unit),
+            *(_unit_text(ops, share) for ops, share in zip(change.ops, change.share)),
             "",
         )
-        for row in found["units"]
+        for change in changes.units
     ]
     cells += [
-        (
-            f"{op['name']} ({op['type']})",
-            *(summaries.UNIT_NAMES.get(op[key], op[key]) for key in ("from", "to")),
-            op["reason"],
-        )
-        for op in found["moved"]
+        (f"{op.name} ({op.type})", _unit_name(op.leaves), _unit_name(op.enters), op.reason)
+        for op in changes.moved
     ]
-    devices = found.get("device")
+    devices = changes.device
     note = (
-        f"A is placed on {devices['a']}, B on {devices['b']}: single operations are not compared."
+        f"A is placed on {devices.a}, B on {devices.b}: single operations are not compared."
         if devices
         else ""
     )
     return Section("Placement", ("unit or operation", "A", "B", "why"), tuple(cells), note)
 
 
-def _bytes(found: list[dict]) -> Section:
-    sizes = [(row["kind"], row["a"] or 0, row["b"] or 0) for row in found]
+def _bytes(changes: Sequence[BytesChange]) -> Section:
+    sizes = [(change.kind, change.a or 0, change.b or 0) for change in changes]
     cells = tuple(
         (kind, summaries.size_text(before), summaries.size_text(after), f"{after - before:+,}")
         for kind, before, after in sizes
@@ -199,18 +213,13 @@ def _bytes(found: list[dict]) -> Section:
     return Section("Bytes", ("kind", "A", "B", "change"), cells)
 
 
-TABLES: dict[str, Callable[..., Section]] = {
-    "interface": _interface,
-    "operators": _operators,
-    "weights": _weights,
-    "placement": _placement,
-    "bytes": _bytes,
-}
+def _form(weight: WeightForm | OneSidedWeight) -> str:
+    bits = summaries.bits_text(weight.bits_per_weight)
+    return weight.scheme if bits == summaries.NONE else f"{weight.scheme}, {bits}"
 
 
-def _form(weight: dict) -> str:
-    bits = summaries.bits_text(weight["bits_per_weight"])
-    return weight["scheme"] if bits == summaries.NONE else f"{weight['scheme']}, {bits}"
+def _unit_name(unit: str) -> str:
+    return summaries.UNIT_NAMES.get(unit, unit)
 
 
 def _unit_text(ops: int, share: float) -> str:
@@ -236,7 +245,7 @@ def shortened(section: Section) -> tuple[Sequence[tuple[str, ...]], str]:
     return section.cells[:MOST_ROWS], f"and {more} more (--json lists all)" if more > 0 else ""
 
 
-def lines(result: dict) -> Iterator[str]:
+def one_sided(result: Difference) -> Iterator[str]:
     """What stands only on one side."""
-    yield from (f"only in A: {name}" for name in result["removed"])
-    yield from (f"only in B: {name}" for name in result["added"])
+    yield from (f"only in A: {name}" for name in result.removed)
+    yield from (f"only in B: {name}" for name in result.added)

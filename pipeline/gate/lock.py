@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ from ..report.records import Artifact, Report
 from ..targets import libraries
 from .ci import model_name
 
-SCHEMA = "cidermill.lock/1"
+SCHEMA: Final = "cidermill.lock/1"
 FILE = "cidermill.lock.json"
 # machines add up in other orders, and half precision then rounds otherwise: 0.5 dB is 6 % of the rms error
 TOLERANCE_DB = 0.5

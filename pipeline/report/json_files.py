@@ -35,7 +35,7 @@ def read_json(path: Path, what: str, schema: str, hint: str) -> dict[str, Any]:
     """The JSON object in a file, whose "schema" must be the one given. Raises UserError with `hint`; a newer
     schema is told as such. what: "a lock of cidermill"."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", hint) from error
     except (ValueError, RecursionError) as error:

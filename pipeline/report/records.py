@@ -8,7 +8,7 @@ default. What validation produces it owns: see `validation/records.py` and `Outp
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -33,7 +33,7 @@ from .json_files import check_schema, read_json, to_builtins
 if TYPE_CHECKING:  # which imports torch
     from ...validation.graph import Value
 
-SCHEMA = "cidermill.report/1"
+SCHEMA: Final = "cidermill.report/1"
 REPORT_FILE = "report.json"
 WROTE = "Give a report.json that `convert` wrote, or a folder that holds some."
 AGAIN = "Make it again with `convert`."
@@ -283,7 +283,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it. What JSON cannot hold, NaN and infinities, is null."""
-        return to_builtins(self)
+        content: dict[str, Any] = to_builtins(self)
+        return content
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ groups.
 Pure and free of heavy imports: the terminal and report.html show the same because both take it from here.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -156,7 +156,8 @@ def worst_cosine(errors: Iterable[OutputError]) -> float | None:
 
 
 def _least(values: Sequence[float | None]) -> float | None:
-    return min(values, default=None) if None not in values else None
+    numbers = [value for value in values if value is not None]
+    return min(numbers, default=None) if len(numbers) == len(values) else None
 
 
 def error_problem(error: OutputError, tolerance_db: float | None) -> str:
@@ -192,12 +193,11 @@ def unit_summaries(placement: Placement) -> list[UnitSummary]:
     counts = Counter(op.unit for op in placement.ops) or Counter(
         {unit: share.ops for unit, share in placement.units.items()}
     )
-    times: Counter = Counter()
-    moved: Counter = Counter()
+    times, moved = defaultdict[str, float](float), Counter[str]()
     for op in placement.ops:
         times[op.unit] += op.cost_ms
         moved[op.unit] += op.bytes
-    total_ops, total_ms, total_bytes = (sum(counter.values()) for counter in (counts, times, moved))
+    total_ops, total_ms, total_bytes = counts.total(), sum(times.values()), moved.total()
     return [
         UnitSummary(
             unit,
@@ -230,8 +230,8 @@ class OffEngine:
 
 def off_ane_reasons(placement: Placement) -> list[OffEngine]:
     """Everything that does not run on the Neural Engine, by reason, most frequent first."""
-    counts: Counter = Counter()
-    times: Counter = Counter()
+    counts = Counter[tuple[str, str, str]]()
+    times = defaultdict[tuple[str, str, str], float](float)
     for op in placement.ops:
         if op.unit != "ane":
             key = op.unit, op.reason or "no reason recorded", op.advice

@@ -4,13 +4,16 @@ import functools
 import platform
 from importlib import metadata
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..output import write_whole
 from ..targets import libraries
 from . import summaries
 from .json_files import write_json
 from .records import Report
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def environment() -> dict[str, str]:
@@ -47,7 +50,7 @@ def html_text(report: Report) -> str:
 
 
 @functools.cache
-def page_templates() -> Any:
+def page_templates() -> "jinja2.Environment":
     """jinja2's environment for the pages of reports and studies; it keeps what it has compiled."""
     import jinja2
 

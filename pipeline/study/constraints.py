@@ -8,15 +8,18 @@ constraints := constraint ("," constraint)*      constraint := quantity ["[" dev
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...models.errors import UserError
 from ..quantities import BYTES, MILLISECONDS
 from ..report import summaries
+
+if TYPE_CHECKING:  # which reads its tables
+    from ...validation.estimate.devices import Device
 
 HINT = (
     'Write for example "size<=12MB", "psnr>=30", "ane_share>=0.95", "latency[iPhone 15 Pro]<=2ms",'
@@ -170,7 +173,7 @@ def _device(name: str, device: str | None, devices: Sequence[str], text: str) ->
     return found.name
 
 
-def _same(device: Any, wanted: Any) -> bool:
+def _same(device: "Device", wanted: "Device") -> bool:
     return device.name == wanted.name or wanted.name == device.chip
 
 
@@ -285,7 +288,7 @@ def value_text(quantity: str, value: float | None) -> str:
     """A figure as people read it, with its unit."""
     if value is None:
         return summaries.NONE
-    texts = {
+    texts: dict[str, Callable[[float], str]] = {
         "size": summaries.size_text,
         "psnr": summaries.db_text,
         "latency": summaries.ms_text,

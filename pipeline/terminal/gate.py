@@ -1,13 +1,17 @@
 """What a person sees of `cidermill check` and `cidermill diff`: their results in, tables on standard output
 out."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..gate.check import CheckedFigure, CheckResult, outcome, said
-from ..gate.diff_tables import lines, sections, shortened
+from ..gate.diff_tables import Section, one_sided, sections, shortened
+from ..gate.difference import Difference
 from ..report import summaries
 from .console import console
 from .text import arrow, clean, line, table, verdict_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STYLES = {"worse": "red", "missing": "red", "new": "red", "better": "green", "changed": "yellow"}
 
@@ -53,23 +57,23 @@ def _what(finding: CheckedFigure) -> str:
     return f"{before} before, {now} now"
 
 
-def show_diff(result: dict) -> None:
+def show_diff(result: Difference) -> None:
     """Tables of what changed; one line where nothing did."""
     out = console()
-    if not result["different"]:
-        out.print(f"No difference between {clean(result['a'])} and {clean(result['b'])}.", soft_wrap=True)
+    if not result.different:
+        out.print(f"No difference between {clean(result.a)} and {clean(result.b)}.", soft_wrap=True)
         return
-    for text in lines(result):
+    for text in one_sided(result):
         out.print(line((clean(text), "")), soft_wrap=True)
-    for artifact in result["artifacts"]:
-        out.print(line((f"\nA {clean(artifact['a'])}\nB {clean(artifact['b'])}", "bold")), soft_wrap=True)
-        if not artifact["different"]:
+    for artifact in result.artifacts:
+        out.print(line((f"\nA {clean(artifact.a)}\nB {clean(artifact.b)}", "bold")), soft_wrap=True)
+        if not artifact.different:
             out.print("No difference.")
-        for section in sections(artifact) if artifact["different"] else []:
+        for section in sections(artifact) if artifact.different else []:
             _print_section(out, section)
 
 
-def _print_section(out: Any, section: Any) -> None:
+def _print_section(out: "Console", section: Section) -> None:
     cells, more = shortened(section)
     if section.title != "Total":
         out.print(line((f"\n{section.title}", "bold")))

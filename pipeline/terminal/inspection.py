@@ -82,7 +82,8 @@ def _reasons(reasons: Sequence[summaries.OffEngine], console: Any) -> Iterator[A
 
 def worst(shapes: Sequence[ShapeLatency]) -> ShapeLatency | None:
     """The slowest of the shapes that could be estimated."""
-    return max((shape for shape in shapes if shape.ms is not None), key=lambda row: row.ms, default=None)
+    timed = [(shape, shape.ms) for shape in shapes if shape.ms is not None]
+    return max(timed, key=lambda pair: pair[1])[0] if timed else None
 
 
 def _shape_row(shape: ShapeLatency, slowest: bool) -> list[str]:

@@ -191,7 +191,7 @@ def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
     }
 
 
-def _row(report: Report, artifact: Artifact, out: Any) -> tuple[list[str], list]:
+def _row(report: Report, artifact: Artifact, out: Any) -> tuple[list[str], list[Any]]:
     """-> headings and cells. On a narrow console the verdict goes below the artifact's name."""
     row, verdict = _cells(report, artifact), verdict_text(artifact.verdict)
     row = row if out.width >= MIDDLE else _stacked(row)

@@ -20,7 +20,7 @@ import torch
 from ...models.digest import digest_tensor, files_of
 from ..graph import Graph, OperatorFailed
 from ..mil.read import Package
-from ..records import Compression, WeightReport
+from ..records import Compression, Verdict, WeightReport
 from ..runners import format_of
 from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
@@ -78,7 +78,7 @@ def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
     return package, list(package.functions.values()) if package else [runner.graph]
 
 
-def judge(compression: Compression) -> tuple[str, list[str]]:
+def judge(compression: Compression) -> tuple[Verdict, list[str]]:
     """The verdict of an audit and, where it failed, a warning that names the weights."""
     wrong = [weight.name for weight in compression.weights if weight.decoded == DIFFERS]
     if not wrong:

@@ -10,7 +10,20 @@ import pytest
 from cidermill.pipeline.gate.compared import Stored
 from cidermill.pipeline.gate.diff import _matched, _operators, _placement
 from cidermill.pipeline.gate.diff_tables import sections
+from cidermill.pipeline.gate.difference import (
+    ArtifactDifference,
+    Changes,
+    ErrorChange,
+    OneSidedWeight,
+    OperatorChanges,
+    WeightChange,
+    WeightChanges,
+    WeightForm,
+)
+from cidermill.pipeline.report.json_files import to_builtins
+from cidermill.pipeline.report.records import Placement
 from cidermill.validation import open_runner
+from cidermill.validation.records import PlacedOperation, UnitShare
 
 
 @pytest.fixture
@@ -170,30 +183,29 @@ def test_operations_by_name_and_type(a, b, added, removed):
     """The third: names that only count shift behind what was put in."""
 
     def ops(text):
-        return [dict(zip(("type", "name"), word.split(":")), module="") for word in text.split()]
+        words = [word.split(":") for word in text.split()]
+        return [PlacedOperation(name, kind, "", "ane", "", 0.0) for kind, name in words]
 
-    found = _operators(ops(a), ops(b)) or {"added": [], "removed": []}
-    assert [[op["name"] for op in found[key]] for key in ("added", "removed")] == [added, removed]
+    changes = _operators(ops(a), ops(b)) or OperatorChanges((), (), ())
+    assert [[op.name for op in changed] for changed in (changes.added, changes.removed)] == [added, removed]
 
 
 def test_operations_that_moved_to_another_unit():
-    def side(unit, ms):
-        ops = [
-            {"name": name, "type": "conv", "unit": where, "reason": "because"}
+    def side(unit, ms, device="A14"):
+        ops = tuple(
+            PlacedOperation(name, "conv", "", where, "because", 0.0)
             for name, where in (("a", "ane"), ("b", unit))
-        ]
-        return {
-            "device": "A14",
-            "units": {"ane": {"ops": 1, "share": 1 - ms}, unit: {"ops": 1, "share": ms}},
-            "ops": ops,
-        }
+        )
+        units = {"ane": UnitShare(1, 1 - ms), unit: UnitShare(1, ms)}
+        return Placement(source="estimate", device=device, units=units, ops=ops)
 
-    found = _placement(side("cpu", 0.2), side("gpu", 0.2))
-    assert found["moved"] == [{"name": "b", "type": "conv", "from": "cpu", "to": "gpu", "reason": "because"}]
-    assert {row["unit"]: row["ops"] for row in found["units"]} == {"cpu": [1, 0], "gpu": [0, 1]}
+    changes = to_builtins(_placement(side("cpu", 0.2), side("gpu", 0.2)))
+    assert changes["moved"] == [
+        {"name": "b", "type": "conv", "from": "cpu", "to": "gpu", "reason": "because"}
+    ]
+    assert {row["unit"]: row["ops"] for row in changes["units"]} == {"cpu": [1, 0], "gpu": [0, 1]}
     assert _placement(side("cpu", 0.2), side("cpu", 0.2)) is None
-    other = side("cpu", 0.2) | {"device": "M4"}
-    assert _placement(side("cpu", 0.2), other) == {
+    assert to_builtins(_placement(side("cpu", 0.2), side("cpu", 0.2, "M4"))) == {
         "device": {"a": "A14", "b": "M4"},
         "units": [],
         "moved": [],
@@ -211,14 +223,15 @@ def test_text_and_markdown_say_the_same(pressed, cidermill):
     assert cidermill(*arguments, "--exit-code").exit_code == 1 and cidermill(*arguments).exit_code == 0
 
 
+def difference_of(changes):
+    return ArtifactDifference("a", "b", "coreml", True, True, (5, 5), changes)
+
+
 def test_many_of_a_kind_are_one_row():
-    form = {"scheme": "int8", "bits_per_weight": 8.0}
-    changed = [
-        {"name": f"w{i}", "a": form, "b": form | {"scheme": "int4"}, "values": "differ"} for i in range(30)
-    ]
-    weights = {"changed": changed, "added": [{"name": "x", **form}], "removed": [], "same": 2}
-    artifact = {"size_bytes": [5, 5], "changes": {"weights": weights}}
-    (section,) = sections(artifact)
+    before, after = WeightForm("int8", 8.0), WeightForm("int4", 8.0)
+    changed = tuple(WeightChange(f"w{i}", before, after, "differ") for i in range(30))
+    weights = WeightChanges(changed, added=(OneSidedWeight("x", "int8", 8.0),), removed=(), same=2)
+    (section,) = sections(difference_of(Changes(weights=weights)))
     assert section.cells == (
         ("+", "x", "", "int8, 8 bits", ""),
         ("", "w0 and 29 more", "int8, 8 bits", "int4, 8 bits", "differ"),
@@ -227,8 +240,7 @@ def test_many_of_a_kind_are_one_row():
 
 
 def test_differences_too_small_to_show_are_told_as_such():
-    error = [{"kind": "conversion", "output": "y", "a": 80.01, "b": 80.02}]
-    (section,) = sections({"size_bytes": [5, 5], "changes": {"error": error}})
+    (section,) = sections(difference_of(Changes(error=(ErrorChange("conversion", "y", 80.01, 80.02),))))
     assert not section.cells and "--json" in section.note
 
 
