@@ -349,14 +349,14 @@ REFUSED = {
         ["empty"],
         "empty/report.json does not exist",
     ),
-    "something else": (lambda folder: (folder / "text").write_text("{}"), ["text"], "text is no report"),
-    "a list": (lambda folder: (folder / "text").write_text("[1]"), ["text"], "text is no report"),
+    "something else": (lambda folder: (folder / "text").write_text("{}"), ["text"], "text is not a report of cidermill"),
+    "a list": (lambda folder: (folder / "text").write_text("[1]"), ["text"], "text is not a report of cidermill"),
     "a newer report": (
         lambda folder: edit_report(
             folder / "half", lambda report: report.update(schema="cidermill.report/2")
         ),
         ["half"],
-        "has the schema 'cidermill.report/2'; this version reads cidermill.report/1",
+        "is from a newer cidermill: it has schema cidermill.report/2; this one reads cidermill.report/1",
     ),
     "no artifacts": (
         lambda folder: edit_report(folder / "half", lambda report: report.update(artifacts=[])),
