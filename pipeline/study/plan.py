@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ...models.extras import require_extra
 from ...models.inputs import InputSpec
 from ...quantization.schemes import Recipe
 from ...validation.estimate.devices import Device
@@ -99,6 +100,9 @@ class StudyPlan:
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_extra("study", "A study")
+        if self.cluster:
+            require_extra("cluster", "--cluster")
         if self.trials is not None and self.trials < 1:
             raise UserError(
                 f"--trials {self.trials} is not possible; allowed are 1 and more.",

@@ -13,7 +13,6 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
-from ...models.extras import require_extra
 from ..conversion_cache import source_digest
 from ..output import DiskFull, check_parent, disk_errors, remove
 from ..signals import Stopped
@@ -39,9 +38,6 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
     model, recipe, eval function or folder; of several models, one that cannot be loaded is a reason in its
     rows.
     """
-    require_extra("study", "A study")
-    if plan.cluster:
-        require_extra("cluster", "--cluster")
     _check(plan)
     header = _header(plan)
     prepared.cache_clear()  # what an earlier study of this process left; its file may have changed

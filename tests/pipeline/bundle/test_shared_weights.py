@@ -126,10 +126,8 @@ def test_a_merge_that_is_not_what_it_should_be_is_dropped(converted, tmp_path, m
     )
     models = read_models([str(converted / name) for name in ("half", "wide")], allow_failed=False)
     packed = pack([replace(one) for one in models], tmp_path / "resources", lambda label: None)
-    assert (
-        packed.sharing[0]["stored"] == "separately"
-        and "is not what its package was" in packed.sharing[0]["reason"]
-    )
+    assert packed.sharing[0].stored == "separately"
+    assert "is not what its package was" in packed.sharing[0].reason
     assert sorted(path.name for path in (tmp_path / "resources").iterdir()) == [
         "net-float16-mps.pte",
         "net-float16.mlpackage",
