@@ -35,6 +35,16 @@ class Value:
     shape: tuple[int | None, ...]
     any_rank: bool = False
 
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """`shape` of a value without flexible dimensions; raises ValueError where one is."""
+        sizes = tuple(size for size in self.shape if size is not None)
+        if len(sizes) < len(self.shape):
+            raise ValueError(
+                f"{self.name or 'a value'} of the program has no fixed shape: {list(self.shape)}"
+            )
+        return sizes
+
 
 @dataclass(frozen=True)
 class Node:
@@ -177,21 +187,11 @@ def interpret(
     frees = last_uses(graph)
     with torch.no_grad():
         for node, dead in zip(graph.nodes, frees):
-            try:
-                load_constants(graph, needed_names(node), environment)
-                arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
-                begin_node(node, arguments)
-                results = call(node, arguments, environment)
-            except OperatorFailed:
-                raise
-            except Exception as error:
-                where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
-                raise OperatorFailed(f"operator {node.op} ({where or 'unnamed'}) failed: {error}") from error
-            for value, result in zip(node.outputs, results):
+            for value, result in zip(node.outputs, _compute(node, graph, call, environment)):
                 environment[value.name] = result
                 if tap is not None:
                     tap(value.name, result)
-            arguments = results = result = None  # else they would outlive the names that are freed here
+            result = None  # else it would outlive its name where that is freed here
             for name in dead:
                 environment.pop(name, None)
     load_constants(graph, graph.outputs, environment)
@@ -199,6 +199,25 @@ def interpret(
     if missing is not None:
         raise OperatorFailed(f"no operation that ran computes the output {missing!r}")
     return {name: environment[name] for name in graph.outputs}
+
+
+def _compute(
+    node: Node,
+    graph: Graph,
+    call: Callable[[Node, dict[str, Any], dict[str, Any]], tuple],
+    environment: dict[str, Any],
+) -> tuple:
+    """The results of one node, whose failure names it. Its arguments live no longer than this call."""
+    try:
+        load_constants(graph, needed_names(node), environment)
+        arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+        begin_node(node, arguments)
+        return call(node, arguments, environment)
+    except OperatorFailed:
+        raise
+    except Exception as error:
+        where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
+        raise OperatorFailed(f"operator {node.op} ({where or 'unnamed'}) failed: {error}") from error
 
 
 def load_constants(graph: Graph, names: Iterable[str], environment: dict[str, Any]) -> None:

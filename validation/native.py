@@ -219,7 +219,7 @@ def _time_job(runner: Runner, host: str, units: str, folder: Path, inputs: Path)
 def _workplace(runner: Runner) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix="cidermill-", ignore_cleanup_errors=True) as name:
         inputs = Path(name) / "inputs.npz"
-        np.savez(inputs, **example_inputs(runner))
+        np.savez(inputs, allow_pickle=False, **example_inputs(runner))
         yield Path(name), inputs
 
 
@@ -230,7 +230,8 @@ def _end(child: subprocess.Popen) -> None:
         ):  # it ended just now; macOS answers EPERM for a group of zombies
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    child.stdin.close()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def _lines(stream: Any) -> tuple[dict, ...]:

@@ -102,11 +102,6 @@ class Runner:
             return self.native_state()
         with Meter(self.allowance):
             return {
-                value.name: torch.zeros(_fixed_shape(value), dtype=STORED_AS[value.dtype])
+                value.name: torch.zeros(value.fixed_shape, dtype=STORED_AS[value.dtype])
                 for value in self.states
             }
-
-
-def _fixed_shape(state: Value) -> list[int]:
-    """Of a state, whose sizes its reader has found to be fixed."""
-    return [size for size in state.shape if size is not None]

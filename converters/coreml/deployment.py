@@ -6,7 +6,7 @@ import re
 
 from ...models.errors import UserError
 from ...quantization.granularity import PerBlock, PerGroup
-from ...quantization.recipe import Linear, Palettize, Recipe
+from ...quantization.schemes import Linear, Palettize, Recipe
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
 DEFAULT_TARGET = "iOS18"

@@ -3,6 +3,7 @@ safer operators out."""
 
 import math
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,7 +176,7 @@ def fit_half(work: Draft) -> bool:
             reading.used(tensor)
         elif node.op == "call_function" and node.target in FILLED | ORDERED and _computes_in_half(node):
             limit = BEYOND_MASK if node.target in ORDERED else MASKED  # 2
-            args = torch.fx.node.map_aggregate(node.args, lambda value, limit=limit: _fit(value, limit))
+            args = torch.fx.node.map_aggregate(node.args, partial(_fit, limit=limit))
             changed |= args != node.args
             node.args = args
     return changed

@@ -69,7 +69,7 @@ def _flat_positions(shape: torch.Size, indices: list) -> torch.Tensor:
     where = [axis for axis, index in enumerate(indices) if index is not None]
     together = where == list(range(where[0], where[-1] + 1))
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    picked = 0
+    picked: Any = 0  # a tensor from the first axis on
     for axis in where:
         index = indices[axis].to(torch.int32)
         picked = picked + torch.where(index < 0, index + shape[axis], index) * strides[axis]
@@ -77,7 +77,7 @@ def _flat_positions(shape: torch.Size, indices: list) -> torch.Tensor:
     before = [axis for axis in whole if axis < where[0]] if together else []
     order = [*before, None, *[axis for axis in whole if axis not in before]]
     width = [picked.ndim if axis is None else 1 for axis in order]
-    positions = 0
+    positions: Any = 0
     for place, axis in enumerate(order):
         values = picked if axis is None else torch.arange(shape[axis], dtype=torch.int32) * strides[axis]
         positions = positions + values.reshape(*values.shape, *[1] * sum(width[place + 1 :]))

@@ -130,8 +130,10 @@ def first_of_each(weights: dict[str, CompressedWeight]) -> dict[str, str]:
 
 
 def _equal(first: CompressedWeight, second: CompressedWeight) -> bool:
-    return first is second or all(
-        _same(getattr(first, part), getattr(second, part)) for part in ("values", "mask", "kept")
+    return first is second or (
+        _same(first.values, second.values)
+        and _same(first.mask, second.mask)
+        and _same(first.surviving, second.surviving)
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...models.graphs import module_path, source_line
 from ...models.tensors import tensors_of
-from ...quantization.recipe import Recipe
+from ...quantization.schemes import Recipe
 from ...quantization.weight import CompressedWeight, Palette
 from .deployment import generation
 from .storage import storable, stored_bits

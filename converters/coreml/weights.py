@@ -70,7 +70,7 @@ def weights_built_by(build: Callable[[str, str], Any], names: dict[str, str]) ->
         yield
 
 
-def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
+def emit(weight: CompressedWeight, name: str, dtype: type[np.floating] = np.float32) -> Any:
     """A CompressedWeight (as `storable` left it) in the `constexpr_*` operations of the opset being written.
     -> their Var, called `name`."""
     if not _has("iOS18"):
@@ -81,7 +81,11 @@ def emit(weight: CompressedWeight, name: str, dtype: type = np.float32) -> Any:
 
 
 def emit_place(
-    shape: tuple[int, ...], index: int, name: str, zeros: dict[tuple, Any], dtype: type = np.float32
+    shape: tuple[int, ...],
+    index: int,
+    name: str,
+    zeros: dict[tuple, Any],
+    dtype: type[np.floating] = np.float32,
 ) -> Any:
     """An operation that stands for a weight while a program is made of which only the weights are not known
     yet. -> its Var.
@@ -119,7 +123,7 @@ def _has(target: str) -> bool:
     return is_current_opset_version_compatible_with(AvailableTarget[target])
 
 
-def _emit_ios16(weight: CompressedWeight, name: str, dtype: type) -> Any:
+def _emit_ios16(weight: CompressedWeight, name: str, dtype: type[np.floating]) -> Any:
     """8-bit codes with scales along one axis, one table, or sparse values: all that iOS16 has (see
     `required_target`)."""
     from coremltools.converters.mil.frontend._utils import (
@@ -147,7 +151,7 @@ def _emit_ios16(weight: CompressedWeight, name: str, dtype: type) -> Any:
     )
 
 
-def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
+def _emit_dense(values: Codes | Palette, name: str, dtype: type[np.floating]) -> Any:
     from coremltools.converters.mil.mil import Builder as mb
 
     table, after = _table_and_scales(values, name, dtype)
@@ -161,7 +165,7 @@ def _emit_dense(values: Codes | Palette, name: str, dtype: type) -> Any:
     return mb.constexpr_blockwise_shift_scale(data=looked_up, **after, name=name) if after else looked_up
 
 
-def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
+def _emit_sparse(weight: CompressedWeight, name: str, dtype: type[np.floating]) -> Any:
     """The survivors, decompressed as `_emit_dense` does but before they are laid out under the mask."""
     from coremltools.converters.mil.mil import Builder as mb
 
@@ -190,12 +194,14 @@ def _emit_sparse(weight: CompressedWeight, name: str, dtype: type) -> Any:
     return mb.constexpr_sparse_to_dense(nonzero_data=data, mask=bits_of_mask, name=name)
 
 
-def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[dict | None, dict]:
+def _table_and_scales(
+    values: Codes | Palette, name: str, dtype: type[np.floating]
+) -> tuple[dict | None, dict]:
     """-> (lut and vector_axis of the table that comes first, or None where the codes are integers; scale and
     offset of what comes after)."""
     if isinstance(values, Codes):
         integers = values.bits in NATIVE_BITS
-        after = {"scale": values.scale.numpy().astype(dtype)}
+        after: dict[str, Any] = {"scale": values.scale.numpy().astype(dtype)}
         if values.zero_point is not None:  # in the type of the data; a table's is int8
             after["offset"] = _as_bits(values.zero_point.numpy(), "int", values.bits if integers else 8)
         return (None if integers else {"lut": _table_of_codes(values)}), after
@@ -205,7 +211,7 @@ def _table_and_scales(values: Codes | Palette, name: str, dtype: type) -> tuple[
     return _int8_table(values, name, after, dtype)
 
 
-def _int8_table(values: Palette, name: str, after: dict, dtype: type) -> tuple[dict, dict]:
+def _int8_table(values: Palette, name: str, after: dict, dtype: type[np.floating]) -> tuple[dict, dict]:
     """The table's own scale comes before the table up to iOS18 and after it from iOS26: the orders that
     coremltools makes for each."""
     from coremltools.converters.mil.mil import Builder as mb

@@ -221,7 +221,8 @@ def serialize(program: Any) -> bytes:
     from executorch.backends.apple.mps.serialization.mps_graph_serialize import convert_to_flatbuffer
 
     graph = MPSGraph("0", [], [], [], [], [], graph_type=OpType.mps_graph, constant_segment=DataSegment(0, 0))
-    ids, known = {}, {}
+    ids: dict[Any, int] = {}
+    known: dict[Any, Any] = {}
     visitors = {name: visitor(program, ids, known) for name, visitor in _visitor_classes().items()}
     for node in program.graph.nodes:
         if node.op == "placeholder" and constant_of(program, node) is None:

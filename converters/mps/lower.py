@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.export import ExportedProgram
@@ -174,7 +174,7 @@ def _gather(x, axes, shape, *indices):
 
 def _flat_index(shape: torch.Size, axes: list[int], indices: list[torch.Tensor]) -> torch.Tensor:
     """Positions in the indexed axes flattened into one; negative indices count from the end."""
-    flat = 0
+    flat: Any = 0  # a tensor from the first axis on
     for axis, index in zip(axes, indices):
         flat = flat * shape[axis] + torch.where(index < 0, index + shape[axis], index)
     return flat.reshape(-1).to(torch.int32)
@@ -195,7 +195,8 @@ def count_from_zero(work: Draft) -> bool:
     for node in work.graph.nodes:
         args = node.args
         if is_op(node, aten.slice.Tensor):
-            source, axis, start, end, step = [*node.args, *[0, None, None, 1][len(node.args) - 1 :]]
+            given = tuple(node.args)
+            source, axis, start, end, step = given + (0, None, None, 1)[len(given) - 1 :]
             axis, size = axis % source.meta["val"].ndim, source.meta["val"].shape[axis]
             bounds = slice(start, end).indices(size)
             node.args = (source, axis, bounds[0], bounds[1], step)

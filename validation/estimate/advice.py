@@ -102,6 +102,16 @@ def _kernel(operation: Operation) -> str:
     )
 
 
+OLDER = {
+    "resize_nearest_neighbor": (
+        "upsample_nearest_neighbor by whole factors, or conv_transpose with a kernel of ones"
+    ),
+    "upsample_bilinear": "a fixed conv_transpose with the bilinear kernel",
+    "resize_bilinear": "a fixed conv_transpose with the bilinear kernel, where the factor is whole",
+    "gather": "multiply by a one-hot matrix where the table is small",
+    "sin": "a polynomial over one period",
+    "cos": "a polynomial over one period",
+}
 BY_REASON: tuple[tuple[tuple[str, ...], Advice], ...] = (
     (("int32 ", "uint32 ", "int64 ", "uint64 "), _whole_numbers),
     (("float32 ",), _float32),
@@ -127,13 +137,3 @@ BY_REASON: tuple[tuple[tuple[str, ...], Advice], ...] = (
     ),
     (("needs a Neural Engine of",), lambda operation: OLDER.get(operation.op, "")),
 )
-OLDER = {
-    "resize_nearest_neighbor": (
-        "upsample_nearest_neighbor by whole factors, or conv_transpose with a kernel of ones"
-    ),
-    "upsample_bilinear": "a fixed conv_transpose with the bilinear kernel",
-    "resize_bilinear": "a fixed conv_transpose with the bilinear kernel, where the factor is whole",
-    "gather": "multiply by a one-hot matrix where the table is small",
-    "sin": "a polynomial over one period",
-    "cos": "a polynomial over one period",
-}

@@ -121,7 +121,7 @@ def _at(runner: Runner, shapes: dict[str, tuple[int, ...]], kind: str) -> Varian
         runner({name: np.zeros(shape, types[name]) for name, shape in shapes.items()}, tap=note)
     except (OperatorFailed, UserError) as error:
         return Variant(shapes, kind, None, " ".join(str(error).split()))
-    return Variant(shapes, kind, _fixed(runner.graph, seen))
+    return Variant(shapes, kind, _fixed(runner.file_graph, seen))
 
 
 def _fixed(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> Graph:

@@ -1,5 +1,5 @@
-"""How long one prediction takes: a program and its placement come in, a DeviceLatency with a band leaves. Always an
-estimate, never a measurement.
+"""How long one prediction takes: a program and its placement come in, a DeviceLatency with a band leaves.
+Always an estimate, never a measurement.
 
 Neural Engine: floor + sum over operations of max(multiply-adds / rate of their class + activation bytes /
 rate, weight bytes / streaming rate). Elementwise operations next to a convolution or product run inside it
@@ -103,7 +103,8 @@ def without_softmax_guards(steps: list[Operation]) -> list[Operation]:
     these networks have no guard, and with it their estimates would be a third too high (fastvit_sa12,
     fastvit_sa24, nextvit_small in latency.csv).
     """
-    guard, guarded = set(), set()
+    guard: set[int] = set()
+    guarded: set[str] = set()
     for step in steps:
         inputs = {operand.value.name for operand in step.operands if not operand.constant}
         begins = (step.op == "equal" and step.literal("y") == -math.inf) or step.op == "fill_like"
@@ -174,7 +175,9 @@ def work_of(steps: list[Operation], zeros: dict[str, float] | None = None) -> li
 def fusion(steps: list[Operation]) -> tuple[set[int], set[str]]:
     """-> ids of elementwise operations that run inside a convolution or product before or after them, and the
     values that those give."""
-    computed, multiplied, fused = set(), set(), set()
+    computed: set[str] = set()
+    multiplied: set[str] = set()
+    fused: set[int] = set()
     for step in steps:
         inputs = [operand.value.name for operand in step.operands if not operand.constant]
         if step.op in CLASSES or (step.op in POINTWISE and len(inputs) == 1 and inputs[0] in computed):

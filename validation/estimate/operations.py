@@ -196,6 +196,6 @@ def _scales_blocks(node: Node, constants: dict[str, Operand]) -> bool:
     4]."""
     if "blockwise" not in node.op:
         return False
-    scale = node.inputs.get("scale")
+    scale: Any = node.inputs.get("scale")
     shape = constants[scale.name].shape if isinstance(scale, Ref) else np.shape(scale)
     return sum(size > 1 for size in shape) > 1

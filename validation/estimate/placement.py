@@ -1,5 +1,5 @@
-"""Where each operation will run: a Graph and a device come in, a PlacedProgram with a unit and a reason for every
-operation leaves.
+"""Where each operation will run: a Graph and a device come in, a PlacedProgram with a unit and a reason for
+every operation leaves.
 
 The rule is Core ML's own: the cheapest path over units (`path.py`) with its planner's costs (`costs.py`) and
 limits (`support.py`).
@@ -47,7 +47,9 @@ class PlacedProgram:
 
     def units(self) -> dict[str, UnitShare]:
         """Per unit, with the share of the operations' time (of their number where all cost nothing)."""
-        count, moved, spent = Counter(), Counter(), dict.fromkeys(UNITS, 0.0)
+        count: Counter[str] = Counter()
+        moved: Counter[str] = Counter()
+        spent = dict.fromkeys(UNITS, 0.0)
         for op in self.ops:
             count[op.unit] += 1
             spent[op.unit] += op.cost_ms

@@ -121,9 +121,9 @@ def _refuse_types(operation: Operation, device: Device) -> str:
 def _refuse_shapes(operation: Operation, device: Device) -> str:
     largest = 65536 if device.generation >= 16 or device.chip.startswith("M2") else 16384
     for operand in (*operation.results, *_activations(operation)):
-        shape = operand.value.shape
-        if any(size is None for size in shape):
+        if None in operand.value.shape:
             return "flexible shape"
+        shape = operand.value.fixed_shape
         if len(shape) > MAX_RANK:
             return f"rank {len(shape)} > {MAX_RANK}"
         if max(shape, default=1) > largest:

@@ -67,7 +67,7 @@ def audit(
     ]
     taken = {weight.name for weight in matched.values()}
     entries += [_unclaimed(weight, bool(decisions)) for weight in weights if weight.name not in taken]
-    verdict = "fail" if any(found == DIFFERS for found in checked.values()) else "pass"
+    verdict: Verdict = "fail" if any(found == DIFFERS for found in checked.values()) else "pass"
     stored = _bytes(path, package, weights, _duplicates(graphs, weights))
     return Compression(verdict=verdict, weights=tuple(entries), bytes=stored)
 
@@ -75,7 +75,7 @@ def audit(
 def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
     """As `Format.parse`, from the file that a runner has parsed."""
     package = runner.package
-    return package, list(package.functions.values()) if package else [runner.graph]
+    return package, list(package.functions.values()) if package else [runner.file_graph]
 
 
 def judge(compression: Compression) -> tuple[Verdict, list[str]]:
@@ -171,9 +171,9 @@ def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> di
     """Decision name -> its weight: "layer.0.weight" is stored as "layer_0_weight", with suffixes that tell
     what a converter did to it."""
     by_name: dict[str, StoredWeight] = {}
-    for weight in weights:
-        for name in _shortened(re.sub(r"\W", "_", weight.name).casefold()):
-            by_name.setdefault(name, weight)
+    for stored in weights:
+        for name in _shortened(re.sub(r"\W", "_", stored.name).casefold()):
+            by_name.setdefault(name, stored)
     matched = {}
     for decision in decisions:
         plain = re.sub(r"\W", "_", decision.name).casefold()

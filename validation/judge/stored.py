@@ -59,7 +59,10 @@ class StoredWeight:
 
 def bits_of(dtype: str) -> int:
     """ "uint4" -> 4, "float16" -> 16, "bool" -> 8."""
-    return BYTE_TYPES.get(dtype) or int(re.search(r"\d+$", dtype).group())
+    width = re.search(r"\d+$", dtype)
+    if width is None and dtype not in BYTE_TYPES:
+        raise ValueError(f"a weight of the type {dtype!r}, whose bits are not told by its name")
+    return BYTE_TYPES[dtype] if width is None or dtype in BYTE_TYPES else int(width.group())
 
 
 def stored_weights(graph: Graph) -> list[StoredWeight]:
@@ -88,7 +91,7 @@ def stored_weights(graph: Graph) -> list[StoredWeight]:
 
 def _compressed(graph: Graph, makers: dict[str, Node], value: Value) -> StoredWeight:
     parts = tuple(_parts(graph, makers, value.name, "weights", set()))
-    return StoredWeight(value.name, value.shape, _scheme(graph, makers, value), parts)
+    return StoredWeight(value.name, value.fixed_shape, _scheme(graph, makers, value), parts)
 
 
 def _parts(graph: Graph, makers: dict[str, Node], name: str, kind: str, seen: set[str]) -> Iterator[Part]:
@@ -101,7 +104,7 @@ def _parts(graph: Graph, makers: dict[str, Node], name: str, kind: str, seen: se
     seen.add(key)
     if node is None:
         value = graph.values[name]
-        yield Part(name, kind, value.dtype, value.shape)
+        yield Part(name, kind, value.dtype, value.fixed_shape)
         return
     for parameter, argument in node.inputs.items():
         inner = KINDS.get(parameter, "tables" if kind == "tables" else "weights")
@@ -121,21 +124,21 @@ def _scheme(graph: Graph, makers: dict[str, Node], value: Value) -> str:
         return _palette_words(graph, node)
     if kind == "sparse_to_dense":
         data = _tensor(graph, node.inputs["nonzero_data"])
-        sparse = f"sparse {100 * (1 - math.prod(data.shape) / math.prod(value.shape)):.0f} %"
+        sparse = f"sparse {100 * (1 - math.prod(data.fixed_shape) / math.prod(value.fixed_shape)):.0f} %"
         inner = _scheme(graph, makers, data)
         return sparse if inner == data.dtype else f"{sparse} {inner}"
     if kind in ("blockwise_shift_scale", "affine_dequantize", "sparse_blockwise_shift_scale"):
         data = next(
             node.inputs[key] for key in ("data", "quantized_data", "nonzero_data") if key in node.inputs
         )
-        scale = _tensor(graph, node.inputs["scale"])
-        shape = _tensor(graph, node.inputs.get("data_mask", data)).shape
+        scale = _tensor(graph, node.inputs["scale"]).fixed_shape
+        granularity = _granularity(scale, _tensor(graph, node.inputs.get("data_mask", data)).fixed_shape)
         dtype = _tensor(graph, data).dtype
-        inner = makers.get(data.name) if isinstance(data, Ref) else None
-        if inner is not None:
-            return _scaled_words(graph, inner, dtype, _granularity(scale.shape, shape))
+        table = makers.get(data.name) if isinstance(data, Ref) else None
+        if table is not None:
+            return _scaled_words(graph, table, dtype, granularity)
         signed = dtype.removeprefix("u") if dtype.startswith("uint") else dtype
-        return f"{signed} {_granularity(scale.shape, shape)}"
+        return f"{signed} {granularity}"
     if kind == "cast":
         return _tensor(graph, node.inputs["source_val"]).dtype
     return kind.replace("_", " ")
@@ -143,11 +146,11 @@ def _scheme(graph: Graph, makers: dict[str, Node], value: Value) -> str:
 
 def _palette_words(graph: Graph, node: Node) -> str:
     """lut [groups..., 2^bits, vector] (iOS18) or [2^bits] (iOS16)."""
-    lut = _tensor(graph, node.inputs["lut"]).shape
+    lut = _tensor(graph, node.inputs["lut"]).fixed_shape
     *groups, entries, vector = lut if len(lut) > 1 else (*lut, 1)
     words = f"palettize{max(1, round(math.log2(entries)))}"
     if math.prod(groups) > 1:
-        indices = _tensor(graph, node.inputs.get("indices_mask", node.inputs.get("indices"))).shape
+        indices = _tensor(graph, node.inputs.get("indices_mask", node.inputs.get("indices"))).fixed_shape
         words += f" group {max(have // want for have, want in zip(indices, groups) if want > 1)}"
     return words if vector == 1 else f"{words} vector {vector}"
 
@@ -203,9 +206,10 @@ def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
     origin = {name: name for name in graph.constants}
     parts: dict[str, dict[str, str]] = {}
     for node in graph.nodes:
-        sources = [origin.get(name) for name in references(node.inputs)]
-        if not sources or None in sources:
+        names = list(references(node.inputs))
+        if not names or any(name not in origin for name in names):
             continue
+        sources = [origin[name] for name in names]
         if node.op in SHAPING:
             origin |= {value.name: sources[0] for value in node.outputs}
         elif node.op == "MPSDequantizePerChannelGroup" or node.op in COMBINING:
@@ -218,9 +222,11 @@ def _mps_parts(graph: Graph) -> dict[str, dict[str, str]]:
 
 
 def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
-    parts = [Part(value.name, "weights", value.dtype, value.shape)]
+    shape = value.fixed_shape
+    parts = [Part(value.name, "weights", value.dtype, shape)]
     parts += [
-        Part(name, kind, graph.values[name].dtype, graph.values[name].shape) for name, kind in others.items()
+        Part(name, kind, graph.values[name].dtype, graph.values[name].fixed_shape)
+        for name, kind in others.items()
     ]
     tables = [part for part in parts if part.kind == "tables"]
     scales = [part for part in parts if part.kind == "scales"]
@@ -230,12 +236,12 @@ def _plain(graph: Graph, value: Value, others: dict[str, str]) -> StoredWeight:
         vector = rows.shape[1]
         return StoredWeight(
             value.name,
-            (*value.shape, vector) if vector > 1 else value.shape,
+            (*shape, vector) if vector > 1 else shape,
             _mps_palette_words(rows, tables),
             tuple(parts),
         )
-    scheme = f"{value.dtype} {_granularity(scales[-1].shape, value.shape)}" if scales else value.dtype
-    return StoredWeight(value.name, value.shape, scheme, tuple(parts))
+    scheme = f"{value.dtype} {_granularity(scales[-1].shape, shape)}" if scales else value.dtype
+    return StoredWeight(value.name, shape, scheme, tuple(parts))
 
 
 def _mps_palette_words(rows: Part, tables: list[Part]) -> str:

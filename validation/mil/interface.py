@@ -41,7 +41,8 @@ def image_feature(image: Any) -> Feature:
     """A picture enters the program as [1, channels, height, width]."""
     channels = IMAGE_CHANNELS.get(image.colorSpace, "RGB")
     depth, flexible = 3 if channels in ("RGB", "BGR") else 1, image.WhichOneof("SizeFlexibility")
-    shapes, ranges = (), ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
     if flexible == "enumeratedSizes":
         shapes = tuple((1, depth, size.height, size.width) for size in image.enumeratedSizes.sizes)
     elif flexible == "imageSizeRange":

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def coreml_protos() -> tuple[Any, Any]:
     takes seconds and prints)."""
     if PROTO_PACKAGE not in sys.modules:
         library = importlib.util.find_spec("coremltools")
-        if library is None:
+        if library is None or not library.submodule_search_locations:
             raise UnreadableArtifact(
                 "reading an .mlpackage needs coremltools, which is not installed",
                 "pip install coremltools==9.0",
@@ -70,6 +71,7 @@ def coreml_protos() -> tuple[Any, Any]:
         spec = importlib.util.spec_from_file_location(
             PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
+        assert spec is not None and spec.loader is not None  # there is a loader for every .py file
         package = importlib.util.module_from_spec(spec)
         sys.modules[PROTO_PACKAGE] = package
         spec.loader.exec_module(package)
@@ -304,7 +306,9 @@ class _Reader:
 
     def block(self, block: Any, inputs: tuple[Value, ...], around: ChainMap[str, Any]) -> Graph:
         """around: the literals of the blocks around this one, which are many and shared."""
-        literals, constants, nodes = around.new_child(), {}, []
+        literals = around.new_child()
+        constants: dict[str, Any] = {}
+        nodes: list[Node] = []
         values = {value.name: value for value in inputs}
         for operation in block.operations:
             outputs = tuple(self.declared(value) for value in operation.outputs)
@@ -327,7 +331,12 @@ class _Reader:
         return Graph(inputs, tuple(block.outputs), tuple(nodes), constants, values)
 
     def node(
-        self, operation: Any, outputs: tuple[Value, ...], literals: dict, constants: dict, values: dict
+        self,
+        operation: Any,
+        outputs: tuple[Value, ...],
+        literals: ChainMap[str, Any],
+        constants: dict[str, Any],
+        values: dict[str, Value],
     ) -> Node:
         attributes = {
             key: self.immediate(value)
@@ -354,19 +363,28 @@ class _Reader:
         )
         return Node(operation.type, inputs, outputs, name, scope, location, blocks)
 
-    def binding(self, binding: Any, name: str, literals: dict, constants: dict, values: dict) -> Any:
+    def binding(
+        self,
+        binding: Any,
+        name: str,
+        literals: Mapping[str, Any],
+        constants: dict[str, Any],
+        values: dict[str, Value],
+    ) -> Any:
         if binding.WhichOneof("binding") == "name":
             return literals[binding.name] if binding.name in literals else Ref(binding.name)
         if binding.value.HasField("blobFileValue"):
             return self.stored(binding.value, name, constants, values)
         return self.immediate(binding.value)
 
-    def stored(self, value: Any, name: str, constants: dict, values: dict) -> Ref:
+    def stored(self, value: Any, name: str, constants: dict[str, Any], values: dict[str, Value]) -> Ref:
         values[name] = replace(self.value_type(value.type), name=name)
         self.constant(value, values[name], {}, constants)
         return Ref(name)
 
-    def constant(self, value: Any, declared: Value, literals: dict, constants: dict) -> None:
+    def constant(
+        self, value: Any, declared: Value, literals: MutableMapping[str, Any], constants: dict[str, Any]
+    ) -> None:
         if not value.HasField("blobFileValue"):
             literals[declared.name] = self.immediate(value)
             return
@@ -378,8 +396,8 @@ class _Reader:
         blob = self.blobs[file.fileName]
         if None in declared.shape:
             raise self.corrupt(f"its constant {declared.name!r} has no fixed shape")
-        record = find_record(blob, file.offset, declared.dtype, declared.shape)
-        constants[declared.name] = lambda: read_tensor(blob, record, declared.shape)
+        record = find_record(blob, file.offset, declared.dtype, declared.fixed_shape)
+        constants[declared.name] = lambda: read_tensor(blob, record, declared.fixed_shape)
 
     def declared(self, named: Any) -> Value:
         if len(named.name) > LONGEST_NAME:
@@ -430,7 +448,10 @@ def _immediate_array(tensor: Any, declared: Value) -> np.ndarray:
     data = np.frombuffer(stored, np.uint8)
     if declared.dtype in PACKED_BITS:
         return unpack(
-            data, PACKED_BITS[declared.dtype], math.prod(declared.shape), declared.dtype.startswith("int")
+            data,
+            PACKED_BITS[declared.dtype],
+            math.prod(declared.fixed_shape),
+            declared.dtype.startswith("int"),
         )
     return np.frombuffer(stored, NUMPY_TYPES[declared.dtype])
 

@@ -25,7 +25,7 @@ MATRIX_OPERATORS = {"conv", "conv_transpose", "linear", "matmul", "einsum", "sca
 
 def require_operators(graph: Graph) -> None:
     """Raise once for all operators that have no function."""
-    missing = {}
+    missing: dict[str, str] = {}
     for node in all_nodes(graph):
         if node.op not in OPS and node.op not in CONTROL:
             where = " in ".join(part for part in (node.name, node.scope, node.location) if part)

@@ -136,16 +136,17 @@ def decoder(
 ) -> Callable[[], torch.Tensor]:
     """-> function that gives the tensor. It is laid out by its dimension order: (0, 2, 3, 1) is channels
     last. Its size is checked now."""
-    dtype, order = DTYPES[value.dtype], order or tuple(range(len(value.shape)))
-    size = math.prod(value.shape) * dtype.itemsize
-    if len(stored) < size or sorted(order) != list(range(len(value.shape))):
+    dtype, shape = DTYPES[value.dtype], value.fixed_shape
+    order = order or tuple(range(len(shape)))
+    size = math.prod(shape) * dtype.itemsize
+    if len(stored) < size or sorted(order) != list(range(len(shape))):
         raise buffer.corrupt(
-            f"{value.name} ({value.dtype} {list(value.shape)}) needs {size} bytes and {len(stored)} are left"
+            f"{value.name} ({value.dtype} {list(shape)}) needs {size} bytes and {len(stored)} are left"
         )
 
     def decode() -> torch.Tensor:
         flat = torch.frombuffer(stored[:size], dtype=dtype) if size else torch.empty(0, dtype=dtype)
-        return flat.reshape([value.shape[axis] for axis in order]).permute(
+        return flat.reshape([shape[axis] for axis in order]).permute(
             [order.index(axis) for axis in range(len(order))]
         )
 

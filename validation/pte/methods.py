@@ -5,7 +5,7 @@ Read by field number, without ExecuTorch. `read_plan` finds the method; the func
 values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Plan:
 def read_plan(root: Table, method: str, external: dict[str, NamedData]) -> Plan:
     """Find a method of the program and read its lists. "main" stands for forward, or for the only method.
     Raises UnreadableArtifact."""
-    methods = {table.string(0): table for table in root.tables(1)}
+    methods = {table.string(0) or "": table for table in root.tables(1)}
     table = methods[_method_name(root, methods, method)]
     chains = table.tables(5)
     if len(chains) != 1:
@@ -93,7 +93,7 @@ def read_plan(root: Table, method: str, external: dict[str, NamedData]) -> Plan:
     return replace(plan, written=frozenset(inputs) | _written_values(plan))
 
 
-def _method_name(root: Table, methods: dict[str | None, Table], method: str) -> str:
+def _method_name(root: Table, methods: dict[str, Table], method: str) -> str:
     if method in methods:
         return method
     own = [
@@ -128,10 +128,13 @@ def _buffer_names(plan: Plan) -> dict[int, str]:
 
 
 def _instructions(chain: Table) -> tuple[tuple[int, Table], ...]:
-    pairs = tuple((instruction.number(0, "B"), instruction.table(1)) for instruction in chain.tables(2))
-    if any(arguments is None or not KERNEL <= kind <= FREE for kind, arguments in pairs):
-        raise chain.buffer.corrupt("it has an instruction of an unknown kind")
-    return pairs
+    pairs: list[tuple[int, Table]] = []
+    for instruction in chain.tables(2):
+        kind, arguments = instruction.number(0, "B"), instruction.table(1)
+        if arguments is None or not KERNEL <= kind <= FREE:
+            raise chain.buffer.corrupt("it has an instruction of an unknown kind")
+        pairs.append((kind, arguments))
+    return tuple(pairs)
 
 
 def _operator_name(entry: Table) -> str:
@@ -187,7 +190,7 @@ def declared(plan: Plan, index: int) -> Value:
     return Value(value_name(plan, index), str(SCALAR_TYPES[code]).removeprefix("torch."), sizes)
 
 
-def declared_results(plan: Plan, indices: list[int]) -> tuple[Value, ...]:
+def declared_results(plan: Plan, indices: Sequence[int]) -> tuple[Value, ...]:
     """The declarations of an instruction's results, lists of tensors flattened."""
     flat: list[int] = []
     for index in indices:
@@ -275,8 +278,8 @@ def _stored_bytes(plan: Plan, tensor: Table, value: Value, order: tuple[int, ...
         # an omitted argument is an empty tensor
         return memoryview(b"") if 0 in value.shape and not tensor.has(6) else None
     mutable = tensor.has(6)  # has a place in the activation memory as well: an initial state
-    if not mutable and not root.has(5):
+    number = extra.number(0, "Q") if mutable and extra is not None else 0
+    place = root.tables(6)[number] if mutable else root.table(5)
+    if place is None:
         return root.tables(2)[index].raw(0)
-    places = root.tables(6) if mutable else [root.table(5)]
-    place = places[extra.number(0, "Q") if mutable and extra is not None else 0]
     return plan.segments[place.number(0, "I")][place.numbers(1, "Q")[index] :]

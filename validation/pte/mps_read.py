@@ -201,7 +201,7 @@ def _constant(tensor: Table, value: Value, segment: Buffer):
         if inline is not None and inline.raw(0)
         else segment.span(tensor.number(5, "Q"), tensor.number(3, "Q"))
     )
-    count = math.prod(value.shape)
+    count = math.prod(value.fixed_shape)
     if value.dtype == "int4":
         need = -(-count // 2)
     else:
@@ -213,10 +213,10 @@ def _constant(tensor: Table, value: Value, segment: Buffer):
             f" {len(stored)}"
         )
     if value.dtype == "int4":
-        return lambda: unpack_int4(stored[:need], value.shape)
+        return lambda: unpack_int4(stored[:need], value.fixed_shape)
     return lambda: torch.frombuffer(
         bytearray(stored[:need]) if stored.readonly else stored[:need], dtype=dtype
-    ).reshape(value.shape)
+    ).reshape(value.fixed_shape)
 
 
 def unpack_int4(stored: memoryview, shape: tuple[int, ...]) -> torch.Tensor:

@@ -26,7 +26,7 @@ class Memory:
     def make(self, rounding: bool = True) -> torch.Tensor:
         """A tensor with the first content, of its own. Half precision becomes float32 without `rounding`."""
         tensor = (
-            torch.zeros(self.value.shape, dtype=DTYPES[self.value.dtype])
+            torch.zeros(self.value.fixed_shape, dtype=DTYPES[self.value.dtype])
             if self.initial is None
             else self.initial().clone()
         )

@@ -258,7 +258,7 @@ def _delegate_node(plan: Plan, table: Table) -> Node:
             f"delegate {number} has {count} inputs and {len(graph.outputs)} outputs, its call {len(ids)}"
             " values"
         )
-    arguments = {"inputs": [argument(plan, index) for index in ids[:count]]}
+    arguments: dict[str, Any] = {"inputs": [argument(plan, index) for index in ids[:count]]}
     if backend == "CoreMLBackend":
         arguments |= {
             "prefix": prefix,

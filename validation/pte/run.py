@@ -226,15 +226,17 @@ def _entering(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tenso
     if value.dtype == "float16" and rounding:
         tensor = tensor.half()
     tensor = mil_run.widened(tensor.to(STORED_AS[value.dtype]) if value.dtype in STORED_AS else tensor)
-    fixed = None not in value.shape and math.prod(value.shape) == tensor.numel()
+    if None in value.shape or math.prod(value.fixed_shape) != tensor.numel():
+        return tensor
     # a number without dimensions enters Core ML as [1]
-    return tensor.reshape(value.shape) if fixed else tensor
+    return tensor.reshape(value.fixed_shape)
 
 
 def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor:
     keep = value.dtype == "float16" and not rounding
     tensor = tensor if keep or value.dtype not in DTYPES else tensor.to(DTYPES[value.dtype])
-    return tensor.reshape(value.shape) if math.prod(value.shape) == tensor.numel() else tensor
+    shape = value.fixed_shape
+    return tensor.reshape(shape) if math.prod(shape) == tensor.numel() else tensor
 
 
 def _call_mps(
@@ -248,12 +250,12 @@ def _call_mps(
     inputs = {}
     for value, tensor in zip(block.inputs, arguments, strict=True):
         _require_same_bytes(tensor, value, "reads", rounding)
-        inputs[value.name] = tensor.contiguous().reshape(value.shape)
+        inputs[value.name] = tensor.contiguous().reshape(value.fixed_shape)
     results = interpret(block, partial(mps_ops.call, rounding=rounding), inputs, tap)
     tensors = [results[name] for name in block.outputs]
     for value, tensor in zip(node.outputs, tensors, strict=True):
         _require_same_bytes(tensor, value, "should write", rounding)
-    return tuple(tensor.reshape(value.shape) for value, tensor in zip(node.outputs, tensors))
+    return tuple(tensor.reshape(value.fixed_shape) for value, tensor in zip(node.outputs, tensors))
 
 
 def _with_decoded_once(block: Graph, rounding: bool) -> Graph:
@@ -272,7 +274,7 @@ def _widened(constant: Any) -> torch.Tensor:
 def _require_same_bytes(tensor: torch.Tensor, value: Value, verb: str, rounding: bool) -> None:
     have = str(tensor.dtype).removeprefix("torch.")
     want = value.dtype if rounding or value.dtype != "float16" else "float32"
-    if have != want or tensor.numel() != math.prod(value.shape):
+    if have != want or tensor.numel() != math.prod(value.fixed_shape):
         raise TypeError(
             f"the delegate {verb} {value.name} as {want} {list(value.shape)}, but it is {have}"
             f" {list(tensor.shape)}"

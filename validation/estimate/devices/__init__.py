@@ -93,11 +93,14 @@ def _key(name: str) -> str:
 
 
 def _device(name: str, row: dict) -> Device:
-    rates = ("ane_fp16_tops", "ane_int8_tops", "gpu_tflops", "memory_bandwidth_gbs", "cpu_relative")
     return Device(
-        name,
-        row["chip"],
-        int(row["generation"]),
-        *(float(row[field]) for field in rates),
-        tuple(row["estimated"].split()),
+        name=name,
+        chip=row["chip"],
+        generation=int(row["generation"]),
+        ane_fp16_tops=float(row["ane_fp16_tops"]),
+        ane_int8_tops=float(row["ane_int8_tops"]),
+        gpu_tflops=float(row["gpu_tflops"]),
+        memory_bandwidth_gbs=float(row["memory_bandwidth_gbs"]),
+        cpu_relative=float(row["cpu_relative"]),
+        estimated=tuple(row["estimated"].split()),
     )

@@ -7,6 +7,9 @@ operator share one function. The formulas come from the operator documentation i
 coremltools/converters/mil/mil/ops/defs; none of its code is called.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from .constexpr import CONSTEXPR
 from .control import CONTROL, STATES_AND_LISTS
 from .elementwise import ELEMENTWISE
@@ -17,7 +20,7 @@ from .reduction import REDUCTIONS
 from .resize import RESIZE
 from .shape import SHAPE
 
-OPS = {
+OPS: dict[str, Callable[..., Any]] = {
     **ELEMENTWISE,
     **REDUCTIONS,
     **NEURAL,

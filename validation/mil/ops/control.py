@@ -103,4 +103,4 @@ STATES_AND_LISTS = {
         classify,
     )
 }
-CONTROL = {"cond": cond, "while_loop": while_loop}
+CONTROL: dict[str, Callable[..., Any]] = {"cond": cond, "while_loop": while_loop}

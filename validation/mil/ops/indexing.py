@@ -167,7 +167,8 @@ def _survivors(
     """
     best, kind = scores.max(-1)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    area, survivors = boxes[:, 2] * boxes[:, 3], []
+    area = boxes[:, 2] * boxes[:, 3]
+    survivors: list[int] = []
     for i in torch.sort(best, descending=True, stable=True).indices.tolist():
         if best[i] < score_threshold:
             continue
