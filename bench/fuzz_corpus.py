@@ -372,7 +372,7 @@ def partitioner(how: str) -> Any:
 
 def add_description(folder: Path) -> None:
     """The conv net once more, as a model of two functions with a flexible picture as its input."""
-    from cidermill.validation.mil.read import coreml_protos
+    from cidermill.validation.mil.files import coreml_protos
 
     path = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / MODEL
     model = coreml_protos()[0].Model()
@@ -392,7 +392,7 @@ def add_description(folder: Path) -> None:
 def add_classes(folder: Path) -> None:
     """The attention block once more, ending in a classification; coremltools' builder cannot write its list
     of names."""
-    from cidermill.validation.mil.read import coreml_protos
+    from cidermill.validation.mil.files import coreml_protos
 
     path = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / MODEL
     model = coreml_protos()[0].Model()

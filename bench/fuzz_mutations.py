@@ -143,7 +143,7 @@ def any_file(folder: Path, rng: np.random.Generator) -> str:
 
 
 def open_model(package: Path) -> Any:
-    from cidermill.validation.mil.read import coreml_protos
+    from cidermill.validation.mil.files import coreml_protos
 
     model = coreml_protos()[0].Model()
     model.ParseFromString((package / MODEL).read_bytes())
@@ -344,7 +344,7 @@ def edit_nesting(model: Any, rng: np.random.Generator) -> str:
 
 
 def truth() -> Any:
-    from cidermill.validation.mil.read import coreml_protos
+    from cidermill.validation.mil.files import coreml_protos
 
     value = coreml_protos()[1].Value()
     value.type.tensorType.dataType = 1

@@ -192,8 +192,8 @@ def _return_tensors_(config: Any) -> None:
 
 
 def is_hugging_face(model: Any) -> bool:
-    """Whether a module is one of transformers'. Judged by its classes' names: the library is not imported, which
-    takes a second and is not needed for other modules."""
+    """Whether a module is one of transformers'. Judged by its classes' names: the library is not imported,
+    which takes a second and is not needed for other modules."""
     return any(
         kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
         for kind in type(model).__mro__

@@ -22,7 +22,8 @@ from ...models.digest import content_of
 from ...models.samples import synthetic
 from ...models.source import TensorSpec
 from ...validation.mil.blob import PIECE_BYTES, RECORD_BYTES, Blob, open_blob, read_bytes
-from ...validation.mil.read import MODULE_MAP, inside, locate_model, parse_model
+from ...validation.mil.files import inside, locate_model, parse_model
+from ...validation.mil.read import MODULE_MAP
 from .deliverables import Variant, slug, unique
 
 FIRST_SPECIFICATION = 9  # iOS18, macOS15: the first with several functions

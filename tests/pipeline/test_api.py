@@ -252,7 +252,8 @@ assert not {"torch", "coremltools", "numpy", "executorch"} & set(sys.modules)
 
 
 def test_a_process_of_its_own_prints_nothing(tmp_path):
-    """Each library says what it has to say once in a process, when it is imported: pytest has them already."""
+    """Each library says what it has to say once in a process, when it is imported: pytest has imported them
+    already."""
     script = """
 import torch, cidermill
 net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh())

@@ -19,7 +19,8 @@ import torch
 from cidermill.models.errors import UnreadableArtifact, UserError
 from cidermill.validation import open_runner
 from cidermill.validation.graph import Graph, Node, OperatorFailed, Ref, Value, interpret, misuse
-from cidermill.validation.mil.read import coreml_protos, read_package
+from cidermill.validation.mil.files import coreml_protos
+from cidermill.validation.mil.read import read_package
 from cidermill.validation.pte.aten_ops import CHECKS, find_kernel
 from cidermill.validation.pte.flatbuffer import Buffer
 from cidermill.validation.resources import Allowance, Meter, OverAllowance

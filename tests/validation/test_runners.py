@@ -11,7 +11,7 @@ import torch
 from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from cidermill.validation import open_runner
 from cidermill.validation.graph import OperatorFailed
-from cidermill.validation.mil.read import coreml_protos
+from cidermill.validation.mil.files import coreml_protos
 
 IDS, X = np.array([[1, 0]], np.int32), np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)

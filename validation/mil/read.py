@@ -5,13 +5,9 @@ Only the bytes are read: coremltools' generated protobuf classes decode messages
 its model classes is used.
 """
 
-import importlib
-import importlib.util
 import json
 import math
-import os
 import re
-import sys
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -24,8 +20,8 @@ import torch
 from ...models.errors import UnreadableArtifact, UserError
 from ..borders import Feature
 from ..graph import Graph, Node, Ref, Value, misuse
-from ..resources import free_bytes, in_words
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
+from .files import coreml_protos, inside, locate_model, parse_model
 from .interface import features_of
 
 MODULE_MAP = "cidermill.modules"
@@ -34,10 +30,7 @@ MOST_DIMENSIONS = 32  # MIL allows 5, torch 64
 MOST_ELEMENTS = 1 << 48  # of one value: 256 T
 LONGEST_NAME = 10_000
 MOST_SUFFIXES = 20  # that converters add to a name
-MANIFEST_BYTES = 16 << 20
-PARSED_FACTOR = 32  # bytes of memory for a byte of protobuf, where an attacker fills it with empty messages
 CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has_output_shape|_\d+)$")
-PROTO_PACKAGE = "cidermill_coreml_proto"
 
 
 @dataclass(frozen=True)
@@ -55,29 +48,6 @@ class Package:
     features: dict[str, dict[str, Feature]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()
-
-
-def coreml_protos() -> tuple[Any, Any]:
-    """-> modules Model_pb2, MIL_pb2, loaded from coremltools' folder without importing coremltools (which
-    takes seconds and prints)."""
-    if PROTO_PACKAGE not in sys.modules:
-        library = importlib.util.find_spec("coremltools")
-        if library is None or not library.submodule_search_locations:
-            raise UnreadableArtifact(
-                "reading an .mlpackage needs coremltools, which is not installed",
-                "pip install coremltools==9.0",
-            )
-        folder = Path(library.submodule_search_locations[0]) / "proto"
-        spec = importlib.util.spec_from_file_location(
-            PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        assert spec is not None and spec.loader is not None  # there is a loader for every .py file
-        package = importlib.util.module_from_spec(spec)
-        sys.modules[PROTO_PACKAGE] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"{PROTO_PACKAGE}.Model_pb2"), importlib.import_module(
-        f"{PROTO_PACKAGE}.MIL_pb2"
-    )
 
 
 def read_package(path: str | Path) -> Package:
@@ -173,99 +143,6 @@ def with_places(graph: Graph, places: dict[str, tuple[str, str]]) -> Graph:
             else replace(node, scope=place[0], location=place[1])
         )
     return replace(graph, nodes=tuple(nodes))
-
-
-def locate_model(path: Path) -> Path:
-    """The model file that a package's manifest names."""
-    manifest_path = path / "Manifest.json"
-    if not path.exists():
-        raise UnreadableArtifact(f"{path} does not exist")
-    if not manifest_path.is_file():
-        inside_it = sorted(entry.name for entry in path.glob("*") if entry.suffix in (".mlpackage", ".pte"))
-        hint = (
-            f"It holds {', '.join(inside_it)}: give one of these."
-            if inside_it
-            else "Give the .mlpackage folder itself."
-        )
-        raise UnreadableArtifact(f"{path} is not an .mlpackage: it has no Manifest.json", hint)
-    require_inside(path)
-    if manifest_path.stat().st_size > MANIFEST_BYTES:
-        raise UnreadableArtifact(
-            f"{manifest_path} is corrupt: {manifest_path.stat().st_size} bytes, a manifest has a few hundred"
-        )
-    try:
-        manifest = json.loads(manifest_path.read_text())
-        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UnreadableArtifact(
-            f"{manifest_path} is corrupt: it names no model ({type(error).__name__}: {error})"
-        ) from error
-    model_path = inside(path, path / "Data", entry)
-    if not model_path.is_file():
-        raise UnreadableArtifact(f"{path} is incomplete: its manifest names {entry}, which does not exist")
-    return model_path
-
-
-def require_inside(package: Path) -> None:
-    """No link in a package may leave it, whether the program names the file or not: readers of sizes and
-    checksums follow links too."""
-    for folder, folders, files in os.walk(package):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                inside(package, Path(folder), name)
-
-
-def inside(package: Path, folder: Path, name: str) -> Path:
-    """folder / name with links followed, refused where that leaves the package."""
-    try:
-        target = (folder / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UnreadableArtifact(
-            f"{package} names a file that cannot be found, {name[:200]!r}: {error}", "copy the whole package"
-        ) from error
-    if not target.is_relative_to(package.resolve()):
-        where = (
-            f"{name} (a link to {target})"
-            if target != Path(os.path.normpath(folder / name)).absolute()
-            else name
-        )
-        raise UnreadableArtifact(
-            f"{package} names a file outside of itself: {where}",
-            "do not use it; if you made its links, copy it with cp -RL",
-        )
-    return target
-
-
-def parse_model(path: Path) -> Any:
-    """-> Model protobuf that holds an ML Program."""
-    from google.protobuf.message import DecodeError
-
-    size = path.stat().st_size
-    if size * PARSED_FACTOR > free_bytes():
-        raise UnreadableArtifact(
-            f"{path} has {in_words(size)}: to read it could take {PARSED_FACTOR} times as much memory, which"
-            " is not free",
-            "weights belong into the weight file: convert the model again",
-        )
-    model = coreml_protos()[0].Model()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise UnreadableArtifact(
-            f"{path} is truncated or corrupt: it is not a Core ML model", "convert the model again"
-        ) from error
-    kind = model.WhichOneof("Type")
-    if kind is None:
-        raise UnreadableArtifact(
-            f"{path} is truncated or corrupt: it holds no model", "convert the model again"
-        )
-    if kind != "mlProgram":
-        raise UnreadableArtifact(
-            f"{path} holds a {kind} (specification version {model.specificationVersion}); only ML Programs"
-            " (iOS15 and later) can be read",
-            "convert the model again from its source",
-        )
-    return model
 
 
 class _Reader:

@@ -349,8 +349,16 @@ REFUSED = {
         ["empty"],
         "empty/report.json does not exist",
     ),
-    "something else": (lambda folder: (folder / "text").write_text("{}"), ["text"], "text is not a report of cidermill"),
-    "a list": (lambda folder: (folder / "text").write_text("[1]"), ["text"], "text is not a report of cidermill"),
+    "something else": (
+        lambda folder: (folder / "text").write_text("{}"),
+        ["text"],
+        "text is not a report of cidermill",
+    ),
+    "a list": (
+        lambda folder: (folder / "text").write_text("[1]"),
+        ["text"],
+        "text is not a report of cidermill",
+    ),
     "a newer report": (
         lambda folder: edit_report(
             folder / "half", lambda report: report.update(schema="cidermill.report/2")

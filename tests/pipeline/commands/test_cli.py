@@ -260,7 +260,7 @@ def test_inspect_needs_no_model(models, tmp_path):
 def test_validate_an_artifact_that_asks_for_the_impossible(models, tmp_path):
     """An operator that cannot be computed is the file's fault: one message that names it, and no
     traceback."""
-    from cidermill.validation.mil.read import coreml_protos
+    from cidermill.validation.mil.files import coreml_protos
 
     assert (
         CliRunner()

@@ -12,7 +12,8 @@ import pytest
 from cidermill.models.errors import UnreadableArtifact
 from cidermill.validation import open_runner
 from cidermill.validation.graph import Ref, Value
-from cidermill.validation.mil.read import coreml_protos, read_package
+from cidermill.validation.mil.files import coreml_protos
+from cidermill.validation.mil.read import read_package
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
