@@ -24,6 +24,8 @@ from .report.records import BudgetSummary
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
     from ..models.capture import Captured
+    from ..models.roles import Layer
+    from ..quantization.allocation import Problem
     from ..quantization.schemes import Recipe
     from ..quantization.sensitivity import MeasuredOn, Sensitivities
     from .plan import Plan
@@ -57,13 +59,12 @@ class Given:
 class Choice:
     """Everything that the choice of a recipe rests on, so that it can be made again with another limit.
 
-    limits: target -> bytes that its compressed weights may take (None: no limit); most_error: of the worst
-    output, relative to its peak squared.
+    schemes: by name; min_psnr: in decibels, given where there is no budget.
     """
 
-    captured: Any
-    schemes: Mapping[str, Any]
-    table: Any
+    captured: Captured
+    schemes: Mapping[str, Recipe]
+    table: Sensitivities
     targets: tuple[str, ...]
     deployment_target: str
     budget: Budget | None
@@ -94,53 +95,51 @@ class Choice:
         write_recipe(recipe, folder / RECIPE_FILE)
         return self.summary(recipe)
 
-    def recipe(self) -> Any:
+    def recipe(self) -> Recipe:
         """The recipe, with exact names as overrides. Raises UserError where the budget cannot be kept, with
         the nearest that can."""
         problem = self._problem()
-        names = list(self.schemes)
-        picked = self._smallest_near(problem) if self.budget is None else self._nearest_small(problem)
-        self.predicted_db = decibels(1.0, problem.worst(picked))
         if self.budget is not None:
+            picked = self._nearest_small(problem, self.budget)
             bits = dict(zip(self.targets, problem.total_bits(picked)))
             self.foreseen = {
-                target: (bits[target] + self._fixed_bits(target)) / 8 - self.excess.get(target, 0.0)
+                target: (bits[target] + self._fixed_bits(target, self.budget)) / 8
+                - self.excess.get(target, 0.0)
                 for target in self.targets
             }
+        else:
+            assert self.min_psnr is not None  # one of both is given
+            picked = self._smallest_near(problem, self.min_psnr)
+        self.predicted_db = decibels(1.0, problem.worst(picked))
+        return self._recipe_of(picked)
+
+    def _recipe_of(self, picked: np.ndarray) -> Recipe:
+        """picked [layers]: the scheme of each."""
+        schemes = list(self.schemes.values())
         return to_recipe(
             {
-                layer.name: (math.prod(layer.shape), self.schemes[names[index]])
-                for layer, index in zip(self._layers(), picked)
+                layer.name: (math.prod(layer.shape), schemes[index])
+                for layer, index in zip(self.captured.layers, picked)
             }
         )
 
-    def corrected(self, artifacts: list) -> bool:
+    def corrected(self, artifacts: Sequence[WrittenArtifact]) -> bool:
         """Whether an artifact is larger than the budget; what was not foreseen of it then counts in the next
         choice."""
         if self.budget is None:
             return False
-        real = {one.target: self._counted_bytes(one) for one in artifacts}
-        if all(8 * size <= self._allowed_bits(target) for target, size in real.items()):
+        real = {artifact.target: _counted_bytes(artifact, self.budget) for artifact in artifacts}
+        allowed = self.budget.allowed_bits(self.parameters())
+        if all(8 * size <= allowed for size in real.values()):
             return False
         for target, size in real.items():
             more = size - self.foreseen[target]
             self.excess[target] = more if self.smallest_tried else max(self.excess.get(target, 0.0), more)
         return True
 
-    def _counted_bytes(self, artifact: Any) -> int:
-        """What the budget counts of an artifact: the whole file, or the tensors in it."""
-        from ..validation.judge.audit import audit
-        from .judge import tensor_bytes
-
-        return (
-            artifact.size_bytes
-            if self.budget.size_bytes is not None
-            else tensor_bytes(audit(artifact.path, ()).bytes)
-        )
-
     def summary(self, recipe: Recipe) -> BudgetSummary:
         """For the report, without what the artifacts came to."""
-        budget = self.budget or Budget(f"{self.min_psnr:g} dB")
+        budget = self.budget or Budget(f"{self.min_psnr:g} dB")  # of which only the text is read
         foreseen = self.predicted_db
         return BudgetSummary(
             asked=budget.text,
@@ -153,13 +152,10 @@ class Choice:
             parameters=self.parameters(),
         )
 
-    def _layers(self) -> list:
-        return self.captured.layers
-
-    def _problem(self) -> Any:
+    def _problem(self) -> Problem:
         from ..quantization.allocation import Problem
 
-        layers = self._layers()
+        layers = self.captured.layers
         errors = [[self.table.errors[name][layer.name] for name in self.schemes] for layer in layers]
         bits = [
             [
@@ -174,7 +170,7 @@ class Choice:
             np.array(bits, float).reshape(*shape, len(self.targets)),
         )
 
-    def _bits(self, layer: Any, scheme: Any, target: str) -> float:
+    def _bits(self, layer: Layer, scheme: Recipe, target: str) -> float:
         """Of a layer under a scheme: its tensors' alone for a budget of bits per weight, of all that the file
         needs for it otherwise."""
         from .predict import footprint
@@ -183,63 +179,55 @@ class Choice:
         by_weight = self.budget is not None and self.budget.bits_per_weight is not None
         return bits if by_weight else bits + 8 * around
 
-    def _nearest_small(self, problem: Any) -> np.ndarray:
+    def _nearest_small(self, problem: Problem, budget: Budget) -> np.ndarray:
+        """-> [layers] the scheme of each with the least error within the budget."""
         from ..quantization.allocation import least_error
 
-        fixed = np.array([self._fixed_bits(target) for target in self.targets])
-        allowed = np.array([self._allowed_bits(target) for target in self.targets])
+        fixed = np.array([self._fixed_bits(target, budget) for target in self.targets])
+        allowed = budget.allowed_bits(self.parameters())
         smallest = problem.bits.min(axis=1).sum(axis=0) + fixed
         picked = least_error(problem, np.maximum(allowed - fixed, 1.0))
-        if (
-            picked is None and self.excess and not self.smallest_tried
-        ):  # what other choices had too much need not hold for the smallest
+        # what other choices had too much need not hold for the smallest
+        if picked is None and self.excess and not self.smallest_tried:
             self.smallest_tried, picked = True, problem.bits.sum(axis=2).argmin(axis=1)
         if picked is None:
             # the graph is foreseen, unless an artifact was made
-            about = "" if self.excess or self.budget.size_bytes is None else "about "
+            about = "" if self.excess or budget.size_bytes is None else "about "
             raise UserError(
-                f"No choice of {', '.join(self.schemes)} keeps {self.budget.text}: the nearest possible is "
-                f"{about}{self._in_words(smallest, allowed)}.",
+                f"No choice of {', '.join(self.schemes)} keeps {budget.text}: the nearest possible is "
+                f"{about}{self._in_words(float(smallest.max()), budget)}.",
                 "Raise --budget, or add smaller schemes, such as --schemes"
                 " int8,int4,palettize4,palettize2,palettize1.",
             )
         if self.min_psnr is not None and decibels(1.0, problem.worst(picked)) < self.min_psnr:
             raise UserError(
-                f"{self.budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the"
+                f"{budget.text} and {self.min_psnr:g} dB cannot be kept together: within the size, the"
                 f" nearest possible is about {decibels(1.0, problem.worst(picked)):.1f} dB.",
                 "Raise --budget or lower --min-psnr.",
             )
         return picked
 
-    def _in_words(self, bits: np.ndarray, allowed: np.ndarray) -> str:
-        """A size in the unit of the budget, rounded up: of the target that is furthest beyond what is
-        allowed."""
-        place = int((bits - allowed).argmax())
-        if self.budget.bits_per_weight is not None:
-            return f"{math.ceil(bits[place] / self.parameters() * 100) / 100:g}bpw"
+    def _in_words(self, bits: float, budget: Budget) -> str:
+        """A size in the unit of the budget, rounded up."""
+        if budget.bits_per_weight is not None:
+            return f"{math.ceil(bits / self.parameters() * 100) / 100:g}bpw"
         unit, scale = next(
             (name, scale)
             for name, scale in (("MB", 1e6), ("kB", 1e3), ("B", 1))
-            if bits[place] / 8 >= scale or scale == 1
+            if bits / 8 >= scale or scale == 1
         )
-        return f"{math.ceil(bits[place] / 8 / scale * 100) / 100:g}{unit}"
+        return f"{math.ceil(bits / 8 / scale * 100) / 100:g}{unit}"
 
-    def _fixed_bits(self, target: str) -> float:
+    def _fixed_bits(self, target: str, budget: Budget) -> float:
+        """What the budget counts of an artifact beside its compressed weights."""
         from .predict import graph_bytes, other_bytes
 
         graph = (
             0
-            if self.budget.bits_per_weight is not None
+            if budget.bits_per_weight is not None
             else graph_bytes(self.captured, next(iter(self.schemes.values())), target)
         )
         return 8 * (other_bytes(self.captured) + graph + self.excess.get(target, 0.0))
-
-    def _allowed_bits(self, target: str) -> float:
-        return (
-            8 * self.budget.size_bytes
-            if self.budget.size_bytes is not None
-            else self.budget.bits_per_weight * self.parameters()
-        )
 
     def parameters(self) -> int:
         """Elements of all stored tensors, each storage once."""
@@ -247,22 +235,21 @@ class Choice:
 
         return sum({storage_of(tensor): tensor.data.numel() for tensor in self.captured.tensors}.values())
 
-    def _smallest_near(self, problem: Any) -> np.ndarray:
-        """The fewest bits within --min-psnr: the sum of the layers' errors is only a guess of the whole,
-        which is measured and corrected for."""
+    def _smallest_near(self, problem: Problem, min_psnr: float) -> np.ndarray:
+        """-> [layers] the schemes with the fewest bits within --min-psnr: the sum of the layers' errors is
+        only a guess of the whole, which is measured and corrected for."""
         from ..quantization.allocation import least_bits
 
-        wanted = 10 ** (-self.min_psnr / 10)
-        allowed, best = wanted, None
+        wanted = 10 ** (-min_psnr / 10)
+        allowed, best, fewest = wanted, None, math.inf
         for _ in range(ROUNDS):
             picked = least_bits(problem, allowed)
             if picked is None:
                 break
             real = self._measured_error(picked)
-            if real <= wanted and (
-                best is None or problem.bits[np.arange(len(picked)), picked].sum() < best[0]
-            ):
-                best = (problem.bits[np.arange(len(picked)), picked].sum(), picked)
+            bits = float(problem.total_bits(picked).sum())
+            if real <= wanted and bits < fewest:
+                best, fewest = picked, bits
             if wanted / 1.1 <= real <= wanted:
                 break
             allowed = min(allowed * wanted / real if real else allowed * 10, 10 * allowed) * (
@@ -271,11 +258,11 @@ class Choice:
         if best is None:
             finest = problem.errors.sum(axis=2).argmin(axis=1)
             raise UserError(
-                f"No choice of {', '.join(self.schemes)} keeps {self.min_psnr:g} dB: the nearest possible is "
+                f"No choice of {', '.join(self.schemes)} keeps {min_psnr:g} dB: the nearest possible is "
                 f"{decibels(1.0, self._measured_error(finest)):.1f} dB.",
                 "Lower --min-psnr, or add finer schemes, such as --schemes int8,float16.",
             )
-        return best[1]
+        return best
 
     def _measured_error(self, picked: np.ndarray) -> float:
         """Of the worst output, of the whole model with every layer compressed as picked."""
@@ -283,25 +270,29 @@ class Choice:
         from ..quantization.compress import compress, decompressed
         from ..validation.judge.compare import compare
 
-        names = list(self.schemes)
-        recipe = to_recipe(
-            {
-                layer.name: (math.prod(layer.shape), self.schemes[names[index]])
-                for layer, index in zip(self._layers(), picked)
-            }
+        compressed = compress(self.captured, self._recipe_of(picked))
+        errors = compare(self.captured.reference, evaluate(decompressed(compressed), self.captured))
+        return max(
+            (10 ** (-error.psnr_db / 10) for error in errors if error.psnr_db is not None), default=0.0
         )
-        found = compare(
-            self.captured.reference, evaluate(decompressed(compress(self.captured, recipe)), self.captured)
-        )
-        return max((10 ** (-error.psnr_db / 10) for error in found if error.psnr_db is not None), default=0.0)
 
 
-def to_recipe(layers: Mapping[str, tuple[int, Any]]) -> Any:
+def _counted_bytes(artifact: WrittenArtifact, budget: Budget) -> int:
+    """What a budget counts of an artifact: the whole file, or the tensors in it."""
+    from ..validation.judge.audit import audit
+    from .judge import tensor_bytes
+
+    return (
+        artifact.size_bytes if budget.size_bytes is not None else tensor_bytes(audit(artifact.path, ()).bytes)
+    )
+
+
+def to_recipe(layers: Mapping[str, tuple[int, Recipe]]) -> Recipe:
     """layer -> (elements, recipe): one recipe, the general part of which is the one that most elements get,
     the rest by exact names."""
     from ..quantization.schemes import Recipe
 
-    weight = Counter()
+    weight = Counter[Recipe]()
     for elements, recipe in layers.values():
         weight[recipe] += elements
     general = weight.most_common(1)[0][0] if weight else Recipe()
@@ -354,7 +345,7 @@ def measured_on_of(captured: Captured) -> MeasuredOn:
     return MeasuredOn(model, digest_samples(captured.samples.batches))
 
 
-def _earlier_table(plan: Any, captured: Captured, measured_on: MeasuredOn) -> Sensitivities | None:
+def _earlier_table(plan: Plan, captured: Captured, measured_on: MeasuredOn) -> Sensitivities | None:
     """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it
     fits."""
     from ..quantization.sensitivity import fits, read_table
@@ -372,7 +363,7 @@ def _earlier_table(plan: Any, captured: Captured, measured_on: MeasuredOn) -> Se
     return None if fits(table, captured, measured_on) else table
 
 
-def write_recipe(recipe: Any, path: Path) -> None:
+def write_recipe(recipe: Recipe, path: Path) -> None:
     """As a file that `--quant` takes."""
     import json
 

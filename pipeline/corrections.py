@@ -13,7 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,13 +22,15 @@ import msgspec
 from msgspec import UNSET
 
 from ..models.errors import UserError
-from ..validation.records import Machine, MeasuredTimes
+from ..validation.records import DeviceLatency, Machine, MeasuredTimes
 from .report.json_files import write_json
 from .report.records import SCHEMA as REPORT
 from .report.records import MeasuredLatency, Report
 
 if TYPE_CHECKING:
-    from ..validation.estimate.correction import Row
+    from ..validation.estimate.correction import Correction, Row
+    from ..validation.estimate.devices import Device
+    from ..validation.estimate.placement import PlacedProgram
 
 SCHEMA = "cidermill.calibration/1"
 HINT = "Give the report.json that `convert` wrote on the Mac to calibrate for."
@@ -41,27 +43,74 @@ class Calibration:
     used, and why."""
 
     chip: str
-    correction: Any
+    correction: Correction | None
     problem: str = ""
 
 
-def calibrate(reports: Sequence[Path], out: Path | None) -> dict[str, Any]:
-    """Fit, write and return the calibration, with "path" for where it is. UserError, and nothing written, for
-    reports that do not serve."""
+@dataclass(frozen=True)
+class TimedArtifact:
+    """An artifact that was measured. path: relative to its report."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A report that was fitted to."""
+
+    path: str
+    sha256: str
+    artifacts: tuple[TimedArtifact, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured unit of one artifact, as `correction.Row` has it, beside the uncorrected estimate."""
+
+    artifact: str
+    compute_units: str
+    parts_ms: dict[str, float]
+    measured_ms: float
+    estimate_ms: float
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """The content of the file: field names are its keys. date: in UTC, ISO 8601."""
+
+    schema: str
+    date: str
+    machine: Machine
+    correction: Correction
+    reports: tuple[Provenance, ...]
+    measurements: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True)
+class CalibrationResult(CalibrationFile):
+    """The result of `cidermill calibrate`. path: of the file."""
+
+    path: str
+
+
+def calibrate(reports: Sequence[Path], out: Path | None) -> CalibrationResult:
+    """Fit, write and return the calibration. UserError, and nothing written, for reports that do not
+    serve."""
     from ..validation.estimate.correction import fit
 
     measured = [_read_report(path) for path in reports]
     chip, machine = _same_chip(measured), measured[0].machine
     rows = [row for report in measured for row in report.rows]
     correction = fit(rows, chip, f"{machine.model}, {machine.os}")
-    calibration = {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": asdict(machine),
-        "correction": asdict(correction),
-        "reports": [report.provenance for report in measured],
-        "measurements": [{**asdict(row), "estimate_ms": sum(row.parts_ms.values())} for row in rows],
-    }
+    calibration = CalibrationFile(
+        SCHEMA,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        machine,
+        correction,
+        tuple(report.provenance for report in measured),
+        tuple(_measurement(row) for row in rows),
+    )
     path = out if out is not None else calibration_path(chip)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +119,13 @@ def calibrate(reports: Sequence[Path], out: Path | None) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be written: {error.strerror}", "Choose another place with --out."
         ) from error
-    return {**calibration, "path": str(path)}
+    return CalibrationResult(**vars(calibration), path=str(path))
+
+
+def _measurement(row: Row) -> Measurement:
+    return Measurement(
+        row.artifact, row.compute_units, row.parts_ms, row.measured_ms, sum(row.parts_ms.values())
+    )
 
 
 def calibration_path(chip: str) -> Path:
@@ -79,7 +134,7 @@ def calibration_path(chip: str) -> Path:
     return Path(base) / "cidermill" / "calibration" / f"{chip}.json"
 
 
-def load_calibration(path: Path | None, devices: Sequence[Any]) -> Calibration | None:
+def load_calibration(path: Path | None, devices: Sequence[Device]) -> Calibration | None:
     """path: the user's choice, which must fit one of `devices`; None: this machine's own, where it has one.
 
     A file that was chosen and cannot be used is a UserError; this machine's own is left out then, and the
@@ -97,7 +152,7 @@ def load_calibration(path: Path | None, devices: Sequence[Any]) -> Calibration |
     return Calibration(correction.chip, correction)
 
 
-def read_calibration(path: Path) -> Any:
+def read_calibration(path: Path) -> Correction:
     content = _read_json(path, "a calibration", SCHEMA, "Give a file that `cidermill calibrate` wrote.")
     from ..validation.estimate.correction import estimator
 
@@ -115,16 +170,16 @@ def read_calibration(path: Path) -> Any:
 
 
 def calibrated(
-    latencies: Sequence[Any],
-    placements: Callable[[Any], Any],
-    devices: Sequence[Any],
+    latencies: Sequence[DeviceLatency],
+    placements: Callable[[Device], PlacedProgram],
+    devices: Sequence[Device],
     calibration: Calibration | None,
-) -> list[Any]:
-    """The estimates, corrected where they are for the calibrated chip. placements: Device -> Placement that
-    its estimate rests on."""
+) -> list[DeviceLatency]:
+    """The estimates, corrected where they are for the calibrated chip. placements: what the estimate for a
+    device rests on."""
     from ..validation.estimate.correction import corrected
 
-    def one(latency: Any, device: Any) -> Any:
+    def one(latency: DeviceLatency, device: Device) -> DeviceLatency:
         if calibration is None or device.chip != calibration.chip:
             return latency
         if calibration.correction is None:
@@ -134,24 +189,21 @@ def calibrated(
     return [one(latency, device) for latency, device in zip(latencies, devices)]
 
 
-def summary(calibration: dict[str, Any]) -> list[str]:
+def summary(calibration: CalibrationResult) -> list[str]:
     """What `cidermill calibrate` says, line by line."""
-    found = calibration["correction"]
-    scales = ", ".join(f"{unit} x {found['scale'][unit]:.3g}" for unit in found["units"])
-    floors = f"{found['call_ms']:+.3g} ms each call, {found['engine_ms']:+.3g} ms more with the Neural Engine"
+    fit = calibration.correction
+    scales = ", ".join(f"{unit} x {fit.scale[unit]:.3g}" for unit in fit.units)
+    floors = f"{fit.call_ms:+.3g} ms each call, {fit.engine_ms:+.3g} ms more with the Neural Engine"
     use = (
         "used by estimates for this chip on this machine, elsewhere"
-        if Path(calibration["path"]) == calibration_path(found["chip"])
+        if Path(calibration.path) == calibration_path(fit.chip)
         else "use it"
     )
     return [
-        (
-            f"{found['chip']}: {found['rows']} measurements of {found['artifacts']}"
-            f" artifact{'s' * (found['artifacts'] != 1)}"
-        ),
+        f"{fit.chip}: {fit.rows} measurements of {fit.artifacts} artifact{'s' * (fit.artifacts != 1)}",
         f"estimates become {scales}; {floors}",
-        _held_out_text(found["held_out"]),
-        f"{calibration['path']}: {use} with --calibration",
+        _held_out_text(fit.held_out),
+        f"{calibration.path}: {use} with --calibration",
     ]
 
 
@@ -181,26 +233,31 @@ def _own_calibration(chip: str) -> Calibration | None:
     return Calibration(chip, correction)
 
 
-def _correction(content: dict[str, Any]) -> Any:
+def _correction(content: dict[str, Any]) -> Correction:
+    """content: as JSON has it. Raises LookupError, TypeError, ValueError ... where it is damaged."""
     from ..validation.estimate.correction import Correction
     from ..validation.estimate.path import UNITS
 
-    known = {field.name: content[field.name] for field in fields(Correction)}
-    scale = {unit: _number(known["scale"][unit], least=1e-6) for unit in UNITS}
-    numbers = {name: _number(known[name]) for name in ("call_ms", "engine_ms")}
-    held_out = tuple(_number(error, least=0.0) for error in known["held_out"])
     return Correction(
-        **{**known, **numbers, "scale": scale, "held_out": held_out, "units": tuple(known["units"])}
+        chip=content["chip"],
+        call_ms=_number(content["call_ms"]),
+        engine_ms=_number(content["engine_ms"]),
+        scale={unit: _number(content["scale"][unit], least=1e-6) for unit in UNITS},
+        units=tuple(content["units"]),
+        held_out=tuple(_number(error, least=0.0) for error in content["held_out"]),
+        rows=content["rows"],
+        artifacts=content["artifacts"],
+        estimator=content["estimator"],
+        machine=content["machine"],
     )
 
 
 class MeasuredReport(NamedTuple):
-    """What a report says that was measured on a machine. provenance: its own path and digest, and its
-    artifacts'."""
+    """What a report says that was measured on a machine."""
 
     machine: Machine
     rows: list[Row]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
 
 def _read_report(path: Path) -> MeasuredReport:
@@ -227,9 +284,8 @@ def _read_report(path: Path) -> MeasuredReport:
         raise UserError(f"{path} is a damaged report: {error!r}.", HINT) from error
     if not rows:
         raise _unmeasured(path, [times.problem for _, measured in timed for times in measured.units])
-    made = [{"path": artifact.path, "sha256": artifact.sha256} for artifact, _ in timed]
-    provenance = {"path": str(path), "sha256": content_of(path).sha256, "artifacts": made}
-    return MeasuredReport(machine, rows, provenance)
+    made = tuple(TimedArtifact(artifact.path, artifact.sha256) for artifact, _ in timed)
+    return MeasuredReport(machine, rows, Provenance(str(path), content_of(path).sha256, made))
 
 
 def _rows(artifact: str, measured: Sequence[MeasuredTimes]) -> list[Row]:

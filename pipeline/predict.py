@@ -6,9 +6,8 @@ How a target lays a weight and the graph around it out is foreseen beside its em
 tensors that no recipe touches."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,26 +16,16 @@ from ..models.tensors import Tensor, storage_of
 from ..quantization.granularity import blocks_of
 from ..quantization.layers import NOTHING, realisable
 from ..quantization.overrides import layer_recipes
-from ..quantization.recipe import Linear, Palettize, Prune, Recipe
+from ..quantization.schemes import Linear, Palettize, Prune, Recipe
 from ..quantization.weight import Codes, CompressedWeight, Palette
+from .forecast import Size
 from .targets import find_target
 
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes of an artifact by what they hold: compressed weights with their scales, tables and masks; other
-    tensors; the graph around them."""
-
-    weights: int
-    others: int
-    graph: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.others + self.graph
+if TYPE_CHECKING:
+    from ..models.capture import Captured
 
 
-def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: str = "iOS18") -> Size:
+def predict_size(captured: "Captured", recipe: Recipe, target: str, deployment_target: str = "iOS18") -> Size:
     """The size of the artifact that `recipe` gives on `target`, from shapes alone."""
     layers, tensors = captured.layers, captured.tensors
     chosen = layer_recipes(recipe, tensors, captured.roles)
@@ -50,7 +39,7 @@ def predict_size(captured: Any, recipe: Recipe, target: str, deployment_target: 
 
 
 def sizes_from_shapes(
-    captured: Any, recipe: Recipe, targets: Sequence[str], deployment_target: str
+    captured: "Captured", recipe: Recipe, targets: Sequence[str], deployment_target: str
 ) -> dict[str, int | None]:
     """target -> bytes of its artifact, None where the graph would have to be lowered to count them."""
     dense = dense_bytes(captured)
@@ -129,12 +118,12 @@ def _empty_palette(scheme: Palettize, shape: tuple[int, ...], role: Role) -> Pal
     )
 
 
-def _empty(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _empty(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Ones that take no memory."""
     return torch.ones((), dtype=dtype).expand(tuple(shape))
 
 
-def other_bytes(captured: Any, compute: str = "float16") -> int:
+def other_bytes(captured: "Captured", compute: str = "float16") -> int:
     """Bytes of the tensors that no recipe compresses, each stored once: norms, biases, tables of positions,
     constants."""
     compressible = {tensor.name for layer in captured.layers for tensor in layer.tensors}
@@ -148,11 +137,11 @@ def _bytes_each(tensor: Tensor, compute: str) -> int:
     return min(4, tensor.data.element_size())  # int64 is stored as int32
 
 
-def graph_bytes(captured: Any, recipe: Recipe, target: str) -> int:
+def graph_bytes(captured: "Captured", recipe: Recipe, target: str) -> int:
     """Bytes of the graph, its names, metadata and padding: what an artifact holds beside its tensors."""
     return find_target(target).graph_bytes(captured, recipe, dense_bytes(captured))
 
 
-def dense_bytes(captured: Any) -> int:
+def dense_bytes(captured: "Captured") -> int:
     """Of all tensors in half precision."""
     return other_bytes(captured) + sum(2 * math.prod(layer.shape) for layer in captured.layers)

@@ -22,6 +22,13 @@ class Budget:
     size_bytes: float | None = None
     bits_per_weight: float | None = None
 
+    def allowed_bits(self, parameters: int) -> float:
+        """How many bits an artifact may have of what the budget counts."""
+        if self.size_bytes is not None:
+            return 8 * self.size_bytes
+        assert self.bits_per_weight is not None  # one of both is given
+        return self.bits_per_weight * parameters
+
 
 @dataclass(frozen=True)
 class LatencyLimit:

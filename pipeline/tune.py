@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
@@ -15,10 +15,19 @@ from ..models.digest import digest_samples
 from ..models.errors import UserError
 from ..models.inputs import InputSpec
 from ..quantization.schemes import Recipe
+from ..validation.records import Verdict
 from .option import parse_options
 from .options import OPTIONS
 from .output import write_whole
 from .plan import model_name
+from .step import Show
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from ..models.capture import Captured
+    from ..models.source import Samples, Source
+    from ..quantization.recovery import Training, Tuning
 
 JUDGED = 64  # samples on which the result is compared with the source
 MOST_DATA_BYTES = 2 << 30  # of samples held in memory
@@ -46,7 +55,7 @@ class TunePlan:
     model_class: str | None = None
     trust_pickle: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resume and self.checkpoint is None:
             raise UserError(
                 "--resume needs --checkpoint DIR, the folder to go on from.",
@@ -69,12 +78,37 @@ def tune_plan_from(model: Path, options: Mapping[str, Any]) -> TunePlan:
     return TunePlan(model, **parse_options(OPTIONS["tune"], options))
 
 
-def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
-    """-> {"out", "recipe", "steps", "loss", "psnr_db", "verdict"}; the verdict fails where the tuned model is
-    no closer to the source.
+@dataclass(frozen=True)
+class Losses:
+    """first: of the first step; last: the mean of the last ten."""
 
-    Raises UserError (then nothing is written, apart from checkpoints of steps that were done).
-    """
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class OutputPsnr:
+    """Of one output against the source, in dB: of the model as it is compressed, and of the tuned one."""
+
+    compressed: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The result of `cidermill tune`: field names are the keys of its JSON. psnr_db: by output; the verdict
+    fails where the tuned model is no closer to the source."""
+
+    out: str
+    recipe: str
+    steps: int
+    loss: Losses
+    psnr_db: dict[str, OutputPsnr]
+    verdict: Verdict
+
+
+def run_tune(plan: TunePlan, show: Show) -> TuneResult:
+    """Raises UserError (then nothing is written, apart from checkpoints of steps that were done)."""
     from ..models.capture import capture
     from ..quantization.recovery import Tuning, check_recipe, tune
 
@@ -87,8 +121,8 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
     with show("capture"):
         first = replace(samples, batches=samples.batches[:1])
         captured = replace(capture(source, first), samples=samples)
-    identity = _identity(plan, source, samples, tuning, recipe)
-    earlier = _read_checkpoint(plan, identity) if plan.checkpoint else None
+    identity = _identity(plan, captured, tuning)
+    earlier = _read_checkpoint(plan.checkpoint, identity) if plan.checkpoint else None
     with show("tune", plan.steps) as step:
         if plan.resume:
             step.note = (
@@ -100,18 +134,18 @@ def run_tune(plan: TunePlan, show: Callable[..., Any]) -> dict:
             step("resumed")
         program, losses = tune(captured, recipe, tuning, earlier, _after_step(plan, identity, step))
     with show("judge"):
-        psnr = _judge(captured, recipe, program)
+        psnr_db = _judge(captured, recipe, program)
     with show("write"):
         _write_program(program, captured, plan.file)
-    better = all(after >= before for before, after in psnr.values())
-    return {
-        "out": str(plan.file),
-        "recipe": recipe.name,
-        "steps": plan.steps,
-        "loss": {"first": losses[0], "last": _mean(losses[-10:])},
-        "psnr_db": {name: {"compressed": before, "tuned": after} for name, (before, after) in psnr.items()},
-        "verdict": "pass" if better else "fail",
-    }
+    better = all(psnr.tuned >= psnr.compressed for psnr in psnr_db.values())
+    return TuneResult(
+        str(plan.file),
+        recipe.name,
+        plan.steps,
+        Losses(losses[0], _mean(losses[-10:])),
+        psnr_db,
+        "pass" if better else "fail",
+    )
 
 
 def _mean(values: list[float]) -> float:
@@ -131,22 +165,27 @@ def _check_places(plan: TunePlan) -> None:
         )
     if plan.file.exists() and plan.file.samefile(plan.model):
         raise UserError(f"The output {plan.file} is the model itself.", "Choose another file with --out.")
-    if plan.checkpoint and (plan.checkpoint / "tune.pt").exists() and not plan.resume:
+    if plan.checkpoint is not None:
+        _check_checkpoint(plan.checkpoint, plan.resume)
+
+
+def _check_checkpoint(folder: Path, resume: bool) -> None:
+    if (folder / "tune.pt").exists() and not resume:
         raise UserError(
-            f"{plan.checkpoint} holds the checkpoint of an earlier run.",
+            f"{folder} holds the checkpoint of an earlier run.",
             "Go on from it with --resume, or choose another folder.",
         )
-    if plan.checkpoint and plan.checkpoint.exists() and not plan.checkpoint.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise UserError(
-            f"--checkpoint {plan.checkpoint} is not a folder.",
+            f"--checkpoint {folder} is not a folder.",
             "Give a folder; it is created where there is none.",
         )
-    if plan.resume and not plan.checkpoint.exists():
+    if resume and not folder.exists():
         hint = "Correct --checkpoint, or leave --resume out to begin anew."
-        raise UserError(f"--resume: there is no folder {plan.checkpoint} to go on from.", hint)
+        raise UserError(f"--resume: there is no folder {folder} to go on from.", hint)
 
 
-def _load(plan: TunePlan) -> tuple[Any, Any]:
+def _load(plan: TunePlan) -> "tuple[Source, Samples]":
     import numpy as np
 
     from ..models.load import load
@@ -158,40 +197,43 @@ def _load(plan: TunePlan) -> tuple[Any, Any]:
     return source, load_samples(plan.data, source.inputs, most, "--data")
 
 
-def _identity(plan: TunePlan, source: Any, samples: Any, tuning: Any, recipe: Any) -> dict:
-    """What a checkpoint and the run that goes on from it must share for the result to be the same."""
+def _identity(plan: TunePlan, captured: "Captured", tuning: "Tuning") -> dict[str, Any]:
+    """What a checkpoint and the run that goes on from it must share for the result to be the same, by name:
+    plain values, as they stand in the checkpoint."""
     import torch
 
+    source = captured.source
     model = f"{source.sha256} {' '.join(map(str, source.inputs))}"
     return {
         "model": model,
-        "recipe": recipe.name,
-        "data": digest_samples(samples.batches),
+        "recipe": plan.recipe.name,
+        "data": digest_samples(captured.samples.batches),
         **asdict(tuning),
         "torch": str(torch.__version__),
     }
 
 
-def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
-    """The state to go on from; None where the earlier run did not come to its first checkpoint. Takes over
-    its number of threads."""
+def _read_checkpoint(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, as `recovery.state_of` gave it; None where the earlier run did not come to its
+    first checkpoint. Takes over its number of threads."""
     import torch
 
-    path = plan.checkpoint / "tune.pt"
+    path = folder / "tune.pt"
     if not path.exists():
         return None
     try:
         held = torch.load(path, weights_only=True)
-        known, threads, state = held["identity"], held["threads"], held["state"]
+        earlier, threads = held["identity"], held["threads"]
+        state: dict[str, Any] = held["state"]
     except Exception as error:  # zipfile, pickle and torch each have their own
         raise UserError(
             f"The checkpoint {path} is damaged or none of ours ({type(error).__name__}).",
             "Remove it to begin anew.",
         ) from error
-    different = [name for name in identity if known.get(name) != identity[name]]
+    different = [name for name in identity if earlier.get(name) != identity[name]]
     if different:
         pairs = ", ".join(
-            f"{name} ({known.get(name)!s:.40} then, {identity[name]!s:.40} now)" for name in different
+            f"{name} ({earlier.get(name)!s:.40} then, {identity[name]!s:.40} now)" for name in different
         )
         hint = "Repeat the earlier options, or choose another folder."
         raise UserError(f"The checkpoint {path} belongs to another run: it differs in {pairs}.", hint)
@@ -199,17 +241,18 @@ def _read_checkpoint(plan: TunePlan, identity: dict) -> dict | None:
     return state
 
 
-def _after_step(plan: TunePlan, identity: dict, step: Callable[[str], None]) -> Callable[[Any], None]:
+def _after_step(
+    plan: TunePlan, identity: dict[str, Any], step: Callable[[str], None]
+) -> "Callable[[Training], None]":
     """Tell the progress, and save where the time has come and the state is whole."""
     from ..quantization.recovery import can_stop, state_of
 
     last = 0
 
-    def told(training: Any) -> None:
+    def told(training: "Training") -> None:
         nonlocal last
-        if (
-            plan.checkpoint and not plan.checkpoint.exists()
-        ):  # not before the first step: until then, input may turn out to be bad
+        # not before the first step: until then, input may turn out to be bad
+        if plan.checkpoint and not plan.checkpoint.exists():
             _make_folder(plan.checkpoint)
         step(f"loss {training.losses[-1]:.4g}")
         if plan.checkpoint and training.step - last >= plan.every and can_stop(training):
@@ -229,14 +272,14 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _write_checkpoint(folder: Path, identity: dict, state: dict) -> None:
+def _write_checkpoint(folder: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     import torch
 
     held = {"identity": identity, "threads": torch.get_num_threads(), "state": state}
     _whole(folder / "tune.pt", lambda stream: torch.save(held, stream))
 
 
-def _write_program(program: Any, captured: Any, path: Path) -> None:
+def _write_program(program: "ExportedProgram", captured: "Captured", path: Path) -> None:
     import torch
 
     from ..models.quiet import quiet
@@ -246,7 +289,7 @@ def _write_program(program: Any, captured: Any, path: Path) -> None:
         _whole(path, lambda stream: torch.export.save(named, stream))
 
 
-def _with_output_names(program: Any, names: list[str]) -> Any:
+def _with_output_names(program: "ExportedProgram", names: list[str]) -> "ExportedProgram":
     """The same program, which returns {name: tensor} rather than a tuple, so that the names survive in the
     file."""
     from torch.export import ExportedProgram
@@ -269,7 +312,7 @@ def _with_output_names(program: Any, names: list[str]) -> Any:
     )
 
 
-def _whole(path: Path, write: Callable[[Any], None]) -> None:
+def _whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """A file that is there whole or not at all. What killed processes left of theirs is removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if (pid := left.name.split(".")[-2]).isdigit() and not psutil.pid_exists(int(pid)):
@@ -283,21 +326,21 @@ def _whole(path: Path, write: Callable[[Any], None]) -> None:
         ) from error
 
 
-def _judge(captured: Any, recipe: Any, program: Any) -> dict[str, tuple[float, float]]:
-    """output -> (PSNR of the compressed model, of the tuned one) against the source, on the first samples."""
+def _judge(captured: "Captured", recipe: Recipe, program: "ExportedProgram") -> dict[str, OutputPsnr]:
+    """By output, on the first samples; without those that cannot be compared."""
     from ..models.evaluate import evaluate
     from ..quantization.compress import compress, decompressed
     from ..validation.judge.compare import compare
 
     samples = replace(captured.samples, batches=captured.samples.batches[:JUDGED])
     captured = replace(captured, samples=samples)
-    wanted = evaluate(captured.program, captured)
+    reference = evaluate(captured.program, captured)
     before, after = (
-        compare(wanted, evaluate(one, captured))
-        for one in (decompressed(compress(captured, recipe)), program)
+        compare(reference, evaluate(candidate, captured))
+        for candidate in (decompressed(compress(captured, recipe)), program)
     )
     return {
-        one.output: (one.psnr_db, other.psnr_db)
-        for one, other in zip(before, after)
-        if None not in (one.psnr_db, other.psnr_db)
+        compressed.output: OutputPsnr(compressed.psnr_db, tuned.psnr_db)
+        for compressed, tuned in zip(before, after)
+        if compressed.psnr_db is not None and tuned.psnr_db is not None
     }

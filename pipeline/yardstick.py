@@ -38,10 +38,10 @@ class SourceFacts:
 class Yardstick:
     """What artifacts are compared with.
 
-    reference: what it answers on the samples; expected: target -> what a perfect
-    conversion answers; captured: how far the captured graph is from the source before any compression (empty
-    where nothing was compressed: then `expected` is the reference itself); decisions, weights: what the
-    recipe made of each tensor; parameters: elements of the source's parameters.
+    reference: what the source answers on the samples; expected: target -> what a perfect conversion answers;
+    captured: how far the captured graph is from the source before any compression (empty where nothing was
+    compressed: then `expected` is the reference itself); decisions, weights: what the recipe made of each
+    tensor; parameters: elements of the source's parameters.
     """
 
     source: SourceFacts

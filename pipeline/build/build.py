@@ -1,38 +1,29 @@
 """`cidermill build`: the jobs of a `cidermill.toml` enter; each one's folder, as `convert` writes it, and one
-summary are on disk at the end.
-
-The summary, build.json (schema cidermill.build/1), holds nothing that another day, folder or run would
-change:
-
-    { "schema", "version", "verdict": "pass"|"fail", "only": [NAME...] (where only these were made),
-      "conversions": [{"model", "variant": NAME|null, "source": path as in the file, "source_sha256",
-      "folder", "report": path|null,
-                       "verdict": "pass"|"fail"|"not made", "reason": text|null,
-                       "artifacts": [{"target", "recipe", "path", "size_bytes", "sha256", "verdict"}]}] }
-                       (paths are relative to build.json)
-"""
+summary, build.json, are on disk at the end."""
 
 import gc
 import os
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
+
+from msgspec import UNSET
 
 from ... import __version__
 from ...models.errors import UserError
 from ..exit_codes import BAD_INPUT, DEFECT, FAIL, PASS
 from ..gate.ci import JudgedModel, judged_model, unmade_model
+from ..plan import Plan
 from ..preflight import check_files, readable
-from ..report.records import Report
+from ..report.records import Artifact, Report
+from ..step import Show
 from .config import SUMMARY, Config, Job
 from .keys import blamed
+from .records import BuildSummary, BuiltArtifact, Conversion, ConversionForecast
 
-SCHEMA = "cidermill.build/1"
-NOT_MADE = "not made"
-Watch = Callable[[Job], AbstractContextManager[Callable[..., Any]]]  # a job -> what its stages are shown with
+Watch = Callable[[Job], AbstractContextManager[Show]]  # a job -> what its stages are shown with
 
 
 @dataclass(frozen=True)
@@ -89,21 +80,18 @@ def _let_go(error: BaseException | None) -> None:
     gc.collect()
 
 
-def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) -> dict:
-    """The content of build.json."""
+def summary(config: Config, outcomes: Sequence[Outcome], only: Sequence[str]) -> BuildSummary:
+    """only: what of the file was asked for, () for all."""
     passed = all(outcome.code == PASS for outcome in outcomes)
-    chosen = {"only": [outcome.job.name for outcome in outcomes]} if only else {}
-    rows = [_row(outcome, config.out) for outcome in outcomes]
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "verdict": "pass" if passed else "fail",
-        **chosen,
-        "conversions": rows,
-    }
+    return BuildSummary(
+        version=__version__,
+        verdict="pass" if passed else "fail",
+        only=tuple(outcome.job.name for outcome in outcomes) if only else UNSET,
+        conversions=tuple(_conversion(outcome, config.out) for outcome in outcomes),
+    )
 
 
-def write_summary(config: Config, content: dict) -> None:
+def write_summary(config: Config, content: BuildSummary) -> None:
     from ..output import write_whole
     from ..report.json_files import json_text
 
@@ -120,23 +108,23 @@ def write_summary(config: Config, content: dict) -> None:
         raise UserError(message, "Free some space, or name another folder with out in [defaults].") from error
 
 
-def foresee(job: Job, show: Callable[..., Any]) -> dict:
-    """`--dry-run` of one job. -> {"model", "variant", ..., "command", "recipes": of `convert --dry-run`}, or
-    with "error"."""
-    from ..dry_run import predictions
+def foresee(job: Job, show: Show) -> ConversionForecast:
+    """`--dry-run` of one job."""
+    from ..dry_run import forecast
 
-    head = {
-        "model": job.model,
-        "variant": job.variant,
-        "source": str(job.plan.model),
-        "targets": list(job.plan.targets),
-        "folder": job.plan.folder.as_posix(),
-        "command": job.command,
-    }
+    nothing = ConversionForecast(
+        job.model,
+        job.variant,
+        str(job.plan.model),
+        job.plan.targets,
+        job.plan.folder.as_posix(),
+        job.command,
+        recipes=(),
+    )
     try:
-        return {**head, "recipes": predictions(job.plan, show)["recipes"]}
+        return replace(nothing, recipes=forecast(job.plan, show).recipes)
     except UserError as error:
-        return {**head, "recipes": [], "error": str(error)}
+        return replace(nothing, error=str(error))
 
 
 def judged_models(outcomes: Sequence[Outcome]) -> list[JudgedModel]:
@@ -152,18 +140,17 @@ def exit_code(codes: Sequence[int]) -> int:
     return max(codes, default=PASS)
 
 
-def _made(job: Job, show: Callable[..., Any]) -> Outcome:
+def _made(job: Job, show: Show) -> Outcome:
     from ..run import run
 
     try:
         return Outcome(job, report=run(job.plan, show))
-    except (
-        Exception
-    ) as error:  # the others are made all the same; the command shows it and its exit code tells
+    except Exception as error:
+        # the others are made all the same; the command shows it and its exit code tells
         return Outcome(job, error=error)
 
 
-def _check_plan(plan: Any) -> None:
+def _check_plan(plan: Plan) -> None:
     """More than `convert` looks at before it begins: the whole of each archive, and the user's own code."""
     from ...models.formats import recognise
     from ...models.user_code import import_by_name
@@ -204,33 +191,42 @@ def _clear_parts(out: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _row(outcome: Outcome, out: Path) -> dict:
+def _conversion(outcome: Outcome, out: Path) -> Conversion:
+    """out: the folder of build.json."""
     job, report = outcome.job, outcome.report
-    head = {"model": job.model, "variant": job.variant, "source": PurePath(job.plan.model).as_posix()}
     folder = PurePath(os.path.relpath(job.plan.folder, out)).as_posix()
+    not_made = Conversion(
+        model=job.model,
+        variant=job.variant,
+        source=PurePath(job.plan.model).as_posix(),
+        source_sha256=None,
+        folder=folder,
+        report=None,
+        verdict="not made",
+        reason=_reason(outcome.error),
+        artifacts=(),
+    )
     if report is None:
-        rest = {
-            "source_sha256": None,
-            "folder": folder,
-            "report": None,
-            "verdict": NOT_MADE,
-            "reason": _reason(outcome.error),
-            "artifacts": [],
-        }
-        return head | rest
-    keys = ("target", "recipe", "path", "size_bytes", "sha256", "verdict")
-    artifacts = [
-        {key: getattr(artifact, key) for key in keys} | {"path": f"{folder}/{artifact.path}"}
-        for artifact in report.artifacts
-    ]
-    return head | {
-        "source_sha256": report.source.sha256,
-        "folder": folder,
-        "report": f"{folder}/report.json",
-        "verdict": report.verdict,
-        "reason": _failed(report),
-        "artifacts": artifacts,
-    }
+        return not_made
+    return replace(
+        not_made,
+        source_sha256=report.source.sha256,
+        report=f"{folder}/report.json",
+        verdict=report.verdict,
+        reason=_failed(report),
+        artifacts=tuple(_built(artifact, folder) for artifact in report.artifacts),
+    )
+
+
+def _built(artifact: Artifact, folder: str) -> BuiltArtifact:
+    return BuiltArtifact(
+        artifact.target,
+        artifact.recipe,
+        f"{folder}/{artifact.path}",
+        artifact.size_bytes,
+        artifact.sha256,
+        artifact.verdict,
+    )
 
 
 def _unmade(outcome: Outcome) -> JudgedModel:
@@ -246,12 +242,10 @@ def _reason(error: Exception | None) -> str:
 def _failed(report: Report) -> str | None:
     """What the artifacts that failed say of it, each warning's first line."""
     failing = [artifact for artifact in report.artifacts if artifact.verdict != "pass"]
-    found = [
+    said = [
         f"{artifact.target}: {warning.partition(chr(10))[0]}"
         for artifact in failing
         for warning in artifact.warnings
     ]
-    return (
-        "\n".join(found or [f"{artifact.target}: the verdict is {artifact.verdict}" for artifact in failing])
-        or None
-    )
+    nothing_said = [f"{artifact.target}: the verdict is {artifact.verdict}" for artifact in failing]
+    return "\n".join(said or nothing_said) or None

@@ -4,9 +4,9 @@ by hand."""
 import json
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
 from ...models.errors import UserError
 from ...models.formats import SOURCES, recognise, usual_suffixes
@@ -34,33 +34,45 @@ SHAPES = '# input = "input:1x3x224x224"   # needed: the file does not say its sh
 FACTORY = '# model-class = "nets:build"    # needed{when}: what makes the module that the weights belong to'
 
 
-def write_config(file: Path) -> dict[str, Any]:
-    """Write it where there is none. -> {"file", "models": [{"name", "path", "format"}]}. Raises UserError: it
-    exists, or there is no model."""
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that lies there. name: its own in the file; format: as `models.formats` calls it."""
+
+    name: str
+    path: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """The result of `cidermill init`."""
+
+    file: str
+    models: tuple[NamedModel, ...]
+
+
+def write_config(file: Path) -> Start:
+    """Write it where there is none. Raises UserError: it exists, or there is no model."""
     from ..output import write_whole
 
     if file.exists() or file.is_symlink():
         raise UserError(f"{file} is there already.", "Add your models to it, or write another with --config.")
-    found = [
-        {"name": "", "path": path.relative_to(file.parent).as_posix(), "format": kind}
-        for path, kind in find_models(file.parent)
-    ]
-    if not found:
+    models = _named((path.relative_to(file.parent), kind) for path, kind in find_models(file.parent))
+    if not models:
         hint = f"cidermill looks for Hugging Face folders, and for files in {', '.join(usual_suffixes())}."
         raise UserError(f"No model lies in {file.parent.resolve()}, nor up to {DEPTH} folders below.", hint)
-    _name(found)
-    text = config_text(found).encode()
+    text = config_text(models).encode()
     try:
         write_whole(file, lambda stream: stream.write(text))
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror}.", "Choose another place with --config."
         ) from error
-    return {"file": str(file), "models": found}
+    return Start(str(file), models)
 
 
-def config_text(models: list[dict[str, Any]]) -> str:
-    return HEAD + "".join(map(_table, models)) + TAIL.format(name=models[0]["name"])
+def config_text(models: Sequence[NamedModel]) -> str:
+    return HEAD + "".join(map(_table, models)) + TAIL.format(name=models[0].name)
 
 
 def find_models(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, str]]:
@@ -96,27 +108,26 @@ def _foreign(folder: Path) -> bool:
     )
 
 
-def _name(models: list[dict[str, Any]]) -> None:
-    """Each model gets its file's name, with a number where that is taken."""
-    taken = set()
-    for model in models:
-        stem = (
-            re.sub(r"[^A-Za-z0-9_-]+", "-", model["path"].rpartition("/")[2].partition(".")[0]).strip("-")
-            or "model"
-        )
+def _named(models: Iterable[tuple[PurePath, str]]) -> tuple[NamedModel, ...]:
+    """(path, format) of each; it gets its file's name, with a number where that is taken."""
+    taken: set[str] = set()
+    named = []
+    for path, kind in models:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0]).strip("-") or "model"
         number = 1
         while (name := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
             number += 1
         taken.add(name.casefold())
-        model["name"] = name
+        named.append(NamedModel(name, path.as_posix(), kind))
+    return tuple(named)
 
 
-def _table(model: dict[str, Any]) -> str:
-    kind = SOURCES[model["format"]]
-    path = json.dumps(model["path"], ensure_ascii=False)  # JSON's strings are TOML's basic strings
+def _table(model: NamedModel) -> str:
+    kind = SOURCES[model.format]
+    path = json.dumps(model.path, ensure_ascii=False)  # JSON's strings are TOML's basic strings
     return "\n".join(
         [
-            f"\n[models.{model['name']}]  # {kind.title}",
+            f"\n[models.{model.name}]  # {kind.title}",
             f"path = {path}",
             'quant = "int8"',
             *_missing(kind),

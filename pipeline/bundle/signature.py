@@ -65,9 +65,17 @@ def read_public_key(path: Path) -> Any:
     return _ed25519(key, Ed25519PublicKey, path, PUBLIC_HINT)
 
 
-def write_keys(path: Path) -> tuple[Path, str]:
-    """A new key at `path`, readable by its owner alone, and its public half beside it. -> (public key's path,
-    fingerprint)"""
+@dataclass(frozen=True)
+class KeyPair:
+    """The result of `cidermill keygen`: paths of both halves, and the public one's fingerprint."""
+
+    key: str
+    public_key: str
+    fingerprint: str
+
+
+def write_keys(path: Path) -> KeyPair:
+    """A new key at `path`, readable by its owner alone, and its public half beside it."""
     require_extra("bundle", "A signature")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -91,7 +99,7 @@ def write_keys(path: Path) -> tuple[Path, str]:
         raise UserError(
             f"{path} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
         ) from error
-    return public, signer(key.public_key()).fingerprint
+    return KeyPair(str(path), str(public), signer(key.public_key()).fingerprint)
 
 
 def signer(public_key: Any) -> Signer:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,11 @@ from ..exit_codes import BAD_INPUT, PASS
 from ..signals import Stopped
 from .ci import ci_option, junit_option, publish
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
+
+if TYPE_CHECKING:
+    from ..build.build import Outcome
+    from ..build.config import Config, Job
+    from ..step import Show
 
 
 @click.command(context_settings=CONTEXT)
@@ -116,7 +121,9 @@ def init(file: Path, as_json: bool, quiet: bool) -> int:
     return 0
 
 
-def _build(config: Any, jobs: Sequence, only: tuple[str, ...], as_json: bool, quiet: bool) -> tuple:
+def _build(
+    config: "Config", jobs: "Sequence[Job]", only: tuple[str, ...], as_json: bool, quiet: bool
+) -> "tuple[Outcome, ...]":
     from ..build.build import build, summary, write_summary
     from ..terminal.build import show_build
 
@@ -132,20 +139,21 @@ def _build(config: Any, jobs: Sequence, only: tuple[str, ...], as_json: bool, qu
     return outcomes
 
 
-def _foresee(jobs: Sequence, as_json: bool, quiet: bool) -> int:
+def _foresee(jobs: "Sequence[Job]", as_json: bool, quiet: bool) -> int:
     from ..build.build import foresee
+    from ..build.records import BuildForecast
     from ..terminal.build import show_foreseen
 
     rows = []
     for job in jobs:
         with _watched(job, enabled=not (quiet or as_json)) as show:
             rows.append(foresee(job, show))
-    tell({"conversions": rows}, as_json, quiet, show_foreseen)
-    return BAD_INPUT if any("error" in row for row in rows) else PASS
+    tell(BuildForecast(tuple(rows)), as_json, quiet, show_foreseen)
+    return BAD_INPUT if any(row.error for row in rows) else PASS
 
 
 @contextmanager
-def _watched(job: Any, enabled: bool) -> Iterator[Any]:
+def _watched(job: "Job", enabled: bool) -> "Iterator[Show]":
     """The job's name above its stages."""
     from ..terminal.report import progress
     from ..terminal.text import clean
@@ -156,7 +164,7 @@ def _watched(job: Any, enabled: bool) -> Iterator[Any]:
         yield show
 
 
-def _show_failure(outcome: Any) -> None:
+def _show_failure(outcome: "Outcome") -> None:
     """Why a conversion was not made, at once: the others take their time."""
     from ...models.errors import UserError
     from ..build.keys import blamed

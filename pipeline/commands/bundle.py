@@ -139,6 +139,5 @@ def keygen(key: Path, as_json: bool) -> int:
     from ..bundle.signature import write_keys
     from ..terminal.bundle import show_key
 
-    public, fingerprint = write_keys(key)
-    tell({"key": str(key), "public_key": str(public), "fingerprint": fingerprint}, as_json, False, show_key)
+    tell(write_keys(key), as_json, False, show_key)
     return 0

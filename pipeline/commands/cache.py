@@ -1,6 +1,6 @@
 """`cidermill cache`: what is in the cache, and pruning it."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
@@ -8,6 +8,36 @@ from ...models.errors import UserError
 from .shared import CONTEXT, exits_with_user_errors, json_option, tell
 
 SHOWN = 20  # entries
+
+
+@dataclass(frozen=True)
+class Removed:
+    """How many entries `--prune` and `--clear` have removed, and their bytes."""
+
+    entries: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """kind: "conversion" or "weight"; what: for people; used: last, in seconds since the epoch."""
+
+    kind: str
+    what: str
+    size_bytes: int
+    used: float
+
+
+@dataclass(frozen=True)
+class CacheContent:
+    """The result of `cidermill cache`: field names are the keys of its JSON. entries: the one used last
+    first."""
+
+    folder: str
+    limit_bytes: int
+    size_bytes: int
+    removed: Removed
+    entries: tuple[CacheEntry, ...]
 
 
 @click.command(context_settings=CONTEXT)
@@ -40,23 +70,17 @@ def cache(size: str | None, clear: bool, as_json: bool) -> int:
             f"There is no cache: it is switched off, or {cache_place()[0]} cannot be written to.",
             "Name a folder with CIDERMILL_CACHE.",
         )
-    removed = prune(opened, limit) if limit is not None else (0, 0)
-    found = entries(opened)
-    result = {
-        "folder": str(opened.folder),
-        "limit_bytes": int(opened.limit_bytes),
-        "size_bytes": sum(entry.size_bytes for entry in found),
-        "removed": {"entries": removed[0], "size_bytes": removed[1]},
-        "entries": [
-            {"kind": entry.kind, "what": entry.what, "size_bytes": entry.size_bytes, "used": entry.used}
-            for entry in found
-        ],
-    }
-    tell(result, as_json, False, _show)
+    removed = Removed(*prune(opened, limit)) if limit is not None else Removed(0, 0)
+    left = tuple(
+        CacheEntry(entry.kind, entry.what, entry.size_bytes, entry.used) for entry in entries(opened)
+    )
+    size_bytes = sum(entry.size_bytes for entry in left)
+    content = CacheContent(str(opened.folder), int(opened.limit_bytes), size_bytes, removed, left)
+    tell(content, as_json, False, _show)
     return 0
 
 
-def _show(result: dict) -> None:
+def _show(result: CacheContent) -> None:
     import time
 
     from ..report import summaries
@@ -64,30 +88,30 @@ def _show(result: dict) -> None:
     from ..terminal.text import clean, table
 
     out = console()
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for entry in result["entries"]:
-        kinds.setdefault(entry["kind"], []).append(entry)
+    kinds: dict[str, list[CacheEntry]] = {}
+    for entry in result.entries:
+        kinds.setdefault(entry.kind, []).append(entry)
     sizes = {
-        kind: summaries.size_text(sum(one["size_bytes"] for one in held)) for kind, held in kinds.items()
+        kind: summaries.size_text(sum(entry.size_bytes for entry in of_kind))
+        for kind, of_kind in kinds.items()
     }
     parts = [
-        f"{len(held)} {kind}{'s' if len(held) != 1 else ''} ({sizes[kind]})" for kind, held in kinds.items()
+        f"{len(of_kind)} {kind}{'s' if len(of_kind) != 1 else ''} ({sizes[kind]})"
+        for kind, of_kind in kinds.items()
     ]
-    if result["removed"]["entries"]:
+    if result.removed.entries:
         out.print(
-            f"Removed {result['removed']['entries']} entries,"
-            f" {summaries.size_text(result['removed']['size_bytes'])}."
+            f"Removed {result.removed.entries} entries, {summaries.size_text(result.removed.size_bytes)}."
         )
     out.print(
-        f"{clean(result['folder'])}: {', '.join(parts) or 'empty'}, of at most"
-        f" {summaries.size_text(result['limit_bytes'])}.",
+        f"{clean(result.folder)}: {', '.join(parts) or 'empty'}, of at most"
+        f" {summaries.size_text(result.limit_bytes)}.",
         soft_wrap=True,
     )
-    shown = [entry for entry in result["entries"] if entry["kind"] == "conversion"][:SHOWN]
-    days = [time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"])) for entry in shown]
+    shown = kinds.get("conversion", [])[:SHOWN]
+    days = [time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)) for entry in shown]
     rows = [
-        [day, summaries.size_text(entry["size_bytes"]), clean(entry["what"])]
-        for day, entry in zip(days, shown)
+        [day, summaries.size_text(entry.size_bytes), clean(entry.what)] for day, entry in zip(days, shown)
     ]
     if rows:
         out.print(table(out, ["last used", "size", "conversion"], rows))

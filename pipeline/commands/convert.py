@@ -3,13 +3,16 @@ report is shown."""
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ... import __version__
 from .ci import ci_option, junit_option, publish
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 
 @click.command(context_settings=CONTEXT)
@@ -57,11 +60,11 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
     return 0 if report.verdict == "pass" else 1
 
 
-def _dry_run(plan: Any, as_json: bool, quiet: bool) -> int:
-    from ..dry_run import predictions
-    from ..terminal.report import progress, show_predictions
+def _dry_run(plan: "Plan", as_json: bool, quiet: bool) -> int:
+    from ..dry_run import forecast
+    from ..terminal.report import progress, show_forecast
 
     with progress(enabled=not (quiet or as_json)) as show:
-        found = predictions(plan, show)
-    tell(found, as_json, quiet, show_predictions)
+        foreseen = forecast(plan, show)
+    tell(foreseen, as_json, quiet, show_forecast)
     return 0

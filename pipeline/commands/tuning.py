@@ -40,4 +40,4 @@ def tune(model: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_tune(plan, show)
     tell(result, as_json, quiet, show_tuning)
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1

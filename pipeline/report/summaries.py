@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from ...validation.judge.compare import OutputError
 from ...validation.records import DeviceLatency, EstimatedTimes, MeasuredTimes, PlacedOperation, WeightReport
+from ..forecast import RecipeForecast
 from .records import Artifact, Placement, Report, ShapeLatency
 
 Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
@@ -88,6 +89,12 @@ def seconds_text(seconds: float | None) -> str:
     if seconds >= 59.5:
         return f"{round(seconds) // 60} min {round(seconds) % 60} s"
     return f"{seconds:.1f} s" if seconds >= 9.95 else f"{seconds:.2f} s"
+
+
+def forecast_text(foreseen: RecipeForecast) -> str:
+    """The time that is foreseen: "12.4 s (6.20 s–24.8 s)"."""
+    low, high = seconds_text(foreseen.low_seconds), seconds_text(foreseen.high_seconds)
+    return f"{seconds_text(foreseen.seconds)} ({low}–{high})"
 
 
 def percent_text(share: float | None) -> str:

@@ -1,7 +1,7 @@
 """What a person sees of a build: its outcomes, or what it would make, enter; tables on standard output."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..build.config import SUMMARY
 from ..report import summaries
@@ -9,10 +9,15 @@ from ..report.records import Artifact
 from .console import console
 from .text import clean, line, table, verdict_text
 
+if TYPE_CHECKING:
+    from ..build.build import Outcome
+    from ..build.config import Config
+    from ..build.init import Start
+    from ..build.records import BuildForecast, BuildSummary
 
-def show_build(content: dict, config: Any, outcomes: Sequence[Any]) -> None:
-    """A row for each artifact, why the failed ones failed, and where everything is. content: of
-    build.json."""
+
+def show_build(content: "BuildSummary", config: "Config", outcomes: "Sequence[Outcome]") -> None:
+    """A row for each artifact, why the failed ones failed, and where everything is."""
     out = console()
     rows = [row for outcome in outcomes for row in _rows(outcome)]
     out.print()
@@ -30,29 +35,30 @@ def show_build(content: dict, config: Any, outcomes: Sequence[Any]) -> None:
             )
         )
     )
-    for outcome, row in zip(outcomes, content["conversions"]):
-        if row["reason"]:
-            told = clean(row["reason"] + _earlier(outcome, config), keep_lines=True)
+    for outcome, conversion in zip(outcomes, content.conversions):
+        if conversion.reason:
+            told = clean(conversion.reason + _earlier(outcome, config), keep_lines=True)
             out.print()
             out.print(
                 line(("! ", "bold yellow"), (f"{clean(outcome.job.name)}: ", "bold"), (told, "")),
                 soft_wrap=True,
             )
-    failed = sum(row["verdict"] != "pass" for row in content["conversions"])
+    failed = sum(conversion.verdict != "pass" for conversion in content.conversions)
     out.print()
     _print_count(outcomes, out)
-    files = ", ".join([clean(row["folder"]) for row in content["conversions"] if row["report"]] + [SUMMARY])
+    folders = [clean(conversion.folder) for conversion in content.conversions if conversion.report]
+    files = ", ".join([*folders, SUMMARY])
     out.print(
         line(("Results in ", ""), (clean(config.folder / config.out), "bold"), (f": {files}.", "")),
         soft_wrap=True,
     )
     if failed:
-        written = any(row["verdict"] == "fail" for row in content["conversions"])
+        written = any(conversion.verdict == "fail" for conversion in content.conversions)
         advice = " What failed is written, but should not be shipped as it is." if written else ""
         out.print(line((f"{failed} of {len(outcomes)} did not pass.{advice}", "red")), soft_wrap=True)
 
 
-def _print_count(outcomes: Sequence[Any], out: Any) -> None:
+def _print_count(outcomes: "Sequence[Outcome]", out: Any) -> None:
     """Warnings of what passes are many where models are: they are counted here, and stand in the reports."""
     passed = [
         artifact
@@ -76,29 +82,29 @@ def _print_count(outcomes: Sequence[Any], out: Any) -> None:
         )
 
 
-def show_foreseen(found: dict) -> None:
+def show_foreseen(foreseen: "BuildForecast") -> None:
     """The result of `build --dry-run`: a row for each conversion, recipe and target."""
     out = console()
     rows = [
         [
-            clean(_name(conversion)),
+            clean(conversion.name),
             clean(target),
-            clean(row["recipe"]),
+            clean(recipe.recipe),
             summaries.size_text(size),
-            _band(row),
-            summaries.size_text(row["peak_rss_bytes"]),
-            clean(conversion["folder"]),
+            summaries.forecast_text(recipe),
+            summaries.size_text(recipe.peak_rss_bytes),
+            clean(conversion.folder),
         ]
-        for conversion in found["conversions"]
-        for row in conversion["recipes"]
-        for target, size in row["size_bytes"].items()
+        for conversion in foreseen.conversions
+        for recipe in conversion.recipes
+        for target, size in recipe.size_bytes.items()
     ]
     out.print(table(out, ["model", "target", "recipe", "size", "time", "memory", "folder"], rows))
-    for conversion in found["conversions"]:
-        if "error" in conversion:
-            message = clean(conversion["error"], keep_lines=True)
+    for conversion in foreseen.conversions:
+        if conversion.error:
+            message = clean(conversion.error, keep_lines=True)
             out.print(
-                line(("! ", "bold yellow"), (f"{clean(_name(conversion))}: ", "bold"), (message, "")),
+                line(("! ", "bold yellow"), (f"{clean(conversion.name)}: ", "bold"), (message, "")),
                 soft_wrap=True,
             )
     out.print(
@@ -114,25 +120,20 @@ def show_foreseen(found: dict) -> None:
     )
 
 
-def show_start(found: dict) -> None:
+def show_start(start: "Start") -> None:
     """The result of `init`."""
     from ...models.formats import SOURCES
 
     out = console()
     rows = [
-        [line((model["name"], "bold")), clean(model["path"]), SOURCES[model["format"]].title]
-        for model in found["models"]
+        [line((model.name, "bold")), clean(model.path), SOURCES[model.format].title] for model in start.models
     ]
     out.print(table(out, ["model", "path", ""], rows))
     told = " is written: complete it, then try cidermill build --dry-run."
-    out.print(line((clean(found["file"]), "bold"), (told, "")), soft_wrap=True)
+    out.print(line((clean(start.file), "bold"), (told, "")), soft_wrap=True)
 
 
-def _name(row: dict) -> str:
-    return row["model"] if row["variant"] is None else f"{row['model']}/{row['variant']}"
-
-
-def _earlier(outcome: Any, config: Any) -> str:
+def _earlier(outcome: "Outcome", config: "Config") -> str:
     """A conversion that was not made leaves its folder as it was: nobody must take it for the new result."""
     folder = outcome.job.plan.folder
     return (
@@ -142,7 +143,7 @@ def _earlier(outcome: Any, config: Any) -> str:
     )
 
 
-def _rows(outcome: Any) -> list[list]:
+def _rows(outcome: "Outcome") -> list[list[Any]]:
     """Of one conversion: a row for each artifact, or one where there is none."""
     name = line((clean(outcome.job.name), "bold"))
     if outcome.report is None:
@@ -157,7 +158,7 @@ def _rows(outcome: Any) -> list[list]:
     return [[name, *_cells(artifact)] for artifact in outcome.report.artifacts]
 
 
-def _cells(artifact: Artifact) -> list:
+def _cells(artifact: Artifact) -> list[Any]:
     devices = artifact.latency.devices
     errors = (artifact.validation.conversion, artifact.validation.compression)
     return [
@@ -167,10 +168,3 @@ def _cells(artifact: Artifact) -> list:
         summaries.times_text(devices[0] if devices else None),
         verdict_text(artifact.verdict),
     ]
-
-
-def _band(row: dict) -> str:
-    return (
-        f"{summaries.seconds_text(row['seconds'])}"
-        f" ({summaries.seconds_text(row['low_seconds'])}–{summaries.seconds_text(row['high_seconds'])})"
-    )

@@ -2,6 +2,7 @@
 
 from ..bundle.bundle import BundleResult
 from ..bundle.manifest import ManifestVariant, Needs
+from ..bundle.signature import KeyPair
 from ..bundle.verify import SignatureState, Verification
 from ..report import summaries
 from .console import console
@@ -61,13 +62,11 @@ def _signed_text(signature: SignatureState) -> str:
     return words[signature.status] + by
 
 
-def show_key(result: dict) -> None:
+def show_key(pair: KeyPair) -> None:
     out = console()
-    out.print(
-        line((clean(f"{result['key']} (keep it secret), {result['public_key']} (for those who verify)"), "")),
-        soft_wrap=True,
-    )
-    out.print(line((f"fingerprint {result['fingerprint']}", "dim")), soft_wrap=True)
+    places = f"{pair.key} (keep it secret), {pair.public_key} (for those who verify)"
+    out.print(line((clean(places), "")), soft_wrap=True)
+    out.print(line((f"fingerprint {pair.fingerprint}", "dim")), soft_wrap=True)
 
 
 def _needs(requires: Needs) -> str:

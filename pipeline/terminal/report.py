@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...validation.judge.compare import OutputError
+from ..forecast import Forecast
 from ..report import summaries
 from ..report.records import Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
@@ -23,6 +24,9 @@ from ..step import Show, Step, silent
 from .console import console
 from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
+
+if TYPE_CHECKING:  # which import torch
+    from ..tune import TuneResult
 
 # columns for rows of one line, of two lines, of three; below, one block per artifact
 WIDE, MIDDLE, NARROW = (175, 112, 76)
@@ -302,19 +306,19 @@ def show_doctor(findings: Sequence[tuple[str, str, bool, str]]) -> None:
     out.print(f"{bad} of {len(findings)} need attention." if bad else "Everything cidermill needs is here.")
 
 
-def show_predictions(found: dict) -> None:
+def show_forecast(foreseen: Forecast) -> None:
     """The result of `convert --dry-run`: a row for each recipe and target."""
     out = console()
     rows = [
         [
-            clean(row["recipe"]),
+            clean(recipe.recipe),
             clean(target),
             summaries.size_text(size),
-            _about(row),
-            summaries.size_text(row["peak_rss_bytes"]),
+            summaries.forecast_text(recipe),
+            summaries.size_text(recipe.peak_rss_bytes),
         ]
-        for row in found["recipes"]
-        for target, size in row["size_bytes"].items()
+        for recipe in foreseen.recipes
+        for target, size in recipe.size_bytes.items()
     ]
     out.print(table(out, ["recipe", "target", "size", "time", "memory"], rows))
     out.print(
@@ -330,27 +334,22 @@ def show_predictions(found: dict) -> None:
     )
 
 
-def _about(row: dict) -> str:
-    low, high = (summaries.seconds_text(row[key]) for key in ("low_seconds", "high_seconds"))
-    return f"{summaries.seconds_text(row['seconds'])} ({low}–{high})"
-
-
-def show_tuning(result: dict) -> None:
+def show_tuning(result: "TuneResult") -> None:
     """The result of `tune`: how far every output is from the source, before and after, and what to do with
     the file."""
     out = console()
     rows = [
-        [clean(name), summaries.db_text(psnr["compressed"]), summaries.db_text(psnr["tuned"])]
-        for name, psnr in result["psnr_db"].items()
+        [clean(name), summaries.db_text(psnr.compressed), summaries.db_text(psnr.tuned)]
+        for name, psnr in result.psnr_db.items()
     ]
-    out.print(table(out, ["output", f"{clean(result['recipe'])} as it is", "tuned"], rows))
-    loss = f"{result['loss']['first']:.4g} {arrow(out)} {result['loss']['last']:.4g}"
+    out.print(table(out, ["output", f"{clean(result.recipe)} as it is", "tuned"], rows))
+    loss = f"{result.loss.first:.4g} {arrow(out)} {result.loss.last:.4g}"
     out.print(line((f"PSNR against the source, on the first samples. Loss {loss}.", "dim")))
     out.print(
-        line((clean(result["out"]), "bold"), (f": convert it with --quant {clean(result['recipe'])!r}", "")),
+        line((clean(result.out), "bold"), (f": convert it with --quant {clean(result.recipe)!r}", "")),
         soft_wrap=True,
     )
-    if result["verdict"] != "pass":
+    if result.verdict != "pass":
         advice = (
             "An output is no nearer to the source than without tuning: try a smaller --lr, more --steps or"
             " other --data."
