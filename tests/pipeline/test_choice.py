@@ -153,7 +153,7 @@ def test_an_error_is_kept_with_as_few_bytes_as_it_takes(model, tmp_path):
         (["--budget", "1MB", "--schemes", "int8,int4:awq"], "int4:awq cannot be chosen for single layers"),
         (["--budget", "1MB", "--schemes", "int9"], "integers of 9 bits"),
         (["--sensitivity", "x.json"], "--sensitivity has no use"),
-        (["--budget", "1MB", "--sensitivity", "/nowhere.json"], "cannot be read"),
+        (["--budget", "1MB", "--sensitivity", "/nowhere.json"], "is not a file"),
     ],
 )
 def test_what_cannot_be_kept(model, tmp_path, options, message):

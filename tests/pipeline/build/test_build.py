@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -461,8 +462,8 @@ def test_bad_input_is_annotated_too(project):
 @pytest.mark.parametrize(
     ("report", "error", "code"),
     [
-        ({"verdict": "pass"}, None, 0),
-        ({"verdict": "fail"}, None, 1),
+        (SimpleNamespace(verdict="pass"), None, 0),
+        (SimpleNamespace(verdict="fail"), None, 1),
         (None, UserError("bad"), 2),
         (None, RuntimeError("ours"), 70),
     ],
