@@ -120,8 +120,8 @@ def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[st
 
 
 def describe(values: tuple[Value, ...], features: dict[str, Feature]) -> str:
-    """Such as: ids: int32 [1, 1..512], image: float32 [1, 3, ?, ?] (a picture, RGB), mask: float32 [4] (may
-    be left out)"""
+    """The inputs in words: "ids: int32 [1, 1..512], image: float32 [1, 3, ?, ?] (a picture, RGB), mask:
+    float32 [4] (may be left out)"."""
     return ", ".join(describe_input(value, features.get(value.name, Feature())) for value in values)
 
 

@@ -76,7 +76,7 @@ class Outcome:
 
 
 def why_not_run(path: Path) -> str:
-    """ "" where this host can run the artifact in its real runtime."""
+    """Why this host cannot run the artifact in its real runtime; "" where it can."""
     if platform.system() != "Darwin":
         return NEEDS_MACOS
     return (

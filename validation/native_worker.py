@@ -43,8 +43,8 @@ class Session:
 
 
 def coreml(job: dict) -> Session:
-    """Core ML (macOS). Compiles a copy of its own into the job's folder, so that the first load finds nothing
-    cached under its path."""
+    """A session of Core ML (macOS). It compiles a copy of its own into the job's folder, so that the first
+    load finds nothing cached under its path."""
     ct = _coremltools()
     compiled, units = _compiled(job), ct.ComputeUnit[job["compute_units"].upper()]
 
@@ -58,7 +58,7 @@ def coreml(job: dict) -> Session:
 
 
 def executorch(job: dict) -> Session:
-    """The ExecuTorch runtime, with the MPS backend on macOS."""
+    """A session of the ExecuTorch runtime, with the MPS backend on macOS."""
     import torch
     from executorch.runtime import Runtime
 
@@ -73,7 +73,7 @@ def executorch(job: dict) -> Session:
 
 
 def reference(job: dict) -> Session:
-    """The reference runner, on any host."""
+    """A session of the reference runner, on any host."""
     from .runners import open_runner
 
     inputs = _inputs(job)

@@ -67,7 +67,7 @@ class PlacedOperation:
     advice: str = ""
 
     def rounded(self) -> "PlacedOperation":
-        """As a report shows it."""
+        """The operation as a report shows it."""
         return replace(self, cost_ms=round(self.cost_ms, 7))
 
 
@@ -96,7 +96,7 @@ class DeviceLatency:
     source: Origin = "estimate"
 
     def rounded(self) -> "DeviceLatency":
-        """As a report shows it."""
+        """The latency as a report shows it."""
         return replace(
             self, ms=round(self.ms, 4), low_ms=round(self.low_ms, 4), high_ms=round(self.high_ms, 4)
         )

@@ -112,7 +112,7 @@ class Meter(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def require_time(self, work: float = 0) -> None:
-        """work: multiply-adds of the next operation."""
+        """Raise OverAllowance where the next operation, of `work` multiply-adds, would take too long."""
         if time.monotonic() + work / SLOWEST > self.ends:
             raise OverAllowance(
                 f"the program would run for longer than the {self.allowance.seconds:g} seconds that one call"
@@ -331,13 +331,13 @@ def tensors_in(item: Any) -> Iterator[torch.Tensor]:
 
 
 def resident_bytes() -> int:
-    """Of this process, without the files that it maps."""
+    """Memory that this process holds, without the files that it maps."""
     used = psutil.Process().memory_info()
     return used.rss - getattr(used, "shared", 0)
 
 
 def free_bytes() -> int:
-    """What this process can still use: of the machine, and of its container."""
+    """Memory that this process can still use: of the machine, and of its container."""
     free = psutil.virtual_memory().available
     try:
         limit = GROUP_MEMORY.read_text().strip()

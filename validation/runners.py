@@ -99,7 +99,7 @@ def has_native_runtime(path: Path) -> bool:
 
 
 def format_of(path: Path) -> Format:
-    """By content. Raises UnreadableArtifact for what is no artifact."""
+    """The format of a file, told by its content. Raises UnreadableArtifact for what is no artifact."""
     head = _first_bytes(path)
     for artifact_format in FORMATS.values():
         if artifact_format.recognises(path, head):

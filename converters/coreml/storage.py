@@ -25,7 +25,7 @@ SPARE_BITS = 1.0
 
 
 def storable(weight: CompressedWeight, scales_after_tables: bool) -> tuple[CompressedWeight, str]:
-    """-> (the same values in a form that `coreml_weights.emit` writes, why it is not the form that came in,
+    """-> (the same values in a form that `weights.emit` writes, why it is not the form that came in,
     or "").
 
     scales_after_tables: whether the systems that will run it take scales after a table of integers (iOS26 and

@@ -37,7 +37,7 @@ class Feature:
     picture, else "".
 
     shapes, ranges, optional: what the package's description says beyond the declared type
-    (validation.interface.Feature).
+    (validation.borders.Feature).
     """
 
     name: str

@@ -46,7 +46,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Correction:
-    """scale: unit -> factor; units: those that were measured; held_out: for each artifact the mean squared
+    """What measurements on a chip say of its estimates.
+
+    scale: unit -> factor; units: those that were measured; held_out: for each artifact the mean squared
     log error of its rows under the fit to the others; rows, artifacts: how many were measured; estimator:
     which estimates it corrects, as `estimator()` names them.
     """
@@ -78,7 +80,7 @@ def parts(latency: DeviceLatency, placement: PlacedProgram) -> dict[str, float]:
 
 
 def fit(rows: Sequence[Row], chip: str, machine: str = "") -> Correction:
-    """rows: at least one."""
+    """The correction of a chip's estimates that fits its measurements best. rows: at least one."""
     numbers = _solve(rows)
     units = tuple(unit for unit in UNITS if any(row.uses(unit) for row in rows))
     artifacts = {row.artifact for row in rows}
@@ -98,8 +100,8 @@ def fit(rows: Sequence[Row], chip: str, machine: str = "") -> Correction:
 
 
 def corrected(latency: DeviceLatency, placement: PlacedProgram, correction: Correction) -> DeviceLatency:
-    """Still an estimate, whose basis names the measurements. As it was where they never used a unit that it
-    rests on, which the basis then says."""
+    """The latency corrected: still an estimate, whose basis names the measurements. As it was where they
+    never used a unit that it rests on, which the basis then says."""
     if latency.low_ms <= 0:  # a program without operations
         return latency
     by_unit = parts(latency, placement)

@@ -17,7 +17,7 @@ BOOKKEEPING = ("free", "move", "view", "jump_false")
 
 
 def kernel_ms(node: Node, values: dict[str, Value], unit: str, device: Device) -> float:
-    """Milliseconds on "gpu" or "cpu"."""
+    """Milliseconds that a kernel takes on "gpu" or "cpu"."""
     if node.op in BOOKKEEPING:
         return 0.0
     rates = scaled_rates(device, "gpu" if unit == "gpu" else "bnns")
@@ -27,7 +27,7 @@ def kernel_ms(node: Node, values: dict[str, Value], unit: str, device: Device) -
 
 
 def kernel_bytes(node: Node, values: dict[str, Value]) -> int:
-    """Bytes of the tensors that it reads and writes; of an embedding's table only the rows that are read."""
+    """Bytes of the tensors that a kernel reads and writes; of an embedding's table only the rows that are read."""
     if "embedding" in node.op.lower():
         return 2 * sum(_bytes(value) for value in node.outputs)
     tensors = [values[name] for name in references(node.inputs) if name in values]

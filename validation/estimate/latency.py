@@ -318,7 +318,8 @@ def caveats(graph: Graph, steps: list[Operation], counted: list[Operation]) -> l
 def banded(
     ms: float, device: Device, placement: PlacedProgram, bands: tuple[str, ...], notes: list[str]
 ) -> DeviceLatency:
-    """The band widens with the distance from what was measured; independent errors add as squares."""
+    """A latency with its band, which widens with the distance from what was measured; independent errors add
+    as squares."""
     entries = [latency_fit()["bands"][name] for name in bands]
     factor = math.exp(math.hypot(*(entry["log_error"] for entry in entries)))
     basis = "; ".join([*(entry["basis"] for entry in entries), *notes])

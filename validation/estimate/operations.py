@@ -51,7 +51,8 @@ class Operand:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """Flexible dimensions count as 1, so a flexible program's figures are those of its smallest shape."""
+        """The declared sizes. Flexible ones count as 1, so a flexible program is estimated at its smallest
+        shape."""
         return tuple(1 if size is None else size for size in self.value.shape)
 
     @functools.cached_property
@@ -86,7 +87,7 @@ class Operation:
 
     @functools.cached_property
     def moved_bytes(self) -> int:
-        """What it reads and writes: activations dense, constants as the file stores them."""
+        """What the operation reads and writes: activations dense, constants as the file stores them."""
         return sum(
             operand.stored_bytes if operand.constant else operand.dense_bytes for operand in self.operands
         ) + sum(result.dense_bytes for result in self.results)

@@ -73,7 +73,7 @@ RUNTIME_LITERALS = {
 
 
 def engine_refusal(operation: Operation, device: Device) -> str:
-    """Why the Neural Engine cannot run it: "int32 result", "kernel 17 > 16"; "" where it can."""
+    """Why the Neural Engine cannot run an operation: "int32 result", "kernel 17 > 16"; "" where it can."""
     for check in (
         _refuse_operator,
         _refuse_types,
@@ -88,7 +88,7 @@ def engine_refusal(operation: Operation, device: Device) -> str:
 
 
 def gpu_refusal(operation: Operation) -> str:
-    """Why Core ML does not run it on the GPU; "" where it does."""
+    """Why Core ML does not run an operation on the GPU; "" where it does."""
     if operation.op in CPU_ONLY:
         return f"operator {operation.op} has no GPU form"
     if operation.op not in KNOWN_TO_ENGINE | UNKNOWN_TO_ENGINE:

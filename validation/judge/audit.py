@@ -26,6 +26,8 @@ from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
 
 if TYPE_CHECKING:
+    from ...quantization.compress import Decision
+    from ...quantization.weight import CompressedWeight
     from ..runner import Runner
 
 NOT_STORED = "not stored by name"
@@ -38,18 +40,17 @@ EXPLAINED = 1.02
 
 def audit(
     path: Path | str,
-    decisions: Sequence[Any],
+    decisions: Sequence[Decision],
     realised: Mapping[str, tuple] | None = None,
-    made: dict[str, Any] | None = None,
+    made: dict[str, CompressedWeight] | None = None,
     opened: Runner | None = None,
     consume: bool = False,
 ) -> Compression:
     """What a saved artifact really holds.
 
-    decisions: quantization.compress.Decision, () for an artifact of unknown origin; realised:
-    converters.WrittenArtifact.realised, of which only the reasons are used; made: name -> CompressedWeight,
-    to compare the decoded weights with; opened: the file's reference runner, so that nothing is parsed or
-    decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
+    decisions: of the compression, () for an artifact of unknown origin; realised: what the WrittenArtifact
+    says, of which only the reasons are used; made: name -> weight, to compare the decoded weights with;
+    opened: the file's reference runner, so that nothing is parsed or decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
     decoded ones. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the
     artifact's size. Raises UnreadableArtifact.
     """
@@ -95,7 +96,7 @@ def _compare(
     decoders: Sequence[Decoder],
     weights: Sequence[StoredWeight],
     matched: dict[str, StoredWeight],
-    made: dict[str, Any],
+    made: dict[str, CompressedWeight],
     named: bool,
     consume: bool,
 ) -> dict[str, str]:
@@ -118,7 +119,7 @@ def _compare(
     return checked
 
 
-def _taken(made: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _taken(made: dict[str, CompressedWeight]) -> Iterator[tuple[str, CompressedWeight]]:
     """The items in order, each of which is gone when the next is asked for."""
     for name in list(made):
         yield name, made.pop(name)
@@ -167,7 +168,7 @@ def _unique(weights: Iterable[StoredWeight]) -> list[StoredWeight]:
     return list({(weight.name, weight.shape, weight.scheme): weight for weight in weights}.values())
 
 
-def match_names(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
+def match_names(decisions: Sequence[Decision], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
     """Decision name -> its weight: "layer.0.weight" is stored as "layer_0_weight", with suffixes that tell
     what a converter did to it."""
     by_name: dict[str, StoredWeight] = {}
@@ -198,7 +199,7 @@ def _shortened(name: str) -> list[str]:
     return names
 
 
-def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
+def match_shapes(decisions: Sequence[Decision], weights: Sequence[StoredWeight]) -> dict[str, StoredWeight]:
     """For formats without names of weights (.pte): each decision takes one stored weight of its size, by
     preference of its shape and bits."""
     left: dict[int, list[StoredWeight]] = {}
@@ -220,7 +221,7 @@ def match_shapes(decisions: Sequence[Any], weights: Sequence[StoredWeight]) -> d
     return _with_tied(decisions, matched)
 
 
-def _with_tied(decisions: Sequence[Any], matched: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
+def _with_tied(decisions: Sequence[Decision], matched: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
     """A tied weight is where the weight is that it is tied to."""
     for decision in decisions:
         tied = re.match(r"tied to ([^;]+)", decision.reason)
@@ -230,7 +231,7 @@ def _with_tied(decisions: Sequence[Any], matched: dict[str, StoredWeight]) -> di
 
 
 def _entry(
-    decision: Any, matched: Mapping[str, StoredWeight], target_reason: str, checked: str | None
+    decision: Decision, matched: Mapping[str, StoredWeight], target_reason: str, checked: str | None
 ) -> WeightReport:
     weight = matched.get(decision.name)
     reasons = [decision.reason, target_reason]

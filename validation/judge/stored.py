@@ -40,8 +40,8 @@ class Part:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """`name` and `shape` as the graph's operations see the weight; `scheme` as in "int8 per channel" or
-    "sparse 50 % palettize4"."""
+    """A weight of the file: `name` and `shape` as the graph's operations see it; `scheme` as in "int8 per
+    channel" or "sparse 50 % palettize4"."""
 
     name: str
     shape: tuple[int, ...]

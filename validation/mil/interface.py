@@ -38,7 +38,8 @@ def feature_of(kind: Any) -> Feature:
 
 
 def image_feature(image: Any) -> Feature:
-    """A picture enters the program as [1, channels, height, width]."""
+    """What is known of an input that takes pictures, each of which enters the program as [1, channels,
+    height, width]."""
     channels = IMAGE_CHANNELS.get(image.colorSpace, "RGB")
     depth, flexible = 3 if channels in ("RGB", "BGR") else 1, image.WhichOneof("SizeFlexibility")
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -52,5 +53,5 @@ def image_feature(image: Any) -> Feature:
 
 
 def bounds(sizes: Any) -> tuple[int, int | None]:
-    """A negative upper bound is none."""
+    """-> (least, greatest) of a range of sizes; a negative upper bound is none."""
     return sizes.lowerBound, None if sizes.upperBound < 0 else sizes.upperBound

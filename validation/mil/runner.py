@@ -38,7 +38,8 @@ class Border:
 
 
 def reference_package(path: Path, opening: Opening) -> Runner:
-    """Runs the saved program operation by operation. Raises UnreadableArtifact, UnsupportedOperators."""
+    """A runner that computes the saved program operation by operation. Raises UnreadableArtifact,
+    UnsupportedOperators."""
     package = read_package(path)
     border = _border(package, _function_name(package, opening.function))
     require_operators(border.graph)
@@ -71,7 +72,7 @@ def reference_package(path: Path, opening: Opening) -> Runner:
 
 
 def core_ml_runner(path: Path, opening: Opening) -> Runner:
-    """Core ML itself (macOS)."""
+    """A runner that calls Core ML itself (macOS)."""
     package = read_package(path)
     name = _function_name(package, opening.function)
     border = _border(package, name)

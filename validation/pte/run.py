@@ -56,8 +56,8 @@ def run_program(
     rounding: bool = True,
     prepared: Prepared | None = None,
 ) -> dict[str, Any]:
-    """inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises UnsupportedOperators,
-    OperatorFailed.
+    """Run a method once. inputs: name -> tensor of the declared shape and dtype. -> name -> tensor. Raises
+    UnsupportedOperators, OperatorFailed.
 
     Without `state` every call starts from the buffers' stored content; with one, it reads and changes that
     state (as the runtime does from call to call). Without `rounding`, everything declared half is computed

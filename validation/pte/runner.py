@@ -14,8 +14,8 @@ from .run import Prepared, run_program
 
 
 def reference_pte(path: Path, opening: Opening) -> Runner:
-    """Runs the saved method instruction by instruction. Raises UnreadableArtifact; a call raises
-    UnsupportedOperators."""
+    """A runner that computes the saved method instruction by instruction. Raises UnreadableArtifact; a call
+    raises UnsupportedOperators."""
     program = open_program(path, opening.function, opening.data)
     rounding = opening.precision == "declared"
     prepared: Prepared = {}
@@ -42,7 +42,7 @@ def reference_pte(path: Path, opening: Opening) -> Runner:
 
 
 def executorch_runner(path: Path, opening: Opening) -> Runner:
-    """The ExecuTorch runtime itself."""
+    """A runner that calls the ExecuTorch runtime itself."""
     from executorch.runtime import Runtime
 
     program = open_program(path, opening.function, opening.data)
