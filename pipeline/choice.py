@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..models.roles import Layer
     from ..quantization.allocation import Problem
     from ..quantization.schemes import Recipe
-    from ..quantization.sensitivity import MeasuredOn, Sensitivities
+    from ..quantization.sensitivity_table import MeasuredOn, Sensitivities
     from .plan import Plan
     from .stages import Stages
 
@@ -320,7 +320,8 @@ def choose(plan: Plan, captured: Captured, folder: Path, stages: Stages) -> Give
 def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[[str], None]) -> Choice:
     """Measure the sensitivities that are not known yet, keep the table in `folder`, and be ready to
     choose."""
-    from ..quantization.sensitivity import measure, write_table
+    from ..quantization.sensitivity import measure
+    from ..quantization.sensitivity_table import write_table
 
     schemes = {scheme.name: scheme for scheme in plan.schemes}
     few = replace(
@@ -339,7 +340,7 @@ def prepare_choice(captured: Captured, plan: Plan, folder: Path, step: Callable[
 
 def measured_on_of(captured: Captured) -> MeasuredOn:
     """What a table of sensitivities of this model on these samples belongs to."""
-    from ..quantization.sensitivity import MeasuredOn
+    from ..quantization.sensitivity_table import MeasuredOn
 
     model = f"{captured.source.sha256} {' '.join(str(spec) for spec in captured.inputs)}"
     return MeasuredOn(model, digest_samples(captured.samples.batches))
@@ -348,7 +349,7 @@ def measured_on_of(captured: Captured) -> MeasuredOn:
 def _earlier_table(plan: Plan, captured: Captured, measured_on: MeasuredOn) -> Sensitivities | None:
     """The table that the user names, which must fit, or the one of an earlier run into the same folder, if it
     fits."""
-    from ..quantization.sensitivity import fits, read_table
+    from ..quantization.sensitivity_table import fits, read_table
 
     if plan.sensitivity is not None:
         table = read_table(plan.sensitivity)

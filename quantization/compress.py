@@ -57,10 +57,6 @@ class Decision:
     reason: str = ""
     snr_db: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        names = ("name", "requested", "realised", "bits_per_weight", "reason")
-        return {name: getattr(self, name) for name in names}
-
 
 @dataclass(frozen=True)
 class Compressed:

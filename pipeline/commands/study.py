@@ -62,7 +62,7 @@ def study(
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_study(plan, show)
     tell(result, as_json, quiet, show_study)
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 def _show_best(folders: tuple[Path, ...], text: str, as_json: bool, quiet: bool) -> int:
@@ -77,7 +77,7 @@ def _show_best(folders: tuple[Path, ...], text: str, as_json: bool, quiet: bool)
     found = load_study(folders[0])
     result = best_of(found, parse_constraints(text, found.devices))
     tell(result, as_json, quiet, show_best)
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
@@ -87,7 +87,7 @@ def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
 
     result = study_result(load_study(folder))
     tell(result, as_json, quiet, show_study)
-    return 0 if result["verdict"] == "pass" else 1
+    return 0 if result.verdict == "pass" else 1
 
 
 def _list(as_json: bool) -> int:

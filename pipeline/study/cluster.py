@@ -17,7 +17,8 @@ from typing import Any
 from ...models.errors import UserError
 from ..output import DiskFull, staged
 from .plan import Task
-from .trial import Row, failed_row, run_trial
+from .records import StudyRow
+from .trial import failed_row, run_trial
 
 CONNECT_SECONDS = 10
 EMPTY_SECONDS = 60  # a cluster without a worker for so long is lost
@@ -30,7 +31,7 @@ START = (
 _one_at_a_time = threading.Lock()  # Dask runs tasks in threads; a conversion needs the process for itself
 
 
-def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[Row, None, None]:
+def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[StudyRow, None, None]:
     """Run the tasks on the scheduler at `address`. A worker that dies is no matter as long as another is
     left: its tasks go there.
 
@@ -59,7 +60,7 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> Generator[Row, None, 
                 yield row
 
 
-def run_and_pack(task: Task, home: str) -> tuple[Row, bytes]:
+def run_and_pack(task: Task, home: str) -> tuple[StudyRow, bytes]:
     """On a worker: the trial in a folder of its own. -> (its row, the folder as a tar archive; empty where
     nothing was made)
 
@@ -116,10 +117,10 @@ def _some_done(client: Any, futures: list[Any], address: str) -> list[Any]:
     raise UserError(f"The cluster at {address} has no workers.", f"{START} {AGAIN}")
 
 
-def _result(task: Task, future: Any) -> tuple[Row, bytes]:
+def _result(task: Task, future: Any) -> tuple[StudyRow, bytes]:
     """What `run_and_pack` gave. A trial that ended several workers is a failed row."""
     if future.status != "error":
-        result: tuple[Row, bytes] = future.result()
+        result: tuple[StudyRow, bytes] = future.result()
         future.release()
         return result
     error = future.exception()

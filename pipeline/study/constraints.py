@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...models.errors import UserError
 from ..quantities import BYTES, MILLISECONDS
 from ..report import summaries
+from .records import StudyRow
 
 if TYPE_CHECKING:  # which reads its tables
     from ...validation.estimate.devices import Device
@@ -25,12 +26,11 @@ HINT = (
     'Write for example "size<=12MB", "psnr>=30", "ane_share>=0.95", "latency[iPhone 15 Pro]<=2ms",'
     ' "metric>=0.9"; several joined by commas.'
 )
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of a trial: the row's key, the relations that make sense, its units (in lower case -> what
+    """A figure of a trial: the row's field, the relations that make sense, its units (in lower case -> what
     they count; "": none is needed)."""
 
     key: str
@@ -177,7 +177,7 @@ def _same(device: "Device", wanted: "Device") -> bool:
     return device.name == wanted.name or wanted.name == device.chip
 
 
-def violation(constraint: Constraint, row: Row) -> float:
+def violation(constraint: Constraint, row: StudyRow) -> float:
     """By how much of the bound a trial breaks the constraint: 0.0 where it is met, 0.25 for 15 MB of 12; inf
     where the figure is not known.
 
@@ -190,32 +190,26 @@ def violation(constraint: Constraint, row: Row) -> float:
     return max(0.0, over / (abs(constraint.bound) or 1.0))
 
 
-def value_of(constraint: Constraint, row: Row) -> float | None:
+def value_of(constraint: Constraint, row: StudyRow) -> float | None:
     """The trial's figure, in the bound's unit; None where it is not known. An exact answer's PSNR is
     infinite."""
     if constraint.quantity == "latency":
-        rows = row.get("latency") or []
-        matching = (
-            [one for one in rows if constraint.device in (one["device"], one.get("chip"))]
-            if constraint.device
-            else rows
-        )
-        return matching[0].get("ms") if matching else None
-    if constraint.quantity == "psnr" and row.get("exact"):
+        matching = [
+            latency
+            for latency in row.latencies
+            if not constraint.device or constraint.device in (latency.device, latency.chip)
+        ]
+        return matching[0].ms if matching else None
+    if constraint.quantity == "psnr" and row.exact:
         return math.inf
-    return row.get(QUANTITIES[constraint.quantity].key)
+    return row.figure(QUANTITIES[constraint.quantity].key)
 
 
-def total_violation(constraints: Iterable[Constraint], row: Row) -> float:
+def total_violation(constraints: Iterable[Constraint], row: StudyRow) -> float:
     return sum(violation(constraint, row) for constraint in constraints)
 
 
-def usable(row: Row) -> bool:
-    """Whether a trial may be chosen: it was finished and its verdict passed."""
-    return row.get("state") == "done" and row.get("verdict") == "pass"
-
-
-def describe_infeasible(rows: Iterable[Row], constraints: Sequence[Constraint]) -> str:
+def describe_infeasible(rows: Iterable[StudyRow], constraints: Sequence[Constraint]) -> str:
     """Which constraints no trial meets and how near the nearest comes, in one sentence for each; "" where a
     trial meets them all.
 
@@ -223,9 +217,9 @@ def describe_infeasible(rows: Iterable[Row], constraints: Sequence[Constraint]) 
     named.
     """
     rows = list(rows)
-    candidates = [row for row in rows if usable(row)]
+    candidates = [row for row in rows if row.passed]
     if not candidates:
-        failed = sum(row.get("state") == "failed" for row in rows)
+        failed = sum(row.state == "failed" for row in rows)
         told = f"No trial passed: {failed} could not be finished, {len(rows) - failed} had a failing verdict."
         return told if rows else "There are no trials yet."
     if any(total_violation(constraints, row) == 0 for row in candidates):
@@ -238,7 +232,7 @@ def describe_infeasible(rows: Iterable[Row], constraints: Sequence[Constraint]) 
     return _describe_together(constraints, candidates)
 
 
-def _describe_alone(constraint: Constraint, candidates: list[Row]) -> str:
+def _describe_alone(constraint: Constraint, candidates: list[StudyRow]) -> str:
     nearest = min(candidates, key=lambda row: violation(constraint, row))
     if math.isinf(violation(constraint, nearest)):
         return f"{constraint.text} cannot be met: {_unknown(constraint)} in every trial that passed."
@@ -248,7 +242,7 @@ def _describe_alone(constraint: Constraint, candidates: list[Row]) -> str:
     )
 
 
-def _describe_together(constraints: Sequence[Constraint], candidates: list[Row]) -> str:
+def _describe_together(constraints: Sequence[Constraint], candidates: list[StudyRow]) -> str:
     """Each can be met alone, so at least two exclude each other: the smallest such set, and the trial that
     misses it least."""
     sets = (chosen for count in range(2, len(constraints) + 1) for chosen in combinations(constraints, count))
@@ -266,11 +260,11 @@ def _describe_together(constraints: Sequence[Constraint], candidates: list[Row])
     )
 
 
-def _name(row: Row) -> str:
-    return f"{row['trial']} ({row['recipe']}, {row['target']})"
+def _name(row: StudyRow) -> str:
+    return f"{row.trial} ({row.recipe}, {row.target})"
 
 
-def _miss(constraint: Constraint, row: Row) -> str:
+def _miss(constraint: Constraint, row: StudyRow) -> str:
     """ "15.0 MB, 3.00 MB (25 %) too much"; decibels, which are logarithms, without a share."""
     value, share = value_of(constraint, row), violation(constraint, row)
     if value is None:

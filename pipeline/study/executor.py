@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 
 from .plan import Task, cores
-from .trial import FORKS, Row, failed_row, run_trial
+from .records import StudyRow
+from .trial import FORKS, failed_row, run_trial
 
 SHARE = 0.8  # of the memory that is free: what trials may take together
 DIED = (
@@ -47,7 +48,7 @@ class Queue:
 
 def run_here(
     tasks: Sequence[Task], workers: int, peak_bytes: Callable[[Task], int], budget_bytes: float | None = None
-) -> Generator[Row, None, None]:
+) -> Generator[StudyRow, None, None]:
     """Run the tasks, `workers` processes at most (0: one on each core). peak_bytes: what a trial is foreseen
     to need beside the shared model;
     budget_bytes: what trials may take together, by default most of the free memory.
@@ -69,7 +70,7 @@ def run_here(
         queue.suspects = []
 
 
-def _run_pool(queue: Queue, workers: int) -> Iterator[Row]:
+def _run_pool(queue: Queue, workers: int) -> Iterator[StudyRow]:
     """Until nothing waits, or a process dies: what was running then are the suspects."""
     context = multiprocessing.get_context("fork" if FORKS else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))

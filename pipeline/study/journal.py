@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...models.errors import UserError
 from ..report.json_files import to_builtins
-from .results import JOURNAL, Row, load_study
+from .records import StudyHeader, StudyRow
+from .results import JOURNAL, load_study
 
 # workers of a process that was killed hold its lock until they notice that it has gone (executor._leave_with)
 LOCK_SECONDS = 3.0
@@ -25,22 +28,19 @@ class Journal:
     """stream: the open file, which holds the lock. rows: what is done, by key."""
 
     stream: Any
-    header: dict[str, Any]
-    rows: dict[Key, Row]
+    header: StudyHeader
+    rows: dict[Key, StudyRow]
 
-    def add(self, row: Row) -> None:
-        """Append a row and see it on the disk before anything else happens."""
-        row = to_builtins(row)
-        _append(self.stream, row)
-        self.rows[key_of(row)] = row
-
-
-def key_of(row: Row) -> Key:
-    return row["model"], row["target"], row["recipe"]
+    def add(self, row: StudyRow) -> None:
+        """Append a row and see it on the disk before anything else happens. The one that is kept is what a
+        study that goes on would read: infinities are None."""
+        content = to_builtins(row)
+        _append(self.stream, content)
+        self.rows[row.key] = msgspec.convert(content, StudyRow)
 
 
 @contextmanager
-def opened(folder: Path, header: dict[str, Any]) -> Iterator[Journal]:
+def opened(folder: Path, header: StudyHeader) -> Iterator[Journal]:
     """The journal in a folder, made where there is none. Raises UserError: the folder is no study's, holds
     another study, or one that is running."""
     path = folder / JOURNAL
@@ -49,7 +49,7 @@ def opened(folder: Path, header: dict[str, Any]) -> Iterator[Journal]:
     fresh = _make(folder)
     with _locked(path) as stream:
         try:
-            yield _open(stream, path, to_builtins(header))
+            yield _open(stream, path, header)
         finally:
             if not _has_line(path):  # its header did not find space
                 path.unlink()
@@ -57,18 +57,18 @@ def opened(folder: Path, header: dict[str, Any]) -> Iterator[Journal]:
                     folder.rmdir()
 
 
-def identity(header: dict[str, Any]) -> dict[str, Any]:
+def identity(header: StudyHeader) -> dict[str, Any]:
     """What a study that goes on must share with its beginning, by words for people. Files count by their
     bytes, wherever they are."""
-    samples, options = header.get("samples") or {}, header.get("options") or {}
+    options = header.options or {}
     return {
-        "its models": [[model["name"], model.get("sha256")] for model in header["models"]],
-        "--samples": samples.get("sha256") or samples.get("from"),
+        "its models": [[model.name, model.sha256] for model in header.models],
+        "--samples": (header.samples.sha256 or header.samples.origin or None) if header.samples else None,
         **{f"--{name}": value for name, value in options.items() if name != "samples"},
-        "--device": header.get("devices"),
-        "--eval": header.get("eval"),
-        "--goal": header.get("goal"),
-        "its search": header.get("search"),
+        "--device": list(header.devices),
+        "--eval": header.eval,
+        "--goal": header.goal,
+        "its search": to_builtins(header.search) if header.search else None,
     }
 
 
@@ -112,15 +112,15 @@ def _lock(stream: Any) -> bool:
     return True
 
 
-def _open(stream: Any, path: Path, header: dict[str, Any]) -> Journal:
+def _open(stream: Any, path: Path, header: StudyHeader) -> Journal:
     if not _has_line(path):
         stream.truncate(0)
-        _append(stream, header)
+        _append(stream, to_builtins(header))
         return Journal(stream, header, {})
     study = load_study(path.parent)
     _check_same(path.parent, identity(study.header), identity(header))
     _cut_broken_end(path)
-    return Journal(stream, study.header, {key_of(row): row for row in study.rows})
+    return Journal(stream, study.header, {row.key: row for row in study.rows})
 
 
 def _check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

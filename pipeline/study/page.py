@@ -25,9 +25,9 @@ from ..report.json_files import to_builtins
 from ..report.write import page_templates
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
+from .records import BestTrial, StudyRow
 from .results import (
     FIGURES,
-    Row,
     Study,
     best_of,
     error_of,
@@ -90,34 +90,32 @@ def script_json(data: Any) -> str:
 def _counts(study: Study) -> dict:
     return {
         "trials": len(study.rows),
-        "passed": sum(row.get("verdict") == "pass" and row["state"] == "done" for row in study.rows),
-        "failing": sum(row.get("verdict") == "fail" and row["state"] == "done" for row in study.rows),
-        "failed": sum(row["state"] == "failed" for row in study.rows),
+        "passed": sum(row.passed for row in study.rows),
+        "failing": sum(row.verdict == "fail" and row.state == "done" for row in study.rows),
+        "failed": sum(row.state == "failed" for row in study.rows),
         "front": len(study.front),
     }
 
 
-def _best(study: Study) -> list[dict]:
+def _best(study: Study) -> tuple[BestTrial, ...]:
     """For each model its best trial within the constraints that the study was made with; without any,
     nothing."""
-    if not study.header.get("constraints"):
-        return []
-    return best_of(study, parse_constraints(study.header["constraints"]))["models"]
+    if not study.header.constraints:
+        return ()
+    return best_of(study, parse_constraints(study.header.constraints)).models
 
 
 def page_data(study: Study) -> tuple[dict, list[str]]:
     """-> (what the script draws, notes on what could not be read)."""
     notes: list[str] = []
-    reports = {
-        row["trial"]: _report(study.folder, row, notes) for row in study.rows if row["state"] == "done"
-    }
+    reports = {row.trial: _report(study.folder, row, notes) for row in study.rows if row.state == "done"}
     by_metric = measured_by_metric(study.rows)
     on_front = study.front
     layers = {model: _layers(study.of_model(model), reports) for model in study.models}
     return {
-        "trials": [_trial(row, row["trial"] in on_front, study.devices) for row in study.rows],
+        "trials": [_trial(row, row.trial in on_front, study.devices) for row in study.rows],
         "models": study.models,
-        "targets": list(dict.fromkeys(row["target"] for row in study.rows)),
+        "targets": list(dict.fromkeys(row.target for row in study.rows)),
         "devices": study.devices,
         "by_metric": by_metric,
         "goal": study.goal,
@@ -131,21 +129,19 @@ def page_data(study: Study) -> tuple[dict, list[str]]:
     }, notes
 
 
-def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
+def _trial(row: StudyRow, on_front: bool, devices: list[str]) -> dict:
     """One trial: its figures as numbers and, in `texts`, as people read them."""
-    latency = {one["device"]: one for one in row.get("latency") or []}
-    numbers = {key: row.get(key) for key in FIGURES}
+    latencies = {latency.device: latency for latency in row.latencies}
+    numbers = {key: row.figure(key) for key in FIGURES}
     return {
-        **{key: row.get(key) for key in ("trial", "model", "target", "recipe", "state", "verdict")},
+        **{key: getattr(row, key) for key in ("trial", "model", "target", "recipe", "state", "verdict")},
         **numbers,
-        "short": summaries.recipe_text(row["recipe"]),
+        "short": summaries.recipe_text(row.recipe),
         "exact": is_exact(row),
         "front": on_front,
-        "reason": first_line(row.get("reason")),
-        "report": (
-            quote(row["report"]) if row.get("report") else None
-        ),  # a ":" is coded as well: nothing but a path
-        "latency": [latency.get(device, {}).get("ms") for device in devices],
+        "reason": first_line(row.reason),
+        "report": (quote(row.report) if row.report else None),  # a ":" is coded as well: nothing but a path
+        "latency": [latencies[device].ms if device in latencies else None for device in devices],
         "texts": {
             "size_bytes": summaries.size_text(numbers["size_bytes"]),
             "bits_per_weight": summaries.bits_text(numbers["bits_per_weight"]),
@@ -154,7 +150,7 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
             "conversion_psnr_db": summaries.db_text(numbers["conversion_psnr_db"]),
             "metric": summaries.number_text(numbers["metric"]),
             "ane_share": summaries.percent_text(numbers["ane_share"]),
-            "latency": [latency_text(latency.get(device, {})) for device in devices],
+            "latency": [latency_text(latencies.get(device)) for device in devices],
         },
     }
 
@@ -162,11 +158,11 @@ def _trial(row: Row, on_front: bool, devices: list[str]) -> dict:
 # Layers
 
 
-def _report(folder: Path, row: Row, notes: list[str]) -> dict:
+def _report(folder: Path, row: StudyRow, notes: list[str]) -> dict:
     """The full report of a trial, {} where it cannot be read."""
-    if not row.get("report"):
+    if not row.report:
         return {}
-    path = (folder / row["report"]).with_name("report.json")
+    path = (folder / row.report).with_name("report.json")
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError("it lies outside the study")
@@ -174,16 +170,15 @@ def _report(folder: Path, row: Row, notes: list[str]) -> dict:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError) as error:
         notes.append(
-            f"The report of trial {row['trial']} could not be read:"
-            f" {getattr(error, 'strerror', None) or error}."
+            f"The report of trial {row.trial} could not be read: {getattr(error, 'strerror', None) or error}."
         )
         return {}
 
 
-def _layers(rows: list[Row], reports: dict[int, dict]) -> dict:
+def _layers(rows: list[StudyRow], reports: dict[int, dict]) -> dict:
     """names: the weights that any trial compressed, in the order of the model; trials: number -> bits, SNR in
     dB and form of each, null: unknown."""
-    weights = {row["trial"]: _weights(row, reports.get(row["trial"], {})) for row in rows}
+    weights = {row.trial: _weights(row, reports.get(row.trial, {})) for row in rows}
     names = list(dict.fromkeys(name for found in weights.values() for name in found))
     compressed = [
         name
@@ -203,9 +198,9 @@ def _layers(rows: list[Row], reports: dict[int, dict]) -> dict:
     return {"names": compressed, "forms": forms, "trials": trials}
 
 
-def _weights(row: Row, report: dict) -> dict[str, dict]:
+def _weights(row: StudyRow, report: dict) -> dict[str, dict]:
     """name -> entry of the report's compression section, of the artifact that is the trial's."""
-    artifact = next((one for one in report.get("artifacts") or [] if one.get("target") == row["target"]), {})
+    artifact = next((one for one in report.get("artifacts") or [] if one.get("target") == row.target), {})
     return {weight["name"]: weight for weight in (artifact.get("compression") or {}).get("weights") or []}
 
 
@@ -229,8 +224,8 @@ def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict
         }
     first: dict[str, list] = {}
     for row in study.of_model(model):
-        if found := layers["trials"].get(row["trial"]):
-            first.setdefault(row["recipe"], found["snr"])
+        if found := layers["trials"].get(row.trial):
+            first.setdefault(row.recipe, found["snr"])
     columns = {recipe: snr for recipe, snr in first.items() if any(value is not None for value in snr)}
     if not columns:
         return None
@@ -247,10 +242,10 @@ def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict
 def _tables(study: Study, model: str, reports: dict[int, dict], notes: list[str]) -> Iterator[Any]:
     """The sensitivities in the study's folder that were measured on this model: `source` begins with the
     digest that its reports have as well."""
-    from ...quantization.sensitivity import read_table
+    from ...quantization.sensitivity_table import read_table
 
     digests = {
-        (reports.get(row["trial"], {}).get("source") or {}).get("sha256") for row in study.of_model(model)
+        (reports.get(row.trial, {}).get("source") or {}).get("sha256") for row in study.of_model(model)
     } - {None}
     for path in sorted(study.folder.glob("sensitivity*.json")):
         try:
@@ -277,7 +272,7 @@ def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict:
     held: dict[tuple[str, str, tuple], dict[int, np.ndarray]] = {}
     for row in sorted(study.rows, key=partial(error_of, by_metric=by_metric, goal=study.goal)):
         for name, picture in _load_pictures(study.folder, row, notes).items():
-            held.setdefault((row["model"], name, picture.shape), {})[row["trial"]] = picture
+            held.setdefault((row.model, name, picture.shape), {})[row.trial] = picture
     factor = factor_for([picture.shape for trials in held.values() for picture in trials.values()])
     found: dict[str, dict] = {}
     for (model, name, _), trials in held.items():
@@ -296,15 +291,15 @@ def _coded(pictures: dict[int, np.ndarray]) -> dict:
     return {"height": base.shape[0], "width": base.shape[1], "base": png_url(base), "trials": trials}
 
 
-def _load_pictures(folder: Path, row: Row, notes: list[str]) -> dict[str, np.ndarray]:
-    if not row.get("pictures"):
+def _load_pictures(folder: Path, row: StudyRow, notes: list[str]) -> dict[str, np.ndarray]:
+    if not row.pictures:
         return {}
     try:
-        with np.load(folder / row["pictures"], allow_pickle=False) as file:
+        with np.load(folder / row.pictures, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if _is_picture(file[name])}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         notes.append(
-            f"The pictures of trial {row['trial']} could not be read:"
+            f"The pictures of trial {row.trial} could not be read:"
             f" {getattr(error, 'strerror', None) or error}."
         )
         return {}

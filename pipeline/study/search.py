@@ -18,7 +18,8 @@ from typing import Any
 from ...models.digest import digest_json
 from ...models.errors import UserError
 from .constraints import violation
-from .results import Row, error_of, first_latency_ms
+from .records import StudyRow
+from .results import error_of, first_latency_ms, measured_by_metric, size_of
 
 STORAGE = "optuna.journal"
 STORAGE_HINT = "Give a URL that Optuna takes, such as sqlite:///study.db."
@@ -62,7 +63,9 @@ def _recipe(choice: dict[str, Any]) -> str:
     return parse_recipe("+".join(filter(None, (prune, values))) or "float16").name
 
 
-def search(plan: Any, space: Space, told: Callable[[list[str]], list[Row]], identity: dict[str, Any]) -> None:
+def search(
+    plan: Any, space: Space, told: Callable[[list[str]], list[StudyRow]], identity: dict[str, Any]
+) -> None:
     """Ask, run and tell, a batch at a time, until plan.trials are done. told(recipes) -> their rows, from the
     journal or run now.
 
@@ -114,21 +117,21 @@ def _ask(study: Any, space: Space, seed: int, number: int, batch: int) -> Any:
     )
 
 
-def _tell(study: Any, trial: Any, row: Row, plan: Any) -> None:
+def _tell(study: Any, trial: Any, row: StudyRow, plan: Any) -> None:
     for constraint in plan.constraints:
         trial.set_constraint(constraint.text, min(violation(constraint, row), UNKNOWN_MS))
-    trial.set_constraint("verdict", 0.0 if row["verdict"] == "pass" and row["state"] == "done" else 1.0)
-    trial.set_user_attr("recipe", row["recipe"])
+    trial.set_constraint("verdict", 0.0 if row.passed else 1.0)
+    trial.set_user_attr("recipe", row.recipe)
     study.tell(trial, _values(row, plan.goal))
 
 
-def _values(row: Row, goal: str) -> tuple[float, float, float]:
+def _values(row: StudyRow, goal: str) -> tuple[float, float, float]:
     """Size, error and latency, all to be minimized; a trial that failed is worse than any that did not."""
-    if row["state"] != "done":
+    if row.state != "done":
         return UNKNOWN_MS * 1e3, UNKNOWN_MS, UNKNOWN_MS
-    error = error_of(row, row.get("metric") is not None, goal)
+    error = error_of(row, measured_by_metric([row]), goal)
     return (
-        float(row["size_bytes"]),
+        size_of(row),
         max(-UNKNOWN_MS, min(error, UNKNOWN_MS)),
         min(first_latency_ms(row), UNKNOWN_MS),
     )

@@ -19,10 +19,11 @@ from ..signals import Stopped
 from ..terminal.study import study_result
 from .cluster import check_cluster, run_on_cluster
 from .executor import run_here
-from .journal import Journal, Key, identity, key_of, opened
+from .journal import Journal, Key, identity, opened
 from .page import write_page
 from .plan import StudyPlan, Subject, Task
-from .results import JOURNAL, SCHEMA, Row, load_study, write_csv
+from .records import SearchSettings, StudiedModel, StudyHeader, StudyResult, StudyRow, StudySamples
+from .results import JOURNAL, SCHEMA, load_study, write_csv
 from .search import check_storage, search, search_space
 from .trial import failed_row, prepared, warm
 
@@ -30,9 +31,8 @@ SENSITIVITY_SECONDS = 60.0  # it is measured by itself where it takes no longer
 HEAT_SCHEMES = ("int8", "int4", "palettize4", "palettize2")
 
 
-def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
-    """Try every recipe, or search; -> what `--json` prints (see show.study_result), with "infeasible" where a
-    constraint cannot be met.
+def run_study(plan: StudyPlan, show: Callable[..., Any]) -> StudyResult:
+    """Try every recipe, or search; -> what `--json` prints.
 
     A study that was begun in the same folder goes on. Raises UserError (before anything is written) for a bad
     model, recipe, eval function or folder; of several models, one that cannot be loaded is a reason in its
@@ -52,8 +52,7 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> dict[str, Any]:
         with show("report"):
             write_csv(plan.out)
             write_page(plan.out)
-    result = study_result(load_study(plan.out))
-    return result | _infeasible(plan, result)
+    return _within_constraints(study_result(load_study(plan.out)), plan)
 
 
 def _has_every_trial(plan: StudyPlan) -> bool:
@@ -62,7 +61,7 @@ def _has_every_trial(plan: StudyPlan) -> bool:
     if plan.trials is not None or not (plan.out / JOURNAL).is_file():
         return False
     try:
-        done = {key_of(row) for row in load_study(plan.out).rows}
+        done = {row.key for row in load_study(plan.out).rows}
     except UserError:
         return False
     return done.issuperset(product(plan.names, plan.targets, (recipe.name for recipe in plan.recipes)))
@@ -137,16 +136,16 @@ def _grid(plan: StudyPlan, index: int, journal: Journal, step: Any) -> bool:
     return True
 
 
-def _numbers(keys: Sequence[Key], rows: dict[Key, Row]) -> list[int]:
+def _numbers(keys: Sequence[Key], rows: dict[Key, StudyRow]) -> list[int]:
     """Of trials: each one's place, unless a trial of an earlier, smaller grid in the same folder has that
     number; then the next that is free.
 
     They do not depend on which of the trials are done already.
     """
-    taken = {row["trial"]: key for key, row in rows.items()}
+    taken = {row.trial: key for key, row in rows.items()}
     free = (number for number in count(len(keys)) if number not in taken)
     return [
-        rows[key]["trial"] if key in rows else place if place not in taken else next(free)
+        rows[key].trial if key in rows else place if place not in taken else next(free)
         for place, key in enumerate(keys)
     ]
 
@@ -158,7 +157,7 @@ def _search(plan: StudyPlan, journal: Journal, step: Any) -> None:
     asked: dict[str, int] = {}  # recipe -> its number, in the order in which they are proposed
     ran: list[str] = []
 
-    def told(wanted: list[str]) -> list[Row]:
+    def told(wanted: list[str]) -> list[StudyRow]:
         keys = {recipe: (plan.names[0], target, recipe) for recipe in wanted}
         for recipe in wanted:
             asked.setdefault(recipe, len(asked))
@@ -195,7 +194,7 @@ def _run(plan: StudyPlan, tasks: Sequence[Task], journal: Journal, step: Callabl
     with closing(rows):  # the processes end with the loop, however it ends
         for row in rows:
             journal.add(row)
-            step(row["recipe"] if row["state"] == "done" else f"{row['recipe']}: failed")
+            step(row.recipe if row.state == "done" else f"{row.recipe}: failed")
 
 
 def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
@@ -230,48 +229,40 @@ def _check_eval(text: str) -> None:
         )
 
 
-def _header(plan: StudyPlan) -> dict[str, Any]:
+def _header(plan: StudyPlan) -> StudyHeader:
     first = plan.subjects[0]
-    constraints = list(plan.given.get("constraint") or ())
-    options = {
-        "samples": first.samples,
-        "input": list(plan.given.get("input") or ()),
-        "deployment-target": first.deployment_target,
-        "model-class": first.model_class,
-        "trust-pickle": first.trust_pickle,
-    }
-    models = [
-        {"name": name, "path": str(subject.model), "sha256": source_digest(subject.model)}
-        for name, subject in zip(plan.names, plan.subjects)
-    ]
-    names = [recipe.name for recipe in plan.recipes]
-    by = {
-        "seed": plan.seed,
-        "batch": plan.batch,
-        "target": plan.targets[0],
-        "recipes": names,
-        "constraints": constraints,
-    }
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "models": models,
-        "targets": list(plan.targets),
-        "devices": list(plan.given.get("device") or ()),
-        "eval": first.evaluate,
-        "goal": plan.goal,
-        "samples": _samples(first.samples),
-        "options": options,
-        "constraints": constraints,
-        "recipes": names,
-        "search": None if plan.trials is None else by,
-    }
+    constraints = tuple(plan.given.get("constraint") or ())
+    recipes = tuple(recipe.name for recipe in plan.recipes)
+    search_settings = SearchSettings(plan.seed, plan.batch, plan.targets[0], recipes, constraints)
+    return StudyHeader(
+        SCHEMA,
+        __version__,
+        models=tuple(
+            StudiedModel(name, str(subject.model), source_digest(subject.model))
+            for name, subject in zip(plan.names, plan.subjects)
+        ),
+        targets=plan.targets,
+        devices=tuple(plan.given.get("device") or ()),
+        eval=first.evaluate,
+        goal=plan.goal,
+        samples=_samples(first.samples),
+        options={
+            "samples": first.samples,
+            "input": list(plan.given.get("input") or ()),
+            "deployment-target": first.deployment_target,
+            "model-class": first.model_class,
+            "trust-pickle": first.trust_pickle,
+        },
+        constraints=constraints,
+        recipes=recipes,
+        search=None if plan.trials is None else search_settings,
+    )
 
 
-def _samples(text: str | None) -> dict[str, Any]:
+def _samples(text: str | None) -> StudySamples:
     """What the trials ran on: the digest of a file, so that another file of the same name is told apart."""
     digest = source_digest(Path(text)) if text and ":" not in text else None
-    return {"kind": "real" if text else "synthetic", "from": text, "sha256": digest}
+    return StudySamples("real" if text else "synthetic", text, digest)
 
 
 def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., Any]) -> None:
@@ -283,7 +274,8 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
     if plan.sensitivity is False or len(plan.subjects) > 1 or path.exists():
         return
     from ...quantization.recipe import parse_recipe
-    from ...quantization.sensitivity import measure, write_table
+    from ...quantization.sensitivity import measure
+    from ...quantization.sensitivity_table import write_table
 
     ready = prepared(subject)
     captured = ready.captured
@@ -311,9 +303,9 @@ def _note_earlier(step: Any, count: int) -> None:
         step("done before")
 
 
-def _infeasible(plan: StudyPlan, result: dict[str, Any]) -> dict[str, Any]:
-    """Where the constraints cannot be met: why, and a verdict that says so."""
+def _within_constraints(result: StudyResult, plan: StudyPlan) -> StudyResult:
+    """Where the constraints cannot be met: with the reason, and a verdict that says so."""
     from .constraints import describe_infeasible
 
-    why = describe_infeasible(result["trials"], plan.constraints) if plan.constraints else ""
-    return {"infeasible": why, "verdict": "fail"} if why else {}
+    why = describe_infeasible(result.trials, plan.constraints) if plan.constraints else ""
+    return replace(result, infeasible=why, verdict="fail") if why else result

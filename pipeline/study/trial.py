@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from ..targets import find_target
 from ..yardstick import FirstRun, expected_answers, first_run, yardstick_of
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
-from .records import TrialLatency
+from .records import StudyRow, TrialLatency
 
 if TYPE_CHECKING:
     from ...models.capture import Captured
@@ -48,7 +48,6 @@ EVAL_HINT = (
 )
 # workers share the memory of the process that made them; elsewhere the system's libraries do not bear that
 FORKS = sys.platform == "linux"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,31 +91,30 @@ def open_weight_cache() -> WeightCache | None:
     )
 
 
-def run_trial(task: Task) -> Row:
+def run_trial(task: Task) -> StudyRow:
     """Compress, convert, validate, place, evaluate. -> the row of the journal; never raises what one trial
     can be blamed for."""
     started = time.perf_counter()
-    row = failed_row(task, "")
     try:
-        row |= _figures(task)
+        row = _finished_row(task)
     except DiskFull:  # every other trial would fail as well: the study stops, and goes on when there is space
         raise
     except UserError as error:
-        row["reason"] = str(error)
+        row = failed_row(task, str(error))
     except MemoryError:
-        row["reason"] = "The memory of this machine is full.\nUse fewer --workers."
+        row = failed_row(task, "The memory of this machine is full.\nUse fewer --workers.")
     except Exception as error:  # a trial's row, not the study's end
-        row["reason"] = (
+        row = failed_row(
+            task,
             f"{type(error).__name__}: {error}\nThis is a defect of cidermill: please report it with the model"
-            " and the recipe."
+            " and the recipe.",
         )
     release_memory()  # the runner refers to itself, and to the weights that it has decoded
-    return row | {"seconds": round(time.perf_counter() - started, 3)}
+    return replace(row, seconds=round(time.perf_counter() - started, 3))
 
 
-def failed_row(task: Task, reason: str) -> Row:
-    names = {"trial": task.trial, "model": task.model, "target": task.target, "recipe": task.recipe.name}
-    return {**names, "state": "failed", "reason": reason, "verdict": None, "seconds": None}
+def failed_row(task: Task, reason: str) -> StudyRow:
+    return StudyRow(task.trial, task.model, task.target, task.recipe.name, "failed", reason)
 
 
 def warm(tasks: Sequence[Task]) -> None:
@@ -143,7 +141,8 @@ def _fills_a_template(task: Task) -> bool:
     return task.recipe.compresses and task.recipe.activations is None
 
 
-def _figures(task: Task) -> Row:
+def _finished_row(task: Task) -> StudyRow:
+    """The row of a trial that was made, with the figures that it is compared by and the one of --eval."""
     from ...quantization.compress import compress
     from ..predict import sizes_from_shapes
 
@@ -174,17 +173,17 @@ def _figures(task: Task) -> Row:
     if ready.weight_cache is not None and (cache := open_cache()):
         make_room(cache)
     where = f"{task.folder.parent.name}/{task.folder.name}"
-    figures = _row_figures(report, report.artifacts[0]) | {
-        "report": f"{where}/report.html",
-        "pictures": f"{where}/{PICTURES}" if pictures else None,
-        "state": "done",
-        "peak_rss_bytes": max(stage.peak_rss_bytes for stage in stages.records),
-    }
-    return figures | _evaluated(task, task.folder / report.artifacts[0].path)
+    row = replace(
+        _compared_by(task, report, report.artifacts[0]),
+        report=f"{where}/report.html",
+        pictures=f"{where}/{PICTURES}" if pictures else None,
+        peak_rss_bytes=max(stage.peak_rss_bytes for stage in stages.records),
+    )
+    return _evaluated(row, task.subject.evaluate, task.folder / report.artifacts[0].path)
 
 
-def _row_figures(report: Report, artifact: Artifact) -> Row:
-    """What a trial is compared by."""
+def _compared_by(task: Task, report: Report, artifact: Artifact) -> StudyRow:
+    """The row with what a trial is compared by, and without where it lies."""
     from ..judge import tensor_bytes
 
     total = artifact.validation.total
@@ -192,49 +191,47 @@ def _row_figures(report: Report, artifact: Artifact) -> Row:
     worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
     stored_bits = 8 * tensor_bytes(artifact.compression.bytes)
     on_engine = find_target(artifact.target).neural_engine
-    return {
-        "verdict": artifact.verdict,
-        "reason": "" if artifact.verdict == "pass" else "\n".join(artifact.warnings[:1]),
-        "size_bytes": artifact.size_bytes,
-        "sha256": artifact.sha256,
-        "bits_per_weight": stored_bits / max(1, report.source.parameters),
-        "psnr_db": worst if worst is not None and math.isfinite(worst) else None,
-        "exact": worst == math.inf,
-        "cosine": worst_cosine(total),
-        "conversion_psnr_db": worst_psnr_db(artifact.validation.conversion),
-        "ane_share": artifact.placement.units["ane"].share if on_engine else 0.0,
-        "latency": [
-            TrialLatency(row.device, row.chip, row.ms, row.low_ms, row.high_ms)
-            for row in artifact.latency.devices
-        ],
-    }
+    return StudyRow(
+        task.trial,
+        task.model,
+        task.target,
+        task.recipe.name,
+        "done",
+        reason="" if artifact.verdict == "pass" else "\n".join(artifact.warnings[:1]),
+        verdict=artifact.verdict,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        bits_per_weight=stored_bits / max(1, report.source.parameters),
+        psnr_db=worst if worst is not None and math.isfinite(worst) else None,
+        exact=worst == math.inf,
+        cosine=worst_cosine(total),
+        conversion_psnr_db=worst_psnr_db(artifact.validation.conversion),
+        ane_share=artifact.placement.units["ane"].share if on_engine else 0.0,
+        latency=tuple(
+            TrialLatency(device.device, device.chip, device.ms, device.low_ms, device.high_ms)
+            for device in artifact.latency.devices
+        ),
+    )
 
 
-def _evaluated(task: Task, artifact: Path) -> Row:
-    """The user's own figure. A function that raises, or gives no number, fails the trial; its other figures
-    stay."""
-    name = task.subject.evaluate
+def _evaluated(row: StudyRow, name: str | None, artifact: Path) -> StudyRow:
+    """The row with the user's own figure. A function that raises, or gives no number, fails the trial; its
+    other figures stay. name: of the function, None where there is none."""
     if name is None:
-        return {"metric": None}
+        return replace(row, metric=None)
     from ...models.user_code import import_by_name
     from ...validation.runners import open_runner
 
     try:
         given = import_by_name(name, "--eval")(open_runner(artifact))
     except (Exception, SystemExit) as error:  # whatever the user's own function raises
-        return {
-            "metric": None,
-            "state": "failed",
-            "reason": f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}",
-        }
+        problem = f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}"
+        return replace(row, metric=None, state="failed", reason=problem)
     value = _number(given)
     if value is None:
-        return {
-            "metric": None,
-            "state": "failed",
-            "reason": f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}",
-        }
-    return {"metric": value}
+        problem = f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}"
+        return replace(row, metric=None, state="failed", reason=problem)
+    return replace(row, metric=value)
 
 
 def _number(given: Any) -> float | None:

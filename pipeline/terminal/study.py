@@ -6,14 +6,15 @@ from typing import Any
 
 from ..report import summaries
 from ..study.page import PAGE
+from ..study.records import BestTrials, RankedTrial, StudyResult, StudyRow
 from ..study.results import (
-    Row,
     Study,
     first_latency_ms,
     first_line,
     is_exact,
     latency_text,
     measured_by_metric,
+    size_of,
 )
 from .console import console
 from .text import arrow, clean, line, table, verdict_text
@@ -21,30 +22,30 @@ from .text import arrow, clean, line, table, verdict_text
 WITH_SHARES = 92  # columns from which the Neural Engine's share and the cosine fit as well
 
 
-def study_result(study: Study) -> dict:
+def study_result(study: Study) -> StudyResult:
     """What `--json` prints: the header, and every trial with whether it is on the front. verdict: "pass"
     where any trial passed."""
     on_front = study.front
-    trials = [{**row, "front": row["trial"] in on_front} for row in study.rows]
-    passed = any(row["state"] == "done" and row.get("verdict") == "pass" for row in trials)
-    return {
-        **study.header,
-        "study": str(study.folder),
-        "trials": trials,
-        "verdict": "pass" if passed else "fail",
-    }
+    trials = tuple(RankedTrial(**vars(row), front=row.trial in on_front) for row in study.rows)
+    return StudyResult(
+        **vars(study.header),
+        study=str(study.folder),
+        trials=trials,
+        verdict="pass" if any(trial.passed for trial in trials) else "fail",
+    )
 
 
-def show_study(result: dict) -> None:
+def show_study(result: StudyResult) -> None:
     """A table for each model and target, sorted by size, the front marked; then the trials that failed, with
     their reasons."""
     out = console()
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in result["trials"]:
-        groups.setdefault((row["model"], row["target"]), []).append(row)
-    for (model, target), rows in groups.items():
+    groups: dict[tuple[str, str], list[RankedTrial]] = {}
+    for trial in result.trials:
+        groups.setdefault((trial.model, trial.target), []).append(trial)
+    for (model, target), trials in groups.items():
         done = sorted(
-            (row for row in rows if row["state"] == "done"), key=lambda row: (row["size_bytes"], row["trial"])
+            (trial for trial in trials if trial.state == "done"),
+            key=lambda trial: (size_of(trial), trial.trial),
         )
         out.print()
         out.print(
@@ -57,19 +58,17 @@ def show_study(result: dict) -> None:
         )
         if done:
             out.print(_table(done, out))
-    _show_reasons(
-        [
-            row
-            for row in result["trials"]
-            if row["state"] == "failed" or (row.get("verdict") == "fail" and row.get("reason"))
-        ],
-        out,
-    )
-    out.print(line((_legend(result["trials"], out), "dim")))
-    if result.get("infeasible"):
-        out.print(line((clean(result["infeasible"], keep_lines=True), "red")), soft_wrap=True)
+    failed = [
+        trial
+        for trial in result.trials
+        if trial.state == "failed" or (trial.verdict == "fail" and trial.reason)
+    ]
+    _show_reasons(failed, out)
+    out.print(line((_legend(result.trials, out), "dim")))
+    if result.infeasible:
+        out.print(line((clean(result.infeasible, keep_lines=True), "red")), soft_wrap=True)
     out.print(
-        line(("Study in ", ""), (clean(result["study"]), "bold"), (f": {PAGE}, study.csv, study.jsonl", "")),
+        line(("Study in ", ""), (clean(result.study), "bold"), (f": {PAGE}, study.csv, study.jsonl", "")),
         soft_wrap=True,
     )
 
@@ -78,9 +77,9 @@ def _star(out: Any) -> str:
     return "★" if arrow(out) == "→" else "*"
 
 
-def _table(rows: Sequence[Row], out: Any) -> Any:
+def _table(rows: Sequence[RankedTrial], out: Any) -> Any:
     by_metric, wide = measured_by_metric(rows), out.width >= WITH_SHARES
-    devices = [row["latency"][0]["device"] for row in rows if row.get("latency")]
+    devices = [row.latencies[0].device for row in rows if row.latencies]
     headers = [
         "",
         "#",
@@ -96,39 +95,39 @@ def _table(rows: Sequence[Row], out: Any) -> Any:
     return table(out, headers, [_cells(row, out, by_metric, wide, bool(devices)) for row in rows])
 
 
-def _cells(row: Row, out: Any, by_metric: bool, wide: bool, latency: bool) -> list:
-    psnr = "exact" if is_exact(row) else summaries.db_text(row.get("psnr_db"))
+def _cells(row: RankedTrial, out: Any, by_metric: bool, wide: bool, latency: bool) -> list:
+    psnr = "exact" if is_exact(row) else summaries.db_text(row.figure("psnr_db"))
     first = first_latency_ms(row)
     return [
-        _star(out) if row["front"] else "",
-        str(row["trial"]),
-        line((clean(summaries.recipe_text(row["recipe"])), "bold" if row["front"] else "")),
-        summaries.size_text(row["size_bytes"]),
-        *([summaries.number_text(row.get("metric"))] if by_metric else []),
+        _star(out) if row.front else "",
+        str(row.trial),
+        line((clean(summaries.recipe_text(row.recipe)), "bold" if row.front else "")),
+        summaries.size_text(row.figure("size_bytes")),
+        *([summaries.number_text(row.figure("metric"))] if by_metric else []),
         psnr,
-        *([summaries.number_text(row.get("cosine"))] if wide else []),
+        *([summaries.number_text(row.figure("cosine"))] if wide else []),
         *([summaries.ms_text(None if first == float("inf") else first)] if latency else []),
-        *([summaries.percent_text(row.get("ane_share"))] if wide else []),
-        verdict_text(row.get("verdict") or summaries.NONE),
+        *([summaries.percent_text(row.figure("ane_share"))] if wide else []),
+        verdict_text(row.verdict or summaries.NONE),
     ]
 
 
-def _show_reasons(rows: Sequence[Row], out: Any) -> None:
+def _show_reasons(rows: Sequence[StudyRow], out: Any) -> None:
     if rows:
         out.print(line((f"{len(rows)} trial{'s' if len(rows) > 1 else ''} failed:", "red")))
     for row in rows:
         name = (
-            f"  {row['trial']} {clean(summaries.recipe_text(row['recipe']))} ({clean(row['model'])},"
-            f" {clean(row['target'])}): "
+            f"  {row.trial} {clean(summaries.recipe_text(row.recipe))} ({clean(row.model)},"
+            f" {clean(row.target)}): "
         )
         out.print(
-            line((name, "bold"), (clean(first_line(row.get("reason"))) or "no reason recorded", "")),
+            line((name, "bold"), (clean(first_line(row.reason)) or "no reason recorded", "")),
             soft_wrap=True,
         )
 
 
-def _legend(rows: Sequence[Row], out: Any) -> str:
-    device = next((row["latency"][0]["device"] for row in rows if row.get("latency")), "")
+def _legend(rows: Sequence[StudyRow], out: Any) -> str:
+    device = next((row.latencies[0].device for row in rows if row.latencies), "")
     error = "metric" if measured_by_metric(rows) else "PSNR"
     latency = f" and latency ({clean(device)}, two digits)" if device else ""
     return (
@@ -137,50 +136,39 @@ def _legend(rows: Sequence[Row], out: Any) -> str:
     )
 
 
-def show_best(result: dict) -> None:
+def show_best(result: BestTrials) -> None:
     """The winner's figures and the command that makes it; where there is none, which constraint cannot be met
     and by how much."""
     out = console()
-    for found in result["models"]:
+    for best in result.models:
         out.print()
         out.print(
-            line((clean(found["model"]), "bold"), (f" within {clean(', '.join(result['constraints']))}", "")),
+            line((clean(best.model), "bold"), (f" within {clean(', '.join(result.constraints))}", "")),
             soft_wrap=True,
         )
-        if "trial" in found:
-            _show_winner(found["trial"], out)
-            out.print(clean(found["command"]), soft_wrap=True)
+        if best.trial:
+            _show_winner(best.trial, out)
+            out.print(clean(best.command), soft_wrap=True)
         else:
-            out.print(line((clean(found["infeasible"], keep_lines=True), "red")), soft_wrap=True)
+            out.print(line((clean(best.infeasible, keep_lines=True), "red")), soft_wrap=True)
 
 
-def _show_winner(row: Row, out: Any) -> None:
+def _show_winner(row: StudyRow, out: Any) -> None:
+    size, bits = row.figure("size_bytes"), row.figure("bits_per_weight")
+    psnr = "exact" if is_exact(row) else summaries.db_text(row.figure("psnr_db"))
+    metric, share = row.figure("metric"), row.figure("ane_share")
     figures = [
-        ("recipe", clean(row["recipe"])),
-        ("target", clean(row["target"])),
-        (
-            "size",
-            f"{summaries.size_text(row['size_bytes'])},"
-            f" {summaries.bits_text(row.get('bits_per_weight'))} per weight",
-        ),
-        *([("metric", summaries.number_text(row["metric"]))] if row.get("metric") is not None else []),
-        (
-            "PSNR",
-            (
-                f"{'exact' if is_exact(row) else summaries.db_text(row.get('psnr_db'))}, cosine"
-                f" {summaries.number_text(row.get('cosine'))}"
-            ),
-        ),
-        *(
-            (clean(one["device"]), f"{latency_text(one)}, {clean(one.get('source', 'estimate'))}")
-            for one in row.get("latency") or []
-        ),
-        *(
-            [("ANE", f"{summaries.percent_text(row['ane_share'])} of the operations")]
-            if row.get("ane_share") is not None
-            else []
-        ),
+        ("recipe", clean(row.recipe)),
+        ("target", clean(row.target)),
+        ("size", f"{summaries.size_text(size)}, {summaries.bits_text(bits)} per weight"),
     ]
+    if metric is not None:
+        figures.append(("metric", summaries.number_text(metric)))
+    figures.append(("PSNR", f"{psnr}, cosine {summaries.number_text(row.figure('cosine'))}"))
+    for latency in row.latencies:
+        figures.append((clean(latency.device), f"{latency_text(latency)}, {clean(latency.source)}"))
+    if share is not None:
+        figures.append(("ANE", f"{summaries.percent_text(share)} of the operations"))
     width = max(len(name) for name, _ in figures) + 2
     for name, text in figures:
         out.print(line((f"  {name:<{width}}", "dim"), (text, "")), soft_wrap=True)

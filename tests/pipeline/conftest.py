@@ -16,6 +16,8 @@ from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.commands.schemas import RECORDS, schema_path
 from cidermill.pipeline.report import json_files
 from cidermill.pipeline.report.records import Report
+from cidermill.pipeline.study import journal
+from cidermill.pipeline.study.records import StudyRow
 from cidermill.pipeline.study.results import SCHEMA as STUDY
 
 LAYER = [
@@ -256,17 +258,22 @@ def _mps(rng: random.Random) -> dict:
 
 @pytest.fixture(scope="session", autouse=True)
 def written_files_fit_their_schemas():
-    """Every report, lock and manifest that a test writes fits the JSON Schema that ships in the wheel, and
-    its records hold all of it."""
+    """Every report, lock, manifest and row of a study that a test writes fits the JSON Schema that ships in
+    the wheel, and its records hold all of it."""
     validators = {
         name: jsonschema.Draft202012Validator(json.loads(schema_path(name).read_text())) for name in RECORDS
     }
-    del validators[STUDY]  # a schema of rows; what names it is their header
     plain = json_files.to_builtins
+
+    def schema_of(value, content):
+        if isinstance(value, StudyRow):
+            return STUDY
+        name = content.get("schema") if isinstance(content, dict) else None
+        return None if name == STUDY else name  # a study's header names the schema of the rows below it
 
     def checked(value):
         content = plain(value)
-        name = content.get("schema") if isinstance(content, dict) else None
+        name = schema_of(value, content)
         if name in validators:
             validators[name].validate(content)
             assert plain(msgspec.convert(content, RECORDS[name])) == content
@@ -274,6 +281,7 @@ def written_files_fit_their_schemas():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_files, "to_builtins", checked)
+        patch.setattr(journal, "to_builtins", checked)
         yield
 
 

@@ -170,13 +170,7 @@ def test_what_does_not_divide_is_reported(captured):
     (decision,) = compressed.decisions
     assert (decision.requested, decision.realised) == ("prune50+int4", "prune50+int4:block24")
     assert decision.reason == "blocks of 32 do not divide 48 input channels: blocks of 24"
-    assert decision.as_json() == {
-        "name": "weight",
-        "requested": "prune50+int4",
-        "realised": "prune50+int4:block24",
-        "bits_per_weight": decision.bits_per_weight,
-        "reason": decision.reason,
-    }
+    assert (decision.name, decision.shape) == ("weight", (64, 48))
 
 
 def test_values_beyond_float16_are_left_alone(captured):

@@ -13,7 +13,8 @@ from cidermill.models.samples import synthetic
 from cidermill.models.source import Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
-from cidermill.quantization.sensitivity import MeasuredOn, fits, measure, read_table, write_table
+from cidermill.quantization.sensitivity import measure
+from cidermill.quantization.sensitivity_table import MeasuredOn, fits, read_table, write_table
 
 
 class Branches(torch.nn.Module):

@@ -10,6 +10,7 @@ import signal
 import sys
 import zipfile
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 
 from cidermill.pipeline.commands.cli import convert, main
 from cidermill.pipeline.study.pictures import pictures_of
+from cidermill.pipeline.study.records import StudyHeader, StudyRow
 from cidermill.validation import open_runner
 
 HOSTILE = (
@@ -153,6 +155,15 @@ def journals():
             staticmethod, (make_row, make_failed, make_header, write_journal, write_report)
         )
         hostile = HOSTILE
+
+        @staticmethod
+        def records(rows):
+            """As `load_study` gives them."""
+            return msgspec.convert(rows, list[StudyRow])
+
+        @staticmethod
+        def header_record(header):
+            return msgspec.convert(header, StudyHeader)
 
         @staticmethod
         def many(folder, models=("net",), trials=60):

@@ -3,10 +3,12 @@ keeps them all."""
 
 import math
 
+import msgspec
 import pytest
 
 from cidermill.models.errors import UserError
 from cidermill.pipeline.study.constraints import describe_infeasible, parse_constraints, violation
+from cidermill.pipeline.study.records import StudyRow
 
 
 def row(trial=0, **changes):
@@ -36,7 +38,7 @@ def row(trial=0, **changes):
         "metric": 0.9,
         "ane_share": 0.95,
     }
-    return {
+    content = {
         "trial": trial,
         "model": "m",
         "target": "coreml",
@@ -48,6 +50,7 @@ def row(trial=0, **changes):
         "latency": latency,
         **changes,
     }
+    return msgspec.convert(content, StudyRow)
 
 
 READ = {
@@ -159,15 +162,7 @@ def test_violation(text, changes, wanted):
 
 
 def test_a_failed_row_has_no_figures():
-    failed = {
-        "trial": 4,
-        "model": "m",
-        "target": "coreml",
-        "recipe": "int4",
-        "state": "failed",
-        "reason": "no",
-        "verdict": None,
-    }
+    failed = StudyRow(4, "m", "coreml", "int4", "failed", "no")
     for constraint in parse_constraints(
         "size<=12MB,bits<=4,psnr>=3,cosine>=0.1,metric>=0,ane_share>=0,latency<=1s"
     ):
@@ -241,7 +236,7 @@ def test_unknown_figures_are_said_to_be_unknown(text, changes, said):
 
 
 def test_nothing_passed():
-    rows = [row(verdict="fail"), {**row(1), "state": "failed", "verdict": None}]
+    rows = [row(verdict="fail"), row(1, state="failed", verdict=None)]
     assert (
         describe(rows, "size<=12MB") == "No trial passed: 1 could not be finished, 1 had a failing verdict."
     )

@@ -98,7 +98,7 @@ def test_memory_bounds_what_runs_at_once(tiny, record, tmp_path, budget_bytes, o
         plan.task(number, 0, "coreml", parse_recipe(recipe)) for number, recipe in enumerate(["int8", "int4"])
     ]
     rows = list(run_here(tasks, 2, lambda task: 10, budget_bytes))
-    assert [row["state"] for row in rows] == ["done", "done"], rows
+    assert [row.state for row in rows] == ["done", "done"], rows
     (_, first_end), (second_begin, _) = intervals(record)
     assert (second_begin < first_end) == overlap
 

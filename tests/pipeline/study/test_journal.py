@@ -7,26 +7,37 @@ import os
 import resource
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from cidermill.models.errors import UserError
+from cidermill.pipeline.report.json_files import to_builtins
 from cidermill.pipeline.study.journal import identity, opened
+from cidermill.pipeline.study.records import StudyHeader
 
 
 @pytest.fixture
 def header(journals):
-    return journals.header(search=None, options={"samples": None, "input": [], "deployment-target": "iOS18"})
+    options = {"samples": None, "input": [], "deployment-target": "iOS18"}
+    return journals.header_record(journals.header(search=None, options=options))
+
+
+@pytest.fixture
+def done(journals):
+    """A row that a journal takes: done("int8") as trial 0, done("int4", 1)."""
+    return lambda recipe="int8", trial=0: journals.records([journals.row(trial, recipe=recipe)])[0]
 
 
 def lines(folder):
     return (folder / "study.jsonl").read_bytes().splitlines(keepends=True)
 
 
-def test_rows_are_appended_and_found_again(header, journals, tmp_path):
+def test_rows_are_appended_and_found_again(header, done, journals, tmp_path):
     with opened(tmp_path / "s", header) as journal:
-        journal.add(journals.row(0, recipe="int8"))
-        journal.add(journals.failed(1, recipe="int4"))
+        journal.add(done())
+        journal.add(journals.records([journals.failed(1, recipe="int4")])[0])
     with opened(tmp_path / "s", header) as journal:
         assert set(journal.rows) == {("net", "coreml", "int8"), ("net", "coreml", "int4")}
     assert len(lines(tmp_path / "s")) == 3 and [path.name for path in (tmp_path / "s").iterdir()] == [
@@ -34,7 +45,7 @@ def test_rows_are_appended_and_found_again(header, journals, tmp_path):
     ]
 
 
-def test_a_row_is_on_the_disk_before_anything_else_happens(header, journals, tmp_path, monkeypatch):
+def test_a_row_is_on_the_disk_before_anything_else_happens(header, done, tmp_path, monkeypatch):
     seen, fsync = [], os.fsync
 
     def watched(number):
@@ -43,20 +54,20 @@ def test_a_row_is_on_the_disk_before_anything_else_happens(header, journals, tmp
 
     monkeypatch.setattr(os, "fsync", watched)
     with opened(tmp_path / "s", header) as journal:
-        journal.add(journals.row(0, recipe="int8"))
+        journal.add(done())
         assert seen == [1, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
-def test_a_line_that_was_cut_off_is_forgotten(header, journals, tmp_path, cut):
+def test_a_line_that_was_cut_off_is_forgotten(header, done, tmp_path, cut):
     with opened(tmp_path / "s", header) as journal:
-        journal.add(journals.row(0, recipe="int8"))
-        journal.add(journals.row(1, recipe="int4"))
+        journal.add(done())
+        journal.add(done("int4", 1))
     path = tmp_path / "s" / "study.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     with opened(tmp_path / "s", header) as journal:
         assert [recipe for _, _, recipe in journal.rows] == ["int8"]
-        journal.add(journals.row(1, recipe="int4"))
+        journal.add(done("int4", 1))
     assert [json.loads(line).get("recipe") for line in lines(tmp_path / "s")] == [None, "int8", "int4"]
 
 
@@ -79,23 +90,27 @@ DIFFERENT = {
     "--goal": {"goal": "minimize"},
     "--samples": {"samples": {"kind": "real", "from": "x.npz", "sha256": "12"}},
     "--deployment-target": {"options": {"samples": None, "input": [], "deployment-target": "iOS26"}},
-    "its search": {"search": {"seed": 1}},
+    "its search": {"search": {"seed": 1, "batch": 4, "target": "coreml", "recipes": [], "constraints": []}},
 }
 
 
+def changed(header, change):
+    return msgspec.convert(to_builtins(header) | change, StudyHeader)
+
+
 @pytest.mark.parametrize(("name", "change"), DIFFERENT.items(), ids=DIFFERENT)
-def test_another_study_is_refused_in_words_and_left_alone(header, journals, tmp_path, name, change):
+def test_another_study_is_refused_in_words_and_left_alone(header, done, tmp_path, name, change):
     with opened(tmp_path / "s", header) as journal:
-        journal.add(journals.row(0))
+        journal.add(done())
     before = lines(tmp_path / "s")
-    with pytest.raises(UserError) as error, opened(tmp_path / "s", header | change):
+    with pytest.raises(UserError) as error, opened(tmp_path / "s", changed(header, change)):
         pass
     assert name in error.value.message and "then" in error.value.message and "--out" in error.value.hint
     assert lines(tmp_path / "s") == before
 
 
 def test_where_files_are_is_no_difference(header):
-    moved = header | {"models": [{**header["models"][0], "path": "/elsewhere/net.pt"}]}
+    moved = replace(header, models=(replace(header.models[0], path="/elsewhere/net.pt"),))
     assert identity(moved) == identity(header)
 
 
@@ -137,11 +152,11 @@ def longest_file(count):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_up_leaves_no_half_line(header, journals, tmp_path):
+def test_a_disk_that_fills_up_leaves_no_half_line(header, done, tmp_path):
     with opened(tmp_path / "s", header) as journal:
         before = (tmp_path / "s" / "study.jsonl").read_bytes()
         with pytest.raises(OSError, match="too large"), longest_file(len(before) + 50):
-            journal.add(journals.row(0))
+            journal.add(done())
         assert (tmp_path / "s" / "study.jsonl").read_bytes() == before and not journal.rows
 
 

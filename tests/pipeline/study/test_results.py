@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.cli import convert, main
+from cidermill.pipeline.report.json_files import to_builtins
 from cidermill.pipeline.study.constraints import parse_constraints
+from cidermill.pipeline.study.records import StudyRow
 from cidermill.pipeline.study.results import (
     best,
     best_of,
@@ -28,8 +31,8 @@ from cidermill.pipeline.study.results import (
 
 def test_rows_come_back_in_the_order_of_their_numbers(tmp_path, journals):
     study = load_study(journals.write(tmp_path, [journals.row(2), journals.failed(0), journals.row(1)]))
-    assert [row["trial"] for row in study.rows] == [0, 1, 2]
-    assert study.header == journals.header()
+    assert [row.trial for row in study.rows] == [0, 1, 2]
+    assert to_builtins(study.header) == journals.header()
     assert (study.models, study.devices, study.goal) == (["net"], ["iPhone 15 Pro", "iPhone 12"], "maximize")
 
 
@@ -38,17 +41,17 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, journals, cut):
     path = journals.write(tmp_path, [journals.row(0), journals.row(1)]) / "study.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: -1 - cut])
-    assert [row["trial"] for row in load_study(tmp_path).rows] == [0]
+    assert [row.trial for row in load_study(tmp_path).rows] == [0]
 
 
 def test_of_two_rows_of_one_trial_the_later_counts(tmp_path, journals):
     study = load_study(journals.write(tmp_path, [journals.failed(0), journals.row(0, psnr_db=12.0)]))
-    assert [row["psnr_db"] for row in study.rows] == [12.0]
+    assert [row.psnr_db for row in study.rows] == [12.0]
 
 
 def test_nan_is_no_figure(tmp_path, journals):
     study = load_study(journals.write(tmp_path, [journals.row(0, psnr_db=math.nan, metric=math.inf)]))
-    assert study.rows[0]["psnr_db"] is None and study.rows[0]["metric"] is None
+    assert study.rows[0].psnr_db is None and study.rows[0].metric is None
 
 
 def damage(line, text):
@@ -162,6 +165,10 @@ def as_rows(drawn, with_metric=True):
     return rows
 
 
+def records(rows):
+    return msgspec.convert(rows, list[StudyRow])
+
+
 def goodness(row, rival, goal):
     """(smaller, more exact, faster) as three numbers to be maximized, by the words of the definition; None:
     it cannot be judged."""
@@ -194,7 +201,7 @@ def test_front_against_brute_force(drawn, goal, with_metric):
         ]
         if not beaten:
             wanted.add(row["trial"])
-    assert front(rows, goal) == wanted
+    assert front(records(rows), goal) == wanted
 
 
 def test_a_front_of_known_trials(journals):
@@ -208,11 +215,11 @@ def test_a_front_of_known_trials(journals):
         journals.failed(6),
         journals.row(7, target="executorch-mps", size_bytes=300, psnr_db=5.0),  # alone for its target
     ]
-    assert front(rows) == {0, 1, 4, 7}
+    assert front(journals.records(rows)) == {0, 1, 4, 7}
     faster = [{**rows[2]["latency"][0], "ms": 0.1}]
-    assert front([*rows[:2], {**rows[2], "latency": faster}]) == {0, 1, 2}
+    assert front(journals.records([*rows[:2], {**rows[2], "latency": faster}])) == {0, 1, 2}
     hardly = [{**rows[2]["latency"][0], "ms": 1.99}]  # of an estimate of 2.0: as good
-    assert front([*rows[:2], {**rows[2], "latency": hardly}]) == {0, 1}
+    assert front(journals.records([*rows[:2], {**rows[2], "latency": hardly}])) == {0, 1}
 
 
 # The best
@@ -226,7 +233,7 @@ def test_a_front_of_known_trials(journals):
 )
 def test_best_against_brute_force(drawn, size, decibels, goal):
     rows = as_rows([{**trial, "model": "a"} for trial in drawn])
-    found = best(rows, parse_constraints(f"size<={size}B,psnr>={decibels}"), goal)
+    found = best(records(rows), parse_constraints(f"size<={size}B,psnr>={decibels}"), goal)
     feasible = [
         row
         for row in rows
@@ -239,8 +246,8 @@ def test_best_against_brute_force(drawn, size, decibels, goal):
     if not judged:
         assert found is None
     else:
-        mine = goodness(found, rows, goal)
-        assert found in feasible
+        (chosen,) = [row for row in feasible if row["trial"] == found.trial]
+        mine = goodness(chosen, rows, goal)
         assert (mine[1], mine[0], mine[2]) == max((theirs[1], theirs[0], theirs[2]) for theirs, _ in judged)
 
 
@@ -259,9 +266,9 @@ def test_best_is_the_smallest_where_only_quality_is_asked(journals, text, wanted
     """The smallest error would always be the largest trial."""
     rows = [
         journals.row(index, size_bytes=size, psnr_db=psnr)
-        for index, (size, psnr) in enumerate([(3e6, 25.0), (4e6, 35.0), (9e6, 70.0)])
+        for index, (size, psnr) in enumerate([(3_000_000, 25.0), (4_000_000, 35.0), (9_000_000, 70.0)])
     ]
-    assert best(rows, parse_constraints(text))["trial"] == wanted
+    assert best(journals.records(rows), parse_constraints(text)).trial == wanted
 
 
 def test_best_of_each_model_with_its_command(tmp_path, journals):
@@ -272,9 +279,9 @@ def test_best_of_each_model_with_its_command(tmp_path, journals):
     ]
     study = load_study(journals.write(tmp_path, rows, journals.header(("a", "b"))))
     found = best_of(study, parse_constraints("size<=12MB"))
-    assert found["verdict"] == "fail"
-    first, second = found["models"]
-    assert first["trial"]["trial"] == 1  # as exact as 0, and smaller
+    assert found.verdict == "fail"
+    first, second = found.models
+    assert first.trial.trial == 1  # as exact as 0, and smaller
     wanted = [
         "convert",
         "models/0.pt",
@@ -287,9 +294,9 @@ def test_best_of_each_model_with_its_command(tmp_path, journals):
         "--device",
         "iPhone 12",
     ]
-    assert shlex.split(first["command"]) == wanted
+    assert shlex.split(first.command) == wanted
     assert (
-        second["infeasible"]
+        second.infeasible
         == "size<=12MB cannot be met: the nearest is 13.0 MB, 1.00 MB (8.3 %) too much, in trial 2 (int8,"
         " coreml)."
     )
@@ -318,7 +325,7 @@ def test_the_command_has_the_options_that_are_not_the_default(tmp_path, journals
     ]
     wanted += ["--input", "a:1x3", "--input", "b:1x4", "--trust-pickle"]
     assert convert_command(study, study.rows[0]) == wanted
-    study.header["options"]["deployment-target"] = "iOS17"
+    study.header.options["deployment-target"] = "iOS17"
     assert convert_command(study, study.rows[0])[-3:] == ["--deployment-target", "iOS17", "--trust-pickle"]
 
 
@@ -328,7 +335,7 @@ def test_the_command_makes_the_same_artifact_again(converted, tmp_path):
     command = shlex.split(shlex.join(convert_command(study, row)))
     result = CliRunner().invoke(convert, [*command[1:], "--out", str(tmp_path / "again"), "--json"])
     assert result.exit_code == 0, result.output
-    trial = json.loads((converted / row["report"]).with_name("report.json").read_text())
+    trial = json.loads((converted / row.report).with_name("report.json").read_text())
     assert json.loads(result.stdout)["artifacts"][0]["sha256"] == trial["artifacts"][0]["sha256"]
 
 

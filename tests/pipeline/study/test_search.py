@@ -32,11 +32,14 @@ def answers(journals):
 
     def answer(recipe):
         number = sum(map(ord, recipe))
-        if "int3" in recipe:
-            return journals.failed(0, recipe=recipe)
-        return journals.row(
-            0, recipe=recipe, size_bytes=1_000_000 + 100_000 * (number % 97), psnr_db=10.0 + number % 53
+        row = (
+            journals.failed(0, recipe=recipe)
+            if "int3" in recipe
+            else journals.row(
+                0, recipe=recipe, size_bytes=1_000_000 + 100_000 * (number % 97), psnr_db=10.0 + number % 53
+            )
         )
+        return journals.records([row])[0]
 
     return answer
 
@@ -117,7 +120,7 @@ def test_constraints_steer(plan, answers, tmp_path):
     def kept(**options):
         recipes = run(plan(60, seed=3, **options), answers, [])
         (tmp_path / "s" / STORAGE).unlink()
-        return sum(row.get("size_bytes", 1e9) <= 3_000_000 for row in map(answers, recipes))
+        return sum((row.size_bytes or 1e9) <= 3_000_000 for row in map(answers, recipes))
 
     assert kept(constraints=parse_constraints("size<=3MB")) > kept() + 5
 

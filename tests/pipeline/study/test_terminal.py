@@ -2,9 +2,11 @@
 best one is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from cidermill.pipeline.report.json_files import json_text
 from cidermill.pipeline.study.constraints import parse_constraints
 from cidermill.pipeline.study.results import best_of, load_study
 from cidermill.pipeline.terminal.study import show_best, show_study, study_result
@@ -101,7 +103,7 @@ def test_hostile_names_cannot_steer_a_terminal(shown, journals):
 
 def test_constraints_that_cannot_be_met(tmp_path, journals, capsys):
     result = study_result(load_study(journals.write(tmp_path, [journals.row(0)])))
-    show_study(result | {"infeasible": "size<=1MB cannot be met"})
+    show_study(replace(result, infeasible="size<=1MB cannot be met"))
     assert "size<=1MB cannot be met" in capsys.readouterr().out.splitlines()
 
 
@@ -111,7 +113,7 @@ def test_no_trials(shown):
 
 def test_as_json(tmp_path, journals):
     result = study_result(load_study(journals.write(tmp_path, [journals.row(0), journals.failed(1)])))
-    result = json.loads(json.dumps(result))
+    result = json.loads(json_text(result))
     assert (result["schema"], result["verdict"]) == ("cidermill.study/1", "pass")
     assert [(row["trial"], row["front"]) for row in result["trials"]] == [(0, True), (1, False)]
 
