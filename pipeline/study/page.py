@@ -9,19 +9,23 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ...models.decibels import decibels
 from ...models.errors import UserError
 from ..output import write_whole
 from ..report import summaries
 from ..report.json_files import to_builtins
+from ..report.records import REPORT_FILE
 from ..report.write import page_templates
 from .constraints import parse_constraints
 from .pictures import difference_coded, factor_for, png_url, shrink
@@ -38,7 +42,43 @@ from .results import (
     measured_by_metric,
 )
 
+if TYPE_CHECKING:
+    from ...quantization.sensitivity_table import Sensitivities
+
 PAGE = "study.html"
+Picture = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class TrialWeight:
+    name: str
+    realised: str
+    bits_per_weight: float | None = None
+    snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class TrialCompression:
+    weights: tuple[TrialWeight, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialArtifact:
+    target: str
+    compression: TrialCompression = TrialCompression()
+
+
+@dataclass(frozen=True)
+class TrialSource:
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """As much of a trial's report.json as the page shows."""
+
+    source: TrialSource = TrialSource()
+    artifacts: tuple[TrialArtifact, ...] = ()
 
 
 def write_page(folder: Path) -> Path:
@@ -87,7 +127,7 @@ def script_json(data: Any) -> str:
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _counts(study: Study) -> dict:
+def _counts(study: Study) -> dict[str, Any]:
     return {
         "trials": len(study.rows),
         "passed": sum(row.passed for row in study.rows),
@@ -105,7 +145,7 @@ def _best(study: Study) -> tuple[BestTrial, ...]:
     return best_of(study, parse_constraints(study.header.constraints)).models
 
 
-def page_data(study: Study) -> tuple[dict, list[str]]:
+def page_data(study: Study) -> tuple[dict[str, Any], list[str]]:
     """-> (what the script draws, notes on what could not be read)."""
     notes: list[str] = []
     reports = {row.trial: _report(study.folder, row, notes) for row in study.rows if row.state == "done"}
@@ -129,7 +169,7 @@ def page_data(study: Study) -> tuple[dict, list[str]]:
     }, notes
 
 
-def _trial(row: StudyRow, on_front: bool, devices: list[str]) -> dict:
+def _trial(row: StudyRow, on_front: bool, devices: list[str]) -> dict[str, Any]:
     """One trial: its figures as numbers and, in `texts`, as people read them."""
     latencies = {latency.device: latency for latency in row.latencies}
     numbers = {key: row.figure(key) for key in FIGURES}
@@ -158,71 +198,80 @@ def _trial(row: StudyRow, on_front: bool, devices: list[str]) -> dict:
 # Layers
 
 
-def _report(folder: Path, row: StudyRow, notes: list[str]) -> dict:
-    """The full report of a trial, {} where it cannot be read."""
+def _report(folder: Path, row: StudyRow, notes: list[str]) -> TrialReport:
+    """The report of a trial, an empty one where it cannot be read."""
     if not row.report:
-        return {}
-    path = (folder / row.report).with_name("report.json")
+        return TrialReport()
+    path = (folder / row.report).with_name(REPORT_FILE)
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError("it lies outside the study")
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError) as error:
+        return msgspec.json.decode(path.read_bytes(), type=TrialReport)
+    except (OSError, ValueError) as error:  # msgspec's are ValueErrors
         notes.append(
             f"The report of trial {row.trial} could not be read: {getattr(error, 'strerror', None) or error}."
         )
-        return {}
+        return TrialReport()
 
 
-def _layers(rows: list[StudyRow], reports: dict[int, dict]) -> dict:
+def _layers(rows: list[StudyRow], reports: Mapping[int, TrialReport]) -> dict[str, Any]:
     """names: the weights that any trial compressed, in the order of the model; trials: number -> bits, SNR in
     dB and form of each, null: unknown."""
-    weights = {row.trial: _weights(row, reports.get(row.trial, {})) for row in rows}
-    names = list(dict.fromkeys(name for found in weights.values() for name in found))
+    weights = {row.trial: _weights(row, reports.get(row.trial, TrialReport())) for row in rows}
+    names = list(dict.fromkeys(name for of_trial in weights.values() for name in of_trial))
     compressed = [
         name
         for name in names
-        if any(found.get(name, {}).get("snr_db") is not None for found in weights.values())
+        if any(name in of_trial and of_trial[name].snr_db is not None for of_trial in weights.values())
     ]
-    forms = list(dict.fromkeys(weight["realised"] for found in weights.values() for weight in found.values()))
+    forms = list(
+        dict.fromkeys(weight.realised for of_trial in weights.values() for weight in of_trial.values())
+    )
     trials = {
-        trial: {
-            "bits": [_rounded(found.get(name, {}).get("bits_per_weight")) for name in compressed],
-            "snr": [_rounded(found.get(name, {}).get("snr_db")) for name in compressed],
-            "form": [forms.index(found[name]["realised"]) if name in found else None for name in compressed],
-        }
-        for trial, found in weights.items()
-        if found
+        trial: _of_layers([of_trial.get(name) for name in compressed], forms)
+        for trial, of_trial in weights.items()
+        if of_trial
     }
     return {"names": compressed, "forms": forms, "trials": trials}
 
 
-def _weights(row: StudyRow, report: dict) -> dict[str, dict]:
-    """name -> entry of the report's compression section, of the artifact that is the trial's."""
-    artifact = next((one for one in report.get("artifacts") or [] if one.get("target") == row.target), {})
-    return {weight["name"]: weight for weight in (artifact.get("compression") or {}).get("weights") or []}
+def _of_layers(weights: list[TrialWeight | None], forms: list[str]) -> dict[str, list[float | None]]:
+    """weights: a trial's; None for one that it has not."""
+    return {
+        "bits": [_rounded(weight.bits_per_weight) if weight else None for weight in weights],
+        "snr": [_rounded(weight.snr_db) if weight else None for weight in weights],
+        "form": [forms.index(weight.realised) if weight else None for weight in weights],
+    }
+
+
+def _weights(row: StudyRow, report: TrialReport) -> dict[str, TrialWeight]:
+    """By name, those of the artifact that is the trial's."""
+    artifacts = (artifact for artifact in report.artifacts if artifact.target == row.target)
+    artifact = next(artifacts, TrialArtifact(row.target))
+    return {weight.name: weight for weight in artifact.compression.weights}
 
 
 def _rounded(number: float | None) -> float | None:
     return None if number is None else float(f"{number:.5g}")
 
 
-def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict | None:
+def _heat(
+    study: Study, model: str, layers: dict[str, Any], tables: Iterator["Sensitivities"]
+) -> dict[str, Any] | None:
     """Layers x schemes in decibels, the higher the better: the output's PSNR where one layer alone is
     compressed, if that was measured, else the SNR of each weight in the trials. None where neither is
     known."""
     if table := next(tables, None):
         names = list(dict.fromkeys(name for rows in table.errors.values() for name in rows))
-        columns = [[_alone_db(rows.get(name)) for name in names] for rows in table.errors.values()]
+        errors = [[_alone_db(rows.get(name)) for name in names] for rows in table.errors.values()]
         return {
             "model": model,
             "measured": True,
             "layers": names,
             "columns": list(table.errors),
-            "values": [list(row) for row in zip(*columns)],
+            "values": [list(row) for row in zip(*errors)],
         }
-    first: dict[str, list] = {}
+    first: dict[str, list[float | None]] = {}
     for row in study.of_model(model):
         if found := layers["trials"].get(row.trial):
             first.setdefault(row.recipe, found["snr"])
@@ -239,21 +288,21 @@ def _heat(study: Study, model: str, layers: dict, tables: Iterator[Any]) -> dict
     }
 
 
-def _tables(study: Study, model: str, reports: dict[int, dict], notes: list[str]) -> Iterator[Any]:
+def _tables(
+    study: Study, model: str, reports: Mapping[int, TrialReport], notes: list[str]
+) -> Iterator["Sensitivities"]:
     """The sensitivities in the study's folder that were measured on this model: `source` begins with the
     digest that its reports have as well."""
     from ...quantization.sensitivity_table import read_table
 
-    digests = {
-        (reports.get(row.trial, {}).get("source") or {}).get("sha256") for row in study.of_model(model)
-    } - {None}
+    digests = {reports[row.trial].source.sha256 for row in study.of_model(model) if row.trial in reports}
     for path in sorted(study.folder.glob("sensitivity*.json")):
         try:
             table = read_table(path)
         except UserError as error:
             notes.append(error.message)
             continue
-        if table.errors and digests & set(table.source.split()[:1]):
+        if table.errors and digests.intersection(table.source.split()[:1]):
             yield table
 
 
@@ -266,15 +315,15 @@ def _alone_db(errors: list[float] | None) -> float | None:
 # Pictures
 
 
-def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict:
+def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict[str, Any]:
     """model -> output -> a base picture (that of the most exact trial) and each trial's difference from it,
     as PNGs in data URLs."""
-    held: dict[tuple[str, str, tuple], dict[int, np.ndarray]] = {}
+    held: dict[tuple[str, str, tuple[int, ...]], dict[int, Picture]] = {}
     for row in sorted(study.rows, key=partial(error_of, by_metric=by_metric, goal=study.goal)):
         for name, picture in _load_pictures(study.folder, row, notes).items():
             held.setdefault((row.model, name, picture.shape), {})[row.trial] = picture
     factor = factor_for([picture.shape for trials in held.values() for picture in trials.values()])
-    found: dict[str, dict] = {}
+    found: dict[str, dict[str, Any]] = {}
     for (model, name, _), trials in held.items():
         small = {trial: shrink(picture, factor) for trial, picture in trials.items()}
         if min(next(iter(small.values())).shape[:2]) and name not in found.setdefault(model, {}):
@@ -282,7 +331,7 @@ def _pictures(study: Study, by_metric: bool, notes: list[str]) -> dict:
     return found
 
 
-def _coded(pictures: dict[int, np.ndarray]) -> dict:
+def _coded(pictures: dict[int, Picture]) -> dict[str, Any]:
     base = np.rint(next(iter(pictures.values())) * 255).astype(np.uint8)
     trials = {}
     for trial, picture in sorted(pictures.items()):
@@ -291,7 +340,7 @@ def _coded(pictures: dict[int, np.ndarray]) -> dict:
     return {"height": base.shape[0], "width": base.shape[1], "base": png_url(base), "trials": trials}
 
 
-def _load_pictures(folder: Path, row: StudyRow, notes: list[str]) -> dict[str, np.ndarray]:
+def _load_pictures(folder: Path, row: StudyRow, notes: list[str]) -> dict[str, Picture]:
     if not row.pictures:
         return {}
     try:
@@ -305,6 +354,6 @@ def _load_pictures(folder: Path, row: StudyRow, notes: list[str]) -> dict[str, n
         return {}
 
 
-def _is_picture(array: np.ndarray) -> bool:
+def _is_picture(array: Picture) -> bool:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     return shaped and array.dtype.kind == "f" and array.size > 0 and bool(np.isfinite(array).all())

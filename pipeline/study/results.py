@@ -244,9 +244,11 @@ def best(
 def best_of(study: Study, constraints: Sequence[Constraint]) -> BestTrials:
     """For each model its best trial."""
     trials = tuple(_best_of_model(study, name, constraints) for name in study.models)
-    verdict = "pass" if all(best_trial.trial for best_trial in trials) else "fail"
     return BestTrials(
-        str(study.folder), tuple(constraint.text for constraint in constraints), trials, verdict
+        str(study.folder),
+        tuple(constraint.text for constraint in constraints),
+        trials,
+        "pass" if all(best_trial.trial for best_trial in trials) else "fail",
     )
 
 

@@ -11,7 +11,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,23 +122,24 @@ def warm(tasks: Sequence[Task]) -> None:
     forked: the program of a target whose conversions start from one."""
     from ...quantization.compress import compress
 
-    shared = [task for task in tasks if _fills_a_template(task)]
+    shared = [(task, maker) for task in tasks if (maker := _template_maker(task)) is not None]
     if len(shared) < 2 or not FORKS:
         return
-    ready = prepared(shared[0].subject)
+    task, make_template = shared[0]
+    ready = prepared(task.subject)
     with contextlib.suppress(Exception):  # the trial says it in its row
-        compressed = compress(ready.captured, shared[0].recipe, None, ready.weight_cache)
-        target = find_target(shared[0].target)
-        target.make_template(compressed, shared[0].subject.deployment_target, ready.templates[target.name])
+        compressed = compress(ready.captured, task.recipe, None, ready.weight_cache)
+        make_template(compressed, task.subject.deployment_target, ready.templates[task.target])
         del compressed
     release_memory()
 
 
-def _fills_a_template(task: Task) -> bool:
-    """Whether a trial differs from its like in the weights alone: 8-bit activations change the graph."""
-    if find_target(task.target).make_template is None:
-        return False
-    return task.recipe.compresses and task.recipe.activations is None
+def _template_maker(task: Task) -> Callable[..., None] | None:
+    """`Target.make_template`, where a trial differs from its like in the weights alone: 8-bit activations
+    change the graph."""
+    if not task.recipe.compresses or task.recipe.activations is not None:
+        return None
+    return find_target(task.target).make_template
 
 
 def _finished_row(task: Task) -> StudyRow:
@@ -187,8 +188,7 @@ def _compared_by(task: Task, report: Report, artifact: Artifact) -> StudyRow:
     from ..judge import tensor_bytes
 
     total = artifact.validation.total
-    known = [error.psnr_db for error in total]
-    worst = min(known) if known and None not in known and all(not error.problem for error in total) else None
+    worst = None if any(error.problem for error in total) else worst_psnr_db(total)
     stored_bits = 8 * tensor_bytes(artifact.compression.bytes)
     on_engine = find_target(artifact.target).neural_engine
     return StudyRow(

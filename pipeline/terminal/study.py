@@ -95,7 +95,7 @@ def _table(rows: Sequence[RankedTrial], out: Any) -> Any:
     return table(out, headers, [_cells(row, out, by_metric, wide, bool(devices)) for row in rows])
 
 
-def _cells(row: RankedTrial, out: Any, by_metric: bool, wide: bool, latency: bool) -> list:
+def _cells(row: RankedTrial, out: Any, by_metric: bool, wide: bool, latency: bool) -> list[Any]:
     psnr = "exact" if is_exact(row) else summaries.db_text(row.figure("psnr_db"))
     first = first_latency_ms(row)
     return [

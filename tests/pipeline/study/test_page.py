@@ -4,6 +4,7 @@ what it should."""
 import json
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -140,6 +141,29 @@ def test_the_best_within_the_studys_constraints(tmp_path, journals):
     assert "convert models/0.pt --target coreml --quant int8" in text
     text = page_of(journals.write(tmp_path / "b", rows, journals.header(constraints=["psnr>=60"]))).visible
     assert "psnr>=60 cannot be met: the nearest is 38.2 dB, 21.8 dB too little" in text
+
+
+FINISHED = """
+import sys
+from pathlib import Path
+from click.testing import CliRunner
+from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.study.page import write_page
+for options in ([], ["--json"], ["--best", "size<=12MB"]):
+    assert CliRunner().invoke(main, ["study", sys.argv[1], *options]).exit_code == 0
+write_page(Path(sys.argv[1]))
+print({"torch", "coremltools", "executorch", "transformers", "optuna"} & set(sys.modules))
+"""
+
+
+def test_a_finished_study_is_shown_and_drawn_without_anything_heavy(tmp_path, journals):
+    """Its table of sensitivities is read as well."""
+    journals.report(tmp_path, 0, "coreml", [("a.weight", 8.0, 48.0)])
+    journals.write(tmp_path, [journals.row(0)])
+    (tmp_path / "sensitivity.json").write_text(table("ab" * 32, {"int8": {"a": [1e-6, 1e-5]}}))
+    words = [sys.executable, "-c", FINISHED, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("set()\n", 0), done.stderr
 
 
 def test_no_study(tmp_path):
