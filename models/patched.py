@@ -3,9 +3,12 @@
 All of it is put back, and several threads may ask for it at once: the first to come makes a change, the last
 to leave undoes it.
 
-Environment variables: HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY (`quiet.transformers_offline`).
-    OMP_WAIT_POLICY and the thresholds of Python's garbage collector, for the command line's process alone and
-    therefore for good (`pipeline.commands.shared`).
+Environment variables, none but in processes of the command line, and there for good: OMP_WAIT_POLICY
+    (`pipeline.commands.shared`), as are the thresholds of Python's garbage collector (there too) and torch's
+    number of threads (`pipeline.tune` that goes on from a checkpoint, workers of `pipeline.study`).
+Network: huggingface_hub's constants HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY
+    (`quiet.transformers_offline`).
+Import path: the current folder, while code of the user is imported or called (`user_code`).
 Output: sys.stdout, sys.stderr, warnings and logging are silenced (`quiet.quiet`).
 Temporary files: of a thread that writes an output they go beside it (`tempfile.gettempdir`, by
 `pipeline.output`).

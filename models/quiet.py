@@ -4,12 +4,11 @@ own words or not at all."""
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from .patched import shared
+from .patched import replaced, shared
 
 
 def quiet() -> AbstractContextManager[None]:
@@ -44,17 +43,19 @@ def transformers_offline() -> AbstractContextManager[None]:
 
 @contextmanager
 def _without_network() -> Iterator[None]:
-    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)  # read once, when the libraries are first imported
-    from transformers.utils import logging as bars
+    from huggingface_hub import constants
 
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with (
+        # in place of the environment variables of these names, which count once for all: at the first import
+        replaced(constants, "HF_HUB_OFFLINE", True),
+        replaced(constants, "HF_HUB_DISABLE_TELEMETRY", True),
+    ):
+        from transformers.utils import logging as bars
+
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                bars.enable_progress_bar()

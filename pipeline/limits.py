@@ -64,8 +64,8 @@ def limits_of(plan: Plan, artifact: Artifact) -> tuple[Limit, ...]:
 
 
 def judge_limits(limits: Sequence[Limit]) -> tuple[Verdict, list[str]]:
-    """-> (verdict, warnings: first line what is the matter, second what to do). `check.judge` says it for
-    each output that is below --min-psnr."""
+    """-> (verdict, warnings: first line what is the matter, second what to do). `judge.judge` says it
+    for each output that is below --min-psnr."""
     broken = [limit for limit in limits if limit.verdict == "fail"]
     return _verdict(not broken), [_advice(limit) for limit in broken if limit.limit != "min_psnr_db"]
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from cidermill.models.patched import hidden_modules, postponed_modules, replaced
-from cidermill.models.quiet import quiet
+from cidermill.models.quiet import quiet, transformers_offline
 
 
 def overlapping(first, second) -> None:
@@ -51,6 +51,17 @@ def test_a_change_is_undone_after_an_error():
     with pytest.raises(KeyError), replaced(owner, "value", 2):
         raise KeyError
     assert owner.value == 1
+
+
+def test_a_program_that_was_online_is_online_again(monkeypatch):
+    """HF_HUB_OFFLINE in the environment would be read once, at the first import, and hold for good."""
+    from huggingface_hub import constants, is_offline_mode
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(KeyError), transformers_offline():
+        assert is_offline_mode() and constants.HF_HUB_DISABLE_TELEMETRY
+        raise KeyError
+    assert not is_offline_mode()
 
 
 def test_hidden_modules_cannot_be_imported_and_are_back():
