@@ -65,8 +65,8 @@ def digest_json(value: Any) -> str:
 
 
 def digest_model(text: str, tensors: Mapping[str, Any]) -> str:
-    """sha256 of a model that no file names: of its graph (or class) as text, and of its tensors with their
-    names, in their order; what is no tensor does not count."""
+    """sha256 of a model that no file names: of its graph (or its parts) as text, and of its tensors with
+    their names, in their order; what is no tensor does not count."""
     named = [[name, digest_tensor(tensor)] for name, tensor in tensors.items() if hasattr(tensor, "detach")]
     return digest_json([text, named])
 

@@ -4,6 +4,7 @@ stays as it was: training flags, types, buffers and graph."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from .inputs import DTYPES, InputSpec
 from .programs import open_program
 from .source import Source
 
-Examples = Sequence[Any] | Mapping[str, Any]  # tensors or arrays, in order or by name
+# tensors or arrays, in order or by name; or InputSpecs
+Examples = Sequence[Any] | Mapping[str, Any]
 _CALLED = {"int64": "int32"}  # at the border of an artifact
 _HINT = "Give a tuple of example tensors, or {name: tensor}, as the model is called."
 
@@ -48,13 +50,14 @@ def name_of(model: Any) -> str:
 
 
 def specs_of(inputs: Examples | None) -> tuple[InputSpec, ...]:
-    """Names, shapes and types of examples; those that are given in order have no names."""
+    """Names, shapes and types of examples; those that are given in order have no names. An InputSpec among
+    them stays as it is."""
     if inputs is None:
         return ()
     if isinstance(inputs, Mapping):
         return tuple(_spec(str(name), value) for name, value in inputs.items())
     if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
-        return tuple(_spec("", value) for value in inputs)
+        return tuple(value if isinstance(value, InputSpec) else _spec("", value) for value in inputs)
     raise UserError(f"inputs is a {type(inputs).__name__}, not a tuple or a dict of tensors.", _HINT)
 
 
@@ -81,7 +84,7 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
         module = by_names_(own)
     limits = vocabulary(own, specs)
     try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
-    sha256 = digest_model(title, {**dict(own.named_parameters()), **dict(own.named_buffers())})
+    sha256 = digest_model(_structure(model), {**dict(own.named_parameters()), **dict(own.named_buffers())})
     return Source(Path(title), "module", sha256, module, specs, limits=limits)
 
 
@@ -93,6 +96,12 @@ def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
         Path(title), "exported-program", sha256, opened.module, opened.inputs, opened.program,
         limits=opened.limits,
     )  # fmt: skip
+
+
+def _structure(model: torch.nn.Module) -> str:
+    """The classes of a module's parts and what they say of themselves: "(0): LeakyReLU(negative_slope=0.1)".
+    Addresses of objects, which are others in each process, are left out."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(model))
 
 
 def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:

@@ -20,10 +20,13 @@ from .report.records import Comparison, Inspection, Report
 if TYPE_CHECKING:
     import torch
 
+    from ..models.inputs import InputSpec
     from ..models.source import Source
 
     Model = torch.nn.Module | torch.export.ExportedProgram | str | os.PathLike[str]
     Examples = Sequence[Any] | Mapping[str, Any]
+
+OF_FILES = ("model_class", "trust_pickle")  # options that say how a file is read
 
 
 def convert(
@@ -81,11 +84,12 @@ def convert(
         if _is_path(model):
             check_model(plan.model)
         check_files(plan)
+        given = _given_once(inputs, plan.inputs)
         from .run import run
 
         if _is_path(model):
             return run(_with_inputs(plan, inputs))
-        return run(plan, source=_source(model, inputs))
+        return run(plan, source=_source(model, given, options))
 
 
 def validate(
@@ -116,7 +120,8 @@ def validate(
     given = {"against": _path(against), **options}
     with exclusive:
         fields = parse_options(OPTIONS["validate"], given)
-        source = None if _is_path(against) else _source(against, inputs)
+        given_inputs = _given_once(inputs, fields["inputs"])
+        source = None if _is_path(against) else _source(against, given_inputs, options)
         if source is None and inputs is not None:
             fields["inputs"] = _specs(inputs)
         return validate_artifact(Path(artifact), source=source, **fields)
@@ -158,9 +163,20 @@ def _path(model: Any) -> Path:
     return Path(model) if _is_path(model) else Path(type(model).__name__)
 
 
-def _source(model: Any, inputs: Examples | None) -> Source:
+def _given_once(inputs: Examples | None, specs: tuple[InputSpec, ...]) -> Examples | None:
+    """The model's inputs, which `inputs` or the option `input` says."""
+    if inputs is not None and specs:
+        raise UserError("inputs and input both say what the model takes.", "Leave one of them out.")
+    return inputs if inputs is not None else specs or None
+
+
+def _source(model: Any, inputs: Examples | None, options: Mapping[str, Any]) -> Source:
+    """Of a model in memory, for which some options have no use."""
     from ..models.in_memory import source_of
 
+    for name in OF_FILES:
+        if options.get(name):
+            raise UserError(f"{name} is for models in files, and this one is in memory.", "Leave it out.")
     return source_of(model, inputs)
 
 

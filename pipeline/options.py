@@ -5,7 +5,6 @@ The command line, `cidermill.toml` and the keyword arguments of Python follow fr
 
 import math
 from pathlib import Path
-from typing import Any
 
 from ..models.errors import UserError
 from ..models.inputs import parse_inputs
@@ -19,8 +18,11 @@ from .targets import DEFAULT_TARGET, TARGETS
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 
 
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(values))
+def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each once, one at least."""
+    if not names:
+        raise UserError("target names nothing to write.", f"The targets are {' and '.join(TARGETS)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def _min_psnr(decibels: float) -> float:
@@ -116,7 +118,7 @@ CONVERT = (
         choices=TARGETS,
         default=(DEFAULT_TARGET,),
         repeatable=True,
-        parse=_each_once,
+        parse=_targets,
     ),
     Option(
         "quant",
@@ -266,7 +268,7 @@ STUDY = (
         choices=TARGETS,
         default=(DEFAULT_TARGET,),
         repeatable=True,
-        parse=_each_once,
+        parse=_targets,
     ),
     SAMPLES,
     Option(

@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 
 import cidermill
+from cidermill.models.in_memory import source_of
 from cidermill.pipeline import api
 from cidermill.pipeline.commands.cli import convert as convert_command
 from cidermill.pipeline.commands.cli import main
@@ -135,6 +136,18 @@ def test_inputs_by_name_samples_and_options(network, tmp_path):
     assert [spec.name for spec in report.source.inputs] == ["ids", "scale"]
 
 
+def test_inputs_in_the_words_of_the_command_line(linear, tmp_path):
+    report = cidermill.convert(linear, input=["input:2x64"], out=tmp_path / "out")
+    assert [(spec.name, spec.shape) for spec in report.source.inputs] == [("input", (2, 64))]
+
+
+def test_modules_that_compute_otherwise_are_other_sources(linear):
+    """Equal weights, and other functions between them."""
+    other = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[2])
+    sources = [source_of(model, (torch.zeros(1, 64),)).sha256 for model in (linear, other, linear)]
+    assert sources[0] == sources[2] != sources[1]
+
+
 def test_a_failed_verdict_is_a_report(linear, tmp_path):
     report = cidermill.convert(
         linear, (torch.zeros(1, 64),), quant="palettize1", min_psnr=60, out=tmp_path / "out"
@@ -158,6 +171,10 @@ def test_results_go_where_the_command_puts_them(linear, tmp_path, monkeypatch):
         ({"device": ["iPhone 99"]}, "iPhone 99"),
         ({"quant": "int99"}, "integers of 99 bits"),
         ({"target": "windows"}, "windows"),
+        ({"target": []}, "target names nothing"),
+        ({"input": ["x:1x64"]}, "inputs and input"),
+        ({"model_class": "module:Net"}, "model_class is for models in files"),
+        ({"trust_pickle": True}, "trust_pickle is for models in files"),
         ({"min_psnr": -3}, "--min-psnr -3"),
         ({"min_psnr": "much"}, "much"),
         ({"samples": []}, "samples"),
