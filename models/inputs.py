@@ -14,13 +14,14 @@ from .errors import UserError
 from .source import TensorSpec
 
 DTYPES = ("float32", "float16", "int32", "bool")
+# int64 is int32 at the border
 _ALIASES = {
     "float": "float32",
     "half": "float16",
     "int": "int32",
     "int64": "int32",
     "long": "int32",
-}  # int64 is int32 at the border
+}
 _EXAMPLE = "Write --input NAME:1x3x224x224 or --input NAME:1x128:int32."
 _MOST_ELEMENTS = 2**31
 

@@ -101,9 +101,8 @@ def _globals(stream: Any, where: Any) -> Iterator[str]:
                 yield _modern_name(*strings[-2:]) if len(strings) > 1 else _COMPUTED
             elif operation.name in ("EXT1", "EXT2", "EXT4"):
                 yield f"extension {argument} of copyreg"
-    except (
-        Exception
-    ) as error:  # pickletools raises ValueError, struct and unicode errors on bytes that are not a pickle
+    except Exception as error:
+        # pickletools raises ValueError, struct and unicode errors on bytes that are not a pickle
         raise UserError(
             f"{where} does not hold a readable pickle ({error}).", "Save or copy the model again."
         ) from error

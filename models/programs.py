@@ -227,10 +227,11 @@ def _read(path: Path) -> ExportedProgram:
     from torch.export.pt2_archive._package import load_pt2
 
     try:
+        # a stream, because torch warns about file names that do not end in .pt2
         with (
             quiet(),
             path.open("rb") as stream,
-        ):  # a stream, because torch warns about file names that do not end in .pt2
+        ):
             programs = load_pt2(stream).exported_programs
     except Exception as error:  # schema, zip and operator errors of several types
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -236,7 +236,8 @@ def _as_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
         ValueError,
         TypeError,
         RuntimeError,
-    ) as error:  # lists of unequal lengths; sparse or quantized tensors
+    ) as error:
+        # lists of unequal lengths; sparse or quantized tensors
         raise UserError(
             f"{where}: input {spec.name!r} cannot be read as an array ({error}).",
             "Give one array of numbers for each input.",

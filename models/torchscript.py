@@ -129,9 +129,8 @@ def _convert(
     try:
         with quiet(), torch.no_grad():
             return TS2EPConverter(model, arguments).convert()
-    except (
-        Exception
-    ) as error:  # the converter raises RuntimeError, ValueError, AssertionError and torch.export's own errors
+    except Exception as error:
+        # the converter raises RuntimeError, ValueError, AssertionError and torch.export's own errors
         raise UserError(
             f"{path} is TorchScript that torch cannot turn into an exported program: {_reason(error)}", _HINT
         ) from error

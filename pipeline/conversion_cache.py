@@ -19,10 +19,8 @@ from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder
 
 PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
-JUDGED_AFTER = (
-    "max_size_bytes",
-    "min_ane_share",
-)  # limits (`limits`) need no other conversion; --max-latency adds devices to it
+# limits (`limits`) that need no other conversion; --max-latency adds devices to it
+JUDGED_AFTER = ("max_size_bytes", "min_ane_share")
 FILES = (
     "models/**/*",
     "quantization/**/*",

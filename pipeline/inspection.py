@@ -10,6 +10,9 @@ from .estimates import estimate_shapes
 from .report.records import Inspection
 from .targets import refuse, target_of
 
+# what an operator without its arguments raises where something is asked of it
+UNFIT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
 
 def inspect_artifact(
     artifact: Path,
@@ -36,14 +39,7 @@ def inspect_artifact(
         estimates = estimate_shapes(runner, target, devices, compute_units, correction)
     except UserError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RuntimeError,
-    ) as error:  # an operator without its arguments
+    except UNFIT as error:
         message = (
             f"{artifact} cannot be inspected: the arguments of its operators do not fit together"
             f" ({type(error).__name__}: {error})."

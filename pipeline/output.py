@@ -233,13 +233,17 @@ def _put_in_place(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
-    if not _exchange(
-        staging, out
-    ):  # no atomic exchange on this file system: two renames, the earlier output goes last
-        aside = staging.with_name(staging.name + _ASIDE)
-        out.rename(aside)
+    if _exchange(staging, out):
+        return
+    # no atomic exchange on this file system: two renames, the earlier output goes last
+    aside = staging.with_name(staging.name + _ASIDE)
+    out.rename(aside)
+    try:
         staging.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

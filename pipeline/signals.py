@@ -17,9 +17,8 @@ class Stopped(BaseException):
     work is done."""
 
 
-_asked: list[
-    int
-] = []  # signals that came while the command runs; they belong to the process, as their handlers do
+# signals that came while the command runs; they belong to the process, as their handlers do
+_asked: list[int] = []
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def ends_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
         yield
         return
-    # nohup
+    # what is ignored stays so, as nohup has it
     earlier = {
         number: signal.signal(number, stop)
         for number in signals

@@ -162,9 +162,8 @@ def _symmetric(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
     widest = torch.maximum(high / block.high, low / block.low)
     best = _storable(widest, block.bits, up=True)
     error = _error(block, best)
-    if (
-        block.bits >= LEAST_SQUARES_BELOW
-    ):  # grids that clip next to nothing differ by where the many values fall on them
+    # grids that clip next to nothing differ by where the many values fall on them
+    if block.bits >= LEAST_SQUARES_BELOW:
         for steps in (block.high, block.high + 0.5):
             _, error = _improve(block, best, _storable(torch.maximum(high, -low) / steps, block.bits), error)
     better, factors = None, list(_factors(block))

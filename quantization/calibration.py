@@ -216,9 +216,8 @@ def _tap(name: str, tensor: Tensor, use: WeightUse) -> Tap | None:
             size,
             lambda args: _patches(args[0], kernel, args[3], args[4], args[5], args[8]),
         )
-    if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[
-        -2
-    ]:  # a batch of matrices has a Hessian for each
+    # a batch of matrices has a Hessian for each
+    if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[-2]:
         return None
     at, left = _OTHER[operator, place]
     inputs = node.args[at].meta["val"].shape[-2 if left else -1]

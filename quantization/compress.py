@@ -125,9 +125,8 @@ def decompressed(compressed: Compressed) -> ExportedProgram:
     program = compressed.captured.program
     if not compressed.weights:
         return program
-    decoded = {
-        id(weight): weight.dense() for weight in compressed.weights.values()
-    }  # by identity: tied weights stay tied
+    # by identity: tied weights stay tied
+    decoded = {id(weight): weight.dense() for weight in compressed.weights.values()}
     dense = with_weights(program, {name: decoded[id(weight)] for name, weight in compressed.weights.items()})
     return dense if compressed.activations is None else insert_rounding(dense, compressed.activations)
 

@@ -75,9 +75,8 @@ def _cluster(points: torch.Tensor, weights: torch.Tensor, entries: int) -> torch
     """points, weights [n, d] -> [entries, d] of little squared error, in the order of the first
     coordinate."""
     counting = points[weights.any(1)]
-    if (
-        len(counting[: 4 * entries].unique(dim=0)) <= entries
-    ):  # to sort all of them takes longer than to cluster them
+    # to sort all of them takes longer than to cluster them
+    if len(counting[: 4 * entries].unique(dim=0)) <= entries:
         distinct = counting.unique(dim=0)
         if len(distinct) <= entries:
             return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct), -1)])

@@ -225,9 +225,8 @@ def _workplace(runner: Runner) -> Iterator[tuple[Path, Path]]:
 
 def _end(child: subprocess.Popen) -> None:
     if child.returncode is None:  # not waited for yet, so that its number is still its own
-        with suppress(
-            ProcessLookupError, PermissionError
-        ):  # it ended just now; macOS answers EPERM for a group of zombies
+        # it ended just now; macOS answers EPERM for a group of zombies
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     if child.stdin is not None:

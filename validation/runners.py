@@ -156,9 +156,8 @@ def _has_executorch() -> bool:
 
 
 def _executorch_runner(path: Path, opening: Opening) -> Runner:
-    from .pte.runner import (
-        executorch_runner,  # imported where a .pte is opened: its operator tables are large
-    )
+    # imported where a .pte is opened: its operator tables are large
+    from .pte.runner import executorch_runner
 
     return executorch_runner(path, opening)
 

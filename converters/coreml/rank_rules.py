@@ -29,11 +29,12 @@ def drop_unit_axes(work: Draft) -> bool:
     squeezed: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(work.graph.nodes):
         tensor = work.tensor_of(node)
+        # 1
         if (
             tensor is not None
             and tensor.ndim > LARGEST_RANK
             and len(_long_axes(tensor.shape)) <= LARGEST_RANK
-        ):  # 1
+        ):
             name = f"{work.constants[node.name][0]}_squeezed"
             squeezed[node] = work.add_constant(name, tensor.detach().squeeze(), like=node)
             changed = True

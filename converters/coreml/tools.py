@@ -17,8 +17,9 @@ def import_coremltools() -> Any:
     coremltools imports every library that it could convert from; while it is imported for the first time they
     are hidden from it. A process that has imported coremltools already keeps what it has.
     """
-    if "coremltools" in sys.modules:
-        return sys.modules["coremltools"]
-    with hidden_modules(OTHER_FRONTENDS), quiet():
-        import coremltools
+    if "coremltools" not in sys.modules:
+        with hidden_modules(OTHER_FRONTENDS), quiet():
+            import coremltools
+    import coremltools  # waits where another thread is importing it
+
     return coremltools

@@ -1,10 +1,9 @@
 """Edge program -> the bytes of an MPS delegate, and the rule that says which nodes may enter one.
 
 The stock serializer's node visitors do most of the work. What they get wrong is put right here by a class
-that stands before each of
-them: their table of ids is shared by every program of the process; it identifies 1, 1.0 and True; scalars are
-written in another type than declared; `_to_copy` writes no cast; lifted constants are taken for inputs; int4
-needs a Mac. Stock sources: executorch/backends/apple/mps.
+that stands before each of them: their table of ids is shared by every program of the process; it identifies
+1, 1.0 and True; scalars are written in another type than declared; `_to_copy` writes no cast; lifted
+constants are taken for inputs; int4 needs a Mac. Stock sources: executorch/backends/apple/mps.
 """
 
 import functools
@@ -95,9 +94,8 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
     "aten.convolution.default": _conv_beyond_2d,
     "aten.index.Tensor": lambda node: True,  # lower.py rewrites every form that can be rewritten
     "aten.index_put.default": lambda node: sum(index is not None for index in node.args[1]) != 1,
-    "aten.avg_pool2d.default": (
-        lambda node: len(node.args) > 4 and bool(node.args[4])
-    ),  # ceil_mode never reaches MPSGraph
+    # ceil_mode never reaches MPSGraph
+    "aten.avg_pool2d.default": lambda node: len(node.args) > 4 and bool(node.args[4]),
     "aten.div.Tensor_mode": lambda node: node.kwargs.get("rounding_mode") == "trunc",
     "aten.fmod.Tensor": lambda node: node.meta["val"].dtype == torch.float16,
     "aten.arange.start_step": lambda node: True,  # never left after folding
@@ -109,9 +107,8 @@ REFUSALS = {  # serializable uses that the runtime aborts on or computes differe
 @functools.cache
 def _visitor_classes() -> dict[str, type]:
     """Operator name -> the stock visitor behind our corrections."""
-    from executorch.backends.apple.mps.operators import (
-        node_visitor,
-    )  # importing the package registers every visitor
+    # importing the package registers every visitor
+    from executorch.backends.apple.mps.operators import node_visitor
 
     corrected = _corrections(node_visitor.NodeVisitor)
     classes = {

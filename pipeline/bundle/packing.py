@@ -44,9 +44,8 @@ def pack(models: Sequence[Model], folder: Path, step: Callable[[str], None]) -> 
     """Write the resources of a bundle into `folder`, which it makes. step(label): what is being done."""
     folder.mkdir(parents=True)
     pairs = [(model, variant) for model in models for variant in model.variants]
-    distinct = list({variant.sha256: (model, variant) for model, variant in reversed(pairs)}.values())[
-        ::-1
-    ]  # equal artifacts once, the first's name
+    # equal artifacts once, the first's name
+    distinct = list({variant.sha256: (model, variant) for model, variant in reversed(pairs)}.values())[::-1]
     taken: set[str] = set()
     places: dict[str, Place] = {}
     sharing = []
@@ -101,7 +100,8 @@ def _disproof(packages: Sequence[tuple[str, Path]], merged: Path) -> str:
         except (
             UserError,
             OperatorFailed,
-        ) as error:  # an operator that the reference runner cannot compute: nothing is proved then
+        ) as error:
+            # an operator that the reference runner cannot compute: nothing is proved then
             problem = f"it could not be proved: {error}"
         if problem:
             return f"function {name} is not what its package was: {problem}"

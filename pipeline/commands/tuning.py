@@ -1,5 +1,5 @@
-"""`cidermill tune`: a model, a recipe and data enter; a program that the
-recipe reproduces exactly is written."""
+"""`cidermill tune`: a model, a recipe and data enter; a program that the recipe
+reproduces exactly is written."""
 
 from pathlib import Path
 from typing import Any

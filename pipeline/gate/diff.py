@@ -125,9 +125,8 @@ def _changed(a: Mapping[str, Value], b: Mapping[str, Value]) -> list[tuple[str, 
 
 
 def _interface(a: Side, b: Side) -> tuple[FeatureChange, ...]:
-    if a.is_report != b.is_report and not (
-        a.here and b.here
-    ):  # a report's are the model's, a file's the artifact's: not to be mixed
+    # a report's are the model's, a file's the artifact's: not to be mixed
+    if a.is_report != b.is_report and not (a.here and b.here):
         return ()
     before, after = a.interface(b), b.interface(a)
     return tuple(

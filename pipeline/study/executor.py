@@ -110,11 +110,12 @@ def _begin(parent: int) -> None:
     import torch
     from tqdm import tqdm
 
+    # the parent's handlers came along; it says itself when to end
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
         signal.SIGHUP,
-    ):  # the parent's handlers came along; it says itself when to end
+    ):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(2, 1)  # what --eval prints is not the command's result
     torch.set_num_threads(1)

@@ -91,9 +91,8 @@ def _locked(path: Path) -> Iterator[Any]:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         with path.open("ab", buffering=0) as stream:
-            if (
-                _lock(stream) and path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino
-            ):  # not one that was just removed
+            # not one that was just removed
+            if _lock(stream) and path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
                 yield stream
                 return
         if time.monotonic() > deadline:

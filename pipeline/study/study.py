@@ -285,9 +285,8 @@ def _measure_sensitivity(plan: StudyPlan, subject: Subject, show: Callable[..., 
         reference=captured.reference[:SAMPLES],
     )
     runs = len(captured.layers) * len(HEAT_SCHEMES) * len(few.samples.batches)
-    if (
-        plan.sensitivity is None and runs * ready.first_run.seconds / 2 > SENSITIVITY_SECONDS
-    ):  # each run begins at its layer
+    # each run begins at its layer
+    if plan.sensitivity is None and runs * ready.first_run.seconds / 2 > SENSITIVITY_SECONDS:
         return
     with show("sensitivity") as step:
         table = measure(

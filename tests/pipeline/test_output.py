@@ -90,6 +90,24 @@ def test_without_an_atomic_exchange_the_earlier_output_survives_a_death_between_
     assert not leftovers(out)
 
 
+def test_without_an_atomic_exchange_a_rename_that_fails_is_undone(tmp_path, monkeypatch):
+    from cidermill.pipeline import output
+
+    out, rename = tmp_path / "out", Path.rename
+    write_output(out, "one")
+
+    def refused(path, target):
+        if path.name.startswith(".out.cidermill") and not path.name.endswith("-earlier"):
+            raise PermissionError(errno.EACCES, "refused")
+        return rename(path, target)
+
+    monkeypatch.setattr(output, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError):
+        write_output(out, "two")
+    assert (out / "model.mlpackage" / "weights").read_text() == "one" and not leftovers(out)
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(UserError, match="is not a folder"):

@@ -28,9 +28,8 @@ def test_quantizing_twice_is_quantizing_once(bits, mode, seed):
     for blocks in ((48, 1), (48, 2), (1, 1)):
         once = dense(quantize(weight, bits, blocks, mode), weight)
         twice = dense(quantize(once, bits, blocks, mode), weight)
-        if (
-            mode == "mse" and bits < 5
-        ):  # the search may stretch the scale so far that no code reaches the end: the next pass settles
+        # the search may stretch the scale so far that no code reaches the end: the next pass settles
+        if mode == "mse" and bits < 5:
             once, twice = twice, dense(quantize(twice, bits, blocks, mode), weight)
         assert torch.equal(once, twice), (blocks, (once != twice).sum())
 

@@ -107,9 +107,8 @@ def _roofline_flop(operation: Operation) -> int:
         return elements * _kernel_area(operation)
     if operation.op == "gelu":
         return 0 if operation.literal("mode", "EXACT") == "SIGMOID_APPROXIMATION" else GELU_FLOP * elements
-    if (
-        operation.op in RECURRENT
-    ):  # the planner's gru and rnn; its lstm is charged 10,000 times more, which nothing else explains
+    # the planner's gru and rnn; its lstm is charged 10,000 times more, which nothing else explains
+    if operation.op in RECURRENT:
         return multiply_adds(operation) * operation.shape("weight_hh")[-1]
     return 2 * multiply_adds(operation) if operation.op in ("matmul", "einsum") else 0
 

@@ -138,9 +138,8 @@ def _find(
 def _decodes_to(decoder: Decoder, weight: StoredWeight, dense: torch.Tensor) -> bool:
     try:
         return any(same(value, dense) for value in decoder.values(weight))
-    except (
-        OperatorFailed
-    ):  # indices beyond a table, masks that do not fit their data: what no converter has written
+    except OperatorFailed:
+        # indices beyond a table, masks that do not fit their data: what no converter has written
         return False
 
 

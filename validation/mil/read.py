@@ -224,9 +224,8 @@ class _Reader:
         scope, location = (str(attributes.pop(key, "")) for key in ("scope", "location"))
         inputs = dict(attributes)
         for key, value in operation.attributes.items():
-            if value.HasField(
-                "blobFileValue"
-            ):  # operations of iOS16 and 17 keep their compressed weights as attributes
+            # operations of iOS16 and 17 keep their compressed weights as attributes
+            if value.HasField("blobFileValue"):
                 inputs[key] = self.stored(value, f"{name}.{key}", constants, values)
         for key, argument in operation.inputs.items():
             items = [

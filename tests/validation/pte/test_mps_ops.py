@@ -565,5 +565,6 @@ def test_flipped_bits_never_crash(schema):
             OperatorFailed,
             ValueError,
             KeyError,
-        ):  # a wrong number of inputs, a result that is never computed
+        ):
+            # a wrong number of inputs, a result that is never computed
             continue
