@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..validation.estimate.flexible import Variant
     from ..validation.estimate.placement import PlacedProgram
     from ..validation.graph import Graph
-    from ..validation.runners import Runner
+    from ..validation.runner import Runner
     from .corrections import Calibration
     from .plan import Plan
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..validation.estimate.devices import Device
     from ..validation.graph import Graph
     from ..validation.native import Outcome
-    from ..validation.runners import Runner
+    from ..validation.runner import Runner
 
 NOT_ASKED = "not run: --no-measure"
 

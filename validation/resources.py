@@ -9,7 +9,7 @@ interpreters, `reserve` by code that allocates in other ways; outside of a Meter
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import cache
@@ -253,7 +253,17 @@ def _to_meta(value: Any) -> Any:
     return type(value)(map(_to_meta, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _convolved(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups) -> int:
+def _convolved(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> int:
     sizes = [
         x.shape[0] if x.ndim == weight.ndim else 1,
         weight.shape[1] * groups if transposed else weight.shape[0],
@@ -269,14 +279,15 @@ def _convolved(x, weight, bias, stride, padding, dilation, transposed, output_pa
     return math.prod(sizes)
 
 
-def _padded(x, pad, value=0) -> int:
+def _padded(x: torch.Tensor, pad: Sequence[int], value: float = 0) -> int:
     pairs = [*zip(pad[::2], pad[1::2]), *[(0, 0)] * x.ndim]
     return math.prod(max(size + low + high, 0) for size, (low, high) in zip(reversed(x.shape), pairs))
 
 
-def _indexed(x, indices) -> int:
+def _indexed(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> int:
     """Masks choose at most as many as they have elements."""
-    sizes, axis = [], 0  # of the axes that are not indexed
+    axis = 0
+    sizes: list[int] = []  # of the axes that are not indexed
     for index in indices:
         sizes += [x.shape[axis]] if index is None else []
         axis += index.ndim if index is not None and index.dtype == torch.bool else 1
@@ -284,7 +295,7 @@ def _indexed(x, indices) -> int:
     return math.prod([*sizes, *x.shape[axis:]]) * _broadcast_elements(given)
 
 
-def _selected(x, dim, index) -> int:
+def _selected(x: torch.Tensor, dim: int, index: torch.Tensor) -> int:
     return x.numel() // max(x.shape[dim], 1) * index.numel() if x.ndim else index.numel()
 
 

@@ -39,14 +39,15 @@ def drop_unit_axes(work: Draft) -> bool:
             squeezed[node] = work.add_constant(name, tensor.detach().squeeze(), like=node)
             changed = True
     for node in list(work.graph.nodes):
-        if node.op != "call_function" or not _is_high(node) or _rule(node) is None:
+        rule = _rule(node)
+        if node.op != "call_function" or not _is_high(node) or rule is None:
             continue
         shape = list(node.meta["val"].shape)
         inputs = list(dict.fromkeys(source for source in node.all_input_nodes))
         unreadable = any(_rank(source) > LARGEST_RANK and source not in squeezed for source in inputs)
         if unreadable or len(_long_axes(shape)) > LARGEST_RANK:
             continue
-        low = _compute(work, node, [squeezed.get(source, source) for source in inputs], inputs)
+        low = _compute(work, node, rule, [squeezed.get(source, source) for source in inputs], inputs)
         if len(shape) > LARGEST_RANK:  # 2
             squeezed[node] = low
         else:  # 3
@@ -71,12 +72,16 @@ def _long_axes(shape: Sequence[int]) -> list[int]:
 
 
 def _compute(
-    work: Draft, node: torch.fx.Node, sources: list[torch.fx.Node], originals: list[torch.fx.Node]
+    work: Draft,
+    node: torch.fx.Node,
+    rule: Callable,
+    sources: list[torch.fx.Node],
+    originals: list[torch.fx.Node],
 ) -> torch.fx.Node:
-    """The node's result without unit axes, from sources that may have lost theirs."""
+    """The node's result by its rule, without unit axes, from sources that may have lost theirs."""
     shapes = {source: list(source.meta["val"].shape) for source in originals}
     place = {source: index for index, source in enumerate(originals)}
-    out, rule = list(node.meta["val"].shape), _rule(node)
+    out = list(node.meta["val"].shape)
 
     def function(*tensors):
         def operand(value):

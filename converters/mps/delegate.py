@@ -56,7 +56,7 @@ def partitioner(compile_specs: list) -> Any:
     from torch.fx.passes.operator_support import OperatorSupportBase
 
     class Support(OperatorSupportBase):
-        def is_node_supported(self, submodules, node: torch.fx.Node) -> bool:
+        def is_node_supported(self, submodules: Any, node: torch.fx.Node) -> bool:
             return can_delegate(node)
 
     class MPSPartitioner(Partitioner):
@@ -132,7 +132,7 @@ def _corrections(stock: type) -> type:
             self._tensor_to_id = ids
             self._known = known
 
-        def define_tensor(self, node, mps_graph, mps_data_type=None) -> int:
+        def define_tensor(self, node: Any, mps_graph: Any, mps_data_type: Any = None) -> int:
             if node is None:
                 return -1
             constant = constant_of(self.exported_program, node)
@@ -148,13 +148,13 @@ def _corrections(stock: type) -> type:
                 self.get_serialized_dtype(node) if mps_data_type is None else mps_data_type,
             )
 
-        def define_constant(self, constant_tensor, mps_graph) -> int:
+        def define_constant(self, constant_tensor: torch.Tensor, mps_graph: Any) -> int:
             return self._write(constant_tensor, mps_graph, None)
 
-        def define_scalar(self, val, mps_data_type, mps_graph) -> int:
+        def define_scalar(self, val: Any, mps_data_type: Any, mps_graph: Any) -> int:
             raise AssertionError("agree_types of precision.py leaves no scalar operands")
 
-        def _write(self, tensor: torch.Tensor, mps_graph, mps_data_type) -> int:
+        def _write(self, tensor: torch.Tensor, mps_graph: Any, mps_data_type: Any) -> int:
             """A constant, written once however many nodes hold the same bytes (tied weights)."""
             int4 = mps_data_type == schema.MPSDataType.mps_data_type_int4
             data = pack_int4(tensor) if int4 else tensor.contiguous()
@@ -178,7 +178,7 @@ def _corrections(stock: type) -> type:
     return Corrected
 
 
-def _define_cast(self, node, mps_graph) -> None:
+def _define_cast(self: Any, node: Any, mps_graph: Any) -> None:
     from executorch.backends.apple.mps.serialization.mps_graph_schema import MPSCast, MPSNode
 
     source, result = self.define_tensor(node.args[0], mps_graph), self.define_tensor(node, mps_graph)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...validation.estimate.placement import PlacedProgram
     from ...validation.graph import Graph
     from ...validation.records import DeviceLatency
-    from ...validation.runners import Runner
+    from ...validation.runner import Runner
 
 
 def check_recipe(recipe: Recipe, deployment_target: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...validation.estimate.placement import PlacedProgram
     from ...validation.graph import Graph
     from ...validation.records import DeviceLatency
-    from ...validation.runners import Runner
+    from ...validation.runner import Runner
 
 
 @dataclass(frozen=True)

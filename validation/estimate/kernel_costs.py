@@ -27,7 +27,8 @@ def kernel_ms(node: Node, values: dict[str, Value], unit: str, device: Device) -
 
 
 def kernel_bytes(node: Node, values: dict[str, Value]) -> int:
-    """Bytes of the tensors that a kernel reads and writes; of an embedding's table only the rows that are read."""
+    """Bytes of the tensors that a kernel reads and writes; of an embedding's table only the rows that it
+    reads."""
     if "embedding" in node.op.lower():
         return 2 * sum(_bytes(value) for value in node.outputs)
     tensors = [values[name] for name in references(node.inputs) if name in values]

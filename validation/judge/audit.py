@@ -50,9 +50,10 @@ def audit(
 
     decisions: of the compression, () for an artifact of unknown origin; realised: what the WrittenArtifact
     says, of which only the reasons are used; made: name -> weight, to compare the decoded weights with;
-    opened: the file's reference runner, so that nothing is parsed or decoded twice; consume: take each weight out of `made` when it has been compared, to make room for the
-    decoded ones. Every decision gives one entry, then come the file's other weights. "bytes" adds up to the
-    artifact's size. Raises UnreadableArtifact.
+    opened: the file's reference runner, so that nothing is parsed or decoded twice; consume: take each weight
+    out of `made` when it has been compared, to make room for the decoded ones. Every decision gives one
+    entry, then come the file's other weights. "bytes" adds up to the artifact's size. Raises
+    UnreadableArtifact.
     """
     path = Path(path)
     package, graphs = format_of(path).parse(path) if opened is None else _of_runner(opened)

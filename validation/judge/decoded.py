@@ -1,7 +1,7 @@
 """What the stored weights of an artifact decompress to: a Graph read from a file enters, values leave,
 computed by the reference runner's own operators from the file's bytes, one weight at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -58,7 +58,7 @@ def _along(block: Graph, name: str) -> Iterator[torch.Tensor]:
             yield _computed(block, node, call)
 
 
-def _computed(block: Graph, last: Node, call) -> torch.Tensor:
+def _computed(block: Graph, last: Node, call: Callable[..., tuple]) -> torch.Tensor:
     needed, nodes = set(references(last.inputs)), [last]
     for node in reversed(block.nodes[: block.nodes.index(last)]):
         if any(value.name in needed for value in node.outputs):

@@ -371,11 +371,14 @@ def attention(query, key, value, start_pos, attn_mask=None, drpout_p=0.0, is_cau
     elif attn_mask is not None:
         keys = min(keys, attn_mask.shape[-1])
         attn_mask = attn_mask[..., :keys]
-    parts = [part.transpose(1, 2).float() for part in (query, key[:, :keys], value[:, :keys])]
-    mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    return F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True).transpose(
-        1, 2
+    queries, keys_so_far, values = (
+        part.transpose(1, 2).float() for part in (query, key[:, :keys], value[:, :keys])
     )
+    mask = attn_mask.float() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+    results = F.scaled_dot_product_attention(
+        queries, keys_so_far, values, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    return results.transpose(1, 2)
 
 
 def sdpa_with_kv_cache(

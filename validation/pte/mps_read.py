@@ -8,6 +8,7 @@ fields that the runtime does not read are left out. Node inputs carry the schema
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -192,7 +193,7 @@ def _value(tensor: Table, name: str) -> Value:
     return Value(name, _dtype_name(tensor.number(0, "h"), tensor.buffer), dims[:rank] if rank > 0 else (1,))
 
 
-def _constant(tensor: Table, value: Value, segment: Buffer):
+def _constant(tensor: Table, value: Value, segment: Buffer) -> Callable[[], torch.Tensor]:
     """-> zero-argument function that decodes one constant from the segment; its place and size are checked
     now."""
     inline = tensor.table(4)  # deprecated in the schema: files of before the constant segment have it
