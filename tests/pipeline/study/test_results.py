@@ -23,7 +23,9 @@ from cidermill.pipeline.study.results import (
     best_of,
     convert_command,
     csv_text,
+    first_latency_ms,
     front,
+    latency_text,
     load_study,
     write_csv,
 )
@@ -54,6 +56,12 @@ def test_nan_is_no_figure(tmp_path, journals):
     assert study.rows[0].psnr_db is None and study.rows[0].metric is None
 
 
+def test_a_latency_that_is_no_number_is_not_known(tmp_path, journals):
+    latency = [{"device": "M2", "chip": "M2", "ms": math.inf, "low_ms": 1.0, "high_ms": math.nan}]
+    (row,) = load_study(journals.write(tmp_path, [journals.row(0, latency=latency)])).rows
+    assert (first_latency_ms(row), latency_text(row.latencies[0])) == (math.inf, "–")
+
+
 def damage(line, text):
     def change(path):
         lines = path.read_text().splitlines()
@@ -76,6 +84,21 @@ DAMAGED = {
             '{"trial": 1, "model": "a", "target": "b", "recipe": "c", "state": "done", "size_bytes": "big"}',
         ),
         ["damaged in line 3: size_bytes is 'big', no number"],
+    ),
+    "a state that is none": (
+        damage(2, '{"trial": 1, "model": "a", "target": "b", "recipe": "c", "state": "paused"}'),
+        ["damaged in line 3: Invalid enum value 'paused' - at `$.state`", "Remove line 3"],
+    ),
+    "a latency in words": (
+        damage(
+            2,
+            '{"trial": 1, "model": "a", "target": "b", "recipe": "c", "state": "done", "latency": ["fast"]}',
+        ),
+        ["damaged in line 3", "at `$.latency[0]`", "Remove line 3"],
+    ),
+    "a header whose models are words": (
+        damage(0, '{"schema": "cidermill.study/1", "version": "1", "models": ["net"]}'),
+        ["damaged in line 1: not a header of schema cidermill.study/1"],
     ),
     "another schema": (
         damage(0, '{"schema": "cidermill.report/1"}'),
