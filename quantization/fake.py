@@ -18,8 +18,7 @@ def fake_weight(
     tables and mask.
 
     Codes and indices are chosen anew for `weight`. table: stands in for the lookup table (of a palette
-    without int8 entries) and gets its
-    gradient: the sum over the weights that chose each entry.
+    without int8 entries) and gets its gradient: the sum over the weights that chose each entry.
     """
     values = form.values
     if isinstance(values, Codes):

@@ -42,9 +42,9 @@ def gptq(
     convolution) -> Codes on `blocks`.
 
     blocks as in `affine.quantize`, cut along the first two axes only. One scale per row or tensor: the
-    columns are taken in the order of
-    their activation. Scales along the input: in their own order, each scale found when its columns are
-    reached. mask bool, as weight: where False the weight counts as zero and its neighbours make up for it.
+    columns are taken in the order of their activation. Scales along the input: in their own order, each scale
+    found when its columns are reached. mask bool, as weight: where False the weight counts as zero and its
+    neighbours make up for it.
     """
     order = _order(hessian, blocks)
     columns = to_columns(weight, hessian, order)

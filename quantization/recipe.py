@@ -1,8 +1,8 @@
 """The recipe language: text such as "prune50+int4:block32; lm_head*=int8" enters, a frozen Recipe leaves (and
 prints as the same text).
 
-recipe   := layer (";" pattern "=" layer)*        pattern: fnmatch's, on a weight's or a module's name, or
-"type:" and a kind of layer
+recipe   := layer (";" pattern "=" layer)*        pattern: fnmatch's, on a weight's or a module's name,
+                                                  or "type:" and a kind of layer
 layer    := word ("+" word)*                      word := name (":" option)*, options in any order
 word     := float32 | float16 | intN | palettizeN | pruneF[%] | prune:NofM | w8a8
 """

@@ -46,8 +46,8 @@ PHASES = {"compile": "compile_ms", "cold load": "cold_load_ms", "load": "load_ms
 @dataclass(frozen=True)
 class Job:
     """What a child is asked to do. task: "time" or "plan"; host: "coreml", "executorch" or "reference";
-    inputs: an .npz in the program's order;
-    pictures: input -> order of channels; folder: for files of its own, deleted afterwards."""
+    inputs: an .npz in the program's order; pictures: input -> order of channels; folder: for files of its
+    own, deleted afterwards."""
 
     task: str
     host: str

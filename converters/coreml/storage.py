@@ -3,12 +3,11 @@ store leaves, with the reason.
 
 Both decompress to the same values. What is avoided where it can be, although MIL can write it:
 - A scale on float data (`constexpr_blockwise_shift_scale` after a float16 table): the Neural Engine of macOS
-26 refuses to load it
-  (apple/coremltools pull request 2688). Scales per channel are multiplied into one table per channel instead.
+  26 refuses to load it (apple/coremltools pull request 2688). Scales per channel are multiplied into one
+  table per channel instead.
 - Before iOS26, scales after a table of integers: coremltools itself turns the two around there ("this issue
-was fixed in iOS26",
-  mil/passes/defs/optimize_quantization.py, canonicalize_quantized_lut_pattern), at the price of a table for
-  each scale.
+  was fixed in iOS26", mil/passes/defs/optimize_quantization.py, canonicalize_quantized_lut_pattern), at the
+  price of a table for each scale.
 """
 
 import math

@@ -1,7 +1,8 @@
 """`cidermill.toml`: the file enters, the conversions that it asks for leave, each a checked Plan.
 
-    [defaults]                            # any option of `convert`, for every model; `out` is where each
-    conversion gets a folder device = ["iPhone 15 Pro", "A14"]
+    [defaults]                            # any option of `convert`, for every model
+    out = "build"                         # where each conversion gets a folder
+    device = ["iPhone 15 Pro", "A14"]
 
     [models.encoder]                      # -> build/encoder
     path = "models/encoder.pt"

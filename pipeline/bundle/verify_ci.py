@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..gate.ci import annotation
 from ..gate.junit import Case, Suite, xml_text
-from ..report.markdown import code, rows
+from ..gate.markdown import code, rows
 from .verify import Verification
 
 

@@ -10,7 +10,6 @@ from ...models.errors import UserError
 from ...validation.records import Verdict
 from ..output import write_whole
 from ..report.json_files import json_text
-from ..report.markdown import code, rows
 from ..report.read import find_reports
 from .ci import annotation
 from .junit import Case, Suite, xml_text
@@ -26,6 +25,7 @@ from .lock import (
     passes,
     read_lock,
 )
+from .markdown import code, rows
 
 SCHEMA = "cidermill.check/1"
 GONE = "The lock has it, the reports do not.\nGive its report, or drop it from the lock with --update."

@@ -10,10 +10,10 @@ from msgspec import UNSET
 from ...validation.records import Verdict
 from ..limits import NOT_APPLICABLE, got_text, limit_text
 from ..report import summaries
-from ..report.markdown import code, details, rows
 from ..report.records import Artifact, Report, Validation
 from ..terminal.text import clean
 from .junit import Case, Suite, xml_text
+from .markdown import code, details, rows
 
 LEVELS = ("error", "warning", "notice")
 

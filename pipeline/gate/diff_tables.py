@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..report import summaries
-from ..report.markdown import code, details, rows
 from .difference import (
     ArtifactDifference,
     BytesChange,
@@ -18,6 +17,7 @@ from .difference import (
     WeightChanges,
     WeightForm,
 )
+from .markdown import code, details, rows
 
 MOST_ALIKE = 4  # rows of one kind that are shown one by one
 MOST_ROWS = 12  # of a table in the terminal; Markdown folds longer ones away

@@ -50,8 +50,8 @@ def run_here(
     tasks: Sequence[Task], workers: int, peak_bytes: Callable[[Task], int], budget_bytes: float | None = None
 ) -> Generator[StudyRow, None, None]:
     """Run the tasks, `workers` processes at most (0: one on each core). peak_bytes: what a trial is foreseen
-    to need beside the shared model;
-    budget_bytes: what trials may take together, by default most of the free memory.
+    to need beside the shared model; budget_bytes: what trials may take together, by default most of the free
+    memory.
 
     A task whose process dies is tried again alone; what dies then is a failed row.
     """
@@ -111,11 +111,7 @@ def _begin(parent: int) -> None:
     from tqdm import tqdm
 
     # the parent's handlers came along; it says itself when to end
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(2, 1)  # what --eval prints is not the command's result
     torch.set_num_threads(1)

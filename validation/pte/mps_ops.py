@@ -4,8 +4,8 @@ leaves.
 Written after pytorch/executorch, backends/apple/mps/runtime/operations/*.mm, defects included: where the
 runtime aborts, the function raises; where it computes something else than ATen, so does the function. Each
 MPSGraph operation that the runtime creates is computed in float32 and rounded to the dtype of its operands,
-which MPSGraph infers; the declared dtype is not used. One
-exception: what the runtime only leaves for later is computed as ATen does (`unimplemented`).
+which MPSGraph infers; the declared dtype is not used. One exception: what the runtime only leaves for later
+is computed as ATen does (`unimplemented`).
 Parameters are the schema's field names (mps_read.NODE_FIELDS).
 """
 
