@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from cidermill.models.errors import UserError
+from cidermill.pipeline.report.json_files import to_builtins
 from cidermill.pipeline.study.page import html_text, page_data, write_page
+from cidermill.pipeline.study.page_records import TrialLayers
 from cidermill.pipeline.study.results import load_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -191,7 +193,7 @@ def test_layers_without_a_table_are_the_trials_weights(tmp_path, journals):
     rows = [journals.row(0, recipe="int8"), journals.row(1, recipe="int4; b*=float16"), journals.failed(2)]
     data, notes = page_data(load_study(journals.write(tmp_path, rows)))
     assert notes == []
-    assert data["heat"] == [
+    assert to_builtins(data.heat) == [
         {
             "model": "net",
             "measured": False,
@@ -200,8 +202,9 @@ def test_layers_without_a_table_are_the_trials_weights(tmp_path, journals):
             "values": [[48.123, 24.0], [40.0, None]],
         }
     ]
-    assert data["layers"]["net"]["forms"] == ["int8", "int16", "int4"]
-    assert data["layers"]["net"]["trials"][1] == {"bits": [4.0, 16.0], "snr": [24.0, None], "form": [2, 1]}
+    layers = data.layers["net"]
+    assert layers.forms == ("int8", "int16", "int4")
+    assert layers.trials[1] == TrialLayers(bits=(4.0, 16.0), snr=(24.0, None), form=(2, 1))
 
 
 def table(digest, errors):
@@ -221,8 +224,8 @@ def test_a_table_of_sensitivities_goes_first(tmp_path, journals):
     journals.report(tmp_path, 0, "coreml", [("a.weight", 8.0, 48.0)])
     journals.write(tmp_path, [journals.row(0)])
     (tmp_path / "sensitivity.json").write_text(table("ab" * 32, errors))
-    (heat,) = page_data(load_study(tmp_path))[0]["heat"]
-    assert heat == {
+    (heat,) = page_data(load_study(tmp_path))[0].heat
+    assert to_builtins(heat) == {
         "model": "net",
         "measured": True,
         "layers": ["a", "b"],
@@ -235,7 +238,7 @@ def test_a_table_of_another_model_does_not_count(tmp_path, journals):
     journals.report(tmp_path, 0, "coreml", [("a.weight", 8.0, 48.0)])
     journals.write(tmp_path, [journals.row(0)])
     (tmp_path / "sensitivity.json").write_text(table("ff" * 32, {"int8": {"a": [1e-6, 1e-5]}}))
-    assert page_data(load_study(tmp_path))[0]["heat"][0]["measured"] is False
+    assert page_data(load_study(tmp_path))[0].heat[0].measured is False
 
 
 def test_what_cannot_be_read_is_said_in_the_page(tmp_path, journals):
