@@ -1,6 +1,8 @@
 """Conversions that need not be done again: a Plan enters, a key over everything that decides its result
 leaves; by it a finished folder is found."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -8,7 +10,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..models.digest import content_of, content_of_files, digest_json, digest_model, digest_samples
 from .plan import Plan
@@ -17,6 +19,10 @@ from .report.records import REPORT_FILE, Report
 from .report.write import environment
 from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder
+
+if TYPE_CHECKING:
+    from ..models.capture import Captured
+    from .corrections import Calibration
 
 PLACES = ("model", "out", "force", "dry_run", "cache")  # of a Plan: say where and whether, not what
 # limits (`limits`) that need no other conversion; --max-latency adds devices to it
@@ -32,7 +38,7 @@ FILES = (
 )
 
 
-def conversion_key(plan: Plan, calibration: Any) -> str | None:
+def conversion_key(plan: Plan, calibration: Calibration | None) -> str | None:
     """From the files' bytes, the options and the versions of the tools, without loading the model; None where
     code of the user has a part in it."""
     if plan.model_class is not None or plan.trust_pickle:
@@ -45,7 +51,7 @@ def conversion_key(plan: Plan, calibration: Any) -> str | None:
     )
 
 
-def captured_key(plan: Plan, calibration: Any, captured: Any) -> str:
+def captured_key(plan: Plan, calibration: Calibration | None, captured: Captured) -> str:
     """As `conversion_key`, from the captured graph, its tensors and the samples: whatever code made them."""
     program = captured.program
     source = {
@@ -90,7 +96,7 @@ def remember(cache: Cache | None, key: str | None, plan: Plan, report: Report, f
     make_room(cache)
 
 
-def _decided_by(plan: Plan, calibration: Any) -> dict[str, Any]:
+def _decided_by(plan: Plan, calibration: Calibration | None) -> dict[str, Any]:
     """What decides a conversion beside the model and the samples."""
     options = {name: value for name, value in vars(plan).items() if name not in (*PLACES, *JUDGED_AFTER)}
     options |= {"samples": None, "calibration": str(calibration), "name": plan.name}

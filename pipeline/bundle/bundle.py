@@ -6,7 +6,7 @@ The bytes depend on nothing but the reports' artifacts and figures, the options 
 
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ from ...models.errors import UserError
 from ...models.extras import require_extra
 from ..output import check_ours, staged, write_whole
 from ..report.json_files import json_text
+from ..step import Show
 from .conditions import in_order, with_conditions
 from .deliverables import Model, read_models
 from .manifest import (
@@ -80,7 +81,7 @@ class BundleResult:
     archive: str | None
 
 
-def make_bundle(plan: BundlePlan, show: Callable[..., Any]) -> BundleResult:
+def make_bundle(plan: BundlePlan, show: Show) -> BundleResult:
     """show: see `stages.Stages`.
 
     Raises UserError for bad input, and then nothing is written.

@@ -10,6 +10,8 @@ from .console import console
 from .text import clean, line, table, verdict_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..build.build import Outcome
     from ..build.config import Config
     from ..build.init import Start
@@ -58,7 +60,7 @@ def show_build(content: "BuildSummary", config: "Config", outcomes: "Sequence[Ou
         out.print(line((f"{failed} of {len(outcomes)} did not pass.{advice}", "red")), soft_wrap=True)
 
 
-def _print_count(outcomes: "Sequence[Outcome]", out: Any) -> None:
+def _print_count(outcomes: "Sequence[Outcome]", out: "Console") -> None:
     """Warnings of what passes are many where models are: they are counted here, and stand in the reports."""
     passed = [
         artifact

@@ -2,15 +2,18 @@
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...models.errors import UserError
 from .text import arrow, clean, line
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PLAIN_WIDTH = 120  # columns where there is no terminal and COLUMNS does not say
 
 
-def console(stderr: bool = False) -> Any:
+def console(stderr: bool = False) -> "Console":
     """A rich Console for one of the standard streams as it is now; without a terminal it writes plain
     text."""
     from rich.console import Console

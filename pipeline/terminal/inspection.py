@@ -2,18 +2,21 @@
 order, out."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..report import summaries
 from ..report.records import Inspection, Latency, Placement, ShapeLatency
 from .measured import measured_parts
 from .text import arrow, clean, line, table
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 UNIT_STYLES = {"ane": "green", "gpu": "magenta", "cpu": "yellow"}
 MOST_REASONS = 8
 
 
-def inspection_parts(inspection: Inspection, console: Any) -> Iterator[Any]:
+def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[RenderableType]":
     """Everything printable about one artifact; tables without rows are left out."""
     about = f"  {clean(inspection.target)}, {summaries.size_text(inspection.size_bytes)}"
     yield line((clean(inspection.path), "bold"), (about, ""))
@@ -30,7 +33,7 @@ def inspection_parts(inspection: Inspection, console: Any) -> Iterator[Any]:
         yield table(console, ["weights stored as", "weights", "per weight"], rows)
 
 
-def _placement(placement: Placement, console: Any) -> Iterator[Any]:
+def _placement(placement: Placement, console: "Console") -> "Iterator[RenderableType]":
     units = summaries.unit_summaries(placement)
     if not units:
         return
@@ -64,7 +67,7 @@ def _placement(placement: Placement, console: Any) -> Iterator[Any]:
         yield table(console, ["slowest operation", "type", "module", "unit", "time"], rows)
 
 
-def _reasons(reasons: Sequence[summaries.OffEngine], console: Any) -> Iterator[Any]:
+def _reasons(reasons: Sequence[summaries.OffEngine], console: "Console") -> "Iterator[RenderableType]":
     rows = [
         [
             summaries.UNIT_NAMES[row.unit],
@@ -96,7 +99,7 @@ def _shape_row(shape: ShapeLatency, slowest: bool) -> list[str]:
     return [clean(shape.inputs), clean(shape.kind), unit, time]
 
 
-def _bar(units: Sequence[summaries.UnitSummary], console: Any) -> Any:
+def _bar(units: Sequence[summaries.UnitSummary], console: "Console") -> Any:
     """Operations by unit as one bar; letters where there is no colour to tell the units apart."""
     width = min(60, console.width - 2)
     counts = [max(1, round(width * unit.ops_share)) for unit in units]
@@ -105,7 +108,7 @@ def _bar(units: Sequence[summaries.UnitSummary], console: Any) -> Any:
     return line(*((summaries.UNIT_NAMES[unit.unit][0] * count, "") for unit, count in zip(units, counts)))
 
 
-def _latency(latency: Latency, console: Any) -> Iterator[Any]:
+def _latency(latency: Latency, console: "Console") -> "Iterator[RenderableType]":
     if not latency.devices:
         return
     yield line((f"\nLatency ({clean(latency.source)}, with its band)", "bold"))

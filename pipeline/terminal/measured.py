@@ -1,7 +1,7 @@
 """What a machine measured of an artifact in; the lines and the table that a person reads, in order, out."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
@@ -10,10 +10,13 @@ from ..report import summaries
 from ..report.records import Latency, MeasuredPlacement, Placement
 from .text import clean, line, table
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 COLUMNS = ["compute units", "time (10–90 %)", "first run", "cold load", "load", "compile", "estimate"]
 
 
-def measured_parts(placement: Placement, latency: Latency, console: Any) -> Iterator[Any]:
+def measured_parts(placement: Placement, latency: Latency, console: "Console") -> "Iterator[RenderableType]":
     """Nothing for a report of before anything was measured."""
     measured, plan = latency.measured, placement.measured
     if isinstance(measured, str):

@@ -25,7 +25,10 @@ from .console import console
 from .inspection import inspection_parts
 from .text import arrow, clean, line, table, verdict_text
 
-if TYPE_CHECKING:  # which import torch
+if TYPE_CHECKING:  # rich, as above; the other imports torch
+    from rich.console import Console
+    from rich.text import Text
+
     from ..tune import TuneResult
 
 # columns for rows of one line, of two lines, of three; below, one block per artifact
@@ -147,7 +150,7 @@ def show_report(report: Report, folder: Path) -> None:
         )
 
 
-def _print_budget(out: Any, budget: BudgetSummary) -> None:
+def _print_budget(out: "Console", budget: BudgetSummary) -> None:
     """What was chosen, what was asked, and what came of it."""
     have = "; ".join(
         f"{target} {summaries.size_text(use.size_bytes)}, {use.bits_per_weight:.2f} bits per weight"
@@ -157,7 +160,7 @@ def _print_budget(out: Any, budget: BudgetSummary) -> None:
     out.print(line(("Budget ", ""), (clean(budget.asked), "bold"), (told, "")), soft_wrap=True)
 
 
-def render_artifacts(report: Report, out: Any) -> None:
+def render_artifacts(report: Report, out: "Console") -> None:
     """Target, recipe, size, both errors, units, latency and verdict of each artifact, as wide as the console
     allows."""
     if not report.artifacts:
@@ -195,7 +198,7 @@ def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
     }
 
 
-def _row(report: Report, artifact: Artifact, out: Any) -> tuple[list[str], list[Any]]:
+def _row(report: Report, artifact: Artifact, out: "Console") -> tuple[list[str], list[Any]]:
     """-> headings and cells. On a narrow console the verdict goes below the artifact's name."""
     row, verdict = _cells(report, artifact), verdict_text(artifact.verdict)
     row = row if out.width >= MIDDLE else _stacked(row)
@@ -223,14 +226,14 @@ def _stacked(row: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _print_block(report: Report, artifact: Artifact, out: Any) -> None:
+def _print_block(report: Report, artifact: Artifact, out: "Console") -> None:
     rows = _cells(report, artifact)
     out.print(line((" ".join(rows.pop("artifact")), "bold"), (": ", "")) + verdict_text(artifact.verdict))
     for name, (first, more) in rows.items():
         out.print(line((f"  {name:<12}", "dim"), (first, ""), (f"  {more}" if more else "", "dim")))
 
 
-def _legend(artifacts: Sequence[Artifact]) -> Any:
+def _legend(artifacts: Sequence[Artifact]) -> "Text":
     tolerances = {artifact.validation.tolerance_db for artifact in artifacts}
     asked = f" (at least {min(tolerances):g} dB)" if len(tolerances) == 1 else ""
     sources = {artifact.latency.source for artifact in artifacts}
@@ -244,7 +247,7 @@ def _legend(artifacts: Sequence[Artifact]) -> Any:
     )
 
 
-def _print_warnings(out: Any, warnings: Sequence[str], where: str = "") -> None:
+def _print_warnings(out: "Console", warnings: Sequence[str], where: str = "") -> None:
     for warning in warnings:
         what, following = summaries.split_warning(warning)
         out.print()
@@ -265,7 +268,7 @@ def show_validation(comparison: Comparison) -> None:
     out.print(line((asked, "")) + verdict_text(comparison.verdict))
 
 
-def render_errors(errors: Sequence[OutputError], tolerance_db: float | None, out: Any) -> None:
+def render_errors(errors: Sequence[OutputError], tolerance_db: float | None, out: "Console") -> None:
     """One row per output, then a line for each that fails."""
     headers = ["output", "shape", "PSNR", "cosine", "max error", "argmax", "nan/inf"]
     rows = [

@@ -2,7 +2,7 @@
 output leaves."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..report import summaries
 from ..study.page import PAGE
@@ -18,6 +18,9 @@ from ..study.results import (
 )
 from .console import console
 from .text import arrow, clean, line, table, verdict_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WITH_SHARES = 92  # columns from which the Neural Engine's share and the cosine fit as well
 
@@ -73,11 +76,11 @@ def show_study(result: StudyResult) -> None:
     )
 
 
-def _star(out: Any) -> str:
+def _star(out: "Console") -> str:
     return "★" if arrow(out) == "→" else "*"
 
 
-def _table(rows: Sequence[RankedTrial], out: Any) -> Any:
+def _table(rows: Sequence[RankedTrial], out: "Console") -> Any:
     by_metric, wide = measured_by_metric(rows), out.width >= WITH_SHARES
     devices = [row.latencies[0].device for row in rows if row.latencies]
     headers = [
@@ -95,7 +98,7 @@ def _table(rows: Sequence[RankedTrial], out: Any) -> Any:
     return table(out, headers, [_cells(row, out, by_metric, wide, bool(devices)) for row in rows])
 
 
-def _cells(row: RankedTrial, out: Any, by_metric: bool, wide: bool, latency: bool) -> list[Any]:
+def _cells(row: RankedTrial, out: "Console", by_metric: bool, wide: bool, latency: bool) -> list[Any]:
     psnr = "exact" if is_exact(row) else summaries.db_text(row.figure("psnr_db"))
     first = first_latency_ms(row)
     return [
@@ -112,7 +115,7 @@ def _cells(row: RankedTrial, out: Any, by_metric: bool, wide: bool, latency: boo
     ]
 
 
-def _show_reasons(rows: Sequence[StudyRow], out: Any) -> None:
+def _show_reasons(rows: Sequence[StudyRow], out: "Console") -> None:
     if rows:
         out.print(line((f"{len(rows)} trial{'s' if len(rows) > 1 else ''} failed:", "red")))
     for row in rows:
@@ -126,7 +129,7 @@ def _show_reasons(rows: Sequence[StudyRow], out: Any) -> None:
         )
 
 
-def _legend(rows: Sequence[StudyRow], out: Any) -> str:
+def _legend(rows: Sequence[StudyRow], out: "Console") -> str:
     device = next((row.latencies[0].device for row in rows if row.latencies), "")
     error = "metric" if measured_by_metric(rows) else "PSNR"
     latency = f" and latency ({clean(device)}, two digits)" if device else ""
@@ -153,7 +156,7 @@ def show_best(result: BestTrials) -> None:
             out.print(line((clean(best.infeasible, keep_lines=True), "red")), soft_wrap=True)
 
 
-def _show_winner(row: StudyRow, out: Any) -> None:
+def _show_winner(row: StudyRow, out: "Console") -> None:
     size, bits = row.figure("size_bytes"), row.figure("bits_per_weight")
     psnr = "exact" if is_exact(row) else summaries.db_text(row.figure("psnr_db"))
     metric, share = row.figure("metric"), row.figure("ane_share")

@@ -5,7 +5,12 @@ reach the terminal.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 STYLES = {"pass": "bold green", "fail": "bold red"}
 
@@ -15,18 +20,18 @@ def clean(text: Any, keep_lines: bool = False) -> str:
     return "".join(char if char.isprintable() or (keep_lines and char == "\n") else "?" for char in str(text))
 
 
-def line(*parts: tuple[str, str]) -> Any:
+def line(*parts: tuple[str, str]) -> "Text":
     """(text, style) pairs -> one rich Text."""
     from rich.text import Text
 
     return Text.assemble(*parts)
 
 
-def verdict_text(verdict: str) -> Any:
+def verdict_text(verdict: str) -> "Text":
     return line((clean(verdict), STYLES.get(verdict, "bold")))
 
 
-def arrow(console: Any) -> str:
+def arrow(console: "Console") -> str:
     """An arrow that the console's encoding can hold."""
     return "→" if console.encoding.lower().startswith("utf") else "->"
 
@@ -45,7 +50,9 @@ RIGHT = (
 )
 
 
-def table(console: Any, headers: Sequence[str], rows: Sequence[Sequence[Any]], gap: bool = False) -> Any:
+def table(
+    console: "Console", headers: Sequence[str], rows: Sequence[Sequence[Any]], gap: bool = False
+) -> "Table":
     """A table with a rule under its headings; single numbers (`RIGHT`) align to the right. gap: an empty line
     between rows."""
     from rich.box import ASCII2, SIMPLE, SIMPLE_HEAVY
@@ -64,7 +71,7 @@ def table(console: Any, headers: Sequence[str], rows: Sequence[Sequence[Any]], g
     return result
 
 
-def _cell(console: Any, cell: Any) -> Any:
+def _cell(console: "Console", cell: Any) -> "Text":
     """Strings as texts, so that brackets in names are not markup."""
     from rich.text import Text
 
@@ -72,7 +79,7 @@ def _cell(console: Any, cell: Any) -> Any:
     return text if arrow(console) == "→" else _ascii(text)
 
 
-def _ascii(text: Any) -> Any:
+def _ascii(text: "Text") -> "Text":
     """Dashes and micro signs for consoles that cannot show them; lengths stay, so styles still fit."""
     plain = text.plain.replace("–", "-").replace("µ", "u")
     result = text.copy()
