@@ -84,12 +84,12 @@ def convert(
         if _is_path(model):
             check_model(plan.model)
         check_files(plan)
-        given = _given_once(inputs, plan.inputs)
+        examples = _given_once(inputs, plan.inputs)
         from .run import run
 
         if _is_path(model):
             return run(_with_inputs(plan, inputs))
-        return run(plan, source=_source(model, given, options))
+        return run(plan, source=_source(model, examples, options))
 
 
 def validate(
