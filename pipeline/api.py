@@ -2,7 +2,8 @@
 wrong with what was given raises UserError, a ValueError, in the words of the command line.
 
 Calls from several threads are safe. Conversions and validations take turns: torch.export and coremltools keep
-what they work on in globals.
+what they work on in globals. While one of them works, the whole process is silent, other threads' prints and
+warnings included; it is put back afterwards (see `models.patched`).
 """
 
 from __future__ import annotations

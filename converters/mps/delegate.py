@@ -127,10 +127,10 @@ def _corrections(stock: type) -> type:
     from executorch.backends.apple.mps.utils.mps_utils import edge_dtype_to_mps_dtype
 
     class Corrected(stock):
-        def __init__(self, program: Any, ids: dict, known: dict):
+        def __init__(self, program: Any, ids: dict, constant_ids: dict):
             super().__init__(program, False)
             self._tensor_to_id = ids
-            self._known = known
+            self._constant_ids = constant_ids
 
         def define_tensor(self, node: Any, mps_graph: Any, mps_data_type: Any = None) -> int:
             if node is None:
@@ -161,9 +161,9 @@ def _corrections(stock: type) -> type:
             data = data.flatten().view(torch.uint8).numpy().tobytes()
             kind = mps_data_type if int4 else edge_dtype_to_mps_dtype(tensor.dtype)
             key = (kind, tuple(tensor.shape), hashlib.sha256(data).digest())
-            if key not in self._known:
-                self._known[key] = len(mps_graph.mps_values)
-                mps_graph.constant_ids.append(self._known[key])
+            if key not in self._constant_ids:
+                self._constant_ids[key] = len(mps_graph.mps_values)
+                mps_graph.constant_ids.append(self._constant_ids[key])
                 dims = list(tensor.shape) or [1]
                 value = schema.MPSTensor(
                     kind,
@@ -173,7 +173,7 @@ def _corrections(stock: type) -> type:
                     constant_buffer=schema.Buffer(storage=data),
                 )
                 mps_graph.mps_values.append(value)
-            return self._known[key]
+            return self._constant_ids[key]
 
     return Corrected
 
@@ -219,8 +219,8 @@ def serialize(program: Any) -> bytes:
 
     graph = MPSGraph("0", [], [], [], [], [], graph_type=OpType.mps_graph, constant_segment=DataSegment(0, 0))
     ids: dict[Any, int] = {}
-    known: dict[Any, Any] = {}
-    visitors = {name: visitor(program, ids, known) for name, visitor in _visitor_classes().items()}
+    constant_ids: dict[Any, int] = {}  # (type, shape, digest of the bytes) -> id
+    visitors = {name: visitor(program, ids, constant_ids) for name, visitor in _visitor_classes().items()}
     for node in program.graph.nodes:
         if node.op == "placeholder" and constant_of(program, node) is None:
             graph.input_ids.append(visitors[""].define_tensor(node, graph))
