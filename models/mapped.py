@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,31 +29,36 @@ class Reading:
 
     def __init__(self) -> None:
         self._bytes = 0
+        self._addresses: set[int] = set()
 
     def used(self, tensor: torch.Tensor) -> None:
         self._bytes += tensor.nbytes
+        self._addresses.add(tensor.data_ptr())
         if self._bytes >= READ_AT_ONCE:
             self._bytes = 0
-            drop_mapped_pages()
+            drop_mapped_pages(self._addresses)
 
 
-def drop_mapped_pages() -> None:
-    """Drop the pages of every large private mapping of a file that nobody has written to; a system other than
-    Linux keeps them."""
+def drop_mapped_pages(addresses: Collection[int]) -> None:
+    """Drop the pages of every large private mapping of a file that holds one of these addresses and that
+    nobody has written to. Mappings of others stay as they are; a system other than Linux keeps all."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
-    for start, length in _clean_mappings():
+    for start, length in _clean_mappings(addresses):
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _DONTNEED)
 
 
-def _clean_mappings() -> Iterator[tuple[int, int]]:
-    """(address, bytes) of those large private mappings of files none of whose pages was written to."""
+def _clean_mappings(addresses: Collection[int]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of those large private mappings of files that hold one of the addresses and none of
+    whose pages was written to."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         # 7fe627000000-7fe63b753000 rw-p 00000000 fe:00 2146355    /models/model.safetensors
-        addresses, permissions, _, _, inode, *_ = line.split(maxsplit=5)
-        start, end = (int(address, 16) for address in addresses.split("-"))
-        if permissions == "rw-p" and inode != "0" and end - start >= _SMALLEST and _is_clean(start, end):
+        extent, permissions, _, _, inode, *_ = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in extent.split("-"))
+        if permissions != "rw-p" or inode == "0" or end - start < _SMALLEST:
+            continue
+        if any(start <= address < end for address in addresses) and _is_clean(start, end):
             yield start, end - start
 
 

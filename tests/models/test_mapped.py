@@ -35,15 +35,21 @@ def resident_bytes(tensor: torch.Tensor) -> int:
 def test_pages_are_dropped_and_read_again(mapped):
     total = mapped.sum(dtype=torch.float64)
     assert resident_bytes(mapped) >= mapped.nbytes
-    drop_mapped_pages()
+    drop_mapped_pages({mapped.data_ptr()})
     assert resident_bytes(mapped) == 0
     assert mapped.sum(dtype=torch.float64) == total
 
 
 def test_what_was_written_is_kept(mapped):
     mapped[COUNT // 2] = -1
-    drop_mapped_pages()
+    drop_mapped_pages({mapped.data_ptr()})
     assert mapped[COUNT // 2] == -1
+
+
+def test_mappings_of_others_stay(mapped):
+    mapped.sum()
+    drop_mapped_pages({torch.zeros(1).data_ptr()})
+    assert resident_bytes(mapped) >= mapped.nbytes
 
 
 def test_a_reading_keeps_a_few_resident(mapped):
