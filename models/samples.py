@@ -2,7 +2,7 @@
 checked against them."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def load_samples(
 
 
 def given_samples(items: Iterable[Any], specs: tuple[TensorSpec, ...]) -> Samples:
-    """Dicts, tuples or batches of arrays or tensors, as Python gives them -> checked batches in the dtypes of
-    `specs`. Raises UserError."""
+    """Dicts, tuples or batches of arrays or tensors, as Python gives them, or one dict -> checked batches in
+    the dtypes of `specs`. Raises UserError."""
     samples: list[dict[str, np.ndarray]] = []
-    for index, item in enumerate(items):
+    for index, item in enumerate([items] if isinstance(items, Mapping) else items):
         samples += _samples_in(item, specs, f"samples[{index}]")
         if len(samples) >= MOST_SAMPLES:
             break

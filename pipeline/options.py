@@ -4,6 +4,7 @@ The command line, `cidermill.toml` and the keyword arguments of Python follow fr
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..models.errors import UserError
@@ -63,7 +64,7 @@ SAMPLES = Option(
     "samples",
     "Real inputs for validation; without them random ones are drawn from a fixed seed.",
     metavar="FILE.npz|MODULE:FUNCTION",
-    objects=(list, tuple),
+    objects=(Iterable,),
 )
 MODEL_CLASS = Option(
     "model-class",

@@ -114,6 +114,14 @@ def test_a_program_stays_as_it_was(linear, tmp_path):
     assert all(torch.equal(tensor, program.state_dict[name]) for name, tensor in before[1].items())
 
 
+@pytest.mark.parametrize(("given", "count"), [("a generator", 3), ("one dict", 1)])
+def test_samples_of_any_kind(linear, tmp_path, given, count):
+    sample = {"input": torch.ones(1, 64)}
+    samples = sample if given == "one dict" else (sample for _ in range(count))
+    report = cidermill.convert(linear, (torch.zeros(1, 64),), samples=samples, out=tmp_path / "out")
+    assert (report.source.samples.kind, report.source.samples.count) == ("real", count)
+
+
 def test_inputs_by_name_samples_and_options(network, tmp_path):
     inputs = dict(zip(("ids", "scale"), INPUTS))
     samples = [
