@@ -240,20 +240,20 @@ class Choice:
         only a guess of the whole, which is measured and corrected for."""
         from ..quantization.allocation import least_bits
 
-        wanted = 10 ** (-min_psnr / 10)
-        allowed, best, fewest = wanted, None, math.inf
+        most_error = 10 ** (-min_psnr / 10)
+        allowed, best, fewest = most_error, None, math.inf
         for _ in range(ROUNDS):
             picked = least_bits(problem, allowed)
             if picked is None:
                 break
             real = self._measured_error(picked)
             bits = float(problem.total_bits(picked).sum())
-            if real <= wanted and bits < fewest:
+            if real <= most_error and bits < fewest:
                 best, fewest = picked, bits
-            if wanted / 1.1 <= real <= wanted:
+            if most_error / 1.1 <= real <= most_error:
                 break
-            allowed = min(allowed * wanted / real if real else allowed * 10, 10 * allowed) * (
-                0.97 if real > wanted else 1.0
+            allowed = min(allowed * most_error / real if real else allowed * 10, 10 * allowed) * (
+                0.97 if real > most_error else 1.0
             )
         if best is None:
             finest = problem.errors.sum(axis=2).argmin(axis=1)

@@ -148,15 +148,15 @@ def store_folder(
 
 def entries(cache: Cache) -> list[Entry]:
     """All entries, the one used last first."""
-    found = []
+    stored = []
     for path, status in _files(cache.folder):
         try:
             with path.open("rb") as stream:
                 header = _header(stream) or {"kind": "damaged", "what": path.name}
         except OSError:  # another process has just removed it
             continue
-        found.append(Entry(path, header["kind"], header["what"], status.st_size, status.st_mtime))
-    return sorted(found, key=lambda entry: -entry.used)
+        stored.append(Entry(path, header["kind"], header["what"], status.st_size, status.st_mtime))
+    return sorted(stored, key=lambda entry: -entry.used)
 
 
 def make_room(cache: Cache) -> None:

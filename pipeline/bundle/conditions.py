@@ -92,11 +92,11 @@ def _changed(
 ) -> list[Model]:
     """Apply `change` to what the variants that `name` means require: those of this name, or where there are
     none, of this recipe."""
-    every = [(model, one) for model in models for one in model.variants]
-    named = [one for model, one in every if name in (one.name, f"{model.name}/{one.name}")]
-    meant = named or [one for _, one in every if name == one.artifact.recipe]
+    pairs = [(model, variant) for model in models for variant in model.variants]
+    named = [variant for model, variant in pairs if name in (variant.name, f"{model.name}/{variant.name}")]
+    meant = named or [variant for _, variant in pairs if name == variant.artifact.recipe]
     if not meant:
-        names = ", ".join(dict.fromkeys(one.name for _, one in every))
+        names = ", ".join(dict.fromkeys(variant.name for _, variant in pairs))
         raise UserError(f"{option}: no variant is called {name!r}.", f"The variants are {names}.")
 
     def changed(one: Variant) -> Variant:

@@ -116,14 +116,14 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
     Raises UserError for what cannot be read, an artifact that is not the one of its report, and a failed
     verdict (unless allowed).
     """
-    found = [
+    variants_given = [
         (given, report.content, _variant(report, artifact, allow_failed))
         for given, report in map(_read_report, reports)
         for artifact in report.artifacts
     ]
     groups: dict[Border, list[Variant]] = {}
     about: dict[Border, tuple[str, SourceSummary]] = {}
-    for given, report, variant in sorted(found, key=lambda one: not one[2].is_package):
+    for given, report, variant in sorted(variants_given, key=lambda entry: not entry[2].is_package):
         key = _border_of(report, variant, groups)
         about.setdefault(key, (given, report.source))
         if all(variant.sha256 != other.sha256 for other in groups.setdefault(key, [])):
@@ -145,12 +145,12 @@ def slug(text: str, fallback: str = "model") -> str:
 
 def unique(name: str, taken: set[str], number: str = "{name}-{count}") -> str:
     """`name`, or with the first number that makes it new; remembered in `taken`, whatever its case."""
-    found, count = name, 1
-    while found.lower() in taken:
+    candidate, count = name, 1
+    while candidate.lower() in taken:
         count += 1
-        found = number.format(name=name, count=count)
-    taken.add(found.lower())
-    return found
+        candidate = number.format(name=name, count=count)
+    taken.add(candidate.lower())
+    return candidate
 
 
 def _read_report(text: str) -> tuple[str, ReportFile]:

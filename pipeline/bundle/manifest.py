@@ -177,11 +177,11 @@ def resource_path(name: str, resource: str = "") -> str:
 
 def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
     """(path with slashes, path) of everything in a folder that is no folder, links included, in order."""
-    found = []
+    paths = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        found += [Path(parent, name) for name in (*files, *links)]
-    yield from sorted((path.relative_to(folder).as_posix(), path) for path in found)
+        paths += [Path(parent, name) for name in (*files, *links)]
+    yield from sorted((path.relative_to(folder).as_posix(), path) for path in paths)
 
 
 def fingerprint(path: Path) -> FileDigest:

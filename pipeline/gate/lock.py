@@ -111,24 +111,24 @@ def keyed(reports: Sequence[ReportFile], locked: Iterable[str]) -> list[Checked]
 
     Raises UserError where a report's folder does not tell two apart either.
     """
-    every = [
+    keyed_artifacts = [
         (_keys(report, artifact), report, artifact) for report in reports for artifact in report.artifacts
     ]
-    plain, locked = Counter(keys[0] for keys, _, _ in every), set(locked)
-    found = [
+    plain, locked = Counter(keys[0] for keys, _, _ in keyed_artifacts), set(locked)
+    checked = [
         Checked(keys[plain[keys[0]] > 1 or keys[1] in locked], report, artifact)
-        for keys, report, artifact in every
+        for keys, report, artifact in keyed_artifacts
     ]
     where: dict[str, Path] = {}
-    for one in found:
-        if one.key in where:
+    for entry in checked:
+        if entry.key in where:
             raise UserError(
-                f"{where[one.key]} and {one.report.path} both have an artifact {one.key}.",
+                f"{where[entry.key]} and {entry.report.path} both have an artifact {entry.key}.",
                 "Give one report for each model, target and recipe, or keep a lock for each of them"
                 " (--lock).",
             )
-        where[one.key] = one.report.path
-    return found
+        where[entry.key] = entry.report.path
+    return checked
 
 
 def entries_of(checked: Sequence[Checked]) -> dict[str, LockEntry]:

@@ -43,11 +43,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / REPORT_FILE).is_file():
         return [path / REPORT_FILE]
-    found = sorted(
+    report_files = sorted(
         file
         for file in path.rglob(REPORT_FILE)
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-    if not found:
+    if not report_files:
         raise UserError(f"{path} holds no {REPORT_FILE}.", WROTE)
-    return found
+    return report_files

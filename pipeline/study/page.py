@@ -206,10 +206,10 @@ def _report(folder: Path, row: StudyRow, notes: list[str]) -> TrialReport:
 
 def _layers(rows: Sequence[StudyRow], reports: Mapping[int, TrialReport]) -> Layers:
     weights = {row.trial: reports.get(row.trial, TrialReport()).weights_of(row.target) for row in rows}
-    every = [weight for of_trial in weights.values() for weight in of_trial.values()]
-    compressed = {weight.name for weight in every if weight.snr_db is not None}
-    names = tuple(name for name in dict.fromkeys(weight.name for weight in every) if name in compressed)
-    forms = tuple(dict.fromkeys(weight.realised for weight in every))
+    all_weights = [weight for of_trial in weights.values() for weight in of_trial.values()]
+    compressed = {weight.name for weight in all_weights if weight.snr_db is not None}
+    names = tuple(name for name in dict.fromkeys(weight.name for weight in all_weights) if name in compressed)
+    forms = tuple(dict.fromkeys(weight.realised for weight in all_weights))
     trials = {
         trial: _trial_layers([of_trial.get(name) for name in names], forms)
         for trial, of_trial in weights.items()
