@@ -187,11 +187,20 @@ def interpret(
     frees = last_uses(graph)
     with torch.no_grad():
         for node, dead in zip(graph.nodes, frees):
-            for value, result in zip(node.outputs, _compute(node, graph, call, environment)):
+            try:
+                load_constants(graph, needed_names(node), environment)
+                arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+                begin_node(node, arguments)
+                results = call(node, arguments, environment)
+            except OperatorFailed:
+                raise
+            except Exception as error:
+                raise _failure(node, error) from error
+            for value, result in zip(node.outputs, results):
                 environment[value.name] = result
                 if tap is not None:
                     tap(value.name, result)
-            result = None  # else it would outlive its name where that is freed here
+            arguments = results = result = None  # else they would outlive the names that are freed here
             for name in dead:
                 environment.pop(name, None)
     load_constants(graph, graph.outputs, environment)
@@ -201,23 +210,9 @@ def interpret(
     return {name: environment[name] for name in graph.outputs}
 
 
-def _compute(
-    node: Node,
-    graph: Graph,
-    call: Callable[[Node, dict[str, Any], dict[str, Any]], tuple],
-    environment: dict[str, Any],
-) -> tuple:
-    """The results of one node, whose failure names it. Its arguments live no longer than this call."""
-    try:
-        load_constants(graph, needed_names(node), environment)
-        arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
-        begin_node(node, arguments)
-        return call(node, arguments, environment)
-    except OperatorFailed:
-        raise
-    except Exception as error:
-        where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
-        raise OperatorFailed(f"operator {node.op} ({where or 'unnamed'}) failed: {error}") from error
+def _failure(node: Node, error: Exception) -> OperatorFailed:
+    where = " in ".join(part for part in (node.name, node.scope, node.location) if part)
+    return OperatorFailed(f"operator {node.op} ({where or 'unnamed'}) failed: {error}")
 
 
 def load_constants(graph: Graph, names: Iterable[str], environment: dict[str, Any]) -> None:
