@@ -17,10 +17,10 @@ ARCHITECTURES = """
 def press(path, out, recipe, targets):
     with progress(enabled=False) as show:
         report = run(plan_from(path, {"target": targets, "quant": recipe, "out": out}), show)
-    for artifact in report["artifacts"]:
-        for error in artifact["validation"]["conversion"]:
-            assert error["psnr_db"] >= 40 and not error["vacuous"], (artifact["target"], error)
-    assert report["verdict"] == "pass"
+    for artifact in report.artifacts:
+        for error in artifact.validation.conversion:
+            assert error.psnr_db >= 40 and not error.vacuous, (artifact.target, error)
+    assert report.verdict == "pass"
     return report
 
 
