@@ -200,7 +200,8 @@ def interpret(
                 environment[value.name] = result
                 if tap is not None:
                     tap(value.name, result)
-            arguments = results = result = None  # else they would outlive the names that are freed here
+            result = None  # else it would outlive its name where that is freed here
+            del arguments, results
             for name in dead:
                 environment.pop(name, None)
     load_constants(graph, graph.outputs, environment)
