@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import UserError
 from .mapped import Reading
-from .patched import postponed_modules
+from .patched import lazy_graph_modules, postponed_modules
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .samples import blaming
@@ -71,7 +71,7 @@ def capture(source: Source, samples: Samples) -> Captured:
     """
     with postponed_modules():
         import torch.export._trace  # noqa: F401  torch.export imports it at its first use
-    with quiet():
+    with quiet(), lazy_graph_modules():
         exported = source.program if source.program is not None else _export(source, samples)
         names = _output_names(exported, source)
         program = normalise(exported, [spec.name for spec in source.inputs])

@@ -21,6 +21,7 @@ from .quiet import quiet, transformers_offline
 from .source import Source, TensorSpec
 from .source_kind import LoadOptions
 from .state_dicts import check_safetensors
+from .transformers_imports import one_index
 
 TOKENS = 128  # default text length, where the model's position table is not shorter
 # for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
@@ -88,7 +89,7 @@ def _load_model(
     for file in files:
         _check_weights(file)
     _check_depth(folder, settings, files)
-    with quiet(), postponed_modules(), transformers_offline():
+    with quiet(), postponed_modules(), transformers_offline(), one_index():
         model_class = _model_class(folder, settings)
         config = _configuration(folder, model_class)
         if given and not given[0].name:

@@ -4,7 +4,7 @@ All of it is put back, and several threads may ask for it at once: the first to 
 to leave undoes it.
 
 Environment variables, none but in processes of the command line, and there for good: OMP_WAIT_POLICY
-    (`pipeline.commands.shared`), as are the thresholds of Python's garbage collector (there too) and torch's
+    (`pipeline.commands.shared`), as are the settings of Python's garbage collector (there too) and torch's
     number of threads (`pipeline.tune` that goes on from a checkpoint, workers of `pipeline.study`).
 Network: huggingface_hub's constants HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY
     (`quiet.transformers_offline`).
@@ -14,6 +14,10 @@ Temporary files: of a thread that writes an output they go beside it (`tempfile.
 `pipeline.output`).
 Hidden modules: libraries that coremltools would import for its other frontends (`converters.coreml.tools`).
 Postponed modules: `POSTPONED`, while transformers and torch.export are imported.
+Index of transformers' models: read once instead of twice while transformers is imported
+    (`transformers_imports.one_index`).
+Graph modules of torch.fx: their Python code is written when it is first called, while a model is captured
+    (`lazy_graph_modules`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml.program`:
     TorchConverter._construct_compression_op     builds a weight from its own codes
     PassPipelineManager.apply_pipeline           validates a program once instead of after every pass
@@ -80,6 +84,14 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
     with shared((id(owner), name), change):
         yield
+
+
+def lazy_graph_modules() -> AbstractContextManager[None]:
+    """The graphs that torch traces on its way from a module to a decomposed program get Python code only where
+    they are called, which most never are: a seventh of a capture."""
+    from torch.fx import _lazy_graph_module
+
+    return replaced(_lazy_graph_module, "_use_lazy_graph_module_flag", True)
 
 
 @contextmanager
