@@ -87,8 +87,8 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
 
 def lazy_graph_modules() -> AbstractContextManager[None]:
-    """The graphs that torch traces on its way from a module to a decomposed program get Python code only where
-    they are called, which most never are: a seventh of a capture."""
+    """The graphs that torch traces on its way from a module to a decomposed program get Python code only
+    where they are called, which most never are: a seventh of a capture."""
     from torch.fx import _lazy_graph_module
 
     return replaced(_lazy_graph_module, "_use_lazy_graph_module_flag", True)

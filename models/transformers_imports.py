@@ -36,7 +36,7 @@ def one_index() -> Iterator[None]:
 
 
 def without_prefix(index: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """{backends: {"models.vit": names}} -> {backends: {"vit": names}}, of the modules that have the prefix."""
+    """{backends: {"models.vit": names}} -> {backends: {"vit": names}}; other modules are left out."""
     start = f"{PREFIX}."
     return {
         backends: {

@@ -16,8 +16,9 @@ with one_index():
     import transformers.models
 taken = transformers.models._class_to_module
 again = import_utils.define_import_structure.__wrapped__(transformers.models.__file__)
-index = {name: module for modules in again.values() for module, names in modules.items() for name in names}
-print(json.dumps([len(reads) - len(set(reads)), {name: taken.get(name) for name in index} == index, len(index)]))
+index = {name: module for group in again.values() for module, names in group.items() for name in names}
+same = {name: taken.get(name) for name in index} == index
+print(json.dumps([len(reads) - len(set(reads)), same, len(index)]))
 """
 
 
