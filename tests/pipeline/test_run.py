@@ -8,7 +8,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import cidermill
 from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.run import run
