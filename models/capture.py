@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import UserError
 from .mapped import Reading
-from .patched import lazy_graph_modules, postponed_modules
+from .patched import lazy_graph_modules, operators_listed_once, postponed_modules
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .samples import blaming
@@ -111,9 +111,9 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
 
     table = torch.export.default_decompositions()
     for operator in kept_composites():
-        if operator in table:
-            del table[operator]
-    program = exported.run_decompositions(table)
+        table.pop(operator, None)
+    with operators_listed_once():
+        program = exported.run_decompositions(table)
     _refuse_mutation(program)
     _refuse_nested_graphs(program)
     work = draft(program)

@@ -18,9 +18,10 @@ Index of transformers' models: read once instead of twice while transformers is 
     (`transformers_imports.one_index`).
 Graph modules of torch.fx: their Python code is written when it is first called, while a model is captured
     (`lazy_graph_modules`).
-Patched calls, all of coremltools 9.0 and in `converters.coreml.program`:
-    TorchConverter._construct_compression_op     builds a weight from its own codes
-    PassPipelineManager.apply_pipeline           validates a program once instead of after every pass
+Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
+Patched calls, all of coremltools 9.0 and in `converters.coreml`:
+    TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
+    PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
 
 coremltools keeps the program that it builds in globals (`BLOCK_STACK`, `SCOPE_STACK`, counters of names), so
 only one thread at a time may use it: `exclusive`.
@@ -92,6 +93,15 @@ def lazy_graph_modules() -> AbstractContextManager[None]:
     from torch.fx import _lazy_graph_module
 
     return replaced(_lazy_graph_module, "_use_lazy_graph_module_flag", True)
+
+
+def operators_listed_once() -> AbstractContextManager[None]:
+    """torch.export asks its dispatcher for all operators that decompose by themselves once for each of 27
+    namespaces; inside, what was asked for at the start counts."""
+    from torch._export import utils
+
+    utils._materialize_cpp_cia_ops()
+    return replaced(utils, "_materialize_cpp_cia_ops", lambda: None)
 
 
 @contextmanager

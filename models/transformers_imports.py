@@ -29,7 +29,8 @@ def one_index() -> Iterator[None]:
     def define_import_structure(module_path: Any, prefix: str | None = None) -> dict[Any, dict[str, Any]]:
         if Path(module_path) == folder / "__init__.py" and prefix is None:
             return without_prefix(read(folder, prefix=PREFIX))
-        return read(module_path, prefix)
+        index: dict[Any, dict[str, Any]] = read(module_path, prefix)
+        return index
 
     with replaced(import_utils, "define_import_structure", define_import_structure):
         yield

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .beside import beside
 from .choice import choose
 from .conversion import convert
 from .conversion_cache import captured_key, conversion_key, recall, remember
@@ -21,7 +22,7 @@ from .report.write import write_report
 from .stages import Stages
 from .step import Show, silent
 from .store import open_cache
-from .yardstick import expected_answers, first_run, yardstick_of
+from .yardstick import yardstick_of
 
 if TYPE_CHECKING:
     from ..models.source import Source
@@ -41,7 +42,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
-    with staged(plan.folder, plan.force) as folder:
+    with staged(plan.folder, plan.force) as folder, beside() as thread:
         key = conversion_key(plan, estimator.calibration) if cache and source is None else None
         if report := recall(cache, key, plan, folder, stages):
             return _publish(report, plan, folder, stages)
@@ -57,7 +58,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         for recipe in choice.attempts(stages):
             with stages("compress") as step:
                 compressed = compress(captured, recipe, lambda done, total, name: step(name))
-                expected = expected_answers(compressed, plan.targets)
+            answers = thread.submit(yardstick_of, compressed, plan.targets)
             written = []
             for target in plan.targets:
                 with stages("convert") as step:
@@ -69,9 +70,8 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         budget = choice.settle(recipe, folder)
         foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
         with stages("probe"):
-            errors = first_run(captured).errors if compressed.weights else ()
-        yardstick = yardstick_of(compressed, expected, errors)
-        del source, captured, compressed, expected, choice
+            yardstick = answers.result()
+        del source, captured, compressed, choice
         gc.collect()  # the model's weights, before an artifact is run
         examinations = []
         for artifact in written:

@@ -6,15 +6,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..validation.judge.compare import OutputError, compare
+from .signals import raise_again
 from .targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
 
     from ..models.capture import Captured
     from ..models.source import Samples, Source, TensorSpec
@@ -68,10 +72,13 @@ class FirstRun(NamedTuple):
 
 
 def yardstick_of(
-    compressed: Compressed, expected: Mapping[str, Batches], captured: tuple[OutputError, ...]
+    compressed: Compressed, targets: Sequence[str], probed: FirstRun | None = None
 ) -> Yardstick:
-    """expected: of `expected_answers`; captured: of `first_run`, where there was one."""
+    """Runs the compressed graph, and the captured one where it was not `probed` before. Raises Stopped where
+    a signal asked the process to end."""
     model = compressed.captured
+    expected = expected_answers(compressed, targets)
+    captured = (probed or first_run(model)).errors if compressed.weights else ()
     source = SourceFacts(
         model.source.path,
         model.source.sha256,
@@ -100,7 +107,7 @@ def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str
     captured = compressed.captured
     if not compressed.weights:
         return dict.fromkeys(targets, captured.reference)
-    dense = {name: weight.dense for name, weight in compressed.weights.items()}
+    dense = {name: partial(_dense, weight) for name, weight in compressed.weights.items()}
     expected: dict[str, Batches] = {}
     in_float = [target for target in targets if not find_target(target).rounds_activations]
     if compressed.activations is not None and in_float:
@@ -110,6 +117,11 @@ def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str
         rounded: Batches = evaluate(with_rounded_inputs(compressed), captured, dense)
         expected = dict.fromkeys(targets, rounded) | expected
     return expected
+
+
+def _dense(weight: CompressedWeight) -> torch.Tensor:
+    raise_again()  # in a thread that no signal reaches, the main one would wait for the last weight
+    return weight.dense()
 
 
 def first_run(captured: Captured) -> FirstRun:

@@ -7,8 +7,7 @@ weights.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import torch
 
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe
-from ...models.patched import replaced
 from ...quantization.weight import CompressedWeight
+from .passes import lean_passes, passes
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
 
 OTHER_OPERATORS = "Replace these operators in the model, or convert a part of the model without them."
-BACKEND = "backend_mlprogram"  # coremltools' name for the passes that it runs before a program is written
 
 
 @dataclass
@@ -158,52 +156,15 @@ def _converted(
     import coremltools as ct
 
     names = mark_compressed(program, weights)
-    with weights_built_by(build, names), _validated_once():
+    with weights_built_by(build, names), lean_passes():
         return _convert(
             program,
             convert_to="milinternal",
             outputs=outputs,
             minimum_deployment_target=target,
-            pass_pipeline=_passes(),
+            pass_pipeline=passes(),
             compute_precision=ct.precision.FLOAT32 if compute == "float32" else ct.precision.FLOAT16,
         )
-
-
-def _passes() -> Any:
-    """coremltools' passes, those before writing included, without the one that turns tables and scales
-    around: it repeats a table for every scale, and drops vector axes."""
-    import coremltools as ct
-
-    passes = ct.PassPipeline.DEFAULT
-    passes.remove_passes({"common::canonicalize_quantized_lut_pattern"})
-    for name in ct.PassPipeline._PIPELINE_NAME_TO_PASSES[BACKEND]:
-        passes.append_pass(name)
-    return passes
-
-
-@contextmanager
-def _validated_once() -> Iterator[None]:
-    """coremltools runs a pipeline of passes and validates the program after the last one.
-
-    Its own `apply_pipeline` (9.0) validates after each of 111 passes, which takes half as long as the passes.
-    What a pass breaks is found all the same.
-    """
-    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
-
-    with replaced(PassPipelineManager, "apply_pipeline", staticmethod(_run_passes)):
-        yield
-
-
-def _run_passes(program: Any, pipeline: Any) -> None:
-    """Every pass of a coremltools PassPipeline, in place; raises what a pass or the validation raises."""
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-
-    pipeline.validate()
-    for name in pipeline.passes:
-        graph_pass = PASS_REGISTRY[name]
-        graph_pass.set_options(pipeline.get_options(name))
-        graph_pass(program)
-    program.validate(check_essential_scope=True)
 
 
 def _find_places(program: Any, names: list[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..stages import Stages, release_memory
 from ..step import silent
 from ..store import fetch, make_room, open_cache, store
 from ..targets import find_target
-from ..yardstick import FirstRun, expected_answers, first_run, yardstick_of
+from ..yardstick import FirstRun, first_run, yardstick_of
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
 from .records import StudyRow, TrialLatency
@@ -153,13 +153,11 @@ def _finished_row(task: Task) -> StudyRow:
     with staged(task.folder, force=True, keep=False) as folder:
         with stages("compress"):
             compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
-            expected = expected_answers(compressed, plan.targets)
+            yardstick = yardstick_of(compressed, plan.targets, ready.first_run)
         with stages("convert") as step:
             artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
-        errors = ready.first_run.errors if compressed.weights else ()
-        yardstick = yardstick_of(compressed, expected, errors)
-        del compressed, expected
+        del compressed
         release_memory()  # graphs refer to themselves, and would keep weights
         examination = examine(artifact, yardstick, estimator, stages)
         judgement = judge(examination, yardstick, plan.min_psnr, None)

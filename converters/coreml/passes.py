@@ -1,0 +1,115 @@
+"""coremltools' passes over a MIL program: which of them run, and which have nothing to look for.
+
+A pass takes 4 to 50 ms to find nothing in a graph of 500 operations, and most of coremltools' 106 find
+nothing in most graphs. Every pass of `WORKS_ON` leaves a program alone that has no operation of its types, as
+its source (coremltools 9.0) shows; tests/converters/coreml/test_passes.py holds that the bytes are the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...models.patched import replaced
+
+BACKEND = "backend_mlprogram"  # coremltools' name for the passes that it runs before a program is written
+CONVOLUTIONS = ("conv", "conv_transpose")
+WORKS_ON = {  # pass -> types of operations, without any of which it changes nothing
+    "torch::torch_tensor_assign_to_core": ("torch_tensor_assign",),
+    "torch::torch_upsample_to_core_upsample": ("torch_upsample_nearest_neighbor", "torch_upsample_bilinear"),
+    "common::nullify_redundant_quantization_zero_point": ("quantize", "dequantize"),
+    "common::dequantize_quantize_pair_elimination": ("dequantize",),
+    "common::distributive_quantized_binary_op_scale_normalization": ("dequantize",),
+    "common::dequantize_to_constexpr": ("dequantize",),
+    "common::divide_to_multiply": ("real_div",),
+    "common::select_optimization": ("select",),
+    "common::add_conv_transpose_output_shape": ("conv_transpose",),
+    "common::loop_invariant_elimination": ("while_loop",),
+    "common::fuse_matmul_weight_bias": ("matmul",),
+    "common::fuse_linear_bias": ("linear",),
+    "common::fuse_gelu_tanh_approximation": ("tanh",),
+    "common::fuse_gelu_exact": ("erf",),
+    "common::fuse_leaky_relu": ("maximum",),
+    "common::rank0_expand_dims_swap": ("expand_dims",),
+    "common::fuse_squeeze_expand_dims": ("squeeze",),
+    "common::compose_conv1d": ("expand_dims",),
+    "common::use_reflection_padding": ("concat",),
+    "common::merge_consecutive_paddings": ("pad",),
+    "common::fuse_pad_conv": ("pad",),
+    "common::replace_stack_reshape": ("stack",),
+    "common::fuse_dilated_conv": ("space_to_batch",),
+    "common::fuse_conv_scale": CONVOLUTIONS,
+    "common::fuse_conv_bias": CONVOLUTIONS,
+    "common::fuse_conv_batchnorm": CONVOLUTIONS,
+    "common::fuse_onehot_matmul_to_gather": ("one_hot",),
+    "common::fuse_layernorm_or_instancenorm": ("reduce_mean", "reduce_sum"),
+    "common::fuse_reduce_mean": ("reduce_sum",),
+    "common::detect_concat_interleave": ("concat",),
+    "common::concat_to_pixel_shuffle": ("concat",),
+    "common::fuse_prelu": ("relu",),
+    "common::prelu_to_lrelu": ("prelu",),
+    "common::merge_consecutive_relus": ("relu",),
+    "common::fuse_transpose_matmul": ("matmul",),
+    "common::fuse_stack_split": ("stack",),
+    "common::guard_negative_gather_indices": ("gather", "gather_nd"),
+    "common::canonicalize_inplace_pattern": ("coreml_update_state",),
+    "common::prefer_state_in_downstream": ("coreml_update_state",),
+    "common::merge_affine_dequantize_with_consecutive_ops": ("constexpr_affine_dequantize",),
+    "common::expand_dynamic_linear": ("linear",),
+    "mil_backend::fuse_activation_silu": ("sigmoid",),
+    "mil_backend::fuse_pow2_sqrt": ("sqrt",),
+}
+
+
+def passes() -> Any:
+    """coremltools' passes (a PassPipeline), those before writing included, without the one that turns tables
+    and scales around: it repeats a table for every scale, and drops vector axes."""
+    import coremltools as ct
+
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes({"common::canonicalize_quantized_lut_pattern"})
+    for name in ct.PassPipeline._PIPELINE_NAME_TO_PASSES[BACKEND]:
+        pipeline.append_pass(name)
+    return pipeline
+
+
+@contextmanager
+def lean_passes() -> Iterator[None]:
+    """coremltools leaves passes out that have nothing to look for, and validates a program once at the end.
+
+    Its own `apply_pipeline` (9.0) validates after each pass, which takes half as long as the passes. What a
+    pass breaks is found all the same.
+    """
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+    with replaced(PassPipelineManager, "apply_pipeline", staticmethod(_apply_pipeline)):
+        yield
+
+
+def _apply_pipeline(program: Any, pipeline: Any) -> None:
+    """Change a program in place by the passes of a PassPipeline; raises what a pass or the validation
+    raises."""
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    pipeline.validate()
+    types: set[str] = set()  # empty: to be read again
+    for name in pipeline.passes:
+        if name in WORKS_ON:
+            types = types or _operation_types(program)
+            if types.isdisjoint(WORKS_ON[name]):
+                continue
+        graph_pass = PASS_REGISTRY[name]
+        graph_pass.set_options(pipeline.get_options(name))
+        graph_pass(program)
+        types = set()
+    program.validate(check_essential_scope=True)
+
+
+def _operation_types(program: Any) -> set[str]:
+    """Of all operations of a program, those of nested blocks included."""
+    types: set[str] = set()
+    blocks = list(program.functions.values())
+    while blocks:
+        for operation in blocks.pop().operations:
+            types.add(operation.op_type)
+            blocks.extend(operation.blocks)
+    return types
