@@ -71,9 +71,7 @@ class FirstRun(NamedTuple):
     errors: tuple[OutputError, ...]
 
 
-def yardstick_of(
-    compressed: Compressed, targets: Sequence[str], probed: FirstRun | None = None
-) -> Yardstick:
+def yardstick_of(compressed: Compressed, targets: Sequence[str], probed: FirstRun | None = None) -> Yardstick:
     """Runs the compressed graph, and the captured one where it was not `probed` before. Raises Stopped where
     a signal asked the process to end."""
     model = compressed.captured
