@@ -44,3 +44,11 @@ def storage_of(tensor: Tensor) -> Storage:
     if data.numel() == 0:
         return (tensor.name,)
     return data.untyped_storage().data_ptr(), data.storage_offset(), tuple(data.shape), data.stride()
+
+
+def all_within(tensor: torch.Tensor, lowest: float, highest: float) -> bool:
+    """Whether every element is a number of this range (NaN is none): one pass, no copies."""
+    if tensor.numel() == 0:
+        return True
+    least, most = tensor.detach().aminmax()
+    return bool(least >= lowest) and bool(most <= highest)

@@ -10,6 +10,7 @@ import torch
 
 from ...models.graphs import Draft, is_op, retrace
 from ...models.mapped import Reading
+from ...models.tensors import all_within
 from .elementwise_rules import log_softmax
 
 aten = torch.ops.aten
@@ -193,6 +194,8 @@ def _fit(value: Any, limit: float) -> Any:
 
 
 def _fit_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    if all_within(tensor, -1e5, SURELY_MASK):
+        return tensor
     masks = ((tensor < -1e5) | (tensor > SURELY_MASK)) & torch.isfinite(tensor)
     if not bool(masks.any()):
         return tensor

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...models.graphs import Draft, is_op
+from ...models.tensors import all_within
 from .rules import MASKED, RULES
 
 aten = torch.ops.aten
@@ -105,9 +106,10 @@ class Finite(NamedTuple):
 
 def _finite(value: torch.Tensor, dtype: torch.dtype) -> Finite:
     """In `dtype`, values beyond its range as +-3e4."""
-    beyond = value.abs() > torch.finfo(dtype).max
-    if not bool(beyond.any()):
+    largest = torch.finfo(dtype).max
+    if all_within(value, -largest, largest):
         return Finite(value.to(dtype), False)
+    beyond = value.abs() > largest
     limited = bool((beyond & (value > -1e30)).any())
     return Finite(torch.where(beyond, value.sign() * -MASKED, value).to(dtype), limited)
 

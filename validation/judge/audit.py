@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NOT_STORED = "not stored by name"
 EQUAL, DIFFERS = "equal", "differs"
+FIRST = 64  # elements by which stored tensors are told apart before all of their bytes are read
 NAMED = 5  # weights in a warning
 SUFFIX = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified|_transposed?|_\d+)$")
 # the file may hold this much more than was decided before it counts as a difference (paddings, shared scales)
@@ -147,13 +148,20 @@ def _decodes_to(decoder: Decoder, weight: StoredWeight, dense: torch.Tensor) -> 
 def _duplicates(graphs: Sequence[Graph], weights: Sequence[StoredWeight]) -> set[str]:
     """Names of stored tensors that hold the same bytes as an earlier one."""
     constants = {name: constant for graph in graphs for name, constant in _all_constants(graph)}
-    seen, again = set(), set()
+    alike: dict[tuple[torch.Size, str], list[str]] = {}  # most tensors differ in their first elements already
     for name in dict.fromkeys(part.name for weight in weights for part in weight.parts if part.name):
-        value = constants[name]() if callable(constants[name]) else constants[name]
-        digest = digest_tensor(torch.as_tensor(value))
-        again |= {name} if digest in seen else set()
-        seen.add(digest)
+        tensor = _stored(constants[name])
+        alike.setdefault((tensor.shape, digest_tensor(tensor.reshape(-1)[:FIRST])), []).append(name)
+    again: set[str] = set()
+    for names in alike.values():
+        if len(names) > 1:
+            digests = [digest_tensor(_stored(constants[name])) for name in names]
+            again |= {name for place, name in enumerate(names) if digests[place] in digests[:place]}
     return again
+
+
+def _stored(constant: Any) -> torch.Tensor:
+    return torch.as_tensor(constant() if callable(constant) else constant)
 
 
 def _all_constants(graph: Graph) -> Iterable[tuple[str, Any]]:

@@ -472,3 +472,18 @@ def test_equal_tensors_that_are_stored_twice_are_counted(package):
     sizes = audit(path, ()).bytes
     assert (sizes["weights"], sizes["duplicates"], sizes["scales"]) == (SIZE, SIZE, 256)
     assert sum(sizes.values()) == content_of(path).size_bytes
+
+
+def test_tensors_that_differ_late_are_no_duplicates(package):
+    other = CODES.copy()
+    other.reshape(-1)[-1] ^= 1
+
+    def similar(mb):
+        scale = np.full((64, 1), 0.5, HALF)
+        first = mb.constexpr_blockwise_shift_scale(data=_bits(CODES, "int8"), scale=scale, name="a_weight")
+        return mb.add(
+            x=first,
+            y=mb.constexpr_blockwise_shift_scale(data=_bits(other, "int8"), scale=scale * 2, name="b_weight"),
+        )
+
+    assert audit(package("similar", similar), ()).bytes.get("duplicates", 0) == 0
