@@ -15,7 +15,7 @@ from typing import Any
 from .digest import content_of_files
 from .errors import UserError
 from .inputs import DTYPES, InputSpec, in_order, override
-from .patched import postponed_modules
+from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
 from .source import Source, TensorSpec
@@ -89,8 +89,9 @@ def _load_model(
     for file in files:
         _check_weights(file)
     _check_depth(folder, settings, files)
-    with quiet(), postponed_modules(), transformers_offline(), one_index():
+    with lasting_imports(), quiet(), postponed_modules(), transformers_offline(), one_index():
         model_class = _model_class(folder, settings)
+    with quiet(), postponed_modules(), transformers_offline():
         config = _configuration(folder, model_class)
         if given and not given[0].name:
             usual = [spec.name for spec in _inputs(folder, model_class, config, ())]

@@ -18,6 +18,8 @@ Index of transformers' models: read once instead of twice while transformers is 
     (`transformers_imports.one_index`).
 Graph modules of torch.fx: their Python code is written when it is first called, while a model is captured
     (`lazy_graph_modules`).
+Garbage collector: at rest during large imports (`lasting_imports`).
+Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
 Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
@@ -27,6 +29,7 @@ coremltools keeps the program that it builds in globals (`BLOCK_STACK`, `SCOPE_S
 only one thread at a time may use it: `exclusive`.
 """
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -85,6 +88,39 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
     with shared((id(owner), name), change):
         yield
+
+
+def lasting_imports() -> AbstractContextManager[None]:
+    """What is imported inside is not looked through for garbage meanwhile: half a million objects that
+    stay."""
+    return shared("lasting imports", _collector_at_rest)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    ran = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if ran:
+            gc.enable()
+
+
+def quick_turns() -> AbstractContextManager[None]:
+    """Threads take turns after 1 ms instead of 5: one that computes in short kernels waits for the
+    interpreter after each of them."""
+    return shared("quick turns", _turns_of_a_millisecond)
+
+
+@contextmanager
+def _turns_of_a_millisecond() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, 0.001))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def lazy_graph_modules() -> AbstractContextManager[None]:

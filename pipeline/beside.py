@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from ..models.patched import quick_turns
+
 
 @contextmanager
 def beside() -> Iterator[ThreadPoolExecutor]:
@@ -15,7 +17,8 @@ def beside() -> Iterator[ThreadPoolExecutor]:
     import torch
 
     pool = ThreadPoolExecutor(1, "beside", torch.set_num_threads, (torch.get_num_threads(),))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with quick_turns():
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ... import __version__
+from ...models.patched import lasting_imports
 from .ci import ci_option, junit_option, publish
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
 
@@ -49,9 +50,10 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
     check_files(plan)
     if plan.dry_run:
         return _dry_run(plan, as_json, quiet)
-    from ..gate.ci import judged_model
-    from ..run import run
-    from ..terminal.report import progress, show_report
+    with lasting_imports():
+        from ..gate.ci import judged_model
+        from ..run import run
+        from ..terminal.report import progress, show_report
 
     with progress(enabled=not (quiet or as_json)) as show:
         report = run(plan, show)
