@@ -7,7 +7,8 @@ from typing import Any
 from ...models.patched import hidden_modules
 from ...models.quiet import quiet
 
-OTHER_FRONTENDS = ("sklearn", "xgboost", "libsvm", "tensorflow", "torchao", "executorch")
+# scipy: for sparse inputs of its own predictions
+OTHER_FRONTENDS = ("sklearn", "xgboost", "libsvm", "tensorflow", "torchao", "executorch", "scipy")
 
 
 def import_coremltools() -> Any:
