@@ -1,7 +1,6 @@
 """What every command shares: its options, how it tells what it found, and how errors become messages and exit
 codes."""
 
-import atexit
 import gc
 import os
 import sys
@@ -26,8 +25,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Imported libraries and graphs are millions of objects that stay: looking through them for garbage as often
 # as Python does by itself (after 700 new ones) takes a twentieth of a conversion.
 gc.set_threshold(100_000, 20, 100)
-# At its end the interpreter looks through all of them once more, for 2 s; what is frozen it leaves alone.
-atexit.register(gc.freeze)
 
 Result = TypeVar("Result")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -1,0 +1,55 @@
+"""How a command's process ends: quickly, with everything done that the interpreter would have done."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import atexit, sys, threading, time
+import click
+from cidermill.pipeline.commands import cli
+
+@click.command()
+def command():
+    atexit.register(print, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    print("x" * 3_000_000)
+    sys.exit({code})
+
+cli._run(command, "name")
+"""
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", SCRIPT.format(code=code)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_output_threads_handlers_and_exit_code(code):
+    done = run(code)
+    assert done.returncode == code and done.stderr == ""
+    assert done.stdout.split("\n") == ["x" * 3_000_000, "thread", "registered", ""]
+
+
+def test_a_message_instead_of_a_code_is_the_interpreters_affair():
+    done = run("'words'")
+    assert done.returncode == 1 and done.stderr == "words\n"
+
+
+def test_a_reader_that_is_gone_is_an_error():
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(code=0)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    child.stdout.close()
+    assert child.wait(60) != 0
+    assert b"BrokenPipe" in child.stderr.read()
+    child.stderr.close()
+
+
+@pytest.mark.parametrize("name", ["convert", "cidermill"])
+def test_the_console_scripts_end_so(name):
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name=name)
+    assert script.module == "cidermill.pipeline.commands.cli" and script.attr.endswith("_main")
