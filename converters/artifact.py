@@ -1,7 +1,18 @@
 """WrittenArtifact: a file or package and what it is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Realised(NamedTuple):
+    """How a weight is stored: the scheme, its bits per weight, and why that is not what was asked for, where
+    it is not."""
+
+    scheme: str
+    bits_per_weight: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -9,8 +20,7 @@ class WrittenArtifact:
     """A finished artifact on disk. `sha256` of a package is over its files' relative names and bytes, in name
     order.
 
-    `realised` maps a weight's name to (storage scheme as written, bits per weight, reason where it differs
-    from the request).
+    realised: how each compressed weight is stored, by its name.
     """
 
     target: str  # "coreml" | "executorch-mps"
@@ -20,4 +30,4 @@ class WrittenArtifact:
     sha256: str
     precision: str  # "float16" | "float32": the compute precision, which picks the conversion tolerance
     warnings: tuple[str, ...] = ()
-    realised: dict = field(default_factory=dict)
+    realised: Mapping[str, Realised] = field(default_factory=dict)

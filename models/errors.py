@@ -3,6 +3,8 @@
 Everything else that is raised is a defect of cidermill and shows a traceback.
 """
 
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad usage or bad input. The command line prints `message` and `hint` and exits with 2.
@@ -30,7 +32,10 @@ class UnsupportedOperators(UserError):
     """
 
     def __init__(self, where: str, operators: list[str], hint: str = ""):
-        self.operators = operators
+        self.where, self.operators = where, operators
         lines = "\n".join(f"  - {line}" for line in operators)
         count = f"{len(operators)} operator{'s' if len(operators) != 1 else ''}"
         super().__init__(f"{where} cannot express {count} of this model:\n{lines}", hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.operators, self.hint)  # to come out of another process whole

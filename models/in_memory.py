@@ -4,11 +4,13 @@ stays as it was: training flags, types, buffers and graph."""
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -99,9 +101,20 @@ def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
 
 
 def _structure(model: torch.nn.Module) -> str:
-    """The classes of a module's parts and what they say of themselves: "(0): LeakyReLU(negative_slope=0.1)".
-    Addresses of objects, which are others in each process, are left out."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    """The classes of a module's parts and what they say of themselves: "(0): LeakyReLU(negative_slope=0.1)",
+    and the code of those that are not torch's. Addresses of objects, which are others in each process, are
+    left out."""
+    kinds = dict.fromkeys(type(part) for part in model.modules())
+    codes = [_code(kind) for kind in kinds if not kind.__module__.startswith("torch.")]
+    return re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *codes]))
+
+
+def _code(kind: type) -> str:
+    """Of a class; its name where no file holds the code, as of one that was typed in."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
@@ -126,7 +139,11 @@ def _as_float32(inputs: Examples | None) -> Examples | None:
     """Floating-point examples of a model that is converted to float32 are converted too."""
 
     def converted(value: Any) -> Any:
-        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        if isinstance(value, torch.Tensor):
+            return value.float() if value.is_floating_point() else value
+        return (
+            value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+        )
 
     if isinstance(inputs, Mapping):
         return {name: converted(value) for name, value in inputs.items()}

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .errors import UserError
@@ -18,7 +18,8 @@ def current_folder_importable() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        with suppress(ValueError):  # the user's code may have cleaned up itself
+            sys.path.remove(folder)
 
 
 def import_by_name(text: str, option: str) -> Any:

@@ -20,6 +20,14 @@ def check_model(path: Path) -> None:
         glance(path)
 
 
+def check_artifact(path: Path) -> None:
+    """Whether there is one. Raises UserError."""
+    from ..validation.paths import check_exists
+
+    with readable(path):
+        check_exists(path)
+
+
 def check_files(plan: Plan) -> None:
     """The files that a plan names beside its model, and the folder that it writes to. Raises UserError."""
     from .estimates import estimator_of

@@ -15,6 +15,7 @@ from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from .graph import Graph
 from .mil.read import Package, read_package
 from .mil.runner import core_ml_runner, readable_package, reference_package
+from .paths import check_exists
 from .resources import DEFAULT_ALLOWANCE, Allowance
 from .runner import Opening, Runner
 
@@ -119,8 +120,7 @@ def _first_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             return b""
-        if not path.exists():
-            raise UnreadableArtifact(f"{path} does not exist", "Check the path of the artifact.")
+        check_exists(path)
         if not path.is_file():
             raise UnreadableArtifact(f"{path} is neither a file nor a folder", artifact_kinds())
         with path.open("rb") as stream:

@@ -21,7 +21,7 @@ from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive
 from ...models.quiet import quiet
 from ...quantization.compress import with_rounded_inputs
-from ..artifact import WrittenArtifact
+from ..artifact import Realised, WrittenArtifact
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation
 from .lower import lower
@@ -84,7 +84,7 @@ def write_mlpackage(
             )
             shutil.move(folder / "model.mlpackage", path)
     realised = {
-        name: (scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason)
+        name: Realised(scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason)
         for name, (weight, reason) in forms.items()
     }
     return WrittenArtifact(

@@ -7,10 +7,8 @@ import torch
 
 from ...models.graphs import Draft, retrace
 from ...quantization.weight import Codes, CompressedWeight, from_rows
+from ..artifact import Realised
 from .storage import DENSE, INDICES, INT4, dense_layout, layout_of, rows_of
-
-# storage scheme as written, bits per weight, reason where that is not what was asked for
-Realised = tuple[str, float, str]
 
 FOLDED = "the target's graph holds this weight only folded into another constant"
 
@@ -26,7 +24,7 @@ def place_weights(work: Draft, weights: dict[str, CompressedWeight], half: bool)
         # a transposed convolution's weight is turned when constants are folded
         folded = node is None or not node.users
         layout = dense_layout(weight, half, FOLDED) if folded else layout_of(weight, half)
-        realised[name] = (layout.scheme, layout.bits / math.prod(weight.shape), layout.reason)
+        realised[name] = Realised(layout.scheme, layout.bits / math.prod(weight.shape), layout.reason)
         if layout.kind == INDICES:
             _place_palette(work, node, name, weight, half, layout.width == 4)
         elif layout.kind != DENSE:

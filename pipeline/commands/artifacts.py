@@ -22,9 +22,10 @@ def validate(artifact: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     """
     from ..option import parse_options
     from ..options import OPTIONS
-    from ..preflight import check_model
+    from ..preflight import check_artifact, check_model
 
     given = parse_options(OPTIONS["validate"], options)
+    check_artifact(artifact)
     check_model(given["against"])
     from ..terminal.report import progress, show_validation
     from ..validate import validate_artifact
@@ -49,8 +50,10 @@ def inspect(artifact: Path, as_json: bool, **options: Any) -> int:
     """
     from ..option import parse_options
     from ..options import OPTIONS
+    from ..preflight import check_artifact
 
     given = parse_options(OPTIONS["inspect"], options)
+    check_artifact(artifact)
     devices = given.pop("devices").devices()
     from ..inspection import inspect_artifact
     from ..terminal.report import show_inspection

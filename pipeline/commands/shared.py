@@ -65,7 +65,7 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
             traceback.print_exc()
             click.echo(
                 "This is a defect of cidermill, not of your model: please report it with the lines above."
-                " Nothing was written.",
+                " Earlier outputs are as they were.",
                 err=True,
             )
             code = DEFECT

@@ -156,6 +156,34 @@ def test_modules_that_compute_otherwise_are_other_sources(linear):
     assert sources[0] == sources[2] != sources[1]
 
 
+def test_modules_whose_code_differs_are_other_sources():
+    """Equal names, parts and weights; `forward` alone is another."""
+
+    class Doubles(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4, bias=False)
+            torch.nn.init.eye_(self.linear.weight)
+
+        def forward(self, x):
+            return self.linear(x) * 2
+
+    class Triples(Doubles):
+        def forward(self, x):
+            return self.linear(x) * 3
+
+    Triples.__name__ = Triples.__qualname__ = "Doubles"
+    given = (torch.zeros(1, 4),)
+    assert source_of(Doubles(), given).sha256 == source_of(Doubles(), given).sha256
+    assert source_of(Doubles(), given).sha256 != source_of(Triples(), given).sha256
+
+
+def test_arrays_in_half_precision_for_a_half_precision_model(linear, tmp_path):
+    report = cidermill.convert(linear.half(), (np.zeros((1, 64), np.float16),), out=tmp_path / "out")
+    assert report.verdict == "pass"
+    assert [spec.dtype for spec in report.source.inputs] == ["float32"]
+
+
 def test_a_failed_verdict_is_a_report(linear, tmp_path):
     report = cidermill.convert(
         linear, (torch.zeros(1, 64),), quant="palettize1", min_psnr=60, out=tmp_path / "out"

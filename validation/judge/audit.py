@@ -26,6 +26,7 @@ from .decoded import Decoder, same
 from .stored import StoredWeight, stored_weights
 
 if TYPE_CHECKING:
+    from ...converters.artifact import Realised
     from ...quantization.compress import Decision
     from ...quantization.weight import CompressedWeight
     from ..runner import Runner
@@ -34,6 +35,7 @@ NOT_STORED = "not stored by name"
 EQUAL, DIFFERS = "equal", "differs"
 FIRST = 64  # elements by which stored tensors are told apart before all of their bytes are read
 NAMED = 5  # weights in a warning
+LARGER = "bits per weight were decided, the file holds more"
 SUFFIX = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified|_transposed?|_\d+)$")
 # the file may hold this much more than was decided before it counts as a difference (paddings, shared scales)
 EXPLAINED = 1.02
@@ -42,7 +44,7 @@ EXPLAINED = 1.02
 def audit(
     path: Path | str,
     decisions: Sequence[Decision],
-    realised: Mapping[str, tuple] | None = None,
+    realised: Mapping[str, Realised] | None = None,
     made: dict[str, CompressedWeight] | None = None,
     opened: Runner | None = None,
     consume: bool = False,
@@ -63,7 +65,7 @@ def audit(
     matched = match_names(decisions, weights) if package else match_shapes(decisions, weights)
     decoders = [Decoder(graph, program) for graph in graphs] if made else []
     checked = _compare(decoders, weights, matched, made or {}, package is not None, consume)
-    reasons = {name: entry[2] for name, entry in (realised or {}).items()}
+    reasons = {name: stored.reason for name, stored in (realised or {}).items()}
     entries = [
         _entry(decision, matched, reasons.get(decision.name, ""), checked.get(decision.name))
         for decision in decisions
@@ -82,16 +84,27 @@ def _of_runner(runner: Runner) -> tuple[Package | None, list[Graph]]:
 
 
 def judge(compression: Compression) -> tuple[Verdict, list[str]]:
-    """The verdict of an audit and, where it failed, a warning that names the weights."""
+    """The verdict of an audit and warnings that name weights: those that hold other values, which is a
+    failure, and those that hold the right ones in more bits than the recipe promises."""
     wrong = [weight.name for weight in compression.weights if weight.decoded == DIFFERS]
-    if not wrong:
-        return "pass", []
-    more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    return "fail", [
-        f"The file does not hold the weights that the recipe made: {', '.join(wrong[:NAMED])}{more}"
-        f" decode{'s' if len(wrong) == 1 else ''} to other values.\nThis is a defect of cidermill, not of the"
-        " recipe: please report it with the model and the recipe."
-    ]
+    larger = [weight.name for weight in compression.weights if LARGER in weight.reason]
+    warnings = []
+    if wrong:
+        warnings.append(
+            f"The file does not hold the weights that the recipe made: {_some(wrong)}"
+            f" decode{'s' if len(wrong) == 1 else ''} to other values.\nThis is a defect of cidermill, not of"
+            " the recipe: please report it with the model and the recipe."
+        )
+    if larger:
+        warnings.append(
+            f"The file holds {_some(larger)} in more bits than the recipe promises.\nThis is a defect of"
+            " cidermill: please report it with the model and the recipe."
+        )
+    return "fail" if wrong else "pass", warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _compare(
@@ -246,7 +259,7 @@ def _entry(
     if weight is None:
         reasons.append("written into the graph, or folded into another constant")
     elif not target_reason and weight.bits_per_weight > EXPLAINED * decision.bits_per_weight + 0.01:
-        reasons.append(f"{decision.bits_per_weight:.3g} bits per weight were decided, the file holds more")
+        reasons.append(f"{decision.bits_per_weight:.3g} {LARGER}")
     snr_db = getattr(decision, "snr_db", None)
     return WeightReport(
         name=decision.name,

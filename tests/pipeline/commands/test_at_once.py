@@ -36,6 +36,8 @@ MISTAKES = {
     "a study within wrong constraints": ["study", "model.pt", "--constraint", "size>=1MB"],
     "a tuning of nothing": ["tune", "missing.pt", "--recipe", "int4", "--data", "data:batches"],
     "a comparison with nothing": ["validate", "net.mlpackage", "--against", "missing.pt"],
+    "a comparison of nothing": ["validate", "missing.mlpackage", "--against", "model.pt"],
+    "an inspection of nothing": ["inspect", "missing.mlpackage"],
     "an inspection for no device": ["inspect", "net.mlpackage", "--device", "iPhone 99"],
 }
 SCRIPT = """

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cidermill.converters.artifact import Realised
 from cidermill.models.digest import content_of
 from cidermill.models.errors import UnreadableArtifact
 from cidermill.validation.graph import Graph, Node, Ref, Value
@@ -165,13 +166,15 @@ def test_core_ml_storage(package, case):
 
 def test_a_weight_that_was_silently_left_dense_is_reported_from_the_file(package):
     path = package("float16", dense)
-    (entry,) = audit(path, [Decided("fc.weight", SHAPE)]).weights
+    section = audit(path, [Decided("fc.weight", SHAPE)])
+    (entry,) = section.weights
     assert entry.realised == "float16" and entry.bits_per_weight == 16
     assert entry.reason == "8.25 bits per weight were decided, the file holds more"
-    known = audit(
-        path, [Decided("fc.weight", SHAPE)], {"fc.weight": ("float16", 16.0, "the target has no int8")}
-    ).weights
-    assert known[0].reason == "the target has no int8"
+    verdict, (warning,) = judge(section)
+    assert verdict == "pass" and "holds fc.weight in more bits than the recipe promises" in warning
+    stored = Realised("float16", 16.0, "the target has no int8")
+    known = audit(path, [Decided("fc.weight", SHAPE)], {"fc.weight": stored})
+    assert known.weights[0].reason == "the target has no int8" and judge(known) == ("pass", [])
 
 
 def test_what_only_one_side_knows_is_reported(package):
