@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .capture import Captured
-from .interpret import input_tensors, prepare, run
+from .interpret import Tap, input_tensors, prepare, run
 from .quiet import quiet
 from .tensors import tensors_of
 
@@ -22,13 +22,14 @@ def evaluate(
     captured: Captured,
     instead: Mapping[str, Callable[[], torch.Tensor]] | None = None,
     first: int | None = None,
+    tap: Tap | None = None,
 ) -> tuple[dict[str, np.ndarray], ...]:
     """Run a program with the captured signature on the captured samples, in float32 torch. -> for each sample
     {output: array}
 
     instead: tensor's name -> what makes another tensor for it: called when the first operation needs it and
     let go after the last, so that decompressed weights are in memory one by one. first: only that many
-    samples.
+    samples. tap: sees each operator before it runs.
     """
     import torch
 
@@ -39,7 +40,8 @@ def evaluate(
     }
     samples = [input_tensors(captured.inputs, batch) for batch in captured.samples.batches[:first]]
     with torch.no_grad(), quiet():
-        return tuple(_named(captured, outputs) for outputs in run(prepare(program, makers, tensors), samples))
+        results = run(prepare(program, makers, tensors), samples, tap)
+        return tuple(_named(captured, outputs) for outputs in results)
 
 
 def _in_dtype(maker: Callable[[], torch.Tensor], dtype: torch.dtype) -> Callable[[], torch.Tensor]:

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -101,20 +102,26 @@ def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
 
 
 def _structure(model: torch.nn.Module) -> str:
-    """The classes of a module's parts and what they say of themselves: "(0): LeakyReLU(negative_slope=0.1)",
-    and the code of those that are not torch's. Addresses of objects, which are others in each process, are
-    left out."""
-    kinds = dict.fromkeys(type(part) for part in model.modules())
-    codes = [_code(kind) for kind in kinds if not kind.__module__.startswith("torch.")]
-    return re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *codes]))
+    """The classes of a module's parts, what they say of themselves ("(0): LeakyReLU(negative_slope=0.1)"),
+    and what the functions of classes that are not torch's compute. Addresses of objects, which are others in
+    each process, are left out."""
+    kinds = dict.fromkeys(kind for part in model.modules() for kind in type(part).__mro__)
+    own = [kind for kind in kinds if kind is not object and not kind.__module__.startswith("torch.")]
+    functions = [
+        f"{kind.__qualname__}.{name}: {_instructions(value.__code__)}"
+        for kind in own
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value)
+    ]
+    return re.sub(r" at 0x[0-9a-f]+", "", "\n".join([repr(model), *functions]))
 
 
-def _code(kind: type) -> str:
-    """Of a class; its name where no file holds the code, as of one that was typed in."""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return f"{kind.__module__}.{kind.__qualname__}"
+def _instructions(code: CodeType) -> str:
+    """What a function does, by its bytecode: comments and lines do not count, another Python does."""
+    constants = [
+        _instructions(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
 
 
 def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:

@@ -47,7 +47,7 @@ def storage_of(tensor: Tensor) -> Storage:
 
 
 def all_within(tensor: torch.Tensor, lowest: float, highest: float) -> bool:
-    """Whether every element is a number of this range (NaN is none): one pass, no copies."""
+    """Whether every element of a real tensor is a number of this range (NaN is none), in one pass."""
     if tensor.numel() == 0:
         return True
     least, most = tensor.detach().aminmax()

@@ -20,8 +20,8 @@ def check_model(path: Path) -> None:
         glance(path)
 
 
-def check_artifact(path: Path) -> None:
-    """Whether there is one. Raises UserError."""
+def check_there(path: Path) -> None:
+    """Whether there is an artifact. Raises UserError."""
     from ..validation.paths import check_exists
 
     with readable(path):

@@ -6,7 +6,6 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .beside import beside
 from .choice import choose
 from .conversion import convert
 from .conversion_cache import captured_key, conversion_key, recall, remember
@@ -19,6 +18,7 @@ from .output import remove, staged
 from .predict import sizes_from_shapes
 from .report.compose import Findings, compose, with_earlier
 from .report.write import write_report
+from .second_thread import computing
 from .stages import Stages
 from .step import Show, silent
 from .store import open_cache
@@ -37,12 +37,12 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
     from ..models.capture import capture
-    from ..quantization.compress import compress
+    from ..quantization.compress import compress, with_rounded_inputs
 
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
-    with staged(plan.folder, plan.force) as folder, beside() as thread:
+    with staged(plan.folder, plan.force) as folder:
         key = conversion_key(plan, estimator.calibration) if cache and source is None else None
         if report := recall(cache, key, plan, folder, stages):
             return _publish(report, plan, folder, stages)
@@ -58,20 +58,21 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         for recipe in choice.attempts(stages):
             with stages("compress") as step:
                 compressed = compress(captured, recipe, lambda done, total, name: step(name))
-            answers = thread.submit(yardstick_of, compressed, plan.targets)
-            written = []
-            for target in plan.targets:
-                with stages("convert") as step:
-                    written.append(convert(compressed, target, plan, folder, step, choice.templates))
-            if choice.accepts(written):
-                break
+                rounded = with_rounded_inputs(compressed)
+            with computing(yardstick_of, compressed, plan.targets, rounded) as result:
+                written = []
+                for target in plan.targets:
+                    with stages("convert") as step:
+                        written.append(convert(compressed, target, plan, folder, step, choice.templates))
+                if choice.accepts(written):
+                    with stages("probe"):
+                        yardstick = result()
+                    break
             for artifact in written:
                 remove(artifact.path)
         budget = choice.settle(recipe, folder)
         foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-        with stages("probe"):
-            yardstick = answers.result()
-        del source, captured, compressed, choice
+        del source, captured, compressed, choice, rounded, result
         gc.collect()  # the model's weights, before an artifact is run
         examinations = []
         for artifact in written:

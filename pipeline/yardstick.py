@@ -6,21 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..validation.judge.compare import OutputError, compare
-from .signals import raise_again
 from .targets import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
+    from torch.export import ExportedProgram
 
     from ..models.capture import Captured
+    from ..models.interpret import Tap
     from ..models.source import Samples, Source, TensorSpec
     from ..quantization.compress import Compressed, Decision
     from ..quantization.weight import CompressedWeight
@@ -71,12 +70,20 @@ class FirstRun(NamedTuple):
     errors: tuple[OutputError, ...]
 
 
-def yardstick_of(compressed: Compressed, targets: Sequence[str], probed: FirstRun | None = None) -> Yardstick:
-    """Runs the compressed graph, and the captured one where it was not `probed` before. Raises Stopped where
-    a signal asked the process to end."""
+def yardstick_of(
+    compressed: Compressed,
+    targets: Sequence[str],
+    rounded: ExportedProgram,
+    probed: FirstRun | None = None,
+    proceed: Tap | None = None,
+) -> Yardstick:
+    """Runs the compressed graph, and the captured one where it was not `probed` before.
+
+    rounded: of `with_rounded_inputs`; proceed: called before each operator.
+    """
     model = compressed.captured
-    expected = expected_answers(compressed, targets)
-    captured = (probed or first_run(model)).errors if compressed.weights else ()
+    expected = expected_answers(compressed, targets, rounded, proceed)
+    captured = (probed or first_run(model, proceed)).errors if compressed.weights else ()
     source = SourceFacts(
         model.source.path,
         model.source.sha256,
@@ -97,37 +104,33 @@ def yardstick_of(compressed: Compressed, targets: Sequence[str], probed: FirstRu
     )
 
 
-def expected_answers(compressed: Compressed, targets: Sequence[str]) -> dict[str, Batches]:
+def expected_answers(
+    compressed: Compressed, targets: Sequence[str], rounded: ExportedProgram, proceed: Tap | None = None
+) -> dict[str, Batches]:
     """-> target -> what a perfect conversion of the compressed model answers on its samples."""
     from ..models.evaluate import evaluate
-    from ..quantization.compress import with_rounded_inputs
 
     captured = compressed.captured
     if not compressed.weights:
         return dict.fromkeys(targets, captured.reference)
-    dense = {name: partial(_dense, weight) for name, weight in compressed.weights.items()}
+    dense = {name: weight.dense for name, weight in compressed.weights.items()}
     expected: dict[str, Batches] = {}
     in_float = [target for target in targets if not find_target(target).rounds_activations]
     if compressed.activations is not None and in_float:
-        in_floats: Batches = evaluate(captured.program, captured, dense)
+        in_floats: Batches = evaluate(captured.program, captured, dense, tap=proceed)
         expected = dict.fromkeys(in_float, in_floats)
     if set(targets) - expected.keys():
-        rounded: Batches = evaluate(with_rounded_inputs(compressed), captured, dense)
-        expected = dict.fromkeys(targets, rounded) | expected
+        in_integers: Batches = evaluate(rounded, captured, dense, tap=proceed)
+        expected = dict.fromkeys(targets, in_integers) | expected
     return expected
 
 
-def _dense(weight: CompressedWeight) -> torch.Tensor:
-    raise_again()  # in a thread that no signal reaches, the main one would wait for the last weight
-    return weight.dense()
-
-
-def first_run(captured: Captured) -> FirstRun:
+def first_run(captured: Captured, proceed: Tap | None = None) -> FirstRun:
     """Run the captured graph, nothing of it compressed, on the first sample."""
     from ..models.evaluate import evaluate
 
     started = time.perf_counter()
-    answers = evaluate(captured.program, captured, first=1)
+    answers = evaluate(captured.program, captured, first=1, tap=proceed)
     seconds = time.perf_counter() - started
     return FirstRun(seconds, compare(captured.reference[:1], answers))
 

@@ -60,7 +60,7 @@ WORKS_ON = {  # pass -> types of operations, without any of which it changes not
 }
 
 
-def passes() -> Any:
+def pass_pipeline() -> Any:
     """coremltools' passes (a PassPipeline), those before writing included, without the one that turns tables
     and scales around: it repeats a table for every scale, and drops vector axes."""
     import coremltools as ct
@@ -99,7 +99,11 @@ def _apply_pipeline(program: Any, pipeline: Any) -> None:
                 continue
         graph_pass = PASS_REGISTRY[name]
         graph_pass.set_options(pipeline.get_options(name))
-        graph_pass(program)
+        try:
+            graph_pass(program)
+        except Exception as error:
+            error.add_note(f"in coremltools' pass {name}")
+            raise
         types = set()
     program.validate(check_essential_scope=True)
 

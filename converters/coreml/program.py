@@ -17,7 +17,7 @@ import torch
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe
 from ...quantization.weight import CompressedWeight
-from .passes import lean_passes, passes
+from .passes import lean_passes, pass_pipeline
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
 
 OTHER_OPERATORS = "Replace these operators in the model, or convert a part of the model without them."
@@ -162,7 +162,7 @@ def _converted(
             convert_to="milinternal",
             outputs=outputs,
             minimum_deployment_target=target,
-            pass_pipeline=passes(),
+            pass_pipeline=pass_pipeline(),
             compute_precision=ct.precision.FLOAT32 if compute == "float32" else ct.precision.FLOAT16,
         )
 

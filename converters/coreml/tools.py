@@ -7,7 +7,7 @@ from typing import Any
 from ...models.patched import hidden_modules
 from ...models.quiet import quiet
 
-# scipy: for sparse inputs of its own predictions
+# scipy: coremltools wants it for sparse inputs of its own predictions; who uses such has imported it before
 OTHER_FRONTENDS = ("sklearn", "xgboost", "libsvm", "tensorflow", "torchao", "executorch", "scipy")
 
 
@@ -19,7 +19,8 @@ def import_coremltools() -> Any:
     are hidden from it. A process that has imported coremltools already keeps what it has.
     """
     if "coremltools" not in sys.modules:
-        with hidden_modules(OTHER_FRONTENDS), quiet():
+        hidden = [name for name in OTHER_FRONTENDS if name != "scipy" or name not in sys.modules]
+        with hidden_modules(hidden), quiet():
             import coremltools
     import coremltools  # waits where another thread is importing it
 

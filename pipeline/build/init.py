@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from ...models.errors import UserError
 from ...models.formats import SOURCES, recognise, usual_suffixes
 from ...models.source_kind import EITHER, WHOLE, SourceKind
+from ..report.records import REPORT_FILE
 from ..targets import artifact_suffixes
 
 DEPTH = 4  # folders below the one that is searched
@@ -100,7 +101,7 @@ def _readable(path: Path) -> bool:
 
 
 def _foreign(folder: Path) -> bool:
-    ours = folder.suffix in artifact_suffixes() or (folder / "report.json").is_file()
+    ours = folder.suffix in artifact_suffixes() or (folder / REPORT_FILE).is_file()
     return (
         ours
         or (folder / "pyvenv.cfg").is_file()

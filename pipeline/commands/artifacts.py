@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..exit_codes import FAIL, PASS
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
 
 
@@ -22,10 +23,10 @@ def validate(artifact: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     """
     from ..option import parse_options
     from ..options import OPTIONS
-    from ..preflight import check_artifact, check_model
+    from ..preflight import check_model, check_there
 
     given = parse_options(OPTIONS["validate"], options)
-    check_artifact(artifact)
+    check_there(artifact)
     check_model(given["against"])
     from ..terminal.report import progress, show_validation
     from ..validate import validate_artifact
@@ -33,7 +34,7 @@ def validate(artifact: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         result = validate_artifact(artifact, show=show, **given)
     tell(result, as_json, quiet, show_validation)
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 @click.command(context_settings=CONTEXT)
@@ -50,14 +51,14 @@ def inspect(artifact: Path, as_json: bool, **options: Any) -> int:
     """
     from ..option import parse_options
     from ..options import OPTIONS
-    from ..preflight import check_artifact
+    from ..preflight import check_there
 
     given = parse_options(OPTIONS["inspect"], options)
-    check_artifact(artifact)
+    check_there(artifact)
     devices = given.pop("devices").devices()
     from ..inspection import inspect_artifact
     from ..terminal.report import show_inspection
 
     result = inspect_artifact(artifact, devices, **given)
     tell(result, as_json, False, show_inspection)
-    return 0
+    return PASS

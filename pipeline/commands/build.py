@@ -118,7 +118,7 @@ def init(file: Path, as_json: bool, quiet: bool) -> int:
     from ..terminal.build import show_start
 
     tell(write_config(file), as_json, quiet, show_start)
-    return 0
+    return PASS
 
 
 def _build(

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..exit_codes import FAIL, PASS
 from .ci import announce, ci_option, junit_option, write_junit
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 
@@ -84,7 +85,7 @@ def bundle(as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         result = make_bundle(BundlePlan(**options), show)
     tell(result, as_json, quiet, show_bundle)
-    return 0
+    return PASS
 
 
 @click.command(context_settings=CONTEXT)
@@ -124,7 +125,7 @@ def verify(
         announce(annotations(result), summary(result), as_json)
     if junit:
         write_junit(junit, junit_xml(result))
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 @click.command(context_settings=CONTEXT)
@@ -140,4 +141,4 @@ def keygen(key: Path, as_json: bool) -> int:
     from ..terminal.bundle import show_key
 
     tell(write_keys(key), as_json, False, show_key)
-    return 0
+    return PASS

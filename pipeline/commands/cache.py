@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import click
 
 from ...models.errors import UserError
+from ..exit_codes import PASS
 from .shared import CONTEXT, exits_with_user_errors, json_option, tell
 
 SHOWN = 20  # entries
@@ -77,7 +78,7 @@ def cache(size: str | None, clear: bool, as_json: bool) -> int:
     size_bytes = sum(entry.size_bytes for entry in left)
     content = CacheContent(str(opened.folder), int(opened.limit_bytes), size_bytes, removed, left)
     tell(content, as_json, False, _show)
-    return 0
+    return PASS
 
 
 def _show(result: CacheContent) -> None:

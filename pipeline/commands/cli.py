@@ -4,8 +4,10 @@ Exit codes: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or 
 """
 
 import atexit
+import ctypes
+import gc
+import io
 import os
-import sys
 import threading
 
 import click
@@ -51,19 +53,24 @@ def _run(command: click.Command, name: str) -> None:
         command(prog_name=name)
     except SystemExit as done:
         if isinstance(done.code, int):
-            leave(done.code)
+            exit_quickly(done.code)
         raise
 
 
-def leave(code: int) -> None:
-    """End the process: threads are waited for, what was registered for the end is done, output is flushed.
-    That the interpreter then takes half a million objects apart, for 0.3 s, helps nobody."""
-    threading._shutdown()  # type: ignore[attr-defined]  # these two are what the interpreter itself calls
-    atexit._run_exitfuncs()
+def exit_quickly(code: int) -> None:
+    """End the process: threads are waited for, what was registered for the end is done, output and open files
+    are flushed. That the interpreter then takes half a million objects apart, for 0.3 s, helps nobody.
+
+    Returns where something is in the way, so that the interpreter ends the process as it always does.
+    """
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # nobody reads: the interpreter has its own way to say so
+        threading._shutdown()  # type: ignore[attr-defined]  # these two are what the interpreter itself calls
+        atexit._run_exitfuncs()
+        for stream in [held for held in gc.get_objects() if isinstance(held, io.IOBase)]:
+            if not stream.closed:
+                stream.flush()
+        ctypes.CDLL(None).fflush(None)
+    except BaseException:
         return
     os._exit(code)
 

@@ -9,6 +9,7 @@ import click
 
 from ... import __version__
 from ...models.patched import lasting_imports
+from ..exit_codes import FAIL, PASS
 from .ci import ci_option, junit_option, publish
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
 
@@ -59,7 +60,7 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
         report = run(plan, show)
     tell(report, as_json, quiet, partial(show_report, folder=plan.folder))
     publish([judged_model(report)], ci, junit, as_json)
-    return 0 if report.verdict == "pass" else 1
+    return PASS if report.verdict == "pass" else FAIL
 
 
 def _dry_run(plan: "Plan", as_json: bool, quiet: bool) -> int:
@@ -69,4 +70,4 @@ def _dry_run(plan: "Plan", as_json: bool, quiet: bool) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         foreseen = forecast(plan, show)
     tell(foreseen, as_json, quiet, show_forecast)
-    return 0
+    return PASS

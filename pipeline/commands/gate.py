@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ..exit_codes import FAIL, PASS
 from .ci import announce, ci_option, junit_option, write_junit
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
 
@@ -81,7 +82,7 @@ def check(
         announce(gate.annotations(result), gate.summary(result), as_json)
     if junit:
         write_junit(junit, gate.junit_xml(result))
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 @click.command(context_settings=CONTEXT)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ..exit_codes import FAIL, PASS
 from .shared import CONTEXT, exits_with_user_errors, json_option, tell
 
 
@@ -37,7 +38,7 @@ def calibrate(reports: tuple[Path, ...], out: Path | None, as_json: bool) -> int
 
     result = fit_machine(reports, out)
     tell(result, as_json, False, lambda found: click.echo("\n".join(summary(found))))
-    return 0
+    return PASS
 
 
 @click.command(context_settings=CONTEXT)
@@ -53,4 +54,4 @@ def doctor(as_json: bool) -> int:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         show_doctor(findings)
-    return 0 if all(finding.ok for finding in findings) else 1
+    return PASS if all(finding.ok for finding in findings) else FAIL

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ...models.errors import UserError
+from ..exit_codes import FAIL, PASS
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
 
 
@@ -47,7 +48,9 @@ def study(
         )
     if best is not None:
         return _show_best(models, best, as_json, quiet)
-    if len(models) == 1 and (models[0] / "study.jsonl").is_file():
+    from ..study.results import JOURNAL
+
+    if len(models) == 1 and (models[0] / JOURNAL).is_file():
         return _show_again(models[0], as_json, quiet)
     from ..preflight import check_model
     from ..study.plan import study_plan_from
@@ -62,7 +65,7 @@ def study(
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_study(plan, show)
     tell(result, as_json, quiet, show_study)
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 def _show_best(folders: tuple[Path, ...], text: str, as_json: bool, quiet: bool) -> int:
@@ -77,7 +80,7 @@ def _show_best(folders: tuple[Path, ...], text: str, as_json: bool, quiet: bool)
     found = load_study(folders[0])
     result = best_of(found, parse_constraints(text, found.devices))
     tell(result, as_json, quiet, show_best)
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
@@ -87,7 +90,7 @@ def _show_again(folder: Path, as_json: bool, quiet: bool) -> int:
 
     result = study_result(load_study(folder))
     tell(result, as_json, quiet, show_study)
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL
 
 
 def _list(as_json: bool) -> int:
@@ -98,4 +101,4 @@ def _list(as_json: bool) -> int:
             click.echo(f"{name} ({len(recipes)}): {', '.join(recipes)}")
 
     tell({name: list(recipes) for name, recipes in PRESETS.items()}, as_json, False, show)
-    return 0
+    return PASS

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..exit_codes import FAIL, PASS
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, table_options, tell
 
 
@@ -40,4 +41,4 @@ def tune(model: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     with progress(enabled=not (quiet or as_json)) as show:
         result = run_tune(plan, show)
     tell(result, as_json, quiet, show_tuning)
-    return 0 if result.verdict == "pass" else 1
+    return PASS if result.verdict == "pass" else FAIL

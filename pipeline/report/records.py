@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # which imports torch
 
 SCHEMA: Final = "cidermill.report/1"
 REPORT_FILE = "report.json"
+REPORT_PAGE = "report.html"
 WROTE = "Give a report.json that `convert` wrote, or a folder that holds some."
 AGAIN = "Make it again with `convert`."
 

@@ -10,7 +10,7 @@ from ..output import write_whole
 from ..targets import libraries
 from . import summaries
 from .json_files import write_json
-from .records import Report
+from .records import REPORT_FILE, REPORT_PAGE, Report
 
 if TYPE_CHECKING:
     import jinja2
@@ -39,8 +39,8 @@ def write_html(report: Report, path: Path) -> None:
 
 def write_report(report: Report, folder: Path) -> None:
     """report.json and report.html."""
-    write_json(report, folder / "report.json")
-    write_html(report, folder / "report.html")
+    write_json(report, folder / REPORT_FILE)
+    write_html(report, folder / REPORT_PAGE)
 
 
 def html_text(report: Report) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...validation.judge.compare import OutputError
 from ..forecast import Forecast
 from ..report import summaries
-from ..report.records import Artifact, BudgetSummary, Comparison, Inspection, Report
+from ..report.records import REPORT_FILE, REPORT_PAGE, Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
 from ..step import Show, Step, silent
 from .console import console
@@ -136,7 +136,7 @@ def show_report(report: Report, folder: Path) -> None:
         _print_budget(out, report.budget)
     out.print()
     chosen = ["recipe.toml", "sensitivity.json"] if report.budget else []
-    files = [artifact.path for artifact in report.artifacts] + chosen + ["report.json", "report.html"]
+    files = [artifact.path for artifact in report.artifacts] + chosen + [REPORT_FILE, REPORT_PAGE]
     out.print(
         line(("Files in ", ""), (clean(folder), "bold"), (f": {', '.join(map(clean, files))}", "")),
         soft_wrap=True,

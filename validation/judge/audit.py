@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NOT_STORED = "not stored by name"
 EQUAL, DIFFERS = "equal", "differs"
-FIRST = 64  # elements by which stored tensors are told apart before all of their bytes are read
+FIRST_ELEMENTS = 64  # elements by which stored tensors are told apart before all of their bytes are read
 NAMED = 5  # weights in a warning
 LARGER = "bits per weight were decided, the file holds more"
 SUFFIX = re.compile(r"(_to_fp16|_cast_fp16|_promoted|_quantized|_palettized|_sparsified|_transposed?|_\d+)$")
@@ -87,23 +87,24 @@ def judge(compression: Compression) -> tuple[Verdict, list[str]]:
     """The verdict of an audit and warnings that name weights: those that hold other values, which is a
     failure, and those that hold the right ones in more bits than the recipe promises."""
     wrong = [weight.name for weight in compression.weights if weight.decoded == DIFFERS]
-    larger = [weight.name for weight in compression.weights if LARGER in weight.reason]
+    right = [weight for weight in compression.weights if weight.decoded == EQUAL]
+    larger = [weight.name for weight in right if LARGER in weight.reason]
     warnings = []
     if wrong:
         warnings.append(
-            f"The file does not hold the weights that the recipe made: {_some(wrong)}"
+            f"The file does not hold the weights that the recipe made: {_first_names(wrong)}"
             f" decode{'s' if len(wrong) == 1 else ''} to other values.\nThis is a defect of cidermill, not of"
             " the recipe: please report it with the model and the recipe."
         )
     if larger:
         warnings.append(
-            f"The file holds {_some(larger)} in more bits than the recipe promises.\nThis is a defect of"
-            " cidermill: please report it with the model and the recipe."
+            f"The file holds {_first_names(larger)} in more bits than the recipe promises.\nThis is a defect"
+            " of cidermill: please report it with the model and the recipe."
         )
     return "fail" if wrong else "pass", warnings
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
@@ -161,10 +162,11 @@ def _decodes_to(decoder: Decoder, weight: StoredWeight, dense: torch.Tensor) -> 
 def _duplicates(graphs: Sequence[Graph], weights: Sequence[StoredWeight]) -> set[str]:
     """Names of stored tensors that hold the same bytes as an earlier one."""
     constants = {name: constant for graph in graphs for name, constant in _all_constants(graph)}
-    alike: dict[tuple[torch.Size, str], list[str]] = {}  # most tensors differ in their first elements already
+    # names of tensors of one shape whose first elements agree: most differ there already
+    alike: dict[tuple[torch.Size, str], list[str]] = {}
     for name in dict.fromkeys(part.name for weight in weights for part in weight.parts if part.name):
         tensor = _stored(constants[name])
-        alike.setdefault((tensor.shape, digest_tensor(tensor.reshape(-1)[:FIRST])), []).append(name)
+        alike.setdefault((tensor.shape, digest_tensor(tensor.reshape(-1)[:FIRST_ELEMENTS])), []).append(name)
     again: set[str] = set()
     for names in alike.values():
         if len(names) > 1:

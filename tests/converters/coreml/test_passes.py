@@ -24,7 +24,7 @@ def test_each_name_is_one_of_coremltools():
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     frontend = PassPipeline._PIPELINE_NAME_TO_PASSES["frontend_pytorch"]
-    assert set(passes.WORKS_ON) <= {*passes.passes().passes, *frontend}
+    assert set(passes.WORKS_ON) <= {*passes.pass_pipeline().passes, *frontend}
     assert all(name in PASS_REGISTRY for name in passes.WORKS_ON)
 
 

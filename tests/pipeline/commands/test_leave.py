@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,18 @@ def command():
     atexit.register(print, "registered")
     threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
     print("x" * 3_000_000)
+    global log
+    log = open("log.txt", "w")
+    log.write("not closed")
     sys.exit({code})
 
 cli._run(command, "name")
 """
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def run(code):
@@ -30,6 +39,7 @@ def test_output_threads_handlers_and_exit_code(code):
     done = run(code)
     assert done.returncode == code and done.stderr == ""
     assert done.stdout.split("\n") == ["x" * 3_000_000, "thread", "registered", ""]
+    assert Path("log.txt").read_text() == "not closed"
 
 
 def test_a_message_instead_of_a_code_is_the_interpreters_affair():
@@ -45,6 +55,14 @@ def test_a_reader_that_is_gone_is_an_error():
     assert child.wait(60) != 0
     assert b"BrokenPipe" in child.stderr.read()
     child.stderr.close()
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&-"])
+def test_without_standard_output(closed):
+    words = f"{sys.executable} -m cidermill.pipeline.commands.cli --version"
+    script = "import sys; sys.argv[1:] = ['--version']; from cidermill.pipeline.commands.cli import *"
+    for command in (words, f'{sys.executable} -c "{script}; cidermill_main()"'):
+        assert subprocess.run(f"{command} {closed}", shell=True, stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["convert", "cidermill"])
