@@ -23,7 +23,6 @@ import psutil
 
 from ..models.errors import UserError
 from ..models.patched import replaced
-from .report.records import REPORT_FILE
 
 _ASIDE = "-earlier"
 # coremltools' C++ speaks so
@@ -167,7 +166,7 @@ def clear_leftovers(out: Path) -> None:
 
 def _has_report(out: Path) -> bool:
     try:
-        report = json.loads((out / REPORT_FILE).read_text())
+        report = json.loads((out / "report.json").read_text())
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and str(report.get("schema", "")).startswith("cidermill.report/")

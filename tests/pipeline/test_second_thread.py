@@ -71,7 +71,7 @@ def test_nothing_is_traced_in_the_second_thread(blocks, tmp_path, monkeypatch, r
             blocks, (torch.zeros(1, 64),), target=["coreml", "executorch-mps"], quant=recipe,
             out=tmp_path / str(turn), min_psnr=1,
         )  # fmt: skip
-        assert [artifact.validation.verdict for artifact in report.artifacts]
+        assert len(report.artifacts) == 2
     assert traced_in == {threading.main_thread()}
 
 
