@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cidermill.converters.artifact import WrittenArtifact
+from cidermill.converters.artifact import Realised, WrittenArtifact
 from cidermill.models.digest import content_of
 from cidermill.models.errors import UserError
 from cidermill.models.extras import EXTRAS
@@ -37,7 +37,7 @@ def write(compressed, path, deployment_target, templates, step):
     weights = {name: tensor.detach().numpy() for name, tensor in program.state_dict.items()}
     weights |= {name: weight.dense().half().numpy() for name, weight in compressed.weights.items()}
     np.savez(path, **weights, **{PROGRAM: np.frombuffer(stored.getvalue(), np.uint8)})
-    realised = {name: ("float16", 16.0, "npz stores no codes") for name in compressed.weights}
+    realised = {name: Realised("float16", 16.0, "npz stores no codes") for name in compressed.weights}
     recipe = compressed.recipe.name
     return WrittenArtifact("npz", recipe, path, *content_of(path), "float32", (), realised)
 
