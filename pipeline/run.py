@@ -37,7 +37,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
     from ..models.capture import capture
-    from ..quantization.compress import compress, with_rounded_inputs
+    from ..quantization.compress import compress
 
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
@@ -58,7 +58,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         for recipe in choice.attempts(stages):
             with stages("compress") as step:
                 compressed = compress(captured, recipe, lambda done, total, name: step(name))
-                rounded = with_rounded_inputs(compressed)
+                rounded = compressed.rounded  # traced here: not in the second thread
             with computing(yardstick_of, compressed, plan.targets, rounded) as result:
                 written = []
                 for target in plan.targets:

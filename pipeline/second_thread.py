@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from ..models.patched import quick_turns
 
 Result = TypeVar("Result")
-Proceed = Callable[..., None]
 
 
 class Abandoned(Exception):
@@ -24,10 +23,8 @@ class Abandoned(Exception):
 
 
 @contextmanager
-def computing(
-    function: Callable[..., Result], *arguments: Any, **options: Any
-) -> Iterator[Callable[[], Result]]:
-    """`function(*arguments, proceed=..., **options)` runs in a thread of its own while the block does.
+def computing(function: Callable[..., Result], *arguments: Any) -> Iterator[Callable[[], Result]]:
+    """`function(*arguments, proceed=...)` runs in a thread of its own while the block does.
 
     -> what waits for its result, and raises what it raised. The function calls `proceed` often: once the
     block is left without the result, by an error or a signal, that raises Abandoned.
@@ -41,7 +38,7 @@ def computing(
     pool = ThreadPoolExecutor(1, "second")
     with quick_turns():
         try:
-            yield pool.submit(function, *arguments, proceed=proceed, **options).result
+            yield pool.submit(function, *arguments, proceed=proceed).result
         finally:
             left.set()
             pool.shutdown()

@@ -79,7 +79,7 @@ def yardstick_of(
 ) -> Yardstick:
     """Runs the compressed graph, and the captured one where it was not `probed` before.
 
-    rounded: of `with_rounded_inputs`; proceed: called before each operator.
+    rounded: `compressed.rounded`, traced already; proceed: called before each operator.
     """
     model = compressed.captured
     expected = expected_answers(compressed, targets, rounded, proceed)

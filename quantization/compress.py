@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,13 @@ class Compressed:
     activations: ActivationPlan | None = None
     warnings: tuple[str, ...] = ()
 
+    @cached_property
+    def rounded(self) -> ExportedProgram:
+        """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its
+        weights are the source's. Traced when it is first asked for."""
+        program = self.captured.program
+        return program if self.activations is None else insert_rounding(program, self.activations)
+
 
 def compress(
     captured: Captured,
@@ -129,13 +137,6 @@ def decompressed(compressed: Compressed) -> ExportedProgram:
     decoded = {id(weight): weight.dense() for weight in compressed.weights.values()}
     dense = with_weights(program, {name: decoded[id(weight)] for name, weight in compressed.weights.items()})
     return dense if compressed.activations is None else insert_rounding(dense, compressed.activations)
-
-
-def with_rounded_inputs(compressed: Compressed) -> ExportedProgram:
-    """The captured program, the inputs of layers with 8-bit activations rounded to their grids; its weights
-    are the source's."""
-    program = compressed.captured.program
-    return program if compressed.activations is None else insert_rounding(program, compressed.activations)
 
 
 def _with_activations(

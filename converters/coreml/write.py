@@ -20,7 +20,6 @@ from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive
 from ...models.quiet import quiet
-from ...quantization.compress import with_rounded_inputs
 from ..artifact import Realised, WrittenArtifact
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation
@@ -161,7 +160,7 @@ def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[A
 def _lower(compressed: Any) -> tuple[Any, bool]:
     """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite
     computes with them)."""
-    program, weights = _with_vectors_for_scalars(with_rounded_inputs(compressed)), compressed.weights
+    program, weights = _with_vectors_for_scalars(compressed.rounded), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]
     if not consumed:

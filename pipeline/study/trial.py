@@ -144,7 +144,7 @@ def _template_maker(task: Task) -> Callable[..., None] | None:
 
 def _finished_row(task: Task) -> StudyRow:
     """The row of a trial that was made, with the figures that it is compared by and the one of --eval."""
-    from ...quantization.compress import compress, with_rounded_inputs
+    from ...quantization.compress import compress
     from ..predict import sizes_from_shapes
 
     ready, stages = prepared(task.subject), Stages(silent)
@@ -153,12 +153,11 @@ def _finished_row(task: Task) -> StudyRow:
     with staged(task.folder, force=True, keep=False) as folder:
         with stages("compress"):
             compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
-            rounded = with_rounded_inputs(compressed)
-            yardstick = yardstick_of(compressed, plan.targets, rounded, ready.first_run)
+            yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
         with stages("convert") as step:
             artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
-        del compressed, rounded
+        del compressed
         release_memory()  # graphs refer to themselves, and would keep weights
         examination = examine(artifact, yardstick, estimator, stages)
         judgement = judge(examination, yardstick, plan.min_psnr, None)

@@ -67,6 +67,13 @@ def test_a_conversion_does_everything_once(model, tmp_path, calls, recipe):
     assert max(tensors()) == 1 and layers() == [1]
 
 
+def test_rounded_inputs_are_traced_once(model, tmp_path, calls):
+    """What is compared with and what is written come from one program."""
+    traced = calls("quantization.activations", "insert_rounding")
+    converted(model, tmp_path / "out", quant="w8a8")
+    assert traced() == [1]
+
+
 def test_with_a_cache_the_report_is_written_once_too(model, tmp_path, calls, monkeypatch):
     monkeypatch.setenv("CIDERMILL_CACHE", str(tmp_path / "cache"))
     written = calls("pipeline.report.json_files", "write_json")

@@ -16,7 +16,7 @@ from cidermill.quantization.recipe import parse_recipe
 
 
 def test_the_result_and_what_was_raised():
-    with computing(lambda first, second, proceed: first + second, 1, second=2) as result:
+    with computing(lambda first, second, proceed: first + second, 1, 2) as result:
         assert result() == 3
     with pytest.raises(ZeroDivisionError), computing(lambda proceed: 1 / 0) as result:
         result()

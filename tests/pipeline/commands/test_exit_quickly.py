@@ -1,4 +1,4 @@
-"""How a command's process ends: quickly, with everything done that the interpreter would have done."""
+"""How a command's process ends: quickly, with threads, handlers, output and open files seen to."""
 
 import subprocess
 import sys
