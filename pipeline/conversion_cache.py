@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.digest import content_of, content_of_files, digest_json, digest_model, digest_samples
+from .output import REPORT_FILE
 from .plan import Plan
 from .report.json_files import json_text
-from .report.records import REPORT_FILE, Report
+from .report.records import Report
 from .report.write import environment
 from .stages import Stages
 from .store import Cache, fetch_folder, make_room, store_folder

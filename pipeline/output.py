@@ -24,6 +24,7 @@ import psutil
 from ..models.errors import UserError
 from ..models.patched import replaced
 
+REPORT_FILE = "report.json"  # what makes a folder an output of ours
 _ASIDE = "-earlier"
 # coremltools' C++ speaks so
 _NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)
@@ -166,7 +167,7 @@ def clear_leftovers(out: Path) -> None:
 
 def _has_report(out: Path) -> bool:
     try:
-        report = json.loads((out / "report.json").read_text())
+        report = json.loads((out / REPORT_FILE).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and str(report.get("schema", "")).startswith("cidermill.report/")

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from ...models.errors import UserError
 from ...models.formats import SOURCES, recognise, usual_suffixes
 from ...models.source_kind import EITHER, WHOLE, SourceKind
-from ..report.records import REPORT_FILE
+from ..output import REPORT_FILE
 from ..targets import artifact_suffixes
 
 DEPTH = 4  # folders below the one that is searched

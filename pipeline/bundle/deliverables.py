@@ -14,8 +14,9 @@ from ...models.digest import content_of
 from ...models.errors import UserError
 from ...models.formats import usual_suffixes
 from ...models.source import TensorSpec
+from ..output import REPORT_FILE
 from ..report.read import ReportFile, read_report
-from ..report.records import REPORT_FILE, Artifact, Report, SourceSummary
+from ..report.records import Artifact, Report, SourceSummary
 from ..targets import DEFAULT_TARGET, TARGETS, libraries
 from ..targets.target import AppRuntime
 

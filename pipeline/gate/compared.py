@@ -14,8 +14,9 @@ from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
 from ...validation.records import PlacedOperation, WeightReport
 from ..device_choice import choose_devices
+from ..output import REPORT_FILE
 from ..report.read import ReportFile, read_report
-from ..report.records import REPORT_FILE, Artifact, Inspection, Report
+from ..report.records import Artifact, Inspection, Report
 from ..targets import artifact_suffixes, find_target
 
 if TYPE_CHECKING:  # which import torch

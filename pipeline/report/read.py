@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...models.errors import UserError
-from .records import REPORT_FILE, WROTE, Artifact, Report
+from ..output import REPORT_FILE
+from .records import WROTE, Artifact, Report
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ from ...validation.records import (
     UnitShare,
     Verdict,
 )
+from ..output import REPORT_FILE
 from .json_files import check_schema, read_json, to_builtins
 
 if TYPE_CHECKING:  # which imports torch
     from ...validation.graph import Value
 
 SCHEMA: Final = "cidermill.report/1"
-REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
 WROTE = "Give a report.json that `convert` wrote, or a folder that holds some."
 AGAIN = "Make it again with `convert`."

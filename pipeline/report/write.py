@@ -6,11 +6,11 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from ..output import write_whole
+from ..output import REPORT_FILE, write_whole
 from ..targets import libraries
 from . import summaries
 from .json_files import write_json
-from .records import REPORT_FILE, REPORT_PAGE, Report
+from .records import REPORT_PAGE, Report
 
 if TYPE_CHECKING:
     import jinja2

@@ -20,10 +20,9 @@ import numpy as np
 
 from ...models.decibels import decibels
 from ...models.errors import UserError
-from ..output import write_whole
+from ..output import REPORT_FILE, write_whole
 from ..report import summaries
 from ..report.json_files import to_builtins
-from ..report.records import REPORT_FILE
 from ..report.write import page_templates
 from .constraints import parse_constraints
 from .page_records import (

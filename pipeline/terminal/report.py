@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...validation.judge.compare import OutputError
 from ..forecast import Forecast
+from ..output import REPORT_FILE
 from ..report import summaries
-from ..report.records import REPORT_FILE, REPORT_PAGE, Artifact, BudgetSummary, Comparison, Inspection, Report
+from ..report.records import REPORT_PAGE, Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
 from ..step import Show, Step, silent
 from .console import console
