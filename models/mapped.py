@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-READ_AT_ONCE = 1 << 26  # bytes that are used before pages are dropped, which takes some 5 ms
+READ_AT_ONCE = 1 << 25  # bytes that are used before pages are dropped, which takes some 5 ms
 _SMALLEST = 1 << 24  # bytes of a mapping that is worth the look
 _DONTNEED = 4  # MADV_DONTNEED of Linux, <asm-generic/mman-common.h>
 

@@ -24,6 +24,8 @@ from .shared import CONTEXT
 from .study import study
 from .tuning import tune
 
+FILE = io.IOBase.__base__  # its instances are told in a tenth of the time: it is no abstract base class
+
 
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="cidermill")
@@ -66,7 +68,7 @@ def exit_quickly(code: int) -> None:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # these two are what the interpreter itself calls
         atexit._run_exitfuncs()
-        for stream in [held for held in gc.get_objects() if isinstance(held, io.IOBase)]:
+        for stream in [held for held in gc.get_objects() if isinstance(held, FILE)]:
             if not stream.closed:
                 stream.flush()
         ctypes.CDLL(None).fflush(None)

@@ -1,14 +1,14 @@
 """What the stored weights of an artifact decompress to: a Graph read from a file enters, values leave,
 computed by the reference runner's own operators from the file's bytes, one weight at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
 
 import torch
 
-from ..graph import Graph, Node, interpret, load_constants, references
+from ..graph import Graph, interpret, load_constants, references
 from ..mil.run import call_operator, fold_constants, with_tensors
 from ..pte import mps_ops
 from .stored import StoredWeight
@@ -24,7 +24,10 @@ class Decoder:
         """program: what a runner has made of the graph, where one has decoded it already."""
         self.graph = fold_constants(with_tensors(graph), call_operator) if program is None else program
         self.delegates = [
-            block for node in graph.nodes if node.op == "delegate:MPSBackend" for block in node.blocks
+            _ConstantPart(block)
+            for node in graph.nodes
+            if node.op == "delegate:MPSBackend"
+            for block in node.blocks
         ]
 
     def values(self, weight: StoredWeight) -> Iterator[torch.Tensor]:
@@ -34,38 +37,60 @@ class Decoder:
             constant = self.graph.constants[weight.name]
             yield constant() if callable(constant) else constant
             return
-        for block in self.delegates:
-            if weight.name in block.constants:
-                yield from _along(block, weight.name)
+        for part in self.delegates:
+            if weight.name in part.block.constants:
+                yield from part.along(weight.name)
 
 
-def _along(block: Graph, name: str) -> Iterator[torch.Tensor]:
-    """The constant itself and, in order, every value that is computed from it and from other constants
-    only."""
-    call = partial(mps_ops.call, rounding=True)
-    environment: dict[str, torch.Tensor] = {}
-    load_constants(block, [name], environment)
-    yield environment[name]
-    reached = {name}
-    makers: dict[str, Node] = {}
-    for node in block.nodes:
-        sources = set(references(node.inputs))
-        if not sources <= block.constants.keys() | makers.keys():
-            continue
-        makers |= {value.name: node for value in node.outputs}
-        if sources & reached:
-            reached |= {value.name for value in node.outputs}
-            yield _computed(block, node, call)
+class _ConstantPart:
+    """What a delegate computes from its constants only."""
 
+    def __init__(self, block: Graph):
+        self.block = block
+        self.makers: dict[str, int] = {}  # name -> index of the node that computes it
+        self.users: dict[str, list[int]] = {}  # name -> indices of the nodes that read it
+        for index, node in enumerate(block.nodes):
+            sources = set(references(node.inputs))
+            if all(name in block.constants or name in self.makers for name in sources):
+                self.makers |= {value.name: index for value in node.outputs}
+                for name in sources:
+                    self.users.setdefault(name, []).append(index)
 
-def _computed(block: Graph, last: Node, call: Callable[..., tuple]) -> torch.Tensor:
-    needed, nodes = set(references(last.inputs)), [last]
-    for node in reversed(block.nodes[: block.nodes.index(last)]):
-        if any(value.name in needed for value in node.outputs):
-            nodes.insert(0, node)
-            needed |= set(references(node.inputs))
-    name = last.outputs[0].name
-    return interpret(replace(block, inputs=(), outputs=(name,), nodes=tuple(nodes)), call, {})[name]
+    def along(self, name: str) -> Iterator[torch.Tensor]:
+        """A constant itself and, in order, every value that is computed from it."""
+        environment: dict[str, torch.Tensor] = {}
+        load_constants(self.block, [name], environment)
+        yield environment[name]
+        for index in sorted(self._closure([name], self._read_by)):
+            yield self._computed(index)
+
+    def _computed(self, last: int) -> torch.Tensor:
+        needed = sorted({last, *self._closure(references(self.block.nodes[last].inputs), self._made_by)})
+        nodes = tuple(self.block.nodes[index] for index in needed)
+        name = nodes[-1].outputs[0].name
+        part = replace(self.block, inputs=(), outputs=(name,), nodes=nodes)
+        return interpret(part, partial(mps_ops.call, rounding=True), {})[name]
+
+    def _read_by(self, name: str) -> Iterator[tuple[int, Iterable[str]]]:
+        for index in self.users.get(name, ()):
+            yield index, (value.name for value in self.block.nodes[index].outputs)
+
+    def _made_by(self, name: str) -> Iterator[tuple[int, Iterable[str]]]:
+        if name in self.makers:
+            yield self.makers[name], references(self.block.nodes[self.makers[name]].inputs)
+
+    @staticmethod
+    def _closure(
+        names: Iterable[str], neighbours: Callable[[str], Iterator[tuple[int, Iterable[str]]]]
+    ) -> set[int]:
+        found: set[int] = set()
+        waiting = list(names)
+        while waiting:
+            for index, further in neighbours(waiting.pop()):
+                if index not in found:
+                    found.add(index)
+                    waiting += further
+        return found
 
 
 def same(decoded: torch.Tensor, expected: torch.Tensor) -> bool:
