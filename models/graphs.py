@@ -103,8 +103,8 @@ def draft(program: ExportedProgram) -> Draft:
 def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
     """The same graph with nodes of its own; `meta` is copied one level deep.
 
-    Without `from_node`, torch's history of each node: nobody here reads it, and every pass of ExecuTorch copies
-    all of it for every node that it touches, a tenth of a conversion."""
+    Without `from_node`, torch's history of each node: nobody here reads it, and every pass of ExecuTorch
+    copies all of it for every node that it touches."""
     new = torch.fx.Graph()
     mapping: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in graph.nodes:
