@@ -1,8 +1,8 @@
 """What Core ML's frontend needs changed in a captured program: an ExportedProgram in, an equivalent one out.
 
 The passes run in the order of `lower`. Most operators are replaced by tables (elementwise_rules.py,
-indexing_rules.py, resize_rules.py) whose functions compute the same from operators that coremltools
-translates rightly; complex numbers become pairs of real ones (complex_rules.py).
+indexing_rules.py, pooling_rules.py, resize_rules.py) whose functions compute the same from operators that
+coremltools translates rightly; complex numbers become pairs of real ones (complex_rules.py).
 """
 
 import math
@@ -20,12 +20,13 @@ from .complex_rules import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
+from .pooling_rules import POOLING
 from .rank_rules import drop_unit_axes
 from .resize_rules import RESIZE, RESIZE_TUPLES
 
 aten = torch.ops.aten
 
-RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **RESIZE}
+RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **POOLING, **RESIZE}
 TUPLES = {**INDEXING_TUPLES, **RESIZE_TUPLES}  # operators of several results: the rule returns them all
 
 

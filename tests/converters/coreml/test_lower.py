@@ -166,6 +166,27 @@ def test_indexing(name, tmp_path):
     check(tmp_path, *INDEXING[name])
 
 
+WINDOWS = {  # with odd sizes, so that ceil_mode's last window reaches beyond the input
+    "1d": (lambda x: F.avg_pool1d(x, 4, 3, ceil_mode=True), (2, 3, 11)),
+    "2d": (lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True), (2, 3, 7, 9)),
+    "2d with padding": (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True), (1, 3, 8, 11)),
+    "2d without its padding": (lambda x: F.avg_pool2d(x, 3, 2, 1, True, False), (1, 3, 8, 11)),
+    "2d that would start in the padding": (lambda x: F.avg_pool2d(x, 2, 3, 1, True), (1, 3, 5, 8)),
+    "2d, two sizes": (lambda x: F.avg_pool2d(x, (3, 2), (2, 1), (1, 0), True), (1, 3, 8, 9)),
+    "2d with a divisor": (lambda x: F.avg_pool2d(x, 3, 2, 1, True, True, 5), (1, 3, 8, 11)),
+    "2d, a divisor without padding": (lambda x: F.avg_pool2d(x, 3, 2, 1, False, False, 4), (1, 3, 8, 11)),
+    "3d": (lambda x: F.avg_pool3d(x, 2, 2, ceil_mode=True), (1, 2, 5, 6, 7)),
+    "3d with padding": (lambda x: F.avg_pool3d(x, 3, 2, 1, ceil_mode=True), (1, 2, 6, 5, 8)),
+    "3d with a divisor": (lambda x: F.avg_pool3d(x, 2, 2, 0, True, True, 3), (1, 2, 5, 6, 7)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_average_pools(name, tmp_path):
+    function, shape = WINDOWS[name]
+    check(tmp_path, function, normal(*shape))
+
+
 def test_embedding_bag(tmp_path):
     bags = [lambda: nn.EmbeddingBag(12, 8, mode="sum"), lambda: nn.EmbeddingBag(12, 8)]
     check(tmp_path, lambda i, sums, means: (sums(i), means(i)), I, modules=bags)

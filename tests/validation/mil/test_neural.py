@@ -112,7 +112,26 @@ def test_avg_pool(run_mil, rank, exclude, ceil_mode):
         ceil_mode=ceil_mode,
     )
     (out,) = run_mil(lambda mb, v: mb.avg_pool(x=v, exclude_padding_from_average=exclude, **options), x)
-    close(out, [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d][rank - 1](t(x), 3, 2, 1, ceil_mode, not exclude))
+    average = [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d][rank - 1]
+    expected = average(t(x), 3, 2, 1, ceil_mode, not exclude)
+    if not exclude:  # what ceil_mode adds counts as padding does
+        whole = average(F.pad(t(x), [1, 4] * rank), 3, 2)
+        expected = whole[(..., *(slice(size) for size in expected.shape[2:]))]
+    close(out, expected)
+
+
+def test_an_average_counts_what_ceil_mode_adds_unless_padding_is_excluded(run_mil):
+    """As measured on devices: coremltools #2772, #2844 (torch gives 9.5, 30.5 and 42.5, 45.5, 48 there)."""
+    x = np.arange(49, dtype=np.float32).reshape(1, 1, 7, 7)
+    options = dict(kernel_sizes=[2, 2], strides=[3, 3], pad_type="valid", ceil_mode=True)
+    counted, excluded = run_mil(
+        lambda mb, v: tuple(
+            mb.avg_pool(x=v, exclude_padding_from_average=e, **options) for e in (False, True)
+        ),
+        x,
+    )
+    assert counted[0, 0].tolist() == [[4, 7, 4.75], [25, 28, 15.25], [21.25, 22.75, 12]]
+    assert excluded[0, 0].tolist() == [[4, 7, 9.5], [25, 28, 30.5], [42.5, 45.5, 48]]
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])

@@ -257,7 +257,8 @@ def test_pooling(run_saved, agree, window, dtype, seed):
 @PROPERTY
 @given(st.integers(1, 2), st.data(), FLOATS, SEEDS)
 def test_pooling_with_ceil_mode(run_saved, agree, rank, data, dtype, seed):
-    """Against torch's own ceil_mode: equal pads before and after, at most half of the kernel."""
+    """Against torch's own ceil_mode, but for averages that count padding: equal pads before and after, at
+    most half of the kernel."""
     kernel, strides = each(data.draw, rank, 1, 3), each(data.draw, rank, 1, 3)
     strides = [min(s, k) for s, k in zip(strides, kernel)]  # else a window may lie in the padding alone
     sizes, pads = (
@@ -277,5 +278,8 @@ def test_pooling_with_ceil_mode(run_saved, agree, rank, data, dtype, seed):
         x,
     )
     highest, average = [(F.max_pool1d, F.avg_pool1d), (F.max_pool2d, F.avg_pool2d)][rank - 1]
-    averages = [average(f32(x), kernel, strides, pads, True, inclusive) for inclusive in (True, False)]
-    agree(outs, [highest(f32(x), kernel, strides, pads, 1, True), *averages])
+    excluded = average(f32(x), kernel, strides, pads, True, False)
+    wide = flat(zip(pads[::-1], (p + k for p, k in zip(pads[::-1], kernel[::-1]))))
+    whole = average(F.pad(f32(x), wide), kernel, strides)  # what ceil_mode adds counts as padding does
+    counted = whole[(..., *(slice(size) for size in excluded.shape[2:]))]
+    agree(outs, [highest(f32(x), kernel, strides, pads, 1, True), counted, excluded])

@@ -163,14 +163,15 @@ def avg_pool(
     exclude_padding_from_average=False,
     ceil_mode=False,
 ):
-    """Sums over windows by the number of elements counted: those of x, of the padding unless excluded, never
-    those ceil_mode adds."""
+    """Sums over windows by the number of elements counted: those of x and, unless padding is excluded, those
+    of the padding and those that ceil_mode adds (coremltools #2772: as measured on devices)."""
     kernel, strides, pads, extra = _pool_layout(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    pool, beyond = AVERAGE_POOLS[len(kernel)], [(0, amount) for amount in extra]
-    counted = padded(torch.ones_like(x[:1, :1]), pads, 0.0 if exclude_padding_from_average else 1.0)
-    return pool(padded(padded(x, pads), beyond), kernel, strides) / pool(
-        padded(counted, beyond), kernel, strides
-    )
+    pool = AVERAGE_POOLS[len(kernel)]
+    pads = [(low, high + more) for (low, high), more in zip(pads, extra)]
+    average = pool(padded(x, pads), kernel, strides)
+    if not exclude_padding_from_average:
+        return average
+    return average / pool(padded(torch.ones_like(x[:1, :1]), pads), kernel, strides)
 
 
 def max_pool(x, kernel_sizes, strides=None, pad_type="valid", pad=None, ceil_mode=False):

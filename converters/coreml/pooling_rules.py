@@ -1,0 +1,73 @@
+"""Average pools as Core ML computes them rightly.
+
+With `ceil_mode` a last window may reach beyond the padded input. torch never counts that overhang; Core ML
+counts it as padding, so that such a window comes out too small by up to its size (coremltools #2772, measured
+on devices in #2844). Core ML has no `divisor_override`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+aten = torch.ops.aten
+
+
+def _filled(arguments, count: int, fallback=0) -> list[int]:
+    """One number for every axis, however many were written."""
+    numbers = list(arguments) or list(fallback)
+    return numbers * count if len(numbers) == 1 else numbers
+
+
+def overhang(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """Elements of the last window beyond the padded axis. As in torch, a window starts in the input or before
+    it."""
+    padded = size + 2 * padding
+    count = -(-(padded - kernel) // stride) + 1
+    if not ceil_mode or (count - 1) * stride >= size + padding:
+        return 0
+    return max(0, (count - 1) * stride + kernel - padded)
+
+
+def average_pool(
+    self, kernel_size, stride=(), padding=(0,), ceil_mode=False, count_include_pad=True, divisor=None
+):
+    """Any number of spatial axes.
+
+    1. With a divisor: the mean over whole windows of the padded input, times their size. 2. Without overhang,
+    `ceil_mode` says nothing. 3. Padding that counts becomes zeros of the input, so that the overhang alone is
+    left to be excluded.
+    """
+    axes = len(kernel_size)
+    kernel, stride, padding = list(kernel_size), _filled(stride, axes, kernel_size), _filled(padding, axes)
+    sizes = list(self.shape)[-axes:]
+    beyond = [overhang(*axis, ceil_mode) for axis in zip(sizes, kernel, stride, padding)]
+    operator = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}[axes]
+    zero = [0] * axes
+    if divisor is not None:  # 1
+        whole = operator(_padded(self, padding, beyond), kernel, stride, zero, False, True)
+        return whole * (math.prod(kernel) / divisor)
+    if not any(beyond):  # 2
+        return operator(self, kernel, stride, padding, False, count_include_pad)
+    if count_include_pad:  # 3
+        self, padding = _padded(self, padding, zero), zero
+    return operator(self, kernel, stride, padding, True, False)
+
+
+def _padded(tensor, padding, beyond):
+    """Zeros around the last axes, and beyond their ends."""
+    amounts = [amount for low, more in zip(padding[::-1], beyond[::-1]) for amount in (low, low + more)]
+    return F.pad(tensor, amounts) if any(amounts) else tensor
+
+
+def needs_care(node: torch.fx.Node) -> bool:
+    """ceil_mode that is not yet said as above, or a divisor."""
+    ceil_mode, counted, divisor = (*node.args[4:], *(False, True, None)[max(len(node.args) - 4, 0) :])
+    return divisor is not None or (bool(ceil_mode) and bool(counted))
+
+
+POOLING = {
+    aten.avg_pool1d.default: (average_pool, needs_care),
+    aten.avg_pool2d.default: (average_pool, needs_care),
+    aten.avg_pool3d.default: (average_pool, needs_care),
+}
