@@ -66,7 +66,7 @@ def exit_quickly(code: int) -> None:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # these two are what the interpreter itself calls
         atexit._run_exitfuncs()
-        for stream in [held for held in gc.get_objects() if isinstance(held, _IOBase)]:
+        for stream in [held for held in gc.get_objects() if issubclass(type(held), _IOBase)]:
             if not stream.closed:
                 stream.flush()
         ctypes.CDLL(None).fflush(None)
