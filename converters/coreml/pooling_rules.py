@@ -62,7 +62,9 @@ def _padded(tensor, padding, beyond):
 
 def needs_care(node: torch.fx.Node) -> bool:
     """ceil_mode that is not yet said as above, or a divisor."""
-    ceil_mode, counted, divisor = (*node.args[4:], *(False, True, None)[max(len(node.args) - 4, 0) :])
+    defaults = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
+    given = node.args[4:]
+    ceil_mode, counted, divisor = given + defaults[len(given) :]
     return divisor is not None or (bool(ceil_mode) and bool(counted))
 
 
