@@ -106,6 +106,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
         fold_constants,
         products_to_linear,
         spell_out_strides,
+        views_to_reshapes,
     )
     from .sizes import settle_sizes
 
@@ -122,6 +123,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     _accept_int32(work)
     settle_sizes(work)
     spell_out_strides(work)
+    views_to_reshapes(work)
     drop_no_ops(work)
     fold_constants(work)
     fold_batch_norms(work)

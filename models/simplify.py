@@ -290,6 +290,18 @@ def _call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> 
     return node
 
 
+def views_to_reshapes(work: Draft) -> bool:
+    """Every view becomes a reshape, which means the same however a value lies in memory: constants that are
+    folded become contiguous, and so do a target's values, while a view trusts the strides of the traced ones.
+
+    After `spell_out_strides`, which reads those strides and writes views.
+    """
+    views = [node for node in work.graph.nodes if is_op(node, aten.view.default, aten._unsafe_view.default)]
+    for node in views:
+        node.target = aten.reshape.default
+    return bool(views)
+
+
 # Matrix products
 
 

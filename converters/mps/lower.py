@@ -186,8 +186,8 @@ def _gather_flat(x, axes, picks, shape):
 
 
 def count_from_zero(work: Draft) -> bool:
-    """Explicit, non-negative axes and positions of slices, selections, softmaxes, gathers and permutations:
-    the runtime does not wrap them, and the serializer ignores some that are left out.
+    """Explicit, non-negative axes and positions of slices, selections, splits, softmaxes, gathers and
+    permutations: the runtime does not wrap them, and the serializer trips over some that are left out.
 
     After everything that writes such operators: the rules and `index_by_gather`.
     """
@@ -207,13 +207,16 @@ def count_from_zero(work: Draft) -> bool:
             node.update_arg(1, node.args[1] % max(node.args[0].meta["val"].ndim, 1))
         elif is_op(node, aten.permute.default):
             node.update_arg(1, [axis % len(node.args[1]) for axis in node.args[1]])
+        elif is_op(node, aten.split_with_sizes.default):
+            axis = (*node.args, 0)[2]
+            node.args = (*node.args[:2], axis % node.args[0].meta["val"].ndim)
         changed |= node.args != args
     return changed
 
 
 def lay_out_views(work: Draft) -> bool:
-    """A copy before every view of a tensor that is not contiguous any more; torch needs it, the delegate's
-    serializer skips it.
+    """1. Reshapes become the views that the delegate knows. 2. A copy goes before every view of a tensor that
+    is not contiguous; torch needs it, the delegate's serializer skips it.
 
     Last: it recomputes every fake value, whose strides the passes before do not keep true.
     """
@@ -221,10 +224,10 @@ def lay_out_views(work: Draft) -> bool:
     for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue
-        if (
-            is_op(node, aten.view.default, aten._unsafe_view.default)
-            and not node.args[0].meta["val"].is_contiguous()
-        ):
+        if is_op(node, aten.reshape.default, aten._unsafe_view.default):  # 1
+            node.target = aten.view.default
+            changed = True
+        if is_op(node, aten.view.default) and not node.args[0].meta["val"].is_contiguous():  # 2
             source = node.args[0]
             with work.graph.inserting_before(node):
                 copy = work.graph.call_function(

@@ -72,6 +72,41 @@ def heads(length=5, width=8):
     )
 
 
+class Queries(torch.nn.Module):
+    """Attention of learned queries: their folded projection lies otherwise in memory than as traced."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = torch.nn.MultiheadAttention(32, 4, batch_first=batch_first)
+        self.queries = torch.nn.Parameter(torch.randn(20, 1, 32))
+
+    def forward(self, x0):
+        queries = self.queries.transpose(0, 1) if self.attention.batch_first else self.queries
+        return self.attention(queries, x0, x0, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_of_learned_queries(batch_first):
+    check(Queries(batch_first), random(1, 9, 32) if batch_first else random(9, 1, 32))
+
+
+def test_a_transformer_with_a_computed_mask():
+    torch.manual_seed(0)
+    layer = torch.nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x0, x1):
+            mask = self.layer.generate_square_subsequent_mask(x1.shape[1])
+            return self.layer(x0, x1, tgt_mask=mask + x0.mean() * 0, tgt_is_causal=False)
+
+    check(Masked(), random(2, 6, 16), random(2, 5, 16)[..., ::-1].copy(), half_tolerance=1e-2)
+
+
 UNARY = {
     "silu": F.silu,
     "hardswish": F.hardswish,
@@ -130,6 +165,8 @@ UNARY = {
     "avg divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "max pool": lambda x: F.max_pool2d(x, 2),
     "max pool ceil": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "split of the first axis": lambda x: torch.split(x, [1, 1])[1] * 2 + torch.chunk(x, 2)[0],
+    "split of the last axis": lambda x: torch.split(x, [3, 5], -1)[1] - torch.chunk(x, 2, -1)[0].sum(),
     "pixel shuffle": lambda x: F.pixel_shuffle(x[:, :4], 2),
     "slice scatter": lambda x: torch.slice_scatter(x, x[:, :2] * 2, 1, 3, 5),
     "select scatter": lambda x: torch.select_scatter(x, x[:, 0] * 2, 1, -1),
