@@ -7,6 +7,7 @@ weights.
 """
 
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ...quantization.weight import CompressedWeight
 from .passes import lean_passes, pass_pipeline
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
 
+RECORD_BYTES = 64  # on multiples of which the header, each record and its data begin
 OTHER_OPERATORS = "Replace these operators in the model, or convert a part of the model without them."
 
 
@@ -110,8 +112,27 @@ def write_package(mil: MilProgram, package: Path, weights_folder: Path) -> Any:
     from coremltools.models.utils import _create_mlpackage
 
     specification = load(mil.program, str(weights_folder), specification_version=mil.specification)
+    if (blob := weights_folder / "weight.bin").exists():
+        count_records(blob)
     _create_mlpackage(specification, str(weights_folder), str(package))
     return specification
+
+
+def count_records(blob: Path) -> None:
+    """Write into a weight file's header how many records follow (uint32; the format: `validation.mil.blob`).
+
+    coremltools' writer keeps its last count to itself until it is destroyed, which takes as long as somebody
+    holds a frame that knows it: a profiler's thread, a debugger. The package would have the count before.
+    """
+    size, end, count = blob.stat().st_size, RECORD_BYTES, 0
+    with blob.open("r+b") as file:
+        while end < size:
+            file.seek(end)
+            _, _, data_bytes, data = struct.unpack("<IIQQ", file.read(24))
+            end = -(-(data + data_bytes) // RECORD_BYTES) * RECORD_BYTES
+            count += 1
+        file.seek(0)
+        file.write(struct.pack("<I", count))
 
 
 def first_of_each(weights: dict[str, CompressedWeight]) -> dict[str, str]:
