@@ -114,7 +114,12 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     for operator in kept_composites():
         table.pop(operator, None)
     with operators_listed_once():
-        program = exported.run_decompositions(table)
+        try:
+            program = exported.run_decompositions(table)
+        except RuntimeError as error:
+            if "is mutated in the forward method" not in str(error):
+                raise
+            raise _changes_itself(["a tensor that is no buffer of it"]) from error
     _refuse_mutation(program)
     _refuse_nested_graphs(program)
     work = draft(program)
@@ -323,10 +328,14 @@ def _refuse_mutation(program: ExportedProgram) -> None:
         if spec.kind != OutputKind.USER_OUTPUT
     ]
     if changed:
-        raise UserError(
-            f"The model changes its own state while it runs: {', '.join(map(str, changed[:5]))}.",
-            "Call model.eval(), switch caches off, or return the new state as an output.",
-        )
+        raise _changes_itself([str(name) for name in changed])
+
+
+def _changes_itself(names: list[str]) -> UserError:
+    return UserError(
+        f"The model changes its own state while it runs: {', '.join(names[:5])}.",
+        "Call model.eval(), switch caches off, or return the new state as an output.",
+    )
 
 
 def _refuse_nested_graphs(program: ExportedProgram) -> None:

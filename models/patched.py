@@ -19,6 +19,7 @@ Index of transformers' models: read once instead of twice while transformers is 
 Graph modules of torch.fx: their Python code is written when it is first called, while a model is captured
     (`lazy_graph_modules`).
 Garbage collector: at rest during large imports (`lasting_imports`).
+Random numbers: numpy's global sequence, from which a pass of coremltools draws (`own_random_numbers`).
 Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
 Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
@@ -88,6 +89,18 @@ def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
 
     with shared((id(owner), name), change):
         yield
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """What is drawn inside from numpy's global generator leaves the caller's sequence as it was."""
+    import numpy as np
+
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def lasting_imports() -> AbstractContextManager[None]:

@@ -54,6 +54,11 @@ def load_samples(
 def given_samples(items: Iterable[Any], specs: tuple[TensorSpec, ...]) -> Samples:
     """Dicts, tuples or batches of arrays or tensors, as Python gives them, or one dict -> checked batches in
     the dtypes of `specs`. Raises UserError."""
+    if hasattr(items, "shape"):
+        raise UserError(
+            f"samples is one array of shape {tuple(items.shape)}, not a list of samples.",
+            "Give [{name: array}, ...], or [(array,), ...] in the order of the inputs.",
+        )
     samples: list[dict[str, np.ndarray]] = []
     for index, item in enumerate([items] if isinstance(items, Mapping) else items):
         samples += _samples_in(item, specs, f"samples[{index}]")

@@ -9,7 +9,8 @@ warnings included; it is put back afterwards (see `models.patched`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,9 +89,10 @@ def convert(
         examples = _given_once(inputs, plan.inputs)
         from .run import run
 
-        if _is_path(model):
-            return run(_with_inputs(plan, inputs))
-        return run(plan, source=_source(model, examples, options))
+        with _usual_precision():
+            if _is_path(model):
+                return run(_with_inputs(plan, inputs))
+            return run(plan, source=_source(model, examples, options))
 
 
 def validate(
@@ -125,7 +127,8 @@ def validate(
         source = None if _is_path(against) else _source(against, given_inputs, options)
         if source is None and inputs is not None:
             fields["inputs"] = _specs(inputs)
-        return validate_artifact(Path(artifact), source=source, **fields)
+        with _usual_precision():
+            return validate_artifact(Path(artifact), source=source, **fields)
 
 
 def inspect(artifact: str | os.PathLike[str], device: str | Sequence[str] = (), **options: Any) -> Inspection:
@@ -153,6 +156,19 @@ def inspect(artifact: str | os.PathLike[str], device: str | Sequence[str] = (), 
     fields = parse_options(OPTIONS["inspect"], {"device": device, **options})
     devices = fields.pop("devices").devices()
     return inspect_artifact(Path(artifact), devices, **fields)
+
+
+@contextmanager
+def _usual_precision() -> Iterator[None]:
+    """Without the caller's autocast and devices: what is compared is the model as it computes by itself."""
+    import torch
+
+    with ExitStack() as usual:
+        if torch.is_autocast_enabled("cpu"):
+            usual.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device().type != "cpu":
+            usual.enter_context(torch.device("cpu"))
+        yield
 
 
 def _is_path(model: Any) -> bool:

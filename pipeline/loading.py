@@ -40,7 +40,7 @@ def with_samples(source: Source, samples: Given) -> tuple[Source, Samples]:
     """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed."""
     from ..models.samples import given_samples, load_samples, synthetic
 
-    if samples is None or samples == "":
+    if samples is None or (isinstance(samples, str) and not samples):
         return source, synthetic(source.inputs, SYNTHETIC_SAMPLES, limits=source.limits)
     if isinstance(samples, str | PathLike):
         return source, load_samples(str(samples), source.inputs)

@@ -67,7 +67,10 @@ class Option:
             value = () if self.repeatable and self.default is None else self.default
         if value is None or self.objects and isinstance(value, self.objects):
             return value
-        values = tuple(map(self.kind, several(self, value)))
+        try:
+            values = tuple(map(self.kind, several(self, value)))
+        except OverflowError as error:
+            raise UserError(f"{self.keyword} is too large a number.", self.expects(self.keyword)) from error
         return self.parse(values if self.repeatable else values[0])
 
     def words(self, value: Any) -> tuple[str, ...]:

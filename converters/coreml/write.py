@@ -18,7 +18,7 @@ from ... import __version__
 from ...models.digest import Content, add_files, files_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
-from ...models.patched import exclusive
+from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
 from ..artifact import Realised, WrittenArtifact
 from .activations import activation_warnings
@@ -64,7 +64,7 @@ def write_mlpackage(
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     import_coremltools()
-    with exclusive, quiet():
+    with exclusive, quiet(), own_random_numbers():
         forms = _forms(compressed.weights, deployment_target)
         weights = {name: weight for name, (weight, _) in forms.items()}
         template = _template(compressed, weights, deployment_target, templates)

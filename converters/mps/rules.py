@@ -378,7 +378,7 @@ def max_pool2d(self, kernel_size, stride=(), padding=(0, 0), dilation=(1, 1), ce
     return aten.max_pool2d_with_indices.default(self, list(kernel_size), stride, padding, dilation)[0]
 
 
-def _pad_for_ceil(tensor, kernel, stride, padding, dilation):
+def _pad_for_ceil(tensor, kernel, stride, padding, dilation, value=float(MASKED)):
     amounts = []
     for axis in (1, 0):
         size, span = tensor.shape[axis - 2] + 2 * padding[axis], dilation[axis] * (kernel[axis] - 1) + 1
@@ -386,7 +386,7 @@ def _pad_for_ceil(tensor, kernel, stride, padding, dilation):
         if (count - 1) * stride[axis] >= tensor.shape[axis - 2] + padding[axis]:
             count -= 1  # torch: the last window starts inside the image or its left padding
         amounts += [padding[axis], padding[axis] + max(0, (count - 1) * stride[axis] + span - size)]
-    return aten.constant_pad_nd.default(tensor, amounts, float(MASKED))
+    return aten.constant_pad_nd.default(tensor, amounts, value)
 
 
 def avg_pool2d(
@@ -403,7 +403,11 @@ def avg_pool2d(
     arguments = list(kernel_size), list(stride) or list(kernel_size), _two(padding), ceil_mode
     if divisor_override is None:
         return aten.avg_pool2d.default(self, *arguments, count_include_pad)
-    return aten.avg_pool2d.default(self, *arguments, True) * (math.prod(kernel_size) / divisor_override)
+    kernel, stride, padding, _ = arguments
+    if ceil_mode:  # the mean over a window that reaches beyond the input divides by less than its size
+        self, padding = _pad_for_ceil(self, kernel, stride, padding, (1, 1), 0.0), [0, 0]
+    mean = aten.avg_pool2d.default(self, kernel, stride, padding, False, True)
+    return mean * (math.prod(kernel_size) / divisor_override)
 
 
 def _two(pair):

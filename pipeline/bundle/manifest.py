@@ -189,14 +189,14 @@ def fingerprint(path: Path) -> FileDigest:
     return FileDigest(content.sha256, content.size_bytes)
 
 
-def read_manifest(folder: Path) -> tuple[bytes, Manifest | None]:
+def read_manifest(folder: Path, given: Path | None = None) -> tuple[bytes, Manifest | None]:
     """-> (its bytes, the manifest; None where they are no manifest). Raises UserError where there is none or
-    this version cannot read it."""
+    this version cannot read it. given: what the folder was unpacked from."""
     path = folder / MANIFEST
     if not folder.exists():
         raise UserError(f"{folder} does not exist.", BUNDLE_HINT)
     if not path.is_file():
-        raise UserError(f"{folder} is no bundle: it has no {MANIFEST}.", BUNDLE_HINT)
+        raise UserError(f"{given or folder} is no bundle: it has no {MANIFEST}.", BUNDLE_HINT)
     try:
         data = path.read_bytes()
     except OSError as error:

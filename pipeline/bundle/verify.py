@@ -70,7 +70,7 @@ def verify_bundle(bundle: Path, key: Path | None = None, run: bool = False) -> V
     """
     trusted = read_public_key(key) if key is not None else None
     with _opened(bundle) as folder:
-        data, manifest = read_manifest(folder)
+        data, manifest = read_manifest(folder, bundle)
         if manifest is None:
             problems = [FileProblem(MANIFEST, "is damaged: it cannot be read as a manifest")]
             signed = SignatureState("not checked")

@@ -1,5 +1,6 @@
 """Where everything is shown: a console for a standard stream, and errors on it."""
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ def console(stderr: bool = False) -> "Console":
     text."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream = (sys.stderr if stderr else sys.stdout) or io.StringIO()  # None: closed from outside
     if not (getattr(stream, "encoding", "") or "").lower().startswith("utf") and hasattr(
         stream, "reconfigure"
     ):

@@ -2,6 +2,7 @@
 is touched."""
 
 import doctest
+import gc
 import json
 import logging
 import os
@@ -325,3 +326,49 @@ def test_names_that_are_none():
     with pytest.raises(AttributeError, match="no attribute 'press'"):
         cidermill.press  # noqa: B018
     assert cidermill.open_runner.__name__ == "open_runner" and Path(cidermill.__file__).name == "__init__.py"
+
+
+def test_the_callers_autocast_device_and_random_numbers_take_no_part(linear, tmp_path):
+    inputs = (torch.ones(1, 64),)
+    usual = cidermill.convert(linear, inputs, out=tmp_path / "usual")
+    np.random.seed(5)
+    expected = np.random.rand(3)
+    np.random.seed(5)
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        report = cidermill.convert(linear, inputs, out=tmp_path / "other")
+    assert np.array_equal(np.random.rand(3), expected)
+    assert report.artifacts[0].sha256 == usual.artifacts[0].sha256
+    assert report.artifacts[0].validation == usual.artifacts[0].validation
+
+
+def test_no_file_is_left_open(linear, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        cidermill.convert(linear, (torch.ones(1, 64),), quant="int8", out=tmp_path / "out")
+        gc.collect()
+    assert not [str(warning.message) for warning in caught if "weight.bin" in str(warning.message)]
+
+
+def test_samples_are_no_single_array(linear, tmp_path):
+    for samples in (np.zeros((4, 64), np.float32), torch.zeros(4, 64)):
+        with pytest.raises(cidermill.UserError, match=r"one array of shape \(4, 64\), not a list"):
+            cidermill.convert(linear, (torch.ones(1, 64),), samples=samples, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_that_is_no_buffer_and_changes(tmp_path):
+    class Counter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = torch.zeros(64)
+
+        def forward(self, x):
+            return x + self.calls.add_(1)
+
+    with pytest.raises(cidermill.UserError, match="changes its own state while it runs: a tensor that is no"):
+        cidermill.convert(Counter(), (torch.ones(1, 64),), out=tmp_path / "out")
+
+
+def test_a_number_beyond_all_floats(linear, tmp_path):
+    with pytest.raises(cidermill.UserError, match="min_psnr is too large a number"):
+        cidermill.convert(linear, (torch.ones(1, 64),), min_psnr=10**400, out=tmp_path / "out")

@@ -9,6 +9,7 @@ Values below one byte are packed from the least significant bit upwards.
 import math
 import os
 import struct
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -76,6 +77,9 @@ class Blob:
     path: Path
     size_bytes: int
     file: BinaryIO = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.file.close)
 
 
 @dataclass(frozen=True)

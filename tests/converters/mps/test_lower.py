@@ -163,6 +163,8 @@ UNARY = {
     "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, (3, 3)),
     "avg pool": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "avg divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+    "avg divisor ceil": lambda x: F.avg_pool2d(x[..., :7], 2, divisor_override=5, ceil_mode=True),
+    "avg divisor padding ceil": lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5, ceil_mode=True),
     "max pool": lambda x: F.max_pool2d(x, 2),
     "max pool ceil": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
     "split of the first axis": lambda x: torch.split(x, [1, 1])[1] * 2 + torch.chunk(x, 2)[0],
