@@ -90,7 +90,11 @@ BREAKS = [Break(*row) for row in (
     ("matmul", "neural", "mil/ops/neural.py", "y = y.transpose(-1, -2) if transpose_y", "y = y.transpose(-1, -2) if transpose_x",
      "transposes the other side"),
     ("attention", "neural", "mil/ops/neural.py", "math.sqrt(query.shape[-1])", "math.sqrt(value.shape[-1])", "scaled by the values' size"),
-    ("average", "neural", "mil/ops/neural.py", "0.0 if exclude_padding_from_average else", "", "exclude_padding ignored"),
+    ("average", "neural", "mil/ops/neural.py", "if not exclude_padding_from_average", "if True", "exclude_padding ignored"),
+    ("overhang", "neural", "mil/ops/neural.py", "    if not exclude_padding_from_average:\n        return average\n",
+     "    if not exclude_padding_from_average:\n        pads = [(low, high - more) for (low, high), more in zip(pads, extra)]\n"
+     "        counted = padded(padded(torch.ones_like(x[:1, :1]), pads, 1.0), [(0, more) for more in extra])\n"
+     "        return average / pool(counted, kernel, strides)\n", "what ceil_mode adds is not counted, as in torch"),
     ("ceil-mode", "neural", "mil/ops/neural.py", "-(-(size + low + high - k) // stride) + 1", "(size + low + high - k) // stride + 1",
      "floor instead of ceil"),
     ("max-pool", "neural", "mil/ops/neural.py", "padded(x, pads, -math.inf)", "padded(x, pads, 0.0)", "padding of zeros wins"),
@@ -178,9 +182,7 @@ BREAKS = [Break(*row) for row in (
 def copied_tree(folder: Path) -> Path:
     """A copy of the package in folder/cidermill, which is imported before the installed one where PYTHONPATH
     names the folder."""
-    skipped = shutil.ignore_patterns(
-        ".git", ".venv", "__pycache__", "*.egg-info", "out", ".hypothesis", ".pytest_cache"
-    )
+    skipped = shutil.ignore_patterns(*(".*", "__pycache__", "*.egg-info", "out", "build"))
     return shutil.copytree(ROOT, folder / "cidermill", ignore=skipped)
 
 
