@@ -182,7 +182,7 @@ BREAKS = [Break(*row) for row in (
 def copied_tree(folder: Path) -> Path:
     """A copy of the package in folder/cidermill, which is imported before the installed one where PYTHONPATH
     names the folder."""
-    skipped = shutil.ignore_patterns(*(".*", "__pycache__", "*.egg-info", "out", "build"))
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "out")
     return shutil.copytree(ROOT, folder / "cidermill", ignore=skipped)
 
 
