@@ -39,6 +39,9 @@ def average_pool(
     left to be excluded.
     """
     axes = len(kernel_size)
+    if self.ndim == axes + 1:  # one example without its axis
+        rest = stride, padding, ceil_mode, count_include_pad, divisor
+        return average_pool(self.unsqueeze(0), kernel_size, *rest).squeeze(0)
     kernel, stride, padding = list(kernel_size), _filled(stride, axes, kernel_size), _filled(padding, axes)
     sizes = list(self.shape)[-axes:]
     beyond = [overhang(*axis, ceil_mode) for axis in zip(sizes, kernel, stride, padding)]
@@ -61,11 +64,12 @@ def _padded(tensor, padding, beyond):
 
 
 def needs_care(node: torch.fx.Node) -> bool:
-    """ceil_mode that is not yet said as above, or a divisor."""
+    """An example alone, ceil_mode that is not yet said as above, or a divisor."""
     defaults = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
     given = node.args[4:]
     ceil_mode, counted, divisor = given + defaults[len(given) :]
-    return divisor is not None or (bool(ceil_mode) and bool(counted))
+    alone = node.args[0].meta["val"].ndim == len(node.args[1]) + 1
+    return alone or divisor is not None or (bool(ceil_mode) and bool(counted))
 
 
 POOLING = {

@@ -175,6 +175,8 @@ WINDOWS = {  # with odd sizes, so that ceil_mode's last window reaches beyond th
     "2d, two sizes": (lambda x: F.avg_pool2d(x, (3, 2), (2, 1), (1, 0), True), (1, 3, 8, 9)),
     "2d with a divisor": (lambda x: F.avg_pool2d(x, 3, 2, 1, True, True, 5), (1, 3, 8, 11)),
     "2d, a divisor without padding": (lambda x: F.avg_pool2d(x, 3, 2, 1, False, False, 4), (1, 3, 8, 11)),
+    "1d of two axes": (lambda x: F.avg_pool1d(x, 3, 2, ceil_mode=True), (4, 64)),
+    "2d of three axes": (lambda x: F.avg_pool2d(x, 3, 2, 1), (3, 8, 11)),
     "3d": (lambda x: F.avg_pool3d(x, 2, 2, ceil_mode=True), (1, 2, 5, 6, 7)),
     "3d with padding": (lambda x: F.avg_pool3d(x, 3, 2, 1, ceil_mode=True), (1, 2, 6, 5, 8)),
     "3d with a divisor": (lambda x: F.avg_pool3d(x, 2, 2, 0, True, True, 3), (1, 2, 5, 6, 7)),
