@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,11 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
                 remove(artifact.path)
         budget = choice.settle(recipe, folder)
         foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
+        owners = [weakref.ref(owner) for owner in (captured.program, compressed)]
+        owners += [weakref.ref(source.module)] if source.module is not None else []
         del source, captured, compressed, choice, rounded, result
-        gc.collect()  # the model's weights, before an artifact is run
+        if any(owner() is not None for owner in owners):
+            gc.collect()  # the model's weights, before an artifact is run
         examinations = []
         for artifact in written:
             last = artifact is written[-1]
