@@ -73,8 +73,9 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
                 remove(artifact.path)
         budget = choice.settle(recipe, folder)
         foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-        owners = [weakref.ref(owner) for owner in (captured.program, compressed)]
-        owners += [weakref.ref(source.module)] if source.module is not None else []
+        owners = [
+            weakref.ref(owner) for owner in (source.module, captured.program, compressed) if owner is not None
+        ]
         del source, captured, compressed, choice, rounded, result
         if any(owner() is not None for owner in owners):
             gc.collect()  # the model's weights, before an artifact is run
