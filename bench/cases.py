@@ -43,7 +43,7 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     import torch
 
     module, inputs, case = made(folder, name)
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    args, kwargs = arguments_of(inputs)
     way, saved = getattr(case, "SAVE", "export"), Path(out) / name
     kept = [tensor.clone() for tensor in leaves(inputs)]
     names = list(kwargs) if len(kwargs) == len(kept) else None
@@ -58,12 +58,12 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     else:
         torch.export.save(exported(case, module, args, kwargs), saved.with_suffix(".pt2"))
     module, inputs, case = made(folder, name)  # with its buffers as they were
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    args, kwargs = arguments_of(inputs)
     with torch.no_grad():
         answers = [leaf.detach() for leaf in leaves(module(*args, **kwargs))]
     torch.save({"inputs": kept, "answers": answers, "names": names}, Path(out) / "expected.pt")
     if peer == "peer":
-        print(json.dumps(bare_coremltools(*made(folder, name), Path(out), kept)))
+        print(json.dumps(bare_coremltools(*made(folder, name), Path(out))))
 
 
 def made(folder: str, name: str) -> tuple[Any, Any, Any]:
@@ -73,6 +73,10 @@ def made(folder: str, name: str) -> tuple[Any, Any, Any]:
     case = importlib.import_module(name)
     torch.manual_seed(0)
     return *case.make(), case
+
+
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
 
 
 def exported(case: Any, module: Any, args: tuple, kwargs: dict) -> Any:
@@ -90,10 +94,10 @@ def leaves(value: Any) -> list[Any]:
     return [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
 
 
-def bare_coremltools(module: Any, inputs: Any, case: Any, out: Path, kept: list[Any]) -> dict[str, Any]:
+def bare_coremltools(module: Any, inputs: Any, case: Any, out: Path) -> dict[str, Any]:
     import coremltools as ct
 
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+    args, kwargs = arguments_of(inputs)
     begun = time.perf_counter()
     try:
         program = exported(case, module, args, kwargs).run_decompositions({})
@@ -122,9 +126,8 @@ def psnr_of(artifact: Path, out: Path, case: Any) -> float:
     reference = [answer.numpy() for answer in as_plain(expected["answers"])]
     runner = open_runner(artifact, host="reference")
     inputs = [tensor.numpy() for tensor in as_plain(expected["inputs"])]
-    if expected["names"] and len(inputs) != len(
-        runner.inputs
-    ):  # the product adds masks, the user left some out
+    if expected["names"] and len(inputs) != len(runner.inputs):
+        # the product adds masks, the user leaves inputs out
         known = dict(zip(expected["names"], inputs))
         inputs = [known.get(spec.name, np.ones(spec.shape)) for spec in runner.inputs]
     if len(inputs) != len(runner.inputs):
@@ -197,9 +200,8 @@ def said(text: str) -> str:
     if any(line.startswith("Traceback") for line in lines):
         errors = [line for line in lines if ": " in line and " " not in line.split(": ")[0]]
         return (errors or lines)[-1][:150]
-    return next((line for line in lines if line.lower().startswith("error")), lines[-1] if lines else "")[
-        :150
-    ]
+    last = lines[-1] if lines else ""
+    return next((line for line in lines if line.lower().startswith("error")), last)[:150]
 
 
 def child(*arguments: str) -> dict[str, Any]:
@@ -215,9 +217,7 @@ def run_case(folder: str, name: str, recipe: bool, peer: bool) -> dict[str, Any]
         out = Path(place)
         row: dict[str, Any] = {"name": name, **child("save", folder, name, str(out), "peer" if peer else "")}
         if not (out / "expected.pt").exists():
-            return row | {
-                target: {"status": "not saved", "said": row.get("failed", "")} for target in TARGETS
-            }
+            return row | dict.fromkeys(TARGETS, {"status": "not saved", "said": row.get("failed", "")})
         return row | {target: convert(folder, name, target, out, recipe) for target in TARGETS}
 
 

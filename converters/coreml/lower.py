@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
-from ...models.simplify import drop_no_ops, fold_constants
+from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
 from .complex_rules import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
@@ -69,12 +69,9 @@ def drop_clones(work: Draft) -> bool:
     2. A clone becomes its input.
     Requires nothing. First, as the tables know `reshape` and no clones; again at the end.
     """
-    changed = False
+    changed = views_to_reshapes(work)  # 1
     for node in list(work.graph.nodes):
-        if is_op(node, aten.view.default, aten._unsafe_view.default):  # 1
-            node.target = aten.reshape.default
-            changed = True
-        elif is_op(node, aten.clone.default):  # 2
+        if is_op(node, aten.clone.default):  # 2
             node.replace_all_uses_with(node.args[0])
             work.graph.erase_node(node)
             changed = True

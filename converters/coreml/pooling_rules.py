@@ -10,23 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..windows import for_each_axis, overhang
+
 aten = torch.ops.aten
-
-
-def _filled(arguments, count: int, fallback=0) -> list[int]:
-    """One number for every axis, however many were written."""
-    numbers = list(arguments) or list(fallback)
-    return numbers * count if len(numbers) == 1 else numbers
-
-
-def overhang(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
-    """Elements of the last window beyond the padded axis. As in torch, a window starts in the input or before
-    it."""
-    padded = size + 2 * padding
-    count = -(-(padded - kernel) // stride) + 1
-    if not ceil_mode or (count - 1) * stride >= size + padding:
-        return 0
-    return max(0, (count - 1) * stride + kernel - padded)
 
 
 def average_pool(
@@ -42,11 +28,12 @@ def average_pool(
     if self.ndim == axes + 1:  # one example without its axis
         rest = stride, padding, ceil_mode, count_include_pad, divisor
         return average_pool(self.unsqueeze(0), kernel_size, *rest).squeeze(0)
-    kernel, stride, padding = list(kernel_size), _filled(stride, axes, kernel_size), _filled(padding, axes)
-    sizes = list(self.shape)[-axes:]
-    beyond = [overhang(*axis, ceil_mode) for axis in zip(sizes, kernel, stride, padding)]
+    kernel, padding = list(kernel_size), for_each_axis(padding, axes)
+    stride = for_each_axis(stride, axes) or kernel
     operator = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}[axes]
     zero = [0] * axes
+    windows = zip(self.shape[-axes:], kernel, stride, padding)
+    beyond = [overhang(*window) for window in windows] if ceil_mode else zero
     if divisor is not None:  # 1
         whole = operator(_padded(self, padding, beyond), kernel, stride, zero, False, True)
         return whole * (math.prod(kernel) / divisor)

@@ -11,6 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..windows import for_each_axis, overhang
+
 aten = torch.ops.aten
 
 MASKED = -3e4  # what a masked attention score becomes: exp() of it is 0, and two of them still fit in float16
@@ -372,7 +374,11 @@ def _along(tensor, axis, matrix):
 def max_pool2d(self, kernel_size, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
     """Explicit arguments; ceil_mode (whose extra padding the serializer gets wrong) as padding with the
     lowest value."""
-    stride, padding, dilation = list(stride) or list(kernel_size), _two(padding), _two(dilation)
+    stride, padding, dilation = (
+        list(stride) or list(kernel_size),
+        for_each_axis(padding, 2),
+        for_each_axis(dilation, 2),
+    )
     if ceil_mode:
         self, padding = _pad_for_ceil(self, kernel_size, stride, padding, dilation), [0, 0]
     return aten.max_pool2d_with_indices.default(self, list(kernel_size), stride, padding, dilation)[0]
@@ -381,11 +387,9 @@ def max_pool2d(self, kernel_size, stride=(), padding=(0, 0), dilation=(1, 1), ce
 def _pad_for_ceil(tensor, kernel, stride, padding, dilation, value=float(MASKED)):
     amounts = []
     for axis in (1, 0):
-        size, span = tensor.shape[axis - 2] + 2 * padding[axis], dilation[axis] * (kernel[axis] - 1) + 1
-        count = -(-(size - span) // stride[axis]) + 1
-        if (count - 1) * stride[axis] >= tensor.shape[axis - 2] + padding[axis]:
-            count -= 1  # torch: the last window starts inside the image or its left padding
-        amounts += [padding[axis], padding[axis] + max(0, (count - 1) * stride[axis] + span - size)]
+        span = dilation[axis] * (kernel[axis] - 1) + 1
+        beyond = overhang(tensor.shape[axis - 2], span, stride[axis], padding[axis])
+        amounts += [padding[axis], padding[axis] + beyond]
     return aten.constant_pad_nd.default(tensor, amounts, value)
 
 
@@ -400,7 +404,7 @@ def avg_pool2d(
 ):
     """The serializer drops count_include_pad beside a divisor, and the runtime multiplies by it in float32
     whatever the input."""
-    arguments = list(kernel_size), list(stride) or list(kernel_size), _two(padding), ceil_mode
+    arguments = list(kernel_size), list(stride) or list(kernel_size), for_each_axis(padding, 2), ceil_mode
     if divisor_override is None:
         return aten.avg_pool2d.default(self, *arguments, count_include_pad)
     kernel, stride, padding, _ = arguments
@@ -408,10 +412,6 @@ def avg_pool2d(
         self, padding = _pad_for_ceil(self, kernel, stride, padding, (1, 1), 0.0), [0, 0]
     mean = aten.avg_pool2d.default(self, kernel, stride, padding, False, True)
     return mean * (math.prod(kernel_size) / divisor_override)
-
-
-def _two(pair):
-    return list(pair) * (2 if len(pair) == 1 else 1)
 
 
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):

@@ -418,28 +418,3 @@ def test_the_output_folder_is_no_artifact_but_names_those_inside(tmp_path):
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 2 and "It holds net.mlpackage: give one of these." in result.stderr
     assert "cannot be read: File name too long" in CliRunner().invoke(main, ["inspect", "y" * 300]).stderr
-
-
-ENDING = """
-import sys
-from cidermill.pipeline.commands.cli import exit_quickly
-
-class Shy:
-    @property
-    def __class__(self):
-        print("asked", file=sys.stderr)
-        return Shy
-
-shy, file = [Shy()], open(sys.argv[1], "w")
-file.write("held back")
-exit_quickly(3)
-"""
-
-
-def test_the_quick_end_flushes_files_and_asks_no_object_what_it_is(tmp_path):
-    """Some objects answer `isinstance` with a warning of their own, which a user would see."""
-    done = subprocess.run(
-        [sys.executable, "-c", ENDING, str(tmp_path / "file")], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
-    assert (tmp_path / "file").read_text() == "held back"

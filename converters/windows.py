@@ -1,0 +1,22 @@
+"""Windows of pools as torch lays them over an axis, for every target."""
+
+from collections.abc import Iterable
+
+
+def for_each_axis(numbers: Iterable[int], axes: int) -> list[int]:
+    """One number for every axis, where torch takes a single one for all."""
+    numbers = list(numbers)
+    return numbers * axes if len(numbers) == 1 else numbers
+
+
+def overhang(size: int, span: int, stride: int, padding: int) -> int:
+    """Elements of ceil_mode's last window beyond the padded axis.
+
+    span: elements from a window's first to its last. A window starts in the input or in the padding before
+    it.
+    """
+    padded = size + 2 * padding
+    count = -(-(padded - span) // stride) + 1
+    if (count - 1) * stride >= size + padding:
+        count -= 1
+    return max(0, (count - 1) * stride + span - padded)
