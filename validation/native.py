@@ -25,7 +25,6 @@ from msgspec import UNSET
 from ..models.samples import synthetic
 from ..models.source import TensorSpec
 from .graph import Graph, all_nodes
-from .pte.read import open_program
 from .records import Machine, MeasuredTimes, PlannedOperation
 from .runner import Runner
 from .runners import has_native_runtime
@@ -199,6 +198,8 @@ def _stored_as(dtype: str) -> str:
 
 
 def _time_job(runner: Runner, host: str, units: str, folder: Path, inputs: Path) -> Job:
+    from .pte.read import open_program
+
     pictures = {name: feature.channels for name, feature in runner.features.items() if feature.channels}
     # Core ML finds the default function itself
     function = open_program(runner.path).method if host == "executorch" else None

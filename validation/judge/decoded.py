@@ -10,7 +10,6 @@ import torch
 
 from ..graph import Graph, interpret, load_constants, references
 from ..mil.run import call_operator, fold_constants, with_tensors
-from ..pte import mps_ops
 from .stored import StoredWeight
 
 LARGEST_RANK = 5  # of weights whose axes may have been reordered
@@ -65,6 +64,8 @@ class _ConstantPart:
             yield self._computed(index)
 
     def _computed(self, last: int) -> torch.Tensor:
+        from ..pte import mps_ops
+
         needed = sorted({last, *self._closure(references(self.block.nodes[last].inputs), self._made_by)})
         nodes = tuple(self.block.nodes[index] for index in needed)
         name = nodes[-1].outputs[0].name
