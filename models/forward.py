@@ -42,6 +42,7 @@ def for_inference(model: torch.nn.Module, title: str) -> torch.nn.Module:
     """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its
     parts."""
     try:
+        _refuse_quantized(model, title)
         tensors = [*model.parameters(), *model.buffers()]
         wrong = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
         return (model.float() if wrong else model).eval()
@@ -49,6 +50,17 @@ def for_inference(model: torch.nn.Module, title: str) -> torch.nn.Module:
         raise UserError(
             f"{title} holds an incomplete {type(model).__name__}: {error}", "Save or copy the model again."
         ) from error
+
+
+def _refuse_quantized(model: torch.nn.Module, title: str) -> None:
+    """UserError for layers of torch.ao.quantization's eager mode, whose weights are packed in objects."""
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch.ao."):
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            raise UserError(
+                f"{title} is quantized already: {name or 'it'} is a {kind}.",
+                "Give the model as it was before, and say how to compress it with --quant.",
+            )
 
 
 def bind(

@@ -128,6 +128,11 @@ def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
     """-> (a copy on the CPU that may be changed, whether its types will be: to float32). It shares the
     parameters that stay as they are, so that a large model is in memory once."""
     tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise UserError(
+            f"{name_of(model)} is on the meta device: it has shapes and no weights.",
+            "Load its weights, or make it on the CPU.",
+        )
     converted = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
     elsewhere = any(tensor.device.type != "cpu" for tensor in tensors)
     stay = [] if converted or elsewhere else model.parameters()

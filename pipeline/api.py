@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
 from ..models.patched import exclusive
+from ..validation.paths import artifact_path
 from .report.records import Comparison, Inspection, Report
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def validate(
         if source is None and inputs is not None:
             fields["inputs"] = _specs(inputs)
         with _usual_precision():
-            return validate_artifact(Path(artifact), source=source, **fields)
+            return validate_artifact(artifact_path(artifact), source=source, **fields)
 
 
 def inspect(artifact: str | os.PathLike[str], device: str | Sequence[str] = (), **options: Any) -> Inspection:
@@ -155,7 +156,7 @@ def inspect(artifact: str | os.PathLike[str], device: str | Sequence[str] = (), 
 
     fields = parse_options(OPTIONS["inspect"], {"device": device, **options})
     devices = fields.pop("devices").devices()
-    return inspect_artifact(Path(artifact), devices, **fields)
+    return inspect_artifact(artifact_path(artifact), devices, **fields)
 
 
 @contextmanager

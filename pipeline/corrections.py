@@ -97,9 +97,9 @@ class CalibrationResult(CalibrationFile):
 def calibrate(reports: Sequence[Path], out: Path | None) -> CalibrationResult:
     """Fit, write and return the calibration. UserError, and nothing written, for reports that do not
     serve."""
+    measured = [_read_report(path) for path in reports]
     from ..validation.estimate.correction import fit
 
-    measured = [_read_report(path) for path in reports]
     chip, machine = _same_chip(measured), measured[0].machine
     rows = [row for report in measured for row in report.rows]
     correction = fit(rows, chip, f"{machine.model}, {machine.os}")

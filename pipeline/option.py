@@ -83,6 +83,8 @@ class Option:
         """Why one value cannot be meant, to be read after `min-psnr = 'x'`; "" where it can."""
         if not isinstance(value, ACCEPTED[self.kind]) or isinstance(value, bool) != (self.kind is bool):
             return f" is not {CALLED.get(self.kind, 'text in quotes')}."
+        if self.kind is Path and "\0" in str(value):
+            return " holds a zero byte, which no path has."
         if self.choices and value not in self.choices:
             return f": {value!r} is not one of {', '.join(map(repr, self.choices))}."
         return ""

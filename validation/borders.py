@@ -72,6 +72,8 @@ def check_inputs(
     declared = {value.name: value for value in values}
     hint = f"it takes {describe(values, features)}"
     if not isinstance(given, dict):
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise UserError(f"{owner} was given a {type(given).__name__}, not its inputs by name", hint)
         if len(given) != len(declared):
             raise UserError(f"{owner} takes {len(declared)} inputs, {len(given)} were given", hint)
         given = dict(zip(declared, given))

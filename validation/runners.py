@@ -15,7 +15,7 @@ from ..models.errors import UnreadableArtifact, UnsupportedOperators, UserError
 from .graph import Graph
 from .mil.read import Package, read_package
 from .mil.runner import core_ml_runner, readable_package, reference_package
-from .paths import check_exists
+from .paths import artifact_path, check_exists
 from .resources import DEFAULT_ALLOWANCE, Allowance
 from .runner import Opening, Runner
 
@@ -65,7 +65,7 @@ def open_runner(
     function: of an ExecuTorch program its method, "main" being forward or the only one. data: the .ptd files
     with weights that a .pte keeps outside; by default those beside it that carry its name.
     """
-    path = Path(path)
+    path = artifact_path(path)
     for name, value, allowed in (("host", host, HOSTS), ("precision", precision, PRECISIONS)):
         if value not in allowed:
             raise UserError(f"unknown {name} {value!r}", f"use one of {', '.join(allowed)}")

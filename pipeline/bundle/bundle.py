@@ -4,12 +4,14 @@ it in one step.
 The bytes depend on nothing but the reports' artifacts and figures, the options and cidermill's version.
 """
 
+from __future__ import annotations
+
 import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ...models.errors import UserError
 from ...models.extras import require_extra
@@ -34,11 +36,13 @@ from .manifest import (
     read_manifest,
     resource_path,
 )
-from .packing import Packed, pack
 from .sbom import sbom_json
 from .signature import Signer, read_private_key, signer
 from .swift import check_module_name, platforms, swift_files, type_names
 from .swift_check import check_swift
+
+if TYPE_CHECKING:
+    from .packing import Packed
 
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the format's earliest
 
@@ -95,6 +99,8 @@ def make_bundle(plan: BundlePlan, show: Show) -> BundleResult:
     with show("read"):
         models = with_conditions(read_models(plan.reports, plan.allow_failed), plan.only_on, plan.min_memory)
         models = list(map(in_order, models))
+    from .packing import pack
+
     with staged(plan.out, force=True, keep=False) as folder:
         with show("pack") as step:
             packed = pack(models, folder / resource_path(plan.name), step)

@@ -6,15 +6,19 @@ packages that made it the tools. Nothing of it depends on when it is made: it ha
 number is derived from its content.
 """
 
+from __future__ import annotations
+
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from .deliverables import Model, Variant
 from .manifest import LICENCE, Licence, metrics
-from .packing import Packed
+
+if TYPE_CHECKING:
+    from .packing import Packed
 
 DIGEST = "SHA-256 over the relative names and the bytes of its files, in name order"
 FIGURES = ("conversion_psnr_db", "compression_psnr_db")

@@ -15,6 +15,7 @@ from ...models.errors import UserError
 from ...validation.records import PlacedOperation, WeightReport
 from ..device_choice import choose_devices
 from ..output import REPORT_FILE
+from ..preflight import check_there
 from ..report.read import ReportFile, read_report
 from ..report.records import Artifact, Inspection, Report
 from ..targets import artifact_suffixes, find_target
@@ -173,6 +174,7 @@ def _of_report(report: ReportFile) -> list[Side]:
 
 
 def _bare(path: Path, devices: Sequence[str]) -> Side:
+    check_there(path)
     from ..inspection import inspect_artifact
 
     section = inspect_artifact(path, choose_devices(devices).devices(), "all", measure=False)

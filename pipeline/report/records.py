@@ -274,6 +274,10 @@ class Report:
         if isinstance(origin, Mapping):
             name, content = "The report", origin
             check_schema(content, name, what, SCHEMA, WROTE)
+        elif not isinstance(origin, str | Path):
+            raise UserError(
+                f"A {type(origin).__name__} is no report.", "Give a report.json, its folder or its content."
+            )
         else:
             path = Path(origin) / REPORT_FILE if Path(origin).is_dir() else Path(origin)
             name, content = str(path), read_json(path, what, SCHEMA, WROTE)

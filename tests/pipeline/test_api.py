@@ -221,6 +221,7 @@ def test_results_go_where_the_command_puts_them(linear, tmp_path, monkeypatch):
         ({"inputs": (torch.zeros(1, 3),)}, "does not run"),
         ({"inputs": None}, "does not say which shapes"),
         ({"dry_run": True}, "dry_run"),
+        ({"out": "a\0b"}, "zero byte"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_nothing_is_written(linear, tmp_path, options, said):
@@ -239,6 +240,30 @@ def test_what_is_no_model(tmp_path):
         cidermill.convert(scripted, (torch.zeros(1),), out=tmp_path / "out")
     with pytest.raises(cidermill.UserError, match="does not exist"):
         cidermill.convert(tmp_path / "missing.pt")
+
+
+def test_what_is_no_artifact_and_no_report(linear, tmp_path):
+    cidermill.convert(linear, (torch.zeros(1, 64),), out=tmp_path / "out", cache=False)
+    artifact = tmp_path / "out" / "Sequential.mlpackage"
+    runner = cidermill.open_runner(artifact)
+    for attempt in (
+        lambda: cidermill.inspect(1),
+        lambda: cidermill.validate(None, against=linear, inputs=(torch.zeros(1, 64),)),
+        lambda: cidermill.open_runner(None),
+        lambda: cidermill.Report.from_json(1),
+        lambda: runner(None),
+        lambda: runner("input"),
+    ):
+        with pytest.raises(cidermill.UserError, match="(?i)a (int|NoneType|str)"):
+            attempt()
+
+
+def test_a_module_that_is_quantized_or_has_no_weights(linear):
+    quantized = torch.ao.quantization.quantize_dynamic(linear)
+    with pytest.raises(cidermill.UserError, match="quantized already: 0 is a torch.ao.nn.quantized"):
+        cidermill.convert(quantized, (torch.zeros(1, 64),))
+    with pytest.raises(cidermill.UserError, match="meta device"):
+        cidermill.convert(torch.nn.Linear(8, 4, device="meta"), (torch.zeros(1, 8),))
 
 
 def test_python_and_the_command_line_use_the_same_words(linear, tmp_path):

@@ -38,6 +38,12 @@ MISTAKES = {
     "a comparison with nothing": ["validate", "net.mlpackage", "--against", "missing.pt"],
     "a comparison of nothing": ["validate", "missing.mlpackage", "--against", "model.pt"],
     "an inspection of nothing": ["inspect", "missing.mlpackage"],
+    "a bundle of nothing": ["bundle", "missing", "--out", "bundle"],
+    "a difference of nothing": ["diff", "missing.mlpackage", "missing.pte"],
+    "no bundle": ["verify", "missing"],
+    "a calibration by nothing": ["calibrate", "missing"],
+    "a key in no folder": ["keygen", "missing/key.pem"],
+    "a check of nothing": ["check", "missing"],
     "an inspection for no device": ["inspect", "net.mlpackage", "--device", "iPhone 99"],
 }
 SCRIPT = """
