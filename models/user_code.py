@@ -1,10 +1,13 @@
-"""`package.module:attribute` -> the Python object of that name, for `--model-class` and `--samples`."""
+"""`package.module:attribute` -> the Python object of that name, for `--model-class`, `--samples` and
+`--eval`."""
 
 import importlib
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -44,3 +47,50 @@ def import_by_name(text: str, option: str) -> Any:
             raise UserError(f"{option} {text}: {module_name} has no {attribute}.", f"It has: {public}")
         target = getattr(target, part)
     return target
+
+
+def import_afresh(text: str, option: str) -> Any:
+    """The same, of modules that this process has not run yet: an open file or a random generator that the
+    user's module keeps is then no longer shared with the process that this one was forked from."""
+    forget(text)
+    importlib.invalidate_caches()
+    return import_by_name(text, option)
+
+
+def forget(text: str) -> None:
+    """Drop the modules that `import_afresh` has imported, and what they hold with them."""
+    for name in _modules_of_user(text):
+        del sys.modules[name]
+
+
+def source_of_user(text: str) -> dict[str, bytes]:
+    """Of what `import_afresh` has imported: name of a module -> the bytes of its file."""
+    files = {name: _file_of(name) for name in _modules_of_user(text)}
+    return {name: file.read_bytes() for name, file in files.items() if file is not None and file.is_file()}
+
+
+def _modules_of_user(text: str) -> list[str]:
+    """Imported modules that are of the named one's package, or that lie in the current folder and are not
+    installed."""
+    package = text.partition(":")[0].partition(".")[0]
+    ours = __name__.partition(".")[0]
+    return [
+        name
+        for name in sorted(sys.modules)
+        if name.partition(".")[0] == package
+        or (name.partition(".")[0] not in (ours, "__main__") and _is_here(_file_of(name)))
+    ]
+
+
+def _file_of(name: str) -> Path | None:
+    file = getattr(sys.modules[name], "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) else None
+
+
+def _is_here(file: Path | None) -> bool:
+    installed = (sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (
+        file is not None
+        and file.is_relative_to(Path.cwd())
+        and not any(file.is_relative_to(Path(folder).resolve()) for folder in installed)
+    )

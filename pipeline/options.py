@@ -327,6 +327,7 @@ STUDY = (
         "Run the trials on this Dask cluster; its workers must be able to read the model's path.",
         metavar="ADDRESS",
     ),
+    Option("retry", "retry", "Try the trials again that failed.", bool),
     Option(
         "sensitivity",
         "sensitivity",

@@ -20,6 +20,7 @@ from ..plan import Plan, model_name
 from ..targets import DEFAULT_TARGET, find_target
 from .constraints import Constraint, parse_constraints
 from .presets import parse_recipes
+from .records import StudyRow
 
 DEFAULT_RECIPES = "quick"
 OF_SUBJECT = (  # fields that all subjects of a study share
@@ -33,7 +34,8 @@ class Subject:
     """A model as its trials use it. A worker loads and captures it once (see `trial.prepared`), so equal
     subjects must be equal values.
 
-    run: where processes outlive a study, tells its models from earlier ones at the same path.
+    eval_sha256: of the code of `evaluate`. run: where processes outlive a study, tells its models from
+    earlier ones at the same path.
     """
 
     model: Path
@@ -44,6 +46,7 @@ class Subject:
     deployment_target: str = "iOS18"
     devices: tuple[Device, ...] = field(default_factory=default_devices)
     evaluate: str | None = None
+    eval_sha256: str | None = None
     cache: bool = True
     run: str = ""
 
@@ -61,7 +64,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Task:
-    """One trial: its number in the study, and where its results go."""
+    """One trial: its number in the study, and where its results go. earlier: its row, made when --eval had
+    other code; the artifact is still right."""
 
     trial: int
     subject: Subject
@@ -69,6 +73,7 @@ class Task:
     target: str
     recipe: Recipe
     folder: Path
+    earlier: StudyRow | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -80,7 +85,8 @@ class StudyPlan:
     """recipes: all are tried, or with `trials` they are what the search may choose from (none:
     `search.SPACE`). goal: of what --eval gives. batch: trials that the search proposes at once; its results
     depend on it. workers: processes, 0 for one on each core. cluster: address of a Dask scheduler. storage:
-    Optuna's, by URL; None: a journal in the study's folder. given: the options as they were given, for the
+    Optuna's, by URL; None: a journal in the study's folder. retry: trials
+    that failed are tried again. given: the options as they were given, for the
     journal's header.
     """
 
@@ -97,6 +103,7 @@ class StudyPlan:
     cluster: str | None = None
     storage: str | None = None
     sensitivity: bool | None = None
+    retry: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,7 +144,9 @@ class StudyPlan:
             names.append(next(name for name in candidates if name not in names))
         return tuple(names)
 
-    def task(self, trial: int, subject: int, target: str, recipe: Recipe) -> Task:
+    def task(
+        self, trial: int, subject: int, target: str, recipe: Recipe, earlier: StudyRow | None = None
+    ) -> Task:
         name = self.names[subject]
         slug = re.sub(r"[^\w.+-]+", "-", recipe.name).strip("-")[:SLUG]
         suffix = f"-{find_target(target).short}" if len(self.targets) > 1 else ""
@@ -148,6 +157,7 @@ class StudyPlan:
             target,
             recipe,
             self.out / "trials" / f"{trial:03d}-{name}-{slug}{suffix}",
+            earlier,
         )
 
 

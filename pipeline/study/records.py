@@ -80,8 +80,8 @@ class TrialLatency:
 class StudyRow:
     """A trial, of which one that failed has only some keys. verdict: of its artifact; seconds: what it took;
     psnr_db, cosine: of its worst output against the source; exact: whether the answers are the source's to
-    the bit, where psnr_db is None; metric: of --eval; ane_share: of the operations' time; report, pictures:
-    beside the journal."""
+    the bit, where psnr_db is None; metric: of --eval, and eval_sha256 of its code; ane_share: of the
+    operations' time; report, pictures: beside the journal."""
 
     trial: int
     model: str
@@ -104,6 +104,7 @@ class StudyRow:
     pictures: str | None | UnsetType = UNSET
     peak_rss_bytes: int | None | UnsetType = UNSET
     metric: float | None | UnsetType = UNSET
+    eval_sha256: str | UnsetType = UNSET
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 leaves."""
 
 import gc
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...models.digest import digest_json
 from ...models.errors import UserError
+from ...models.user_code import forget, import_afresh, source_of_user
 from ..conversion_cache import source_digest
 from ..output import DiskFull, check_parent, disk_errors, remove
 from ..signals import Stopped
@@ -38,7 +41,7 @@ def run_study(plan: StudyPlan, show: Callable[..., Any]) -> StudyResult:
     model, recipe, eval function or folder; of several models, one that cannot be loaded is a reason in its
     rows.
     """
-    _check(plan)
+    plan = _checked(plan)
     header = _header(plan)
     prepared.cache_clear()  # what an earlier study of this process left; its file may have changed
     if len(plan.subjects) == 1 and not _has_every_trial(plan):
@@ -61,9 +64,12 @@ def _has_every_trial(plan: StudyPlan) -> bool:
     if plan.trials is not None or not (plan.out / JOURNAL).is_file():
         return False
     try:
-        done = {row.key for row in load_study(plan.out).rows}
+        rows = load_study(plan.out).rows
     except UserError:
         return False
+    if any(_is_open(plan, row) for row in rows):
+        return False
+    done = {row.key for row in rows}
     return done.issuperset(product(plan.names, plan.targets, (recipe.name for recipe in plan.recipes)))
 
 
@@ -122,10 +128,10 @@ def _grid(plan: StudyPlan, index: int, journal: Journal, step: Any) -> bool:
     grid = [(name, target, recipe) for name in plan.names for target in plan.targets for recipe in recipes]
     numbers = dict(zip(grid, _numbers(grid, journal.rows)))
     mine = [key for key in grid if key[0] == plan.names[index]]
-    tasks = [
-        plan.task(numbers[key], index, key[1], recipes[key[2]]) for key in mine if key not in journal.rows
-    ]
-    _note_earlier(step, len(mine) - len(tasks))
+    again = [_again(plan, index, row) for row in _rows_of_other_code(plan, index, journal)]
+    fresh = {key for key in mine if _is_open(plan, journal.rows.get(key))} - {task.key for task in again}
+    tasks = again + [plan.task(numbers[key], index, key[1], recipes[key[2]]) for key in mine if key in fresh]
+    _note_earlier(step, len(set(mine) - {task.key for task in tasks}))
     if not tasks:
         return True
     if problem := _problem(subject):
@@ -134,6 +140,28 @@ def _grid(plan: StudyPlan, index: int, journal: Journal, step: Any) -> bool:
         return False
     _run(plan, tasks, journal, step)
     return True
+
+
+def _is_open(plan: StudyPlan, row: StudyRow | None) -> bool:
+    """Whether a trial is to be run: it has no row, or a failure that is to be tried again."""
+    return row is None or _by_other_code(plan, row) or (plan.retry and row.state == "failed")
+
+
+def _by_other_code(plan: StudyPlan, row: StudyRow) -> bool:
+    """Whether its figure is of --eval as it is no longer."""
+    return (row.eval_sha256 or None) != plan.subjects[0].eval_sha256
+
+
+def _rows_of_other_code(plan: StudyPlan, index: int, journal: Journal) -> list[StudyRow]:
+    """Of one model, whatever is asked for now: the study shows them all."""
+    name = plan.names[index]
+    return [row for row in journal.rows.values() if row.model == name and _by_other_code(plan, row)]
+
+
+def _again(plan: StudyPlan, index: int, row: StudyRow) -> Task:
+    from ...quantization.recipe import parse_recipe
+
+    return plan.task(row.trial, index, row.target, parse_recipe(row.recipe), row)
 
 
 def _numbers(keys: Sequence[Key], rows: dict[Key, StudyRow]) -> list[int]:
@@ -156,21 +184,35 @@ def _search(plan: StudyPlan, journal: Journal, step: Any) -> None:
     target = plan.targets[0]
     asked: dict[str, int] = {}  # recipe -> its number, in the order in which they are proposed
     ran: list[str] = []
+    rejudged = _rows_of_other_code(plan, 0, journal)
+    _run(plan, [_again(plan, 0, row) for row in rejudged], journal, step)
+    # the numbers that it has are taken, where this search proposes others
+    earlier = {row.recipe: row.trial for row in rejudged}
+    free = (number for number in count() if number not in earlier.values())
 
     def told(wanted: list[str]) -> list[StudyRow]:
         keys = {recipe: (plan.names[0], target, recipe) for recipe in wanted}
         for recipe in wanted:
-            asked.setdefault(recipe, len(asked))
-        fresh = [recipe for recipe in keys if keys[recipe] not in journal.rows]
+            if recipe not in asked:
+                asked[recipe] = earlier[recipe] if recipe in earlier else next(free)
+        fresh = [
+            recipe for recipe in keys if recipe not in ran and _is_open(plan, journal.rows.get(keys[recipe]))
+        ]
         ran.extend(fresh)
         _note_earlier(step, len(wanted) - len(fresh))
         tasks = [plan.task(asked[recipe], 0, target, parse_recipe(recipe)) for recipe in fresh]
         _run(plan, tasks, journal, step)
         return [journal.rows[keys[recipe]] for recipe in wanted]
 
-    search(plan, search_space(plan.recipes), told, identity(journal.header))
-    earlier = (plan.trials or 0) - len(ran)
-    step.note = f"{earlier} were known" if earlier > 0 else ""
+    search(plan, search_space(plan.recipes), told, _decided_by(plan, journal))
+    known = (plan.trials or 0) - len(ran)
+    step.note = f"{known} were known" if known > 0 else ""
+
+
+def _decided_by(plan: StudyPlan, journal: Journal) -> dict[str, Any]:
+    """What decides a search: figures of other code of --eval are no figures of this one."""
+    digest = plan.subjects[0].eval_sha256
+    return identity(journal.header) | ({"--eval's code": digest} if digest else {})
 
 
 def _problem(subject: Subject) -> str:
@@ -204,29 +246,37 @@ def _peak_bytes(ready: Callable[[Subject], Any], task: Task) -> int:
     return predict_peak(ready(task.subject).captured, (task.target,))
 
 
-def _check(plan: StudyPlan) -> None:
-    """What can be known to be wrong before the first model is loaded."""
+def _checked(plan: StudyPlan) -> StudyPlan:
+    """What can be known to be wrong before the first model is loaded. -> the plan, which knows the code of
+    --eval."""
     from ...models.formats import recognise
 
     for subject in plan.subjects:
         recognise(subject.model)
-        if subject.evaluate is not None:
-            _check_eval(subject.evaluate)
+    if (evaluate := plan.subjects[0].evaluate) is not None:
+        digest = _eval_digest(evaluate)
+        plan = replace(
+            plan, subjects=tuple(replace(subject, eval_sha256=digest) for subject in plan.subjects)
+        )
     check_parent(plan.out)
     if plan.storage is not None:
         check_storage(plan.storage)
     if plan.cluster is not None:
         check_cluster(plan.cluster)
+    return plan
 
 
-def _check_eval(text: str) -> None:
-    from ...models.user_code import import_by_name
-
-    if not callable(import_by_name(text, "--eval")):
+def _eval_digest(text: str) -> str:
+    """Of the code behind --eval: its module's and what that imports of the user's own. Here it is only looked
+    at: each process that calls it imports it for itself."""
+    if not callable(import_afresh(text, "--eval")):
         raise UserError(
             f"--eval {text} is not a function.",
             "It is called as evaluate(run), where run(inputs) gives outputs, and gives one number.",
         )
+    files = source_of_user(text)
+    forget(text)
+    return digest_json({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
 def _header(plan: StudyPlan) -> StudyHeader:

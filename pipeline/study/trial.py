@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET, UnsetType
+
+from ...models.digest import content_of
 from ...models.errors import UserError
+from ...models.user_code import import_afresh
 from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
 from ..estimates import estimator_of
 from ..examine import examine
 from ..judge import judge
 from ..loading import load_model
-from ..output import DiskFull, staged
+from ..output import REPORT_FILE, DiskFull, staged
 from ..report.compose import Findings, compose
 from ..report.records import Artifact, Report
 from ..report.summaries import worst_cosine, worst_psnr_db
@@ -114,7 +119,13 @@ def run_trial(task: Task) -> StudyRow:
 
 
 def failed_row(task: Task, reason: str) -> StudyRow:
-    return StudyRow(task.trial, task.model, task.target, task.recipe.name, "failed", reason)
+    return StudyRow(
+        task.trial, task.model, task.target, task.recipe.name, "failed", reason, eval_sha256=_eval_code(task)
+    )
+
+
+def _eval_code(task: Task) -> str | UnsetType:
+    return task.subject.eval_sha256 or UNSET
 
 
 def warm(tasks: Sequence[Task]) -> None:
@@ -147,6 +158,8 @@ def _finished_row(task: Task) -> StudyRow:
     from ...quantization.compress import compress
     from ..predict import sizes_from_shapes
 
+    if (artifact := _earlier_artifact(task)) and task.earlier:
+        return _evaluated(replace(task.earlier, eval_sha256=_eval_code(task)), task.subject, artifact)
     ready, stages = prepared(task.subject), Stages(silent)
     plan = task.subject.plan(task.target, task.recipe, task.folder)
     estimator = estimator_of(plan)
@@ -155,11 +168,11 @@ def _finished_row(task: Task) -> StudyRow:
             compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
             yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
         with stages("convert") as step:
-            artifact = convert(compressed, task.target, plan, folder, step, ready.templates)
+            written = convert(compressed, task.target, plan, folder, step, ready.templates)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
         del compressed
         release_memory()  # graphs refer to themselves, and would keep weights
-        examination = examine(artifact, yardstick, estimator, stages)
+        examination = examine(written, yardstick, estimator, stages)
         judgement = judge(examination, yardstick, plan.min_psnr, None)
         report = compose(
             Findings(yardstick, [examination], [judgement], None, foreseen), stages.records, folder
@@ -177,8 +190,9 @@ def _finished_row(task: Task) -> StudyRow:
         report=f"{where}/report.html",
         pictures=f"{where}/{PICTURES}" if pictures else None,
         peak_rss_bytes=max(stage.peak_rss_bytes for stage in stages.records),
+        eval_sha256=_eval_code(task),
     )
-    return _evaluated(row, task.subject.evaluate, task.folder / report.artifacts[0].path)
+    return _evaluated(row, task.subject, task.folder / report.artifacts[0].path)
 
 
 def _compared_by(task: Task, report: Report, artifact: Artifact) -> StudyRow:
@@ -212,16 +226,25 @@ def _compared_by(task: Task, report: Report, artifact: Artifact) -> StudyRow:
     )
 
 
-def _evaluated(row: StudyRow, name: str | None, artifact: Path) -> StudyRow:
+def _earlier_artifact(task: Task) -> Path | None:
+    """The artifact that was made when --eval had other code, where it is as it was."""
+    earlier = task.earlier
+    if earlier is None or earlier.state != "done" or not (task.folder / REPORT_FILE).is_file():
+        return None
+    path = task.folder / Report.from_json(task.folder).artifacts[0].path
+    return path if path.exists() and content_of(path).sha256 == earlier.sha256 else None
+
+
+def _evaluated(row: StudyRow, subject: Subject, artifact: Path) -> StudyRow:
     """The row with the user's own figure. A function that raises, or gives no number, fails the trial; its
-    other figures stay. name: of the function, None where there is none."""
+    other figures stay."""
+    name = subject.evaluate
     if name is None:
         return replace(row, metric=None)
-    from ...models.user_code import import_by_name
     from ...validation.runners import open_runner
 
     try:
-        given = import_by_name(name, "--eval")(open_runner(artifact))
+        given = _evaluate_of(os.getpid(), name, subject.eval_sha256, subject.run)(open_runner(artifact))
     except (Exception, SystemExit) as error:  # whatever the user's own function raises
         problem = f"--eval {name} raised {type(error).__name__}: {error}\n{EVAL_HINT}"
         return replace(row, metric=None, state="failed", reason=problem)
@@ -230,6 +253,14 @@ def _evaluated(row: StudyRow, name: str | None, artifact: Path) -> StudyRow:
         problem = f"--eval {name} gave {repr(given)[:100]}, which is no finite number.\n{EVAL_HINT}"
         return replace(row, metric=None, state="failed", reason=problem)
     return replace(row, metric=value)
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluate_of(process: int, name: str, sha256: str | None, run: str) -> Callable[[Any], Any]:
+    """--eval's function, imported by this process itself, once for its trials: of a file that is open when a
+    process is forked both have one position. The other arguments tell it from that of another study."""
+    function: Callable[[Any], Any] = import_afresh(name, "--eval")
+    return function
 
 
 def _number(given: Any) -> float | None:

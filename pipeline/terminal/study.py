@@ -127,6 +127,8 @@ def _show_reasons(rows: Sequence[StudyRow], out: "Console") -> None:
             line((name, "bold"), (clean(first_line(row.reason)) or "no reason recorded", "")),
             soft_wrap=True,
         )
+    if any(row.state == "failed" for row in rows):
+        out.print(line(("  The same command with --retry tries those again that were not finished.", "dim")))
 
 
 def _legend(rows: Sequence[StudyRow], out: "Console") -> str:

@@ -197,7 +197,8 @@ def test_best_goes_by_the_figure_of_eval(study, tiny, tmp_path):
 def test_a_larger_grid_goes_on_with_the_smaller_one(study, tiny, rows_of, tmp_path):
     """Both have a first recipe: their numbers must not meet."""
     out = tmp_path / "out"
-    study(tiny / "net.pt2", "--recipes", "int8,int4", "--out", out, "--quiet")
+    smaller = study(tiny / "net.pt2", "--recipes", "int8,int4", "--out", out, "--quiet")
+    assert smaller.exit_code == 0, smaller.output
     first = (out / "study.jsonl").read_bytes()
     result = study(tiny / "net.pt2", "--recipes", "palettize4,int8,palettize6", "--out", out, "--quiet")
     assert result.exit_code == 0, result.output
