@@ -1,0 +1,122 @@
+"""Random small modules through conversion, on inputs of their own: none may crash, none may pass falsely.
+
+    python bench/fuzz_modules.py [--count 2000] [--seed 0] [--target coreml|executorch-mps] [--minutes M]
+    [--only INDEX]... [--keep DIR] [--show]
+
+Program INDEX of a seed is always the same text (bench/module_grammar.py grows it, hypothesis chooses). Each
+is converted within this process (bench/pressing.py judges it). Bad ones are printed, and kept in DIR as files
+that bench/cases.py takes. Exit code 1 where any program crashed or passed falsely.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import pressing
+from module_grammar import grow
+from module_steps import STEPS
+
+BLOCK = 50  # programs that are drawn at a time
+
+
+def drawn(seed: int, count: int) -> list[str]:
+    """`count` programs, the same for a seed."""
+    texts: list[str] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=2 * count,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.randoms(use_true_random=True))
+    def draw(random: Any) -> None:
+        if len(texts) < count:
+            texts.append(grow(lambda options: random.choice(list(options)), STEPS))
+
+    draw()
+    return texts
+
+
+def program(seed: int, index: int) -> str:
+    return drawn(seed * 1_000_003 + index // BLOCK, BLOCK)[index % BLOCK]
+
+
+def made(text: str) -> tuple[Any, Any]:
+    names: dict[str, Any] = {"__name__": "program"}
+    exec(compile(text, "program", "exec"), names)
+    return names["make"]()
+
+
+def forward_of(text: str) -> str:
+    """The lines of a program that differ from others'."""
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line.startswith(("self.", "v", "return v", "return net"))]
+    return "\n    ".join(kept)
+
+
+def told(ending: pressing.Ending) -> str:
+    """The end of a traceback, the beginning of a refusal."""
+    lines = ending.detail.strip().splitlines()
+    return "\n    ".join(lines[-6:] if ending.kind == "CRASH" else lines[:4])
+
+
+def fuzz(arguments: argparse.Namespace) -> Counter[str]:
+    ends: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    start = time.monotonic()
+    for index in arguments.only or range(arguments.start, arguments.start + arguments.count):
+        if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
+            break
+        if index % BLOCK == 0 or arguments.only or not ends:
+            texts = drawn(arguments.seed * 1_000_003 + index // BLOCK, BLOCK)
+        text = texts[index % BLOCK]
+        ending = pressing.press(pressing.Model(*made(text), seed=index), arguments.target)
+        ends[ending.kind] += 1
+        if ending.kind == "refused":
+            reasons[" ".join(ending.detail.split())[:160]] += 1
+        if (
+            ending.kind in pressing.BAD
+            or ending.kind == "failed"
+            or (arguments.show and ending.kind != "right")
+        ):
+            print(
+                f"{arguments.target} {index}: {ending.kind}\n    {forward_of(text)}\n    -> {told(ending)}",
+                flush=True,
+            )
+            if arguments.keep:
+                arguments.keep.mkdir(exist_ok=True, parents=True)
+                (arguments.keep / f"program_{arguments.seed}_{index}.py").write_text(text)
+    print(f"{arguments.target}, seed {arguments.seed}: {sum(ends.values())} programs, {dict(ends)}")
+    for reason, count in reasons.most_common():
+        print(f"  refused {count}: {reason}")
+    return ends
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--target", choices=pressing.TARGETS, default="coreml")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--only", type=int, action="append")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--show", action="store_true", help="print what is refused or near an edge too")
+    ends = fuzz(parser.parse_args())
+    return 1 if any(ends[kind] for kind in pressing.BAD) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
