@@ -144,7 +144,9 @@ def _fits(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     except Exception:  # the database calls another overload
         return False
     numbers = [result for result in results if isinstance(result, torch.Tensor) and result.numel() > 1]
-    return bool(numbers) and all(bool(torch.isfinite(result).all()) for result in numbers)
+    return bool(numbers) and all(
+        bool(torch.isfinite(result).all()) and result.unique().numel() > 1 for result in numbers
+    )
 
 
 def tried(operator: torch._ops.OpOverload, target: str) -> Outcome:

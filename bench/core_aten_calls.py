@@ -17,6 +17,14 @@ COMPARED: dict[str, tuple[Call, ...]] = {
     f"{name}.Scalar": (("OP(x, 0.1)", ROWS), ("OP(x, 4)", WHOLE))
     for name in ("eq", "ne", "lt", "le", "gt", "ge")
 }
+COMPARED |= {
+    f"{name}.Tensor": (("OP(x.round(), y.round())", ROWS, ROWS), ("OP(x, y)", WHOLE, OTHER))
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
+COMPARED |= {
+    f"logical_{name}.default": (("OP(x, y)", TRUTH, OTHER > 4), ("OP(x.round(), y.round())", ROWS, ROWS))
+    for name in ("and", "or", "xor")
+}
 BITWISE: dict[str, tuple[Call, ...]] = {
     f"bitwise_{name}.{kind}": (
         (f"OP(x, {other})", WHOLE, *more),
@@ -73,6 +81,18 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "pow.Tensor_Scalar": (("OP(x, 2)", ROWS), ("OP(x.abs() + 0.1, 0.7)", ROWS), ("OP(x, 3)", WHOLE)),
     "pow.Tensor_Tensor": (("OP(x.abs() + 0.1, y)", ROWS, ROWS), ("OP(x, y % 3)", WHOLE, OTHER)),
     "alias.default": (("OP(x) + 1", ROWS),),
+    "any.dim": (
+        ("OP(x * (x > 1), 0)", ROWS),
+        ("OP(x, 1)", torch.eye(4, 6) > 0),
+        ("OP((x - 5).clamp(max=0), 0)", WHOLE),
+    ),
+    "any.dims": (("OP(x * (x > 1), [0])", ROWS), ("OP(x > 2, [1, 2])", X)),
+    "logical_not.default": (("OP(x)", TRUTH), ("OP(x.round())", ROWS)),
+    "isinf.default": (("OP(torch.where(x > 1, float('inf'), x))", ROWS),),
+    "isnan.default": (("OP(torch.where(x > 1, float('nan'), x))", ROWS),),
+    "fill.Scalar": (("OP(x, 2.0) * x", ROWS),),
+    "full_like.default": (("OP(x, 0.5) * x", ROWS), ("OP(x, 3, dtype=torch.float32) * x", WHOLE)),
+    "hardtanh.default": (("OP(x)", ROWS), ("OP(x, 0, 6)", X)),
     "any.default": (("torch.stack([OP(x > 9), OP(x > -9)])", ROWS),),
     "arange.start_step": (("OP(0, 8, 1) * x", ROWS), ("OP(0.5, 4.5, 0.5) + x", ROWS)),
     "bitwise_not.default": (("OP(x)", TRUTH), ("OP(x)", WHOLE)),

@@ -9,6 +9,7 @@ that bench/cases.py takes. Exit code 1 where any program crashed or passed false
 """
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -70,6 +71,12 @@ def told(ending: pressing.Ending) -> str:
     return "\n    ".join(lines[-6:] if ending.kind == "CRASH" else lines[:4])
 
 
+def without_places(detail: str) -> str:
+    """A refusal without places and shapes, so that it is counted with its like."""
+    operators = re.findall(r"- (aten\.\S+)", detail)
+    return ", ".join(operators) if operators else re.sub(r"[\d\[].*", "", " ".join(detail.split()))[:100]
+
+
 def fuzz(arguments: argparse.Namespace) -> Counter[str]:
     ends: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -83,7 +90,7 @@ def fuzz(arguments: argparse.Namespace) -> Counter[str]:
         ending = pressing.press(pressing.Model(*made(text), seed=index), arguments.target)
         ends[ending.kind] += 1
         if ending.kind == "refused":
-            reasons[" ".join(ending.detail.split())[:160]] += 1
+            reasons[without_places(ending.detail)] += 1
         if (
             ending.kind in pressing.BAD
             or ending.kind == "failed"

@@ -338,7 +338,7 @@ def _tied(name: str, first: str, decisions: list[Decision]) -> Decision:
 
 def _refuse_nonfinite(captured: Captured) -> None:
     """NaN anywhere, and infinities in parameters and weights, are refused. Other buffers may hold them: masks
-    are made of -inf."""
+    are made of -inf. A NaN alone in a buffer is a formula's literal, as in xlogy's."""
     broken: list[str] = []
     seen: set[Storage] = set()
     reading = Reading()
@@ -354,7 +354,8 @@ def _refuse_nonfinite(captured: Captured) -> None:
             continue
         seen.add(storage_of(tensor))
         nan, inf = int(data.isnan().sum()), int(data.isinf().sum())
-        if nan or tensor.is_parameter or isinstance(captured.roles[tensor.name], Role):
+        literal = data.ndim == 0 and not tensor.is_parameter
+        if (nan and not literal) or tensor.is_parameter or isinstance(captured.roles[tensor.name], Role):
             counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (inf, "infinite")) if count]
             broken.append(f"{tensor.name} ({' and '.join(counts)} of {data.numel()})")
     if broken:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..resampling import logcumsumexp
+
 aten = torch.ops.aten
 
 Predicate = Callable[..., bool]
@@ -131,6 +133,16 @@ def argmin(self, dim=None, keepdim=False):
     return flat.reshape([1] * self.ndim) if keepdim else flat
 
 
+def any_of(self, *where, **options):
+    """Whether any is other than zero. coremltools casts to int32, where 0.5 is nothing, and takes the
+    largest, so that 0 hides -1."""
+    return torch.any(self != 0, *where, **options)
+
+
+def of_numbers(node: torch.fx.Node) -> bool:
+    return node.args[0].meta["val"].dtype != torch.bool
+
+
 def over_all_axes(reduction: Callable) -> Callable:
     """The reduction with its axes spelled out: a pass of coremltools stumbles over one without, behind a
     transpose."""
@@ -224,7 +236,21 @@ def experts_product(input, mat2, offs):
     return (products * mine[:, :, None].to(input.dtype)).sum(0)
 
 
+def add_scalar(self, other, alpha=1):
+    return self + other * alpha
+
+
+def subtract_scalar(self, other, alpha=1):
+    return self - other * alpha
+
+
+def has_factor(node: torch.fx.Node) -> bool:
+    return len(node.args) > 2
+
+
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
+    aten.add.Scalar: (add_scalar, has_factor),
+    aten.sub.Scalar: (subtract_scalar, has_factor),
     aten.hardtanh.default: (hardtanh, always),
     aten.elu.default: (elu, is_scaled),
     aten.trunc.default: (trunc, always),
@@ -247,6 +273,10 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
 }
 
 REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
+    aten.any.default: (any_of, of_numbers),
+    aten.any.dim: (any_of, of_numbers),
+    aten.any.dims: (any_of, of_numbers),
+    aten.logcumsumexp.default: (logcumsumexp, always),
     aten._log_softmax.default: (log_softmax, always),
     aten.prod.dim_int: (product, always),
     aten.sum.default: (over_all_axes(torch.sum), has_axes),

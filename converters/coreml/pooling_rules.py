@@ -10,7 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..resampling import adaptive_average
 from ..windows import for_each_axis, overhang
+from .elementwise_rules import always
 
 aten = torch.ops.aten
 
@@ -59,7 +61,17 @@ def needs_care(node: torch.fx.Node) -> bool:
     return alone or divisor is not None or (bool(ceil_mode) and bool(counted))
 
 
+def adaptive_average_3d(self, output_size):
+    """Equal windows as one pool, others along each axis."""
+    sizes = self.shape[-3:]
+    if any(size % wanted for size, wanted in zip(sizes, output_size)):
+        return adaptive_average(self, output_size)
+    kernel = [size // wanted for size, wanted in zip(sizes, output_size)]
+    return average_pool(self, kernel)
+
+
 POOLING = {
+    aten._adaptive_avg_pool3d.default: (adaptive_average_3d, always),
     aten.avg_pool1d.default: (average_pool, needs_care),
     aten.avg_pool2d.default: (average_pool, needs_care),
     aten.avg_pool3d.default: (average_pool, needs_care),

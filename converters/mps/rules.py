@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..resampling import adaptive_average, along, logcumsumexp
 from ..windows import for_each_axis, overhang
 
 aten = torch.ops.aten
@@ -347,28 +348,8 @@ def _interpolate(input, output_size, scale_factors, mode, align_corners):
         )
         units = torch.eye(input.shape[2 + axis]).reshape(input.shape[2 + axis], 1, 1, -1)
         matrix = F.interpolate(units, mode=mode, align_corners=align_corners, **settings)
-        input = _along(input, 2 + axis, matrix.reshape(input.shape[2 + axis], -1).to(input.dtype))
+        input = along(input, 2 + axis, matrix.reshape(input.shape[2 + axis], -1).to(input.dtype))
     return input
-
-
-def adaptive_avg_pool2d(self, output_size):
-    for axis in (0, 1):
-        size = self.shape[axis - 2]
-        matrix = F.adaptive_avg_pool1d(torch.eye(size).reshape(size, 1, size), output_size[axis]).reshape(
-            size, -1
-        )
-        self = _along(self, self.ndim - 2 + axis, matrix.to(self.dtype))
-    return self
-
-
-def _along(tensor, axis, matrix):
-    """tensor [..., n, ...] with matrix [n, m] along one axis -> [..., m, ...]."""
-    rows = tensor.movedim(axis, -1)
-    return (
-        torch.mm(rows.reshape(-1, rows.shape[-1]), matrix)
-        .reshape(*rows.shape[:-1], matrix.shape[1])
-        .movedim(-1, axis)
-    )
 
 
 def max_pool2d(self, kernel_size, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
@@ -503,7 +484,9 @@ RULES = {
     aten.upsample_bilinear2d.vec: upsample("bilinear"),
     aten.upsample_bicubic2d.vec: upsample("bicubic"),
     aten.upsample_nearest2d.vec: upsample("nearest"),
-    aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+    aten._adaptive_avg_pool2d.default: adaptive_average,
+    aten._adaptive_avg_pool3d.default: adaptive_average,
+    aten.logcumsumexp.default: logcumsumexp,
     aten.avg_pool2d.default: avg_pool2d,
     aten.convolution.default: convolution,
     aten._to_copy.default: to_copy,

@@ -22,6 +22,7 @@ from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 from cidermill.validation.judge.compare import compare, verdict
 
+aten = torch.ops.aten
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -87,6 +88,7 @@ ELEMENTWISE = {
     "isinf": lambda x: torch.isinf(torch.where(x > 1, float("inf"), x)),
     "bfloat16 and float64": lambda x: (x.bfloat16().float() * 0 + x, (x.double() * 2).float()),
     "randomised relu": F.rrelu,
+    "a literal that is no number": lambda x: torch.xlogy(x, x.abs() + 1),
 }
 
 
@@ -95,8 +97,18 @@ def test_elementwise(name, tmp_path):
     check(tmp_path, ELEMENTWISE[name], V)
 
 
-def test_integers(tmp_path):
-    check(tmp_path, lambda i: (torch.fmod(-i, 5), i << 2, i >> 1, i & 3), I)
+INTEGERS = {
+    "shifts, rest and low bits": lambda i: (torch.fmod(-i, 5), i << 2, i >> 1, i & 3),
+    "scalars with factors": lambda i: (
+        torch.ops.aten.add.Scalar(i, 3, 2),
+        torch.ops.aten.sub.Scalar(i, 3, -2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers(name, tmp_path):
+    check(tmp_path, INTEGERS[name], I)
 
 
 REDUCTIONS = {
@@ -113,6 +125,11 @@ REDUCTIONS = {
     "var_mean": lambda x: torch.var_mean(x, 1),
     "std of everything": lambda x: torch.stack([x.std(), x.mean()]),
     "addmv": lambda x: torch.addmv(x[:, 0], x, x[0], beta=0.5, alpha=2),
+    "logcumsumexp": lambda x: (torch.logcumsumexp(x * 20, -2), torch.logcumsumexp(x, 1)),
+    "any of fractions and negatives": lambda x: (
+        (x * (x > 0) * (x < 0.9)).any(0),
+        x.ceil().clamp(max=0).any(0, keepdim=True),
+    ),
     "cummax": lambda x: torch.cummax(x, 1)[0] + torch.cummin(x, 0)[0],
     "median": lambda x: (x.median(1)[0], x.kthvalue(3, dim=1)[0]),
 }
@@ -179,6 +196,8 @@ WINDOWS = {  # with odd sizes, so that ceil_mode's last window reaches beyond th
     "2d of three axes": (lambda x: F.avg_pool2d(x, 3, 2, 1), (3, 8, 11)),
     "3d": (lambda x: F.avg_pool3d(x, 2, 2, ceil_mode=True), (1, 2, 5, 6, 7)),
     "3d with padding": (lambda x: F.avg_pool3d(x, 3, 2, 1, ceil_mode=True), (1, 2, 6, 5, 8)),
+    "3d, adaptive": (lambda x: F.adaptive_avg_pool3d(x, (3, 7, 2)), (1, 2, 5, 6, 7)),
+    "3d, adaptive with equal windows": (lambda x: F.adaptive_avg_pool3d(x, (2, 3, 1)), (1, 2, 4, 6, 7)),
     "3d with a divisor": (lambda x: F.avg_pool3d(x, 2, 2, 0, True, True, 3), (1, 2, 5, 6, 7)),
 }
 

@@ -161,6 +161,8 @@ UNARY = {
     "nearest": lambda x: F.interpolate(x, size=(9, 5)),
     "bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
     "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, (3, 3)),
+    "adaptive pool 3d": lambda x: F.adaptive_avg_pool3d(x[None], (3, 5, 4)),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x * 5, -2),
     "avg pool": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "avg divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "avg divisor ceil": lambda x: F.avg_pool2d(x[..., :7], 2, divisor_override=5, ceil_mode=True),
