@@ -7,21 +7,22 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .answers import affordable, answered
 from .errors import UserError
 from .mapped import Reading
 from .patched import lazy_graph_modules, operators_listed_once, postponed_modules
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
-from .samples import blaming
 from .source import Samples, Source, TensorSpec
 from .tensors import Tensor, tensors_of
+from .work import work_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,8 @@ class Captured:
 
     `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the
     order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
-    to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`.
+    to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`,
+    `further_reference[i]` those for `samples.further[i]`.
     """
 
     source: Source
@@ -46,6 +48,13 @@ class Captured:
     outputs: tuple[TensorSpec, ...]
     samples: Samples
     reference: tuple[dict[str, np.ndarray], ...]
+    further_reference: tuple[dict[str, np.ndarray], ...] = ()
+
+    @property
+    def judged(self) -> Captured:
+        """The same with all samples alike, as a verdict rests on them."""
+        reference = (*self.reference, *self.further_reference)
+        return replace(self, samples=self.samples.judged, reference=reference, further_reference=())
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -70,16 +79,22 @@ def capture(source: Source, samples: Samples) -> Captured:
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
     with postponed_modules():
-        import torch.export._trace  # noqa: F401  torch.export imports it at its first use
+        import torch.export._trace  # torch.export imports it at its first use
     with quiet(), lazy_graph_modules():
         exported = source.program if source.program is not None else _export(source, samples)
         names = _output_names(exported, source)
         program = normalise(exported, [spec.name for spec in source.inputs])
-        reference = _run_source(source, samples, [name for _, name in names])
+        own = source.program.module() if source.program is not None else source.module
+        run = partial(_run_source, source, own, [name for _, name in names])
+        with torch.no_grad(), _weights_dropped_after_use(own):
+            answers = answered(affordable(samples, work_of(program)), run)
+    reference = answers.reference
     outputs = tuple(
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
     )
-    return Captured(source, program, source.inputs, outputs, samples, reference)
+    return Captured(
+        source, program, source.inputs, outputs, answers.samples, reference, answers.further_reference
+    )
 
 
 def kept_composites() -> set[torch._ops.OpOverload]:
@@ -251,25 +266,22 @@ def _unique(names: list[str], taken: set[str]) -> list[str]:
     return result
 
 
-def _run_source(source: Source, samples: Samples, names: list[str]) -> tuple[dict[str, np.ndarray], ...]:
+def _run_source(
+    source: Source, module: torch.nn.Module, names: list[str], batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the source, or the exported program that it holds, answers on one sample. names: of outputs."""
     import torch
     from torch.utils import _pytree as pytree
 
-    module = source.program.module() if source.program is not None else source.module
-    results = []
-    with torch.no_grad(), _weights_dropped_after_use(module):
-        for index, batch in enumerate(samples.batches):
-            tensors = {name: _as_model_wants(array) for name, array in batch.items()}
-            args: tuple[Any, ...] = ()
-            kwargs: dict[str, Any] = tensors
-            if source.program is not None:
-                in_order = [tensors[spec.name] for spec in source.inputs]
-                args, kwargs = _program_arguments(source.program, in_order)
-            with blaming(samples, index):
-                answers = module(*args, **kwargs)
-            leaves = [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, torch.Tensor)]
-            results.append({name: _to_numpy(leaf) for name, leaf in zip(names, leaves)})
-    return tuple(results)
+    tensors = {name: _as_model_wants(array) for name, array in batch.items()}
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = tensors
+    if source.program is not None:
+        in_order = [tensors[spec.name] for spec in source.inputs]
+        args, kwargs = _program_arguments(source.program, in_order)
+    answers = module(*args, **kwargs)
+    leaves = [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, torch.Tensor)]
+    return {name: _to_numpy(leaf) for name, leaf in zip(names, leaves)}
 
 
 @contextmanager

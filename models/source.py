@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # the command line reads this file for --help, which must not
     from torch.export import ExportedProgram
 
 
+NORMAL = "normal"  # what the kind of the first synthetic samples is called
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A named tensor at the border of a model. `dtype` is numpy's name for it: "float32", "int32", "bool"."""
@@ -48,8 +51,26 @@ class Source:
 @dataclass(frozen=True)
 class Samples:
     """Inputs for validation and calibration: `batches[i]` maps each input name to one array of the input's
-    shape."""
+    shape.
+
+    further: of other kinds, which are named in `kinds`, for verdicts only: recipes are calibrated and chosen
+    on `batches`; left_out: why such a sample was not taken, one text each.
+    """
 
     kind: Literal["synthetic", "real"]
     batches: tuple[dict[str, np.ndarray], ...]
     seed: int | None = None
+    further: tuple[dict[str, np.ndarray], ...] = ()
+    kinds: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> Samples:
+        """All of them alike, as a verdict rests on them."""
+        kinds = (*(NORMAL for _ in self.batches), *self.kinds) if self.further else ()
+        return Samples(self.kind, (*self.batches, *self.further), self.seed, (), kinds, self.left_out)
+
+    @property
+    def chosen_on(self) -> int:
+        """Of `judged`: how many of the first are those that recipes are chosen on."""
+        return self.kinds.count(NORMAL) or len(self.batches)

@@ -83,7 +83,7 @@ BAND = 2.0  # times and memory were within this factor
 def predict_seconds(captured: Captured, recipe: Recipe, targets: tuple[str, ...], probe: Probe) -> float:
     """Of compressing, converting and validating."""
     source_mb = _source_bytes(captured) / 1e6
-    runs = len(captured.samples.batches) * (1 + RUNNER * len(targets))
+    runs = len(captured.judged.reference) * (1 + RUNNER * len(targets))
     seconds = _compress_seconds(captured, recipe) + probe.one_run * runs
     return seconds + sum(
         find_target(target).cost.seconds(probe.capture_seconds, source_mb) for target in targets

@@ -12,6 +12,7 @@ import numpy as np
 from ..models.errors import UserError
 from ..models.source import Samples, TensorSpec
 from ..validation.judge.compare import TOLERANCE_DB, compare
+from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
 from .measurements import add_measured
 from .report.records import Latency, Placement, Validation
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from .stages import Stages
     from .yardstick import Yardstick
 
-# A runner that is called more often keeps the weights that it has decoded: until then, to decode them again
-# takes less than their place in memory.
-FEW_SAMPLES = 4
+# So many samples run side by side. A runner that is called more often than once keeps the weights that it has
+# decoded: until then they need no place in memory.
+TOGETHER = 5
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,16 @@ def examine(
     from ..validation.runners import open_runner
 
     with stages("validate"):
-        several = len(yardstick.samples.batches) > FEW_SAMPLES
-        runner = open_runner(artifact.path, host="reference", keep_weights=several)
+        batches = yardstick.samples.batches
+        runner = open_runner(artifact.path, host="reference", keep_weights=len(batches) > TOGETHER)
         made = yardstick.weights
         weights = audit(artifact.path, yardstick.decisions, artifact.realised, made, runner, consume=last)
         answers = []
-        for batch in yardstick.samples.batches:
-            answer = runner(arranged(batch, runner, yardstick.inputs))
-            answers.append(named(answer, yardstick.output_names))
-        validation = compared(runner, yardstick.expected[artifact.target], yardstick.reference, answers)
+        for start in range(0, len(batches), TOGETHER):
+            given = [arranged(batch, runner, yardstick.inputs) for batch in batches[start : start + TOGETHER]]
+            answers += [named(answer, yardstick.output_names) for answer in runner.each(given)]
+        expected = yardstick.expected[artifact.target]
+        validation = compared(runner, yardstick.samples, expected, yardstick.reference, answers)
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
         estimates = estimator(runner.file_graph, artifact.target)
@@ -93,18 +95,25 @@ def check_artifact(
     """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
     outputs = list(expected[0])
     answers = [named(runner(arranged(batch, runner, inputs)), outputs) for batch in samples.batches]
-    return compared(runner, expected, reference, answers)
+    return compared(runner, samples, expected, reference, answers)
 
 
-def compared(runner: Runner, expected: Batches, reference: Batches, answers: Batches) -> Validation:
+def compared(
+    runner: Runner, samples: Samples, expected: Batches, reference: Batches, answers: Batches
+) -> Validation:
     """expected: what the source's graph answers with the decompressed weights (conversion error: a defect if
-    large); reference: what the source itself answers (compression error: the recipe's price)."""
+    large); reference: what the source itself answers (compression error: the recipe's price).
+
+    Where the samples are of several kinds the conversion's error is told on the worst of all, the price on
+    those that recipes are chosen on.
+    """
+    first = slice(samples.chosen_on)
     return Validation(
         runner.kind,
-        compare(expected, answers),
-        compare(reference, expected),
+        compare_worst(expected, answers, samples.kinds) if samples.kinds else compare(expected, answers),
+        compare(reference[first], expected[first]),
         TOLERANCE_DB[runner.precision],
-        compare(reference, answers),
+        compare(reference[first], answers[first]),
     )
 
 

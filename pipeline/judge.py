@@ -130,15 +130,19 @@ def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bo
         )
     if not same_weights:
         return (
-            f"Output {error.output} is {error.psnr_db:.1f} dB from the model's; {tolerance_db:g} dB are"
-            " needed.\nWhere the artifact's weights are compressed, their error is in it: allow for it with"
-            " --tolerance; else the conversion is wrong."
+            f"Output {error.output} is {error.psnr_db:.1f} dB from the model's{_where(error)};"
+            f" {tolerance_db:g} dB are needed.\nWhere the artifact's weights are compressed, their error is"
+            " in it: allow for it with --tolerance; else the conversion is wrong."
         )
     return (
-        f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch;"
-        f" {tolerance_db:g} dB are needed.\nThis is the conversion, not the compression: try --quant float32"
-        " to see whether half precision is the cause."
+        f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch"
+        f"{_where(error)}; {tolerance_db:g} dB are needed.\nThis is the conversion, not the compression: try"
+        " --quant float32 to see whether half precision is the cause."
     )
+
+
+def _where(error: OutputError) -> str:
+    return f" on the worst sample ({error.sample})" if error.sample else ""
 
 
 def _budget_advice(error: OutputError, min_psnr: float) -> str:

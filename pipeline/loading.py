@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..models.source import Samples, Source
     from .plan import Plan
 
-SYNTHETIC_SAMPLES = 2  # batches that are drawn where the user gives none
+SYNTHETIC_SAMPLES = 2  # that are drawn where the user gives none, to calibrate and to choose recipes on
 Given = str | PathLike[str] | Iterable[Any] | None  # "FILE.npz" | "module:function" | samples themselves
 
 
@@ -37,11 +37,14 @@ def load_source(plan: Plan) -> Source:
 
 
 def with_samples(source: Source, samples: Given) -> tuple[Source, Samples]:
-    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed."""
+    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed, with
+    further ones of other kinds for verdicts."""
     from ..models.samples import given_samples, load_samples, synthetic
+    from ..models.variety import KINDS, diversified
 
     if samples is None or (isinstance(samples, str) and not samples):
-        return source, synthetic(source.inputs, SYNTHETIC_SAMPLES, limits=source.limits)
+        drawn = synthetic(source.inputs, SYNTHETIC_SAMPLES + KINDS, limits=source.limits)
+        return source, diversified(drawn, source.inputs, SYNTHETIC_SAMPLES)
     if isinstance(samples, str | PathLike):
         return source, load_samples(str(samples), source.inputs)
     return source, given_samples(samples, source.inputs)

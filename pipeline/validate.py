@@ -45,10 +45,12 @@ def validate_artifact(
             source, chosen = with_samples(source, samples)
     with show("capture"):
         captured = capture(source, chosen)
+    judged = captured.judged
+    answers = judged.reference
     with show("validate"):
         validation = run_unvouched(
             artifact,
-            partial(check_artifact, runner, captured.inputs, chosen, captured.reference, captured.reference),
+            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers),
         )
     validation = replace(validation, compression=())  # one model only was compared
     if tolerance is not None:

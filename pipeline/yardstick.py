@@ -3,13 +3,15 @@ before an artifact is run."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..models.variety import KINDS
 from ..validation.judge.compare import OutputError, compare
 from .targets import find_target
 
@@ -41,10 +43,10 @@ class SourceFacts:
 class Yardstick:
     """What artifacts are compared with.
 
-    reference: what the source answers on the samples; expected: target -> what a perfect conversion answers;
-    captured: how far the captured graph is from the source before any compression (empty where nothing was
-    compressed: then `expected` is the reference itself); decisions, weights: what the recipe made of each
-    tensor; parameters: elements of the source's parameters.
+    samples: all that a verdict rests on (`Samples.judged`); reference: what the source answers on them;
+    expected: target -> what a perfect conversion answers; captured: how far the captured graph is from the
+    source before any compression (empty where nothing was compressed: `expected` is the reference then);
+    decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters.
     """
 
     source: SourceFacts
@@ -81,9 +83,9 @@ def yardstick_of(
 
     rounded: `compressed.rounded`, traced already; proceed: called before each operator.
     """
-    model = compressed.captured
-    expected = expected_answers(compressed, targets, rounded, proceed)
-    captured = (probed or first_run(model, proceed)).errors if compressed.weights else ()
+    model = compressed.captured.judged
+    expected = expected_answers(replace(compressed, captured=model), targets, rounded, proceed)
+    captured = _captured_errors(compressed.captured, probed, proceed) if compressed.weights else ()
     source = SourceFacts(
         model.source.path,
         model.source.sha256,
@@ -133,6 +135,30 @@ def first_run(captured: Captured, proceed: Tap | None = None) -> FirstRun:
     answers = evaluate(captured.program, captured, first=1, tap=proceed)
     seconds = time.perf_counter() - started
     return FirstRun(seconds, compare(captured.reference[:1], answers))
+
+
+def _captured_errors(
+    captured: Captured, probed: FirstRun | None, proceed: Tap | None
+) -> tuple[OutputError, ...]:
+    """How far the captured graph is from the source: on the first sample and, where they are cheap, on those
+    of other kinds (a mask that was captured as a constant shows on a shorter one only)."""
+    from ..models.evaluate import evaluate
+
+    errors, samples = (probed or first_run(captured, proceed)).errors, captured.samples
+    if len(samples.further) < KINDS:
+        return errors
+    further = replace(
+        captured, samples=replace(samples, batches=samples.further), reference=captured.further_reference
+    )
+    more = compare(further.reference, evaluate(captured.program, further, tap=proceed))
+    return tuple(
+        other if not other.vacuous and (error.vacuous or _level(other) < _level(error)) else error
+        for error, other in zip(errors, more)
+    )
+
+
+def _level(error: OutputError) -> float:
+    return -math.inf if error.psnr_db is None else error.psnr_db
 
 
 def _parameters(source: Source) -> int:

@@ -85,6 +85,8 @@ class OperatorFailed(RuntimeError):
 
 
 Tap = Callable[[str, Any], None]
+# (node, its arguments, the values around it) -> its results
+Call = Callable[[Node, dict[str, Any], dict[str, Any]], tuple]
 
 
 def references(argument: Any) -> Iterator[str]:
@@ -171,7 +173,7 @@ def resolve(argument: Any, environment: dict[str, Any]) -> Any:
 
 def interpret(
     graph: Graph,
-    call: Callable[[Node, dict[str, Any], dict[str, Any]], tuple],
+    call: Call,
     inputs: dict[str, Any],
     tap: Tap | None = None,
     outer: dict[str, Any] | None = None,
@@ -183,32 +185,52 @@ def interpret(
     after their last use; `tap(name, value)` sees every intermediate. `outer` is the environment around a
     nested block.
     """
-    environment = {**(outer or {}), **inputs}
-    frees = last_uses(graph)
+    return interpret_each(graph, call, [{**(outer or {}), **inputs}], tap)[0]
+
+
+def interpret_each(
+    graph: Graph, call: Call, environments: list[dict[str, Any]], tap: Tap | None = None
+) -> list[dict[str, Any]]:
+    """As `interpret`, for several inputs side by side, node after node: a constant is decoded once for all of
+    them and is in memory between its first and its last use. environments: inputs by name; changed."""
     with torch.no_grad():
-        for node, dead in zip(graph.nodes, frees):
+        for node, dead in zip(graph.nodes, last_uses(graph)):
             try:
-                load_constants(graph, needed_names(node), environment)
-                arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
-                begin_node(node, arguments)
-                results = call(node, arguments, environment)
+                _load_for_all(graph, needed_names(node), environments)
+                for environment in environments:
+                    _compute(node, call, environment, tap)
+                    for name in dead:
+                        environment.pop(name, None)
             except OperatorFailed:
                 raise
             except Exception as error:
                 raise _failure(node, error) from error
-            for value, result in zip(node.outputs, results):
-                environment[value.name] = result
-                if tap is not None:
-                    tap(value.name, result)
-            result = None  # else it would outlive its name where that is freed here
-            del arguments, results
-            for name in dead:
-                environment.pop(name, None)
-    load_constants(graph, graph.outputs, environment)
-    missing = next((name for name in graph.outputs if name not in environment), None)
+    _load_for_all(graph, graph.outputs, environments)
+    missing = next((name for name in graph.outputs if name not in environments[0]), None)
     if missing is not None:
         raise OperatorFailed(f"no operation that ran computes the output {missing!r}")
-    return {name: environment[name] for name in graph.outputs}
+    return [{name: environment[name] for name in graph.outputs} for environment in environments]
+
+
+def _load_for_all(graph: Graph, names: Iterable[str], environments: list[dict[str, Any]]) -> None:
+    """The named constants, decoded for the first environment, put into all."""
+    first, *others = environments
+    needed = [name for name in names if name in graph.constants]
+    load_constants(graph, needed, first)
+    for environment in others:
+        environment.update({name: first[name] for name in needed if name not in environment})
+
+
+def _compute(node: Node, call: Call, environment: dict[str, Any], tap: Tap | None) -> None:
+    """One node in one environment. A function of its own, so that nothing else holds arguments and results
+    afterwards."""
+    arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+    begin_node(node, arguments)
+    results = call(node, arguments, environment)
+    for value, result in zip(node.outputs, results):
+        environment[value.name] = result
+        if tap is not None:
+            tap(value.name, result)
 
 
 def _failure(node: Node, error: Exception) -> OperatorFailed:

@@ -54,6 +54,8 @@ class Runner:
     allowance: Allowance = DEFAULT_ALLOWANCE
     notes: tuple[str, ...] = ()
     package: "Package | None" = None  # as it was read; None of a .pte
+    # several samples side by side, each weight decoded once; None where one after the other is as quick
+    run_each: Callable[[list[dict[str, torch.Tensor]]], list[dict[str, Any]]] | None = None
 
     def __call__(
         self, inputs: dict[str, Any] | Sequence[Any], tap: Tap | None = None, state: State = None
@@ -71,6 +73,16 @@ class Runner:
             if self.states and state is None:
                 state = self.make_state()
             return self.run(tensors, tap, state)
+
+    def each(self, samples: Sequence[dict[str, Any] | Sequence[Any]]) -> list[dict[str, np.ndarray]]:
+        """As called on each of the samples, of a program without states side by side where the format can:
+        each weight is decoded once, and so many samples' intermediates are in memory."""
+        if self.run_each is None or self.states:
+            return [self(sample) for sample in samples]
+        with Meter(self.allowance):
+            return self.run_each(
+                [check_inputs(sample, self.inputs, self.features, self.path.name) for sample in samples]
+            )
 
     @property
     def file_graph(self) -> Graph:

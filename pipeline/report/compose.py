@@ -91,7 +91,13 @@ def _source(yardstick: Yardstick) -> SourceSummary:
         parameters=yardstick.parameters,
         inputs=yardstick.inputs,
         outputs=yardstick.outputs,
-        samples=SampleSummary(samples.kind, len(samples.batches), samples.seed),
+        samples=SampleSummary(
+            samples.kind,
+            len(samples.batches),
+            samples.seed,
+            samples.kinds or UNSET,
+            samples.left_out or UNSET,
+        ),
     )
 
 

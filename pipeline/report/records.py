@@ -42,11 +42,14 @@ AGAIN = "Make it again with `convert`."
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """The inputs that a model was validated with. seed: of synthetic ones."""
+    """The inputs that a model was validated with. seed: of synthetic ones; kinds: what each of them is, in
+    words; left_out: further ones that were no fair question, and why."""
 
     kind: Literal["synthetic", "real"]
     count: int
     seed: int | None
+    kinds: tuple[str, ...] | UnsetType = UNSET
+    left_out: tuple[str, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from ...validation.judge.compare import OutputError
 from ...validation.records import DeviceLatency, EstimatedTimes, MeasuredTimes, PlacedOperation, WeightReport
 from ..forecast import RecipeForecast
-from .records import Artifact, Placement, Report, ShapeLatency
+from .records import Artifact, Placement, Report, SampleSummary, ShapeLatency
 
 Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
 
@@ -178,7 +178,8 @@ def error_problem(error: OutputError, tolerance_db: float | None) -> str:
     if error.psnr_db is None:
         return "could not be compared"
     if tolerance_db is not None and error.psnr_db < tolerance_db:
-        return f"below the {tolerance_db:g} dB that is asked"
+        where = f" (sample {error.sample})" if error.sample else ""
+        return f"below the {tolerance_db:g} dB that is asked{where}"
     return ""
 
 
@@ -290,6 +291,15 @@ def _weight_group(requested: str, realised: str, members: list[WeightReport]) ->
     reasons = tuple(dict.fromkeys(weight.reason for weight in members if weight.reason))
     least, most = min(bits, default=None), max(bits, default=None)
     return WeightGroup(requested, realised, len(members), least, most, reasons)
+
+
+def samples_text(samples: SampleSummary) -> str:
+    """ "5 synthetic samples, seed 0 (normal, uniform from 0 to 1, one-hot; small numbers left out: ...)"."""
+    count = f"{samples.count} {samples.kind} sample{'' if samples.count == 1 else 's'}"
+    seed = "" if samples.seed is None else f", seed {samples.seed}"
+    left_out = [f"left out: {text}" for text in samples.left_out or ()]
+    named = "; ".join(part for part in (", ".join(dict.fromkeys(samples.kinds or ())), *left_out) if part)
+    return f"{count}{seed}{f' ({named})' if named else ''}"
 
 
 def split_warning(warning: str) -> tuple[str, str]:

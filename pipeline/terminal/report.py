@@ -173,6 +173,9 @@ def render_artifacts(report: Report, out: "Console") -> None:
         headers, rows = zip(*(_row(report, artifact, out) for artifact in report.artifacts))
         out.print(table(out, headers[0], rows, gap=out.width < WIDE and len(rows) > 1))
         out.print(_legend(report.artifacts))
+    if report.artifacts:
+        told = f"Validated on {summaries.samples_text(report.source.samples)}."
+        out.print(line((clean(told), "dim")))
 
 
 def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:

@@ -292,3 +292,22 @@ def test_functions_of_one_package(ct, mil_package, tmp_path):
         np.testing.assert_array_equal(out, X * factor)
     with pytest.raises(UserError, match="use one of double, triple"):
         open_runner(tmp_path / "both.mlpackage", host="reference", function="quadruple")
+
+
+def test_samples_side_by_side_are_what_each_gives_alone(mil_package, monkeypatch):
+    """And each weight is decoded once for all of them."""
+    path = mil_package(lookup, IDS, X)
+    runner = open_runner(path, host="reference", keep_weights=False)
+    samples = [{"x0": IDS, "x1": X * scale} for scale in (1.0, -2.0, 0.5)]
+    decoded = []
+    constants = {
+        name: (lambda maker=maker, name=name: decoded.append(name) or maker())
+        for name, maker in runner.program.constants.items()
+    }
+    runner.program.constants.update(constants)
+    together = runner.each(samples)
+    assert len(decoded) == len(set(decoded)) > 0
+    for sample, outputs in zip(samples, together, strict=True):
+        assert np.array_equal(outputs["out"], runner(sample)["out"])
+    with pytest.raises(UserError, match="x1 is missing"):
+        runner.each([samples[0], {"x0": IDS}])

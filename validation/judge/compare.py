@@ -8,6 +8,7 @@ together.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec import UNSET, UnsetType
@@ -36,6 +37,8 @@ class OutputError:
     (nothing comparable, a zero vector, one class). Metrics are over elements that are finite on both sides;
     `nonfinite` counts NaN and infinities where the reference is finite.
     vacuous: the reference is constant, all zero, empty, or holds NaN, so that agreement proves nothing.
+    `sample`: number and kind of the one that PSNR, SNR, cosine and the largest error are of, where they are
+    of one only.
     `problem` says in words why an output cannot be judged or must fail, and is UNSET (false) otherwise.
     """
 
@@ -49,6 +52,7 @@ class OutputError:
     nonfinite: int = 0
     vacuous: bool = False
     problem: str | UnsetType = UNSET
+    sample: str | UnsetType = UNSET
 
 
 def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> tuple[OutputError, ...]:
@@ -150,7 +154,7 @@ def _lost_infinities(want: np.ndarray, have: np.ndarray) -> str:
     return f"{lost} infinite values of the reference became ordinary numbers or NaN" if lost else ""
 
 
-def _metrics(want: np.ndarray, have: np.ndarray) -> dict[str, float | None]:
+def _metrics(want: np.ndarray, have: np.ndarray) -> dict[str, Any]:
     """want, have: finite float64 [n]. Scaled by the reference's peak first, so that no square over- or
     underflows."""
     if not want.size:

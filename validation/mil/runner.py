@@ -11,7 +11,7 @@ import torch
 from ...converters.coreml.tools import import_coremltools
 from ...models.errors import UserError
 from ..borders import Feature, as_array, to_picture
-from ..graph import Graph, Tap, Value, interpret
+from ..graph import Graph, Tap, Value, interpret, interpret_each
 from ..runner import Opening, Runner, State
 from .read import Package, read_package
 from .run import (
@@ -54,6 +54,13 @@ def reference_package(path: Path, opening: Opening) -> Runner:
             value.name: as_array(results[value.name], value, opening.precision) for value in border.outputs
         }
 
+    def run_each(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+        given = [{name: widened(tensor) for name, tensor in tensors.items()} for tensors in samples]
+        return [
+            {value.name: as_array(results[value.name], value, opening.precision) for value in border.outputs}
+            for results in interpret_each(program, call, given)
+        ]
+
     return Runner(
         path=package.path,
         kind="reference",
@@ -62,6 +69,7 @@ def reference_package(path: Path, opening: Opening) -> Runner:
         graph=border.graph,
         precision=compute_precision(border.graph),
         run=run,
+        run_each=run_each,
         states=border.states,
         features=border.features,
         package=package,
