@@ -114,6 +114,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     `Captured`)."""
     import torch
 
+    from .border import widen_narrow_inputs
     from .graphs import draft, finish
     from .simplify import (
         drop_no_ops,
@@ -145,6 +146,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     spell_out_strides(work)
     views_to_reshapes(work)
     drop_no_ops(work)
+    widen_narrow_inputs(work)
     fold_constants(work)
     fold_batch_norms(work)
     products_to_linear(work)
@@ -304,17 +306,19 @@ def _weights_dropped_after_use(module: torch.nn.Module) -> Iterator[None]:
 def _program_arguments(
     program: ExportedProgram, tensors: list[torch.Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The tensors in the nesting that the exported program was made with; flags and None as they were
-    then."""
+    """The tensors in the nesting and the types that the exported program was made with; flags and None as
+    they were then."""
     from torch.export.graph_signature import InputKind, TensorArgument
     from torch.utils import _pytree as pytree
 
     specs: list[Any] = [
         spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
     ]
+    dtypes = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.op == "placeholder"}
     in_order = iter(tensors)
     leaves = [
-        next(in_order) if isinstance(argument, TensorArgument) else argument.value for argument in specs
+        next(in_order).to(dtypes[argument.name]) if isinstance(argument, TensorArgument) else argument.value
+        for argument in specs
     ]
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(
         leaves, program.call_spec.in_spec

@@ -4,13 +4,14 @@ missing."""
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
+from .border import as_declared, foreign, inputs_warnings, weights_warning
 from .errors import UserError
-from .inputs import InputSpec, in_order, listing
+from .inputs import AT_BORDER, InputSpec, in_order, listing
 from .quiet import quiet
 from .samples import synthetic
 from .source import TensorSpec
@@ -38,14 +39,14 @@ class NamedModule(torch.nn.Module):
         return self._call(inputs)
 
 
-def for_inference(model: torch.nn.Module, title: str) -> torch.nn.Module:
-    """Eval mode and float32, in place. UserError for a module that a damaged pickle left without its
-    parts."""
+def for_inference(model: torch.nn.Module, title: str) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """Eval mode and float32, in place. -> (the module, what to tell the user of its types). UserError for a
+    module that a damaged pickle left without its parts."""
     try:
         _refuse_quantized(model, title)
-        tensors = [*model.parameters(), *model.buffers()]
-        wrong = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
-        return (model.float() if wrong else model).eval()
+        wrong = foreign([*model.parameters(), *model.buffers()])
+        warnings = weights_warning(foreign(model.parameters()))
+        return (model.float() if wrong else model).eval(), warnings
     except (AttributeError, TypeError) as error:
         raise UserError(
             f"{title} holds an incomplete {type(model).__name__}: {error}", "Save or copy the model again."
@@ -63,17 +64,41 @@ def _refuse_quantized(model: torch.nn.Module, title: str) -> None:
             )
 
 
-def bind(
-    model: torch.nn.Module, given: tuple[InputSpec, ...], title: str
-) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
-    """-> (module that takes `given` by keyword, its inputs). A torch.nn class names its parameter `input`;
-    there any name will do."""
+class Bound(NamedTuple):
+    """module: takes `inputs` by keyword, in the types of an artifact. own_types: input -> the dtype that the
+    model itself takes there."""
+
+    module: torch.nn.Module
+    inputs: tuple[TensorSpec, ...]
+    own_types: dict[str, str]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return inputs_warnings(self.own_types, self.inputs)
+
+
+def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bound:
+    """A module by the names and shapes of `given`. A torch.nn class names its parameter `input`; there any
+    name will do."""
     if not given:
         raise UserError(f"{title} does not say which shapes it takes.", f"Note: {propose(model)}")
     required, optional, free = _parameters(model)
     given = in_order(given, _names(required + optional, free, len(given)), title)
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
-    specs = tuple(TensorSpec(spec.name, spec.shape, spec.dtype or dtype) for spec in given)
+    own_types = {spec.name: spec.dtype or dtype for spec in given}
+    specs = tuple(
+        TensorSpec(name, spec.shape, AT_BORDER.get(own_types[name], own_types[name]))
+        for name, spec in zip(own_types, given)
+    )
+    module = _called_by_names(model, specs, title)
+    if any(spec.dtype == "int32" and own_types[spec.name] in AT_BORDER for spec in specs):
+        narrow = module
+        module = NamedModule(model, lambda inputs: narrow(**as_declared(inputs, own_types)))
+    return Bound(module, specs, own_types)
+
+
+def _called_by_names(model: torch.nn.Module, specs: tuple[TensorSpec, ...], title: str) -> torch.nn.Module:
+    required, optional, free = _parameters(model)
     own_names, names = required + optional, [spec.name for spec in specs]
     if set(names) <= set(own_names):
         missing = [name for name in required if name not in names]
@@ -82,7 +107,7 @@ def bind(
                 f"{title} also needs the input {', '.join(missing)}.",
                 f"Add --input {missing[0]}:SHAPE for each.",
             )
-        return model, specs
+        return model
     nameless = free or required[:1] == ["input"] or type(model).__module__.startswith("torch.nn.")
     if (
         nameless
@@ -90,7 +115,7 @@ def bind(
         and len(required) <= len(specs)
         and (free or len(specs) <= len(own_names))
     ):
-        return NamedModule(model, lambda inputs: model(*inputs.values())), specs
+        return NamedModule(model, lambda inputs: model(*inputs.values()))
     unknown = ", ".join(name for name in names if name not in own_names)
     inputs = ", ".join(required + [f"{name} (optional)" for name in optional])
     raise UserError(

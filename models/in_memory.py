@@ -19,7 +19,7 @@ from .digest import digest_model
 from .errors import UserError
 from .forward import bind, for_inference, propose, try_once, vocabulary
 from .hugging_face import by_names_, is_hugging_face
-from .inputs import DTYPES, InputSpec
+from .inputs import AT_BORDER, DTYPES, InputSpec
 from .programs import open_program
 from .source import Source
 
@@ -69,9 +69,10 @@ def _spec(name: str, value: Any) -> InputSpec:
         raise UserError(f"inputs: {name or 'one'} is a {type(value).__name__}, not a tensor.", _HINT)
     dtype = str(value.dtype).removeprefix("torch.")
     dtype = _CALLED.get(dtype, dtype)
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and dtype not in AT_BORDER:
+        allowed = ", ".join((*DTYPES, *AT_BORDER))
         raise UserError(
-            f"inputs: {name or 'one'} is {dtype}; a model's inputs are {', '.join(DTYPES)} or int64.",
+            f"inputs: {name or 'one'} is {dtype}; a model's inputs are {allowed} or int64.",
             "Convert the example first.",
         )
     return InputSpec(name, tuple(int(size) for size in value.shape), dtype)
@@ -81,24 +82,23 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
     title = name_of(model)
     own, converted = _private(model)
     given = specs_of(_as_float32(inputs) if converted else inputs)
-    own = for_inference(own, title)
-    module, specs = bind(own, given, title)
+    own, warnings = for_inference(own, title)
+    bound = bind(own, given, title)
+    module, specs = bound.module, bound.inputs
     if module is own and is_hugging_face(own):
         module = by_names_(own)
     limits = vocabulary(own, specs)
     try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
+    warnings = (*warnings, *bound.warnings)
     sha256 = digest_model(_structure(model), {**dict(own.named_parameters()), **dict(own.named_buffers())})
-    return Source(Path(title), "module", sha256, module, specs, limits=limits)
+    return Source(Path(title), "module", sha256, module, specs, limits=limits, warnings=warnings)
 
 
 def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:
     title = name_of(program)
     sha256 = digest_model(str(program.graph_module.code), {**program.state_dict, **program.constants})
     opened = open_program(copy.copy(program), specs_of(inputs), title)
-    return Source(
-        Path(title), "exported-program", sha256, opened.module, opened.inputs, opened.program,
-        limits=opened.limits,
-    )  # fmt: skip
+    return opened.source(Path(title), "exported-program", sha256)
 
 
 def _structure(model: torch.nn.Module) -> str:

@@ -14,10 +14,19 @@ from .errors import UserError
 from .source import TensorSpec
 
 DTYPES = ("float32", "float16", "int32", "bool")
-# int64 is int32 at the border
+# a model's own types that no artifact takes -> what it takes instead (int64 is int32 without a word)
+AT_BORDER = {
+    "float64": "float32",
+    "bfloat16": "float32",
+    "uint8": "int32",
+    "int8": "int32",
+    "int16": "int32",
+}
 _ALIASES = {
     "float": "float32",
     "half": "float16",
+    "double": "float64",
+    "short": "int16",
     "int": "int32",
     "int64": "int32",
     "long": "int32",
@@ -29,7 +38,7 @@ _MOST_ELEMENTS = 2**31
 @dataclass(frozen=True)
 class InputSpec:
     """One `--input`. `dtype` is None where the user left it to the model; `name` is "" of an example that was
-    given in order (see `in_order`)."""
+    given in order (see `in_order`). It is the model's own, which an artifact may lack (see `AT_BORDER`)."""
 
     name: str
     shape: tuple[int, ...]
@@ -105,7 +114,7 @@ def check(model: str, spec: InputSpec, own: TensorSpec) -> None:
             f"but --input gives {len(spec.shape)}: {shape_text(spec.shape)}.",
             example,
         )
-    if spec.dtype not in (None, own.dtype):
+    if spec.dtype is not None and AT_BORDER.get(spec.dtype, spec.dtype) != own.dtype:
         raise UserError(
             f"Input {spec.name!r} of {model} is {own.dtype}, but --input says {spec.dtype}.", example
         )
@@ -138,6 +147,9 @@ def _shape(text: str, shape: str) -> tuple[int, ...]:
 
 def _dtype(text: str, dtype: str) -> str:
     dtype = _ALIASES.get(dtype, dtype)
-    if dtype not in DTYPES:
-        raise UserError(f"--input {text!r}: the dtype {dtype!r} is not one of {', '.join(DTYPES)}.", _EXAMPLE)
+    allowed = (*DTYPES, *AT_BORDER)
+    if dtype not in allowed:
+        raise UserError(
+            f"--input {text!r}: the dtype {dtype!r} is not one of {', '.join(allowed)}.", _EXAMPLE
+        )
     return dtype

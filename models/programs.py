@@ -11,14 +11,14 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .archives import read_member, zip_members
 from .digest import content_of
 from .errors import UserError
-from .inputs import InputSpec, check, in_order, listing
+from .inputs import DTYPES, InputSpec, check, in_order, listing
 from .pickles import globals_of, torch_only
 from .quiet import quiet
 from .source import Source, TensorSpec
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-_BORDER = {
-    "torch.float32": "float32",
-    "torch.float16": "float16",
-    "torch.int64": "int32",
-    "torch.int32": "int32",
-    "torch.bool": "bool",
-}
 _OPERATOR = r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\._?sym_\w+|torch\.Sym\w+|_operator\.\w+|math\.\w+|#.*"
 _SHAPE_FUNCTIONS = set(  # sympy's srepr of shape arithmetic, and torch/utils/_sympy/functions.py
     """
@@ -69,23 +62,30 @@ def load_program(path: Path, options: LoadOptions) -> Source:
     _register_output_types(path)
     opened = open_program(_read(path), options.inputs, str(path))
     sha256 = content_of(path).sha256
-    return Source(
-        path, "exported-program", sha256, opened.module, opened.inputs, opened.program, limits=opened.limits
-    )
+    return opened.source(path, "exported-program", sha256)
 
 
 class OpenedProgram(NamedTuple):
-    """program: None where it is to be exported again at the shapes of `inputs`. module: runs it by input
-    names. limits: integer input -> (lowest, highest + 1)."""
+    """program: None where it is to be exported again at the shapes of `inputs`, or in types that an artifact
+    takes. module: runs it by input names. limits: integer input -> (lowest, highest + 1)."""
 
     program: ExportedProgram | None
     module: torch.nn.Module
     inputs: tuple[TensorSpec, ...]
     limits: dict[str, tuple[int, int]]
+    warnings: tuple[str, ...]
+
+    def source(self, path: Path, format_name: str, sha256: str) -> Source:
+        return Source(
+            path, format_name, sha256, self.module, self.inputs, self.program,
+            limits=self.limits, warnings=self.warnings,
+        )  # fmt: skip
 
 
 def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: str) -> OpenedProgram:
     """A program as a source of a model, at the shapes that the user gave where it leaves them open."""
+    from .border import NARROW, foreign, inputs_warnings, name_of, weights_warning
+
     # Python text that program.module() would execute; capture fixes the shapes that it would guard
     program._guards_code = []
     placeholders = _tensor_inputs(program)
@@ -101,12 +101,23 @@ def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: 
     inputs = tuple(
         _settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, described)
     )
-    module = _by_names(program, [index for index, _ in placeholders])
-    fixed = len(placeholders) == len(program.graph_signature.user_inputs) and all(
-        _is_static(node) for _, node in placeholders
+    own = {node.name: node.meta["val"].dtype for _, node in placeholders}
+    converted = foreign([*program.parameters(), *(node.meta["val"] for _, node in placeholders)])
+    module = _by_names(program, [index for index, _ in placeholders], converted)
+    fixed = (
+        len(placeholders) == len(program.graph_signature.user_inputs)
+        and all(_is_static(node) for _, node in placeholders)
+        and not converted
+        and not any(dtype in NARROW for dtype in own.values())
     )
     limits = _limits(program, placeholders, inputs)
-    return OpenedProgram(program if fixed else None, module, inputs, limits)
+    warnings = (
+        *weights_warning(foreign(program.parameters())),
+        *inputs_warnings({name: name_of(dtype) for name, dtype in own.items()}, inputs),
+        *_fixed_sizes(placeholders, inputs, chosen),
+        *_batch_of_two(program, placeholders),
+    )
+    return OpenedProgram(program if fixed else None, module, inputs, limits, warnings)
 
 
 def refuse_code(path: Path) -> None:
@@ -271,16 +282,18 @@ def _example(program: ExportedProgram, index: int) -> Any:
 
 
 def _spec(node: Node, example: Any, title: str) -> TensorSpec:
+    from .border import at_border
+
     value = node.meta["val"]
-    if str(value.dtype) not in _BORDER:
-        allowed = ", ".join(sorted(set(_BORDER.values())))
+    dtype = at_border(value.dtype)
+    if dtype is None:
         raise UserError(
-            f"{title}: input {node.name} is {value.dtype}; artifacts take {allowed}.",
+            f"{title}: input {node.name} is {value.dtype}; artifacts take {', '.join(sorted(DTYPES))}.",
             "Export it with one of these.",
         )
     fallback = tuple(example.shape) if example is not None else (1,) * value.ndim
     shape = tuple(dim if isinstance(dim, int) else fallback[axis] for axis, dim in enumerate(value.shape))
-    return TensorSpec(node.name, shape, _BORDER[str(value.dtype)])
+    return TensorSpec(node.name, shape, dtype)
 
 
 def _is_static(node: Node) -> bool:
@@ -306,15 +319,58 @@ def _settle(node: Node, own: TensorSpec, given: InputSpec | None, title: str) ->
     return TensorSpec(own.name, given.shape, own.dtype)
 
 
-def _by_names(program: ExportedProgram, positions: list[int]) -> torch.nn.Module:
-    """A module over the tensor inputs only; other inputs keep the values they were exported with."""
+def _fixed_sizes(
+    placeholders: list[tuple[int, Node]], inputs: tuple[TensorSpec, ...], given: Mapping[str, InputSpec]
+) -> Iterator[str]:
+    """What the user is told of sizes that the program leaves open and the artifact does not."""
+    for (_, node), spec in zip(placeholders, inputs):
+        sizes = node.meta["val"].shape
+        axes = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
+        if axes:
+            listed = ", ".join(f"dimension {axis} to {spec.shape[axis]}" for axis in axes)
+            example = "x".join("N" if axis in axes else str(size) for axis, size in enumerate(spec.shape))
+            chosen = "as --input says" if spec.name in given else "as it was exported"
+            yield (
+                f"Input {spec.name} of the exported program has dynamic dimensions; the artifact fixes"
+                f" {listed}, {chosen}.\n"
+                f"--input {spec.name}:{example} fixes them otherwise; convert once for each size."
+            )
+
+
+def _batch_of_two(program: ExportedProgram, placeholders: list[tuple[int, Node]]) -> Iterator[str]:
+    """What the user is told where every input and output has a first size of 2: torch.export would take 1 for
+    a constant, so two examples are what people export with."""
+    import torch
+
+    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    nodes = [node for _, node in placeholders] + [node for node in returned if hasattr(node, "meta")]
+    values = [node.meta.get("val") for node in nodes]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    first = [value.shape[0] if value.ndim else None for value in tensors]
+    if all(isinstance(size, int) and size == 2 for size in first):
+        yield (
+            "The exported program has a fixed batch of 2, so the artifact takes two examples at a time.\n"
+            "Export it with an example of one for an app that asks for one."
+        )
+
+
+def _by_names(
+    program: ExportedProgram, positions: list[int], converted: Sequence[torch.dtype]
+) -> torch.nn.Module:
+    """A module over the tensor inputs only; other inputs keep the values they were exported with. converted:
+    floating-point types that become float32 in it."""
+    import torch
     from torch.utils import _pytree as pytree
 
+    from .border import in_float32
     from .forward import NamedModule
 
     model, in_spec = program.module(), program.call_spec.in_spec
     leaves = [None if isinstance(value, str) else value for value in program.graph_signature.user_inputs]
     dtypes = [node.meta["val"].dtype for _, node in _tensor_inputs(program)]
+    if converted:
+        model = in_float32(model, converted)
+        dtypes = [torch.float32 if dtype in converted else dtype for dtype in dtypes]
 
     def call(inputs: dict[str, torch.Tensor]) -> Any:
         filled = list(leaves)

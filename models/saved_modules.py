@@ -40,8 +40,9 @@ def load_safetensors(path: Path, options: LoadOptions) -> Source:
 
 
 def _source(path: Path, format_name: str, model: torch.nn.Module, options: LoadOptions) -> Source:
-    model = for_inference(model, str(path))
-    module, specs = bind(model, options.inputs, str(path))
-    limits = vocabulary(model, specs)
-    try_once(module, specs, limits, str(path), f"About the shapes: {propose(model)}")
-    return Source(path, format_name, content_of(path).sha256, module, specs, limits=limits)
+    model, warnings = for_inference(model, str(path))
+    bound = bind(model, options.inputs, str(path))
+    limits = vocabulary(model, bound.inputs)
+    try_once(bound.module, bound.inputs, limits, str(path), f"About the shapes: {propose(model)}")
+    sha256, warnings = content_of(path).sha256, (*warnings, *bound.warnings)
+    return Source(path, format_name, sha256, bound.module, bound.inputs, limits=limits, warnings=warnings)

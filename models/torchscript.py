@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .archives import read_member
+from .border import as_declared
 from .digest import content_of
 from .errors import UserError
-from .forward import bind, try_once, vocabulary
+from .forward import Bound, bind, for_inference, try_once, vocabulary
 from .programs import open_program
 from .quiet import quiet
 from .samples import synthetic
-from .source import Source, TensorSpec
+from .source import Source
 from .source_kind import LoadOptions
 
 _HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
@@ -21,11 +22,12 @@ _HINT = "Convert from the Python module instead (torch.export.save), or rewrite 
 
 def load_torchscript(path: Path, options: LoadOptions) -> Source:
     """Its inputs have the names that the user gave."""
-    model = _read(path)
-    module, specs = bind(model, options.inputs, str(path))
-    limits = vocabulary(module, specs)
-    try_once(module, specs, limits, str(path), "Correct --input.")
-    converted = _convert(path, model, specs, limits)
+    model, warnings = for_inference(_read(path), str(path))
+    bound = bind(model, options.inputs, str(path))
+    specs = bound.inputs
+    limits = vocabulary(bound.module, specs)
+    try_once(bound.module, specs, limits, str(path), "Correct --input.")
+    converted = _convert(path, model, bound, limits)
     opened = open_program(converted, (), str(path))
     if len(opened.inputs) != len(specs):
         count = f"{len(opened.inputs)} of {len(specs)} inputs"
@@ -38,7 +40,10 @@ def load_torchscript(path: Path, options: LoadOptions) -> Source:
         if own.name in opened.limits
     }
     sha256 = content_of(path).sha256
-    return Source(path, "torchscript", sha256, opened.module, specs, opened.program, limits=limits)
+    return Source(
+        path, "torchscript", sha256, opened.module, specs, opened.program,
+        limits=limits, warnings=(*warnings, *bound.warnings),
+    )  # fmt: skip
 
 
 class _Anything:
@@ -110,22 +115,23 @@ def _read(path: Path) -> Any:
     _check_storages(path)
     try:
         with quiet():
-            return torch.jit.load(path, map_location="cpu").eval()
+            return torch.jit.load(path, map_location="cpu")
     except Exception as error:  # RuntimeError with the C++ reader's reason
         raise UserError(
             f"{path} cannot be loaded as TorchScript: {_reason(error)}", "Save or copy the model again."
         ) from error
 
 
-def _convert(
-    path: Path, model: Any, specs: tuple[TensorSpec, ...], limits: dict[str, tuple[int, int]]
-) -> Any:
+def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, tuple[int, int]]) -> Any:
     import torch
     from torch._export.converter import TS2EPConverter
 
-    batch = synthetic(specs, 1, 0, limits).batches[0]
-    tensors = [torch.from_numpy(batch[spec.name]) for spec in specs]
-    arguments = tuple(tensor.long() if tensor.dtype == torch.int32 else tensor for tensor in tensors)
+    batch = synthetic(bound.inputs, 1, 0, limits).batches[0]
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    wide = {
+        name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()
+    }
+    arguments = tuple(as_declared(wide, bound.own_types).values())
     try:
         with quiet(), torch.no_grad():
             return TS2EPConverter(model, arguments).convert()

@@ -137,11 +137,29 @@ def test_a_mask_keeps_the_range_of_its_example(tmp_path):
     assert load(save(program, tmp_path / "m")).limits == {"a": (1, 2), "b": (0, 10)}
 
 
-def test_float64_is_refused(tmp_path):
-    program = torch.export.export(Affine().double(), (torch.ones(3, 4).double(),))
-    assert "input x is torch.float64; artifacts take bool, float16, float32, int32." in refusal(
+def test_a_type_that_nothing_can_stand_for_is_refused(tmp_path):
+    class Real(torch.nn.Module):
+        def forward(self, x):
+            return x.real
+
+    program = torch.export.export(Real(), (torch.ones(3, 4, dtype=torch.complex64),))
+    assert "input x is torch.complex64; artifacts take bool, float16, float32, int32." in refusal(
         save(program, tmp_path / "m")
     )
+
+
+def test_what_is_fixed_is_said(tmp_path):
+    dims = {"x": {0: torch.export.Dim("n", max=64)}}
+    path = save(torch.export.export(Affine(), (torch.ones(3, 4),), dynamic_shapes=dims), tmp_path / "m")
+    (warning,) = load(path).warnings
+    assert warning.startswith("Input x of the exported program has dynamic dimensions;")
+    assert "the artifact fixes dimension 0 to 3, as it was exported." in warning
+    assert "--input x:Nx4" in warning
+    (warning,) = load(path, (InputSpec("x", (5, 4)),)).warnings
+    assert "fixes dimension 0 to 5, as --input says." in warning
+    two = save(torch.export.export(Affine(), (torch.ones(2, 4),)), tmp_path / "two")
+    assert "a fixed batch of 2" in load(two).warnings[0]
+    assert not load(save(torch.export.export(Affine(), (torch.ones(3, 4),)), tmp_path / "three")).warnings
 
 
 def test_transformers_outputs_are_registered_by_loading(tmp_path):
