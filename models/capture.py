@@ -21,7 +21,7 @@ from .patched import lazy_graph_modules, operators_listed_once, postponed_module
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Samples, Source, TensorSpec
-from .tensors import Tensor, tensors_of
+from .tensors import Tensor, laid_out_as, tensors_of
 from .work import work_of
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
         drop_no_ops,
         fold_batch_norms,
         fold_constants,
+        lay_out_inputs,
         products_to_linear,
         spell_out_strides,
         views_to_reshapes,
@@ -144,6 +145,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     _accept_int32(work)
     settle_sizes(work)
     spell_out_strides(work)
+    lay_out_inputs(work)
     views_to_reshapes(work)
     drop_no_ops(work)
     widen_narrow_inputs(work)
@@ -314,10 +316,12 @@ def _program_arguments(
     specs: list[Any] = [
         spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
     ]
-    dtypes = {node.name: node.meta["val"].dtype for node in program.graph.nodes if node.op == "placeholder"}
+    traced = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     in_order = iter(tensors)
     leaves = [
-        next(in_order).to(dtypes[argument.name]) if isinstance(argument, TensorArgument) else argument.value
+        laid_out_as(next(in_order), traced[argument.name])
+        if isinstance(argument, TensorArgument)
+        else argument.value
         for argument in specs
     ]
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(

@@ -25,6 +25,9 @@ Operators that torch.export decomposes: listed once while a model is captured (`
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
+    noop_elimination._match_pattern              keeps the floor of x // 1 (`pass_guards`)
+    fuse_conv_scale._try_to_transform            keeps constants over a convolution (`pass_guards`)
+    fuse_pow2_sqrt._match_pattern                keeps sqrt(x^2) (`pass_guards`)
 
 coremltools keeps the program that it builds in globals (`BLOCK_STACK`, `SCOPE_STACK`, counters of names), so
 only one thread at a time may use it: `exclusive`.

@@ -290,6 +290,19 @@ def _call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> 
     return node
 
 
+def lay_out_inputs(work: Draft) -> bool:
+    """Inputs are contiguous, whatever the example was (channels_last, a transposed tensor): an artifact takes
+    them row by row.
+
+    After `spell_out_strides`, which reads how the example lay in memory; before `views_to_reshapes`.
+    """
+    inputs = [node for node in work.graph.nodes if work.is_input(node)]
+    scattered = [node for node in inputs if not node.meta["val"].is_contiguous()]
+    for node in scattered:
+        node.meta["val"] = node.meta["val"].contiguous()
+    return bool(scattered)
+
+
 def views_to_reshapes(work: Draft) -> bool:
     """Every view becomes a reshape, which means the same however a value lies in memory: constants that are
     folded become contiguous, and so do a target's values, while a view trusts the strides of the traced ones.

@@ -52,3 +52,16 @@ def all_within(tensor: torch.Tensor, lowest: float, highest: float) -> bool:
         return True
     least, most = tensor.detach().aminmax()
     return bool(least >= lowest) and bool(most <= highest)
+
+
+def laid_out_as(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """The tensor in the type and the memory layout of the example that a program was exported with: the
+    program's assertions and views hold for no other. A layout that puts elements on top of each other is left
+    out."""
+    import torch
+
+    tensor, strides = tensor.to(example.dtype), example.stride()
+    repeats = any(stride == 0 and size > 1 for stride, size in zip(strides, example.shape))
+    if tensor.stride() == strides or repeats:
+        return tensor
+    return torch.empty_strided(tuple(example.shape), strides, dtype=example.dtype).copy_(tensor)

@@ -42,6 +42,32 @@ def is_scaled(node: torch.fx.Node) -> bool:
     return any(value != 1 for value in node.args[2:])
 
 
+def add(self, other, alpha=1):
+    """coremltools drops alpha, which is a keyword argument."""
+    return self + alpha * other
+
+
+def subtract(self, other, alpha=1):
+    return self - alpha * other
+
+
+def subtract_from(self, other, alpha=1):
+    return other - alpha * self
+
+
+def addmm(self, mat1, mat2, beta=1, alpha=1):
+    return beta * self + alpha * torch.mm(mat1, mat2)
+
+
+def is_weighted(node: torch.fx.Node) -> bool:
+    return any(node.kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta"))
+
+
+def has_factor(node: torch.fx.Node) -> bool:
+    """The overloads with a number take alpha in place."""
+    return len(node.args) > 2 or is_weighted(node)
+
+
 def trunc(self):
     return torch.sign(self) * torch.floor(torch.abs(self))
 
@@ -236,21 +262,14 @@ def experts_product(input, mat2, offs):
     return (products * mine[:, :, None].to(input.dtype)).sum(0)
 
 
-def add_scalar(self, other, alpha=1):
-    return self + other * alpha
-
-
-def subtract_scalar(self, other, alpha=1):
-    return self - other * alpha
-
-
-def has_factor(node: torch.fx.Node) -> bool:
-    return len(node.args) > 2
-
-
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
-    aten.add.Scalar: (add_scalar, has_factor),
-    aten.sub.Scalar: (subtract_scalar, has_factor),
+    aten.add.Tensor: (add, is_weighted),
+    aten.add.Scalar: (add, has_factor),
+    aten.sub.Tensor: (subtract, is_weighted),
+    aten.sub.Scalar: (subtract, has_factor),
+    aten.rsub.Tensor: (subtract_from, is_weighted),
+    aten.rsub.Scalar: (subtract_from, has_factor),
+    aten.addmm.default: (addmm, is_weighted),
     aten.hardtanh.default: (hardtanh, always),
     aten.elu.default: (elu, is_scaled),
     aten.trunc.default: (trunc, always),

@@ -68,13 +68,20 @@ def set_constants(work: Draft, half: bool, dense: Dense) -> Constants:
     dtype, changed, warnings = torch.float16 if half else torch.float32, False, []
     for node, name, tensor in _floating_constants(work):
         decompressed = dense(name)  # 1
-        finite = _finite(tensor.detach() if decompressed is None else decompressed, dtype)  # 2
+        own = _row_by_row(tensor.detach())
+        finite = _finite(own if decompressed is None else decompressed, dtype)  # 2
         if finite.limited:
             kind = str(dtype).removeprefix("torch.")
             warnings.append(f"{name} holds values beyond {kind}: limited to {-MASKED:g}")
         _set(work, node, finite.value)
         changed |= decompressed is not None or finite.limited or tensor.dtype != dtype
     return Constants(changed, warnings)
+
+
+def _row_by_row(tensor: torch.Tensor) -> torch.Tensor:
+    """Kernels in channels_last are laid out plainly: what is computed from them would be declared in their
+    layout, while the delegate writes row by row."""
+    return tensor.contiguous() if tensor.ndim > 3 else tensor
 
 
 def limit_constants(work: Draft) -> bool:

@@ -1,0 +1,51 @@
+"""Matches of coremltools' passes (9.0) that change what a program computes, held back while its passes run.
+
+1. `noop_elimination` takes floor_div(x, 1) for x, whatever numbers x holds. 2. `fuse_conv_scale` takes
+constant / conv for conv / constant. 3. `fuse_pow2_sqrt` takes sqrt(x^2) for x, negative or not.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ...models.patched import replaced
+
+
+@contextmanager
+def sound_passes() -> Iterator[None]:
+    """While it runs, coremltools' passes leave the operations alone that they would take for others."""
+    import importlib
+
+    from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
+    from coremltools.converters.mil.mil.passes.defs.optimize_conv import fuse_conv_scale
+
+    # the package has the pass's class under its module's name
+    powers = importlib.import_module("coremltools.converters.mil.backend.mil.passes.fuse_pow2_sqrt")
+
+    def loses_floor(op: Any) -> bool:  # 1
+        return op.op_type == "floor_div" and not types.is_int(op.outputs[0].dtype)
+
+    def divides_by_convolution(conv: Any, scale: Any) -> bool:  # 2
+        return scale.op_type == "real_div" and scale.x.val is not None
+
+    def loses_sign(op: Any) -> bool:  # 3
+        return op.op_type == "pow"
+
+    guards: tuple[tuple[Any, str, Callable[..., bool], Any], ...] = (
+        (noop_elimination, "_match_pattern", loses_floor, None),
+        (fuse_conv_scale, "_try_to_transform", divides_by_convolution, False),
+        (powers, "_match_pattern", loses_sign, None),
+    )
+    with ExitStack() as stack:
+        for owner, name, refuses, answer in guards:
+            guarded = _guarded(getattr(owner, name), refuses, answer)
+            stack.enter_context(
+                replaced(owner, name, staticmethod(guarded) if isinstance(owner, type) else guarded)
+            )
+        yield
+
+
+def _guarded(match: Callable[..., Any], refuses: Callable[..., bool], answer: Any) -> Callable[..., Any]:
+    """`match`, which says `answer` where `refuses` holds for its arguments."""
+    return lambda *arguments: answer if refuses(*arguments) else match(*arguments)
