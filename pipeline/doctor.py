@@ -4,6 +4,7 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 REQUIRED = {
@@ -24,6 +25,7 @@ def examine() -> list[Finding]:
         _python(),
         *(_package(name, wanted) for name, wanted in REQUIRED.items()),
         _native(),
+        _convert(),
         _memory(),
         _disk(),
     ]
@@ -53,6 +55,16 @@ def _native() -> Finding:
     return Finding(
         "Core ML runtime", "not run: needs macOS", True, "artifacts are checked by the reference runner"
     )
+
+
+def _convert() -> Finding:
+    """Which program `convert` is: ImageMagick has one, too."""
+    path = shutil.which("convert")
+    ours = Path(sys.executable).parent / "convert"
+    is_ours = path is not None and Path(path).resolve() == ours.resolve()
+    whose = "another program's" if path else "not on the PATH"
+    note = "" if is_ours else f"{whose}: write `cidermill convert`"
+    return Finding("convert", path or "not found", True, note)
 
 
 def _memory() -> Finding:

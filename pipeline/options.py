@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..converters.coreml.deployment import target_named
 from ..models.errors import UserError
 from ..models.inputs import parse_inputs
 from ..quantization.recipe_file import load_recipe
@@ -150,9 +151,10 @@ CONVERT = (
     Option(
         "deployment-target",
         "deployment_target",
-        "Oldest system that must run the Core ML artifact.",
+        "Oldest system that must run the Core ML artifact, as iOS17, macOS15, watchOS11 or visionOS2.",
         metavar="OS",
         default="iOS18",
+        parse=target_named,
     ),
     DEVICE,
     CALIBRATION,
@@ -343,6 +345,7 @@ STUDY = (
         "Oldest system that must run the Core ML artifacts.",
         metavar="OS",
         default="iOS18",
+        parse=target_named,
     ),
     MODEL_CLASS,
     TRUST_PICKLE,

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 Verdict = Literal["pass", "fail"]
+PER_BLOCK = "weight quantized per block"  # why an operation is not placed on the Neural Engine
 Origin = Literal["estimate", "measured"]  # an estimate is never dressed up as a measurement
 
 

@@ -8,19 +8,44 @@ from ...models.errors import UserError
 from ...quantization.granularity import PerBlock, PerGroup
 from ...quantization.schemes import Linear, Palettize, Recipe
 
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26", "macOS12", "macOS13", "macOS14", "macOS15", "macOS26")
+# system -> what its numbers before 26 lack to those of the iOS release with the same operators
+BEHIND_IOS = {"iOS": 0, "macOS": 3, "tvOS": 0, "watchOS": 7, "visionOS": 16}
+GENERATIONS = (15, 16, 17, 18, 26)
+TARGETS = tuple(
+    f"{system}{number if number == 26 else number - behind}"
+    for system, behind in BEHIND_IOS.items()
+    for number in GENERATIONS
+    if number - behind > 0
+)
 DEFAULT_TARGET = "iOS18"
+
+
+def target_named(text: str) -> str:
+    """A deployment target as it is spelled, however its letters were: "watchos11" -> "watchOS11". Raises
+    UserError for an unknown one."""
+    spelled = {name.lower(): name for name in TARGETS}
+    if text.lower() in spelled:
+        return spelled[text.lower()]
+    near = difflib.get_close_matches(text.lower(), spelled, n=1, cutoff=0.4)
+    hint = f"Did you mean {spelled[near[0]]}? " if near else ""
+    raise UserError(f"Unknown deployment target {text!r}.", f"{hint}The targets are {_listed()}.")
+
+
+def _listed() -> str:
+    """ "iOS15 to iOS18 and iOS26; macOS12 to ...", of all systems."""
+    families = [[name for name in TARGETS if name.startswith(system)] for system in BEHIND_IOS]
+    return "; ".join(f"{names[0]} to {names[-2]} and {names[-1]}" for names in families)
+
+
+def operators_of(target: str) -> str:
+    """The iOS release with the same operators, which is what coremltools calls the deployment target by."""
+    return f"iOS{generation(target)}"
 
 
 def check_target(name: str, recipe: str, needed: str, reason: str) -> None:
     """Refuse an unknown deployment target, or one whose operators cannot hold the recipe (`needed`, e.g.
     "iOS18", can, because of `reason`)."""
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"Unknown deployment target {name!r}.", f"{hint}The targets are {', '.join(TARGETS)}."
-        )
+    target_named(name)
     if generation(name) < generation(needed):
         raise UserError(
             f"{name} cannot hold {recipe}: {reason}.",
@@ -29,9 +54,10 @@ def check_target(name: str, recipe: str, needed: str, reason: str) -> None:
 
 
 def generation(target: str) -> int:
-    """iOS and macOS releases with the same operator set share a number: macOS15 is iOS18."""
+    """Releases with the same operator set share a number, that of iOS: macOS15, watchOS11 and visionOS2 are
+    18."""
     number = int(re.sub(r"\D", "", target))
-    return number + 3 if target.startswith("macOS") and number < 26 else number
+    return number if number >= 26 else number + BEHIND_IOS[re.sub(r"\d", "", target)]
 
 
 def required_target(recipe: Recipe) -> tuple[str, str]:

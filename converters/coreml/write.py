@@ -22,7 +22,7 @@ from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
 from ..artifact import Realised, WrittenArtifact
 from .activations import activation_warnings
-from .deployment import DEFAULT_TARGET, generation
+from .deployment import DEFAULT_TARGET, generation, operators_of
 from .lower import lower
 from .program import (
     OTHER_OPERATORS,
@@ -119,7 +119,7 @@ def _template(
     key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
     if shared and key in templates.held:
         return templates.held[key]
-    target = getattr(import_coremltools().target, deployment_target)
+    target = getattr(import_coremltools().target, operators_of(deployment_target))
     program, given = _lower(compressed)
     _check_operators(program)
     metadata = _metadata(program)

@@ -218,7 +218,7 @@ def _job(where: str, model: str, variant: str | None, path: str | None, settings
     ]
     words = [*options, f"--out={folder}"]
     words = [*words, "--", path] if path.startswith("-") else [path, *words]
-    return Job(model, variant, _plan(where, path, settings, folder), ("convert", *words))
+    return Job(model, variant, _plan(where, path, settings, folder), ("cidermill", "convert", *words))
 
 
 def _plan(where: str, path: str, settings: Settings, folder: Path) -> Plan:

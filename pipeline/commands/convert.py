@@ -36,9 +36,9 @@ def convert(model: Path, as_json: bool, quiet: bool, ci: bool, junit: Path | Non
 
     \b
     Examples:
-      convert model.pt --target coreml --quant int8
-      convert ./bert-folder --target coreml --target executorch-mps --quant int4:block32
-      convert net.pt --input image:1x3x224x224 --palettize 4 --device "iPhone 12"
+      cidermill convert model.pt --target coreml --quant int8
+      cidermill convert ./bert-folder --target coreml --target executorch-mps --quant int4:block32
+      cidermill convert net.pt --input image:1x3x224x224 --palettize 4 --device "iPhone 12"
 
     Exit code: 0 all verdicts pass, 1 a verdict or a budget failed, 2 bad usage or bad input (nothing is
     written).

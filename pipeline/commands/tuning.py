@@ -26,7 +26,7 @@ def tune(model: Path, as_json: bool, quiet: bool, **options: Any) -> int:
     \b
     Examples:
       cidermill tune model.pt --recipe palettize2 --data my_data:batches --steps 300 --out tuned.pt2
-      convert tuned.pt2 --quant palettize2
+      cidermill convert tuned.pt2 --quant palettize2
 
     Exit code: 0 every output is nearer to the source's than without tuning, 1 one is not, 2 bad usage or bad
     input (nothing is written).

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from ...validation.judge.compare import OutputError
-from ...validation.records import DeviceLatency, EstimatedTimes, MeasuredTimes, PlacedOperation, WeightReport
+from ...validation.records import (
+    PER_BLOCK,
+    DeviceLatency,
+    EstimatedTimes,
+    MeasuredTimes,
+    PlacedOperation,
+    WeightReport,
+)
 from ..forecast import RecipeForecast
 from .records import Artifact, Placement, Report, SampleSummary, ShapeLatency
 
@@ -246,6 +253,18 @@ def off_ane_reasons(placement: Placement) -> list[OffEngine]:
             counts[key] += 1
             times[key] += op.cost_ms
     return [OffEngine(*key, count, times[key]) for key, count in counts.most_common()]
+
+
+def blocks_off_engine(placement: Placement) -> str:
+    """A warning about scales per block, which keep operations off the Neural Engine, and what would not; ""
+    where none do."""
+    by_blocks = [group for group in off_ane_reasons(placement) if group.reason == PER_BLOCK]
+    count = sum(group.ops for group in by_blocks)
+    if not count:
+        return ""
+    leave = "operations leave" if count > 1 else "operation leaves"
+    what = f"{count} {leave} the Neural Engine of {placement.device}: {PER_BLOCK}."
+    return f"{what}\n{by_blocks[0].advice[:1].upper()}{by_blocks[0].advice[1:]}."
 
 
 def crossings_text(placement: Placement) -> str:

@@ -265,12 +265,13 @@ def _best_of_model(study: Study, model: str, constraints: Sequence[Constraint]) 
 
 
 def convert_command(study: Study, row: StudyRow) -> list[str]:
-    """The arguments that make the trial's artifact again, `convert` first."""
+    """The words that make the trial's artifact again, `cidermill convert` first: `convert` alone is
+    ImageMagick on many machines."""
     header = study.header
     model = next(model for model in header.models if model.name == row.model)
     given: dict[str, Any] = {"device": header.devices, **(header.options or {})}
     defaults = {option.name: option.default for option in OPTIONS["convert"]}
-    command = ["convert", model.path, "--target", row.target, "--quant", row.recipe]
+    command = ["cidermill", "convert", model.path, "--target", row.target, "--quant", row.recipe]
     for name, content in given.items():
         for value in content if isinstance(content, list | tuple) else [content]:
             if value is True:

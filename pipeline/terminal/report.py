@@ -132,7 +132,8 @@ def show_report(report: Report, folder: Path) -> None:
     render_artifacts(report, out)
     for artifact in report.artifacts:
         where = f"{artifact.target} {artifact.recipe}" if len(report.artifacts) > 1 else ""
-        _print_warnings(out, artifact.warnings, where)
+        blocks = summaries.blocks_off_engine(artifact.placement)
+        _print_warnings(out, [*artifact.warnings, *([blocks] if blocks else [])], where)
     if report.budget:
         _print_budget(out, report.budget)
     out.print()

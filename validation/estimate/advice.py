@@ -7,6 +7,7 @@ is said. The limits are those of `support.py`, whose docstring names the sources
 
 from collections.abc import Callable
 
+from ..records import PER_BLOCK
 from .operations import Operation
 
 Advice = Callable[[Operation], str]
@@ -116,7 +117,7 @@ BY_REASON: tuple[tuple[tuple[str, ...], Advice], ...] = (
     (("int32 ", "uint32 ", "int64 ", "uint64 "), _whole_numbers),
     (("float32 ",), _float32),
     (
-        ("quantized per block",),
+        (PER_BLOCK,),
         lambda _: (
             "a scale per channel (int4:per-channel, int8) or a table per group (palettize4:group16) runs"
             " there"

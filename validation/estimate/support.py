@@ -6,6 +6,7 @@ Limits are those of an M4 where a source measured them, and of earlier Neural En
 issues).
 """
 
+from ..records import PER_BLOCK
 from .devices import Device
 from .operations import BITS, Operand, Operation
 
@@ -168,7 +169,7 @@ def _refuse_conv(kernel: tuple[int, ...], device: Device) -> str:
 
 def _refuse_weight(operation: Operation, device: Device) -> str:
     """Block-wise scales are left to CPU and GPU (apple/coremltools #2510; stablehlo-coreml PR #110)."""
-    return "weight quantized per block" if any(operand.per_block for operand in operation.operands) else ""
+    return PER_BLOCK if any(operand.per_block for operand in operation.operands) else ""
 
 
 def _activations(operation: Operation) -> tuple[Operand, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.converters.coreml.deployment import check_target
+from cidermill.converters.coreml.deployment import check_target, operators_of, target_named
 from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.models.capture import capture
 from cidermill.models.errors import UnsupportedOperators, UserError
@@ -244,6 +244,8 @@ def test_operators_without_a_translation_are_all_named(tmp_path):
         ("iOS16", "iOS18", "iOS16 cannot hold int4: 4-bit integer weights"),
         ("iOS99", "iOS15", "Unknown deployment target 'iOS99'"),
         ("macOS13", "iOS18", "macOS13 cannot hold int4"),
+        ("watchOS10", "iOS18", "watchOS10 cannot hold int4"),
+        ("visionOS1", "iOS18", "visionOS1 cannot hold int4"),
     ],
 )
 def test_a_target_that_cannot_hold_the_recipe(target, needed, text):
@@ -252,9 +254,21 @@ def test_a_target_that_cannot_hold_the_recipe(target, needed, text):
     assert "iOS18" in caught.value.hint
 
 
-@pytest.mark.parametrize("target", ["iOS18", "macOS15", "iOS26", "macOS26"])
+@pytest.mark.parametrize(
+    "target", ["iOS18", "macOS15", "iOS26", "macOS26", "watchOS11", "tvOS18", "visionOS2", "visionOS26"]
+)
 def test_targets_that_can(target):
     check_target(target, "int4", "iOS18", "4-bit integer weights")
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled", "operators"),
+    [("ios15", "iOS15", "iOS15"), ("WATCHOS11", "watchOS11", "iOS18"), ("visionos1", "visionOS1", "iOS17"),
+     ("tvOS16", "tvOS16", "iOS16"), ("macos12", "macOS12", "iOS15"), ("watchOS26", "watchOS26", "iOS26")],
+)  # fmt: skip
+def test_targets_however_they_are_spelled(given, spelled, operators):
+    """Apple releases systems of one year with one operator set."""
+    assert (target_named(given), operators_of(target_named(given))) == (spelled, operators)
 
 
 def test_a_scalar_input_keeps_its_name(tmp_path):

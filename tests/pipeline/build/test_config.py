@@ -141,7 +141,10 @@ def test_a_job_tells_the_convert_command_that_does_the_same(tmp_path):
     (job,) = read_config(
         write(tmp_path, '[models.net]\npath = "my net.pt"\ndevice = ["iPhone 12", "A14"]\nmeasure = false\n')
     ).jobs
-    assert job.command == "convert 'my net.pt' '--device=iPhone 12' --device=A14 --no-measure --out=build/net"
+    assert (
+        job.command
+        == "cidermill convert 'my net.pt' '--device=iPhone 12' --device=A14 --no-measure --out=build/net"
+    )
 
 
 MODEL = '[models.net]\npath = "net.pt"\n'

@@ -316,7 +316,7 @@ def test_an_artifact_of_an_earlier_run_is_kept_and_named(models, tmp_path):
 def test_doctor():
     result = CliRunner().invoke(main, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
-    assert {"torch", "coremltools", "executorch"} <= {
+    assert {"torch", "coremltools", "executorch", "convert"} <= {
         finding["name"] for finding in json.loads(result.stdout)
     }
 

@@ -10,7 +10,7 @@ from cidermill.models.errors import UserError
 from cidermill.pipeline.report.records import Comparison
 from cidermill.pipeline.terminal import report as terminal
 from cidermill.pipeline.terminal.console import show_error
-from cidermill.validation.records import Compression
+from cidermill.validation.records import PER_BLOCK, Compression
 
 ESCAPE = "\x1b"
 
@@ -55,6 +55,20 @@ def test_report_shows_every_figure_with_its_unit(sample_report, tmp_path, capsys
     )
     assert "pass" in out and "fail" in out and "should not be shipped" in out
     assert f"Files in {tmp_path}: vit-base.mlpackage, vit-base.pte, report.json, report.html" in out
+
+
+def test_blocks_that_keep_operations_off_the_engine(sample_report, tmp_path, capsys):
+    first, *others = sample_report.artifacts
+    ops = first.placement.ops
+    advice = "a scale per channel (int4:per-channel, int8) runs there"
+    ops = tuple(replace(op, unit="gpu", reason=PER_BLOCK, advice=advice) for op in ops[:2]) + ops[2:]
+    placed = replace(first, placement=replace(first.placement, ops=ops))
+    terminal.show_report(replace(sample_report, artifacts=(placed, *others)), tmp_path)
+    out = words(capsys.readouterr().out)
+    assert "2 operations leave the Neural Engine of iPhone 15 Pro: weight quantized per block." in out
+    assert "A scale per channel (int4:per-channel, int8) runs there." in out
+    terminal.show_report(sample_report, tmp_path)
+    assert "per block" not in capsys.readouterr().out
 
 
 def test_warnings_say_what_to_do(sample_report, tmp_path, capsys):
