@@ -3,7 +3,7 @@ missing."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 from .border import as_declared, foreign, inputs_warnings, weights_warning
 from .errors import UserError
 from .inputs import AT_BORDER, InputSpec, in_order, listing
+from .integers import examples_of, integer_limits
 from .quiet import quiet
-from .samples import synthetic
-from .source import TensorSpec
+from .samples import is_index_error, synthetic
+from .source import Limit, TensorSpec
 
 _SPATIAL = {1: "1000", 2: "224x224", 3: "16x112x112"}
 _TOKENS = 16
@@ -132,7 +133,7 @@ def _names(known: list[str], free: bool, count: int) -> list[str]:
 def try_once(
     module: torch.nn.Module,
     specs: tuple[TensorSpec, ...],
-    limits: dict[str, tuple[int, int]],
+    limits: dict[str, Limit],
     title: str,
     hint: str,
 ) -> None:
@@ -152,6 +153,8 @@ def try_once(
     except UserError:
         raise
     except Exception as error:  # whatever the user's own forward raises
+        if is_index_error(error) and any(spec.dtype == "int32" for spec in specs):
+            return  # the values that were drawn are to blame; the user's may be others
         reason = next(
             (line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__
         ).strip()
@@ -180,14 +183,17 @@ def propose(model: torch.nn.Module) -> str:
     return f"try --input {name}:SHAPE, as you call the model in Python."
 
 
-def vocabulary(model: torch.nn.Module, specs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
-    """Integer inputs within the smallest embedding table: valid whichever table they index."""
+def vocabulary(bound: Bound, model: torch.nn.Module, examples: Mapping[str, Any]) -> dict[str, Limit]:
+    """What integer inputs may be: within the tables that they index; where none is found, within the smallest
+    embedding. model: what has the layers. examples: inputs as the user calls it with, by name."""
+    specs = bound.inputs
     rows = [module.num_embeddings for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    return (
-        {spec.name: (0, min(rows)) for spec in specs if spec.dtype == "int32" and "mask" not in spec.name}
-        if rows
-        else {}
-    )
+    likely = {
+        spec.name: Limit(0, min(rows))
+        for spec in specs
+        if rows and spec.dtype == "int32" and "mask" not in spec.name
+    }
+    return integer_limits(bound.module, specs, {}, examples_of(examples, specs), likely)
 
 
 def _parameters(model: torch.nn.Module) -> tuple[list[str], list[str], bool]:

@@ -18,7 +18,7 @@ from .inputs import DTYPES, InputSpec, in_order, override
 from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
-from .source import Source, TensorSpec
+from .source import Limit, Source, TensorSpec
 from .source_kind import LoadOptions
 from .state_dicts import check_safetensors
 from .transformers_imports import one_index
@@ -83,7 +83,7 @@ def load_folder(folder: Path, options: LoadOptions) -> Source:
 
 def _load_model(
     folder: Path, given: tuple[InputSpec, ...]
-) -> tuple[Any, tuple[TensorSpec, ...], dict[str, tuple[int, int]], tuple[str, ...]]:
+) -> tuple[Any, tuple[TensorSpec, ...], dict[str, Limit], tuple[str, ...]]:
     """-> (module, inputs, integer limits, warnings)."""
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
@@ -99,7 +99,8 @@ def _load_model(
         defaults = _inputs(folder, model_class, config, given)
         inputs = override(model_class.__name__, defaults, given)
         model, warnings = _load(folder, model_class, config, files[-1].suffix == ".safetensors")
-    return _by_names(model), inputs, _limits(config, inputs), warnings
+    module = _by_names(model)
+    return module, inputs, _limits(module, config, inputs), warnings
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -407,7 +408,9 @@ def _dtype(name: str) -> str | None:
     )
 
 
-def _limits(config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int, int]]:
+def _limits(module: Any, config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, Limit]:
+    from .integers import integer_limits
+
     text = config.get_text_config()
     sizes = {
         "input_ids": "vocab_size",
@@ -415,7 +418,8 @@ def _limits(config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, tuple[int,
         "token_type_ids": "type_vocab_size",
     }
     rows = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
-    return {name: (0, size) for name, size in rows.items() if size}
+    known = {name: Limit(0, size) for name, size in rows.items() if size}
+    return integer_limits(module, inputs, known, {})
 
 
 def _some(names: list[str]) -> str:

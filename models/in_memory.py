@@ -21,7 +21,7 @@ from .forward import bind, for_inference, propose, try_once, vocabulary
 from .hugging_face import by_names_, is_hugging_face
 from .inputs import AT_BORDER, DTYPES, InputSpec
 from .programs import open_program
-from .source import Source
+from .source import Source, TensorSpec
 
 # tensors or arrays, in order or by name; or InputSpecs
 Examples = Sequence[Any] | Mapping[str, Any]
@@ -87,11 +87,20 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
     module, specs = bound.module, bound.inputs
     if module is own and is_hugging_face(own):
         module = by_names_(own)
-    limits = vocabulary(own, specs)
+    limits = vocabulary(bound, own, _named(inputs, specs))
     try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
     warnings = (*warnings, *bound.warnings)
     sha256 = digest_model(_structure(model), {**dict(own.named_parameters()), **dict(own.named_buffers())})
     return Source(Path(title), "module", sha256, module, specs, limits=limits, warnings=warnings)
+
+
+def _named(inputs: Examples | None, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """Examples by the names of the model's inputs; those that say a shape only are none."""
+    if isinstance(inputs, Mapping):
+        named = {str(name): value for name, value in inputs.items()}
+    else:
+        named = {spec.name: value for spec, value in zip(specs, inputs or ())}
+    return {name: value for name, value in named.items() if not isinstance(value, InputSpec)}
 
 
 def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:

@@ -21,7 +21,7 @@ from .errors import UserError
 from .inputs import DTYPES, InputSpec, check, in_order, listing
 from .pickles import globals_of, torch_only
 from .quiet import quiet
-from .source import Source, TensorSpec
+from .source import Limit, Source, TensorSpec
 from .source_kind import LoadOptions
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ _INDEX_KEEPING = (
     "clone",
     "alias",
     "detach",
-    "slice",
     "contiguous",
 )
 
@@ -72,7 +71,7 @@ class OpenedProgram(NamedTuple):
     program: ExportedProgram | None
     module: torch.nn.Module
     inputs: tuple[TensorSpec, ...]
-    limits: dict[str, tuple[int, int]]
+    limits: dict[str, Limit]
     warnings: tuple[str, ...]
 
     def source(self, path: Path, format_name: str, sha256: str) -> Source:
@@ -110,7 +109,7 @@ def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: 
         and not converted
         and not any(dtype in NARROW for dtype in own.values())
     )
-    limits = _limits(program, placeholders, inputs)
+    limits = _limits(program, placeholders, inputs, module)
     warnings = (
         *weights_warning(foreign(program.parameters())),
         *inputs_warnings({name: name_of(dtype) for name, dtype in own.items()}, inputs),
@@ -383,27 +382,30 @@ def _by_names(
 
 
 def _limits(
-    program: ExportedProgram, placeholders: list[tuple[int, Node]], inputs: tuple[TensorSpec, ...]
-) -> dict[str, tuple[int, int]]:
-    """Integer inputs: rows of the embedding they index, else the range of the example that the program was
-    exported with."""
-    limits = {}
-    for (index, node), spec in zip(placeholders, inputs):
-        example = _example(program, index)
-        rows = _rows_indexed(node)
-        if spec.dtype != "int32":
-            continue
-        if rows is not None:
-            limits[spec.name] = (0, rows)
-        elif example is not None and example.numel():
-            limits[spec.name] = (int(example.min()), int(example.max()) + 1)
-    return limits
+    program: ExportedProgram,
+    placeholders: list[tuple[int, Node]],
+    inputs: tuple[TensorSpec, ...],
+    module: torch.nn.Module,
+) -> dict[str, Limit]:
+    """Integer inputs: rows of the embedding that they index as a whole, which the graph tells; of others what
+    is found by running the module on the example that the program was exported with."""
+    from .integers import examples_of, integer_limits
+
+    whole = {
+        spec.name: Limit(0, rows)
+        for (_, node), spec in zip(placeholders, inputs)
+        if spec.dtype == "int32" and (rows := _rows_indexed(node)) is not None
+    }
+    examples = {spec.name: _example(program, index) for (index, _), spec in zip(placeholders, inputs)}
+    present = {name: example for name, example in examples.items() if example is not None}
+    return integer_limits(module, inputs, whole, examples_of(present, inputs))
 
 
 def _rows_indexed(node: Node) -> int | None:
-    """Follow an input through casts and reshapes to an embedding -> rows of its table."""
+    """Follow an input through casts and reshapes to its embeddings -> rows of the smallest table."""
     todo: list[Node] = [node]
     seen: set[Node] = set()
+    rows: list[int] = []
     while todo:
         node = todo.pop()
         if node in seen:
@@ -414,7 +416,7 @@ def _rows_indexed(node: Node) -> int | None:
             kind = kind.partition(".")[0]
             if kind == "embedding" and user.args[1] is node:
                 table: Any = user.args[0]
-                return int(table.meta["val"].shape[0])
+                rows.append(int(table.meta["val"].shape[0]))
             if kind in _INDEX_KEEPING:
                 todo.append(user)
-    return None
+    return min(rows, default=None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import UserError
 from .inputs import listing, shape_text
-from .source import Samples, TensorSpec
+from .source import Limit, Samples, TensorSpec
 from .user_code import current_folder_importable, import_by_name
 
 MOST_SAMPLES = 1024
@@ -25,10 +25,9 @@ def synthetic(
     specs: tuple[TensorSpec, ...],
     count: int = 1,
     seed: int = 0,
-    limits: dict[str, tuple[int, int]] | None = None,
+    limits: dict[str, Limit] | None = None,
 ) -> Samples:
-    """`count` random batches: floats ~ N(0, 1), integers within `limits` (name -> (low, high + 1), see
-    Source.limits), masks all ones."""
+    """`count` random batches: floats ~ N(0, 1), integers within `limits` (by input), masks all ones."""
     generator = np.random.default_rng(seed)
     limits = limits or {}
     batches = tuple(
@@ -89,23 +88,35 @@ def blaming(samples: Samples, index: int) -> Iterator[None]:
     except UserError:
         raise
     except (IndexError, RuntimeError, ValueError) as error:
-        if samples.kind != "real":
+        if samples.kind != "real" and not is_index_error(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = (
             "Integer inputs must lie within the model's vocabulary or table, as when the model is called in"
             " Python."
         )
+        if samples.kind != "real":
+            raise UserError(
+                f"The model does not run on a synthetic sample: {type(error).__name__}: {reason}",
+                "Give inputs that it takes: --samples FILE.npz, or --samples package.module:function.",
+            ) from error
         raise UserError(
             f"The model fails on sample {index} of yours: {type(error).__name__}: {reason}", hint
         ) from error
 
 
-def _draw(generator: np.random.Generator, spec: TensorSpec, limit: tuple[int, int] | None) -> np.ndarray:
+def is_index_error(error: BaseException) -> bool:
+    """Whether a model looked for what its tables do not hold."""
+    out = re.search(r"out of (range|bounds)|out-of-bounds|index.* (size|bounds)", str(error))
+    return isinstance(error, IndexError) or out is not None
+
+
+def _draw(generator: np.random.Generator, spec: TensorSpec, limit: Limit | None) -> np.ndarray:
     """Integers that nothing is known about are 0 or 1: valid as a mask, a segment and an index. Positions
     count up."""
     if limit is not None:
-        return generator.integers(*limit, size=spec.shape).astype(spec.dtype)
+        drawn = generator.integers(limit.low, limit.high, size=spec.shape).astype(spec.dtype)
+        return np.sort(drawn, -1) if limit.ascending and drawn.ndim else drawn
     if spec.dtype == "bool" or "mask" in spec.name:
         return np.ones(spec.shape, spec.dtype)
     if spec.dtype == "int32" and "position" in spec.name:

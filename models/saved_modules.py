@@ -42,7 +42,7 @@ def load_safetensors(path: Path, options: LoadOptions) -> Source:
 def _source(path: Path, format_name: str, model: torch.nn.Module, options: LoadOptions) -> Source:
     model, warnings = for_inference(model, str(path))
     bound = bind(model, options.inputs, str(path))
-    limits = vocabulary(model, bound.inputs)
+    limits = vocabulary(bound, model, {})
     try_once(bound.module, bound.inputs, limits, str(path), f"About the shapes: {propose(model)}")
     sha256, warnings = content_of(path).sha256, (*warnings, *bound.warnings)
     return Source(path, format_name, sha256, bound.module, bound.inputs, limits=limits, warnings=warnings)

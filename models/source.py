@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
     import numpy as np
@@ -22,6 +22,15 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+
+class Limit(NamedTuple):
+    """What the values of an integer input may be: from `low`, below `high`, of all elements or, as arrays of
+    the input's shape, of each. ascending: along the last axis none is below the one before."""
+
+    low: int | np.ndarray
+    high: int | np.ndarray
+    ascending: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,7 @@ class Source:
     inputs: tuple[TensorSpec, ...]
     program: ExportedProgram | None = None
     output_names: tuple[str, ...] = ()  # where the model's own code names them
-    # integer input -> (lowest, highest + 1) that the model can index with
-    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
 
 

@@ -14,7 +14,7 @@ from .forward import Bound, bind, for_inference, try_once, vocabulary
 from .programs import open_program
 from .quiet import quiet
 from .samples import synthetic
-from .source import Source
+from .source import Limit, Source
 from .source_kind import LoadOptions
 
 _HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
@@ -25,7 +25,7 @@ def load_torchscript(path: Path, options: LoadOptions) -> Source:
     model, warnings = for_inference(_read(path), str(path))
     bound = bind(model, options.inputs, str(path))
     specs = bound.inputs
-    limits = vocabulary(bound.module, specs)
+    limits = vocabulary(bound, model, {})
     try_once(bound.module, specs, limits, str(path), "Correct --input.")
     converted = _convert(path, model, bound, limits)
     opened = open_program(converted, (), str(path))
@@ -122,7 +122,7 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, tuple[int, int]]) -> Any:
+def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, Limit]) -> Any:
     import torch
     from torch._export.converter import TS2EPConverter
 

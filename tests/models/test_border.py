@@ -11,6 +11,7 @@ from cidermill.models.in_memory import source_of
 from cidermill.models.inputs import parse_input
 from cidermill.models.load import load
 from cidermill.models.samples import synthetic
+from cidermill.models.source import Limit
 
 TARGETS = ("coreml", "executorch-mps")
 
@@ -93,7 +94,7 @@ def test_integers_keep_their_own_type_where_it_counts(dtype):
     x = torch.tensor([[100, 27, 3]]).to(dtype)
     source = source_of(torch.export.export(Halves(), (x,)), None)
     assert [spec.dtype for spec in source.inputs] == ["int32"]
-    captured = capture(source, synthetic(source.inputs, 1, limits={"x": (100, 101)}))
+    captured = capture(source, synthetic(source.inputs, 1, limits={"x": Limit(100, 101)}))
     wrapped, plain = captured.reference[0].values()
     assert wrapped.tolist() == [[(torch.full((), 100, dtype=dtype) + 100).item() / 2] * 3]
     assert plain.tolist() == [[100.0] * 3]

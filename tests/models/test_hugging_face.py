@@ -42,7 +42,7 @@ def test_text(bert_folder, as_tensors, capfd):
         ("input_ids", (1, 24), "int32"),
         ("attention_mask", (1, 24), "int32"),
     ]
-    assert source.limits == {"input_ids": (0, 50)}
+    assert source.limits == {"input_ids": (0, 50, False)}
     inputs = as_tensors(synthetic(source.inputs, 1, 0, source.limits).batches[0])
     with torch.no_grad():
         outputs = source.module(**inputs)
@@ -71,7 +71,7 @@ def test_shapes_and_further_inputs_by_name(bert_folder):
         ("attention_mask", (1, 5), "int32"),
         ("token_type_ids", (1, 5), "int32"),
     ]
-    assert source.limits["token_type_ids"] == (0, 2)
+    assert source.limits["token_type_ids"] == (0, 2, False)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,10 @@ def test_inputs_of_own_classes_go_by_name(tmp_path, package):
     torch.save({"table.weight": torch.ones(5, 4)}, tmp_path / "m.pt")
     given = InputSpec("gain", (1,)), InputSpec("tokens", (1, 3), "int32")
     source = load(tmp_path / "m.pt", given, f"{name}:Pair")
-    assert source.limits == {"tokens": (0, 5)} and [spec.name for spec in source.inputs] == ["gain", "tokens"]
+    assert source.limits == {"tokens": (0, 5, False)} and [spec.name for spec in source.inputs] == [
+        "gain",
+        "tokens",
+    ]
     assert source.module(gain=torch.tensor([2.0]), tokens=torch.tensor([[0, 1, 4]])).eq(2).all()
     assert "also needs the input gain." in refusal(tmp_path / "m.pt", given[1:], f"{name}:Pair")
     message = refusal(tmp_path / "m.pt", (InputSpec("ids", (1, 3)),), f"{name}:Pair")

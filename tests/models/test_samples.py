@@ -6,7 +6,7 @@ import torch
 
 from cidermill.models.errors import UserError
 from cidermill.models.samples import blaming, load_samples, synthetic
-from cidermill.models.source import Samples, TensorSpec
+from cidermill.models.source import Limit, Samples, TensorSpec
 
 X = TensorSpec("x", (1, 3), "float32")
 IDS = TensorSpec("ids", (1, 64), "int32")
@@ -20,7 +20,7 @@ def test_synthetic_is_seeded_typed_and_within_limits():
         TensorSpec("keep", (2,), "bool"),
         TensorSpec("h", (5,), "float16"),
     )
-    samples = synthetic(specs, 3, 7, {"ids": (2, 9)})
+    samples = synthetic(specs, 3, 7, {"ids": Limit(2, 9)})
     assert (samples.kind, len(samples.batches), samples.seed) == ("synthetic", 3, 7)
     for batch in samples.batches:
         assert [(batch[s.name].shape, str(batch[s.name].dtype)) for s in specs] == [
@@ -28,7 +28,7 @@ def test_synthetic_is_seeded_typed_and_within_limits():
         ]
         assert batch["ids"].min() >= 2 and batch["ids"].max() == 8
         assert (batch["attention_mask"] == 1).all() and batch["keep"].all()
-    again, other = synthetic(specs, 3, 7, {"ids": (2, 9)}), synthetic(specs, 3, 8)
+    again, other = synthetic(specs, 3, 7, {"ids": Limit(2, 9)}), synthetic(specs, 3, 8)
     assert (again.batches[2]["x"] == samples.batches[2]["x"]).all()
     assert (other.batches[0]["x"] != samples.batches[0]["x"]).all()
     assert (samples.batches[0]["x"] != samples.batches[1]["x"]).all()
@@ -189,5 +189,9 @@ def test_what_torch_raises_on_the_users_sample_names_it():
     ):
         with blaming(Samples("real", ()), 3):
             torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))
-    with pytest.raises(IndexError), blaming(Samples("synthetic", ()), 0):  # ours: a defect
-        torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))
+    with pytest.raises(UserError, match="does not run on a synthetic sample: IndexError") as error:
+        with blaming(Samples("synthetic", ()), 0):
+            torch.nn.functional.embedding(torch.tensor([9]), torch.ones(4, 2))
+    assert "--samples" in error.value.hint
+    with pytest.raises(RuntimeError, match="size"), blaming(Samples("synthetic", ()), 0):  # ours: a defect
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -9,7 +9,7 @@ from cidermill.models.answers import FURTHER_WORK, affordable, answered
 from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.samples import synthetic
-from cidermill.models.source import Samples, Source, TensorSpec
+from cidermill.models.source import Limit, Samples, Source, TensorSpec
 from cidermill.models.variety import KINDS, diversified, flat_picture, one_hot, smooth_picture, uniform
 from cidermill.models.work import work_of
 from cidermill.pipeline.loading import with_samples
@@ -77,7 +77,7 @@ def test_masks_become_shorter_and_integers_stay_in_their_limits():
     masks = [int(batch["attention_mask"].sum()) for batch in samples.judged.batches]
     assert masks == [8, 8, 4, 6, 8]
     assert all(batch["attention_mask"][0, 0] == 1 for batch in samples.further)
-    limited = synthetic(TEXT, 5, limits={"ids": (3, 90)})
+    limited = synthetic(TEXT, 5, limits={"ids": Limit(3, 90)})
     ids = np.stack([batch["ids"] for batch in diversified(limited, TEXT, 2).further])
     assert ids.min() >= 3 and ids.max() < 90 and ids.dtype == np.int32
 

@@ -10,7 +10,7 @@ from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.evaluate import evaluate
 from cidermill.models.samples import synthetic
-from cidermill.models.source import Samples, Source, TensorSpec
+from cidermill.models.source import Limit, Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress, decompressed
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.quantization.recovery import (
@@ -48,7 +48,7 @@ def captured():
     torch.manual_seed(0)
     module, spec = Tied().eval(), TensorSpec("ids", (1, 8), "int32")
     source = Source("tied", "module", "0", module, (spec,))
-    samples = synthetic((spec,), 12, limits={"ids": (0, 96)})
+    samples = synthetic((spec,), 12, limits={"ids": Limit(0, 96)})
     return replace(capture(source, Samples("real", samples.batches[:1])), samples=samples)
 
 
