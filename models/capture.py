@@ -17,7 +17,13 @@ import numpy as np
 from .answers import affordable, answered
 from .errors import UserError
 from .mapped import Reading
-from .patched import lazy_graph_modules, operators_listed_once, postponed_modules
+from .patched import (
+    lazy_graph_modules,
+    masks_as_given,
+    operators_listed_once,
+    parallel_scans,
+    postponed_modules,
+)
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Samples, Source, TensorSpec
@@ -160,7 +166,7 @@ def _export(source: Source, samples: Samples) -> ExportedProgram:
 
     inputs = {name: _as_model_wants(array) for name, array in samples.batches[0].items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), masks_as_given(), parallel_scans():
             return torch.export.export(source.module, (), inputs, strict=False)
     except Exception as error:
         raise _explain(error, source) from error

@@ -22,6 +22,8 @@ Garbage collector: at rest during large imports (`lasting_imports`).
 Random numbers: numpy's global sequence, from which a pass of coremltools draws (`own_random_numbers`).
 Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
 Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
+Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
+Masks of torch.nn.Transformer: not asked for their values while a model is captured (`masks_as_given`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
@@ -154,6 +156,46 @@ def operators_listed_once() -> AbstractContextManager[None]:
 
     utils._materialize_cpp_cia_ops()
     return replaced(utils, "_materialize_cpp_cia_ops", lambda: None)
+
+
+def masks_as_given() -> AbstractContextManager[None]:
+    """torch.nn.Transformer, its encoder and its decoder ask whether a mask is the causal one, to take a
+    faster way to the same values; a traced mask has no values to ask for. Inside, the caller's word counts,
+    and a mask of which nothing was said is used as it is."""
+    from torch.nn.modules import transformer
+
+    return replaced(transformer, "_detect_is_causal_mask", _said_to_be_causal)
+
+
+def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return is_causal is True
+
+
+SCANNING = (
+    tuple(  # whose scans have a parallel form, which they take where torch compiles and does not export
+        f"transformers.models.{name}.modeling_{name}" for name in ("mamba", "falcon_mamba", "jamba", "zamba")
+    )
+)
+
+
+@contextmanager
+def parallel_scans() -> Iterator[None]:
+    """Mamba of transformers computes its scan in log2(steps) rounds over all steps at once, as it does where
+    it is compiled, and not in a Python loop, whose 512 steps are thousands of operations in each layer."""
+    with ExitStack() as changes:
+        for module in [sys.modules[name] for name in SCANNING if name in sys.modules]:
+            for name, answer in (("is_torchdynamo_compiling", _yes), ("is_torchdynamo_exporting", _no)):
+                if hasattr(module, name):
+                    changes.enter_context(replaced(module, name, answer))
+        yield
+
+
+def _yes() -> bool:
+    return True
+
+
+def _no() -> bool:
+    return False
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from cidermill.models.capture import capture
 from cidermill.models.errors import UserError
 from cidermill.models.evaluate import evaluate
+from cidermill.models.forward import NamedModule
 from cidermill.models.source import Samples, Source, TensorSpec
 
 aten = torch.ops.aten
@@ -255,3 +256,42 @@ def test_an_exported_program_with_keyword_inputs_and_a_flag():
     )
     result = capture(source, Samples("synthetic", ({"x": normal(1, 3)},), 0))
     np.testing.assert_allclose(evaluate(result.program, result)[0]["output"], result.reference[0]["output"])
+
+
+class MaskedDecoder(torch.nn.Module):
+    """The causal mask is given without a word on what it is, as torch's own examples do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
+        self.decoder = torch.nn.TransformerDecoder(layer, 1)
+        self.queries = torch.nn.Parameter(torch.randn(1, 6, 16))
+
+    def forward(self, memory):
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(6)
+        return self.decoder(self.queries, memory, tgt_mask=mask)
+
+
+def test_a_transformer_may_be_given_a_mask_without_a_word_on_what_it_is():
+    result = captured(MaskedDecoder(), memory=normal(1, 5, 16))
+    assert_same(result)
+
+
+def test_transformers_mamba_is_captured_with_its_parallel_scan():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, use_cache=False))
+    module = NamedModule(model, lambda inputs: model(**inputs).logits)
+    result = captured(module, input_ids=(np.arange(64, dtype=np.int32) * 7 % 32)[None])
+    assert len(result.program.graph.nodes) < 350  # a loop of 64 steps has 500 more
+    assert_same(result)
+
+
+def assert_same(result, tolerance=1e-5):
+    """What the program computes of its samples is what the source computed."""
+    for name, expected in result.reference[0].items():
+        np.testing.assert_allclose(
+            evaluate(result.program, result)[0][name], expected, atol=tolerance * np.abs(expected).max()
+        )
