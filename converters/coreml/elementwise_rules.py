@@ -262,6 +262,16 @@ def experts_product(input, mat2, offs):
     return (products * mine[:, :, None].to(input.dtype)).sum(0)
 
 
+def filled(self, fill_value, dtype=None, **_):
+    """A constant of the type that torch gives it; coremltools takes the type of the number."""
+    return torch.full(self.shape, fill_value, dtype=dtype or self.dtype)
+
+
+def fills_with_another_type(node: torch.fx.Node) -> bool:
+    number = torch.tensor(node.args[1])
+    return number.is_floating_point() != node.meta["val"].is_floating_point() or number.dtype == torch.bool
+
+
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.add.Tensor: (add, is_weighted),
     aten.add.Scalar: (add, has_factor),
@@ -273,6 +283,7 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.hardtanh.default: (hardtanh, always),
     aten.elu.default: (elu, is_scaled),
     aten.trunc.default: (trunc, always),
+    aten.full_like.default: (filled, fills_with_another_type),
     aten.fmod.Tensor: (fmod, always),
     aten.fmod.Scalar: (fmod, always),
     aten.hypot.default: (hypot, always),

@@ -88,6 +88,7 @@ ELEMENTWISE = {
     "isinf": lambda x: torch.isinf(torch.where(x > 1, float("inf"), x)),
     "bfloat16 and float64": lambda x: (x.bfloat16().float() * 0 + x, (x.double() * 2).float()),
     "randomised relu": F.rrelu,
+    "zeros like floats": lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
     "a literal that is no number": lambda x: torch.xlogy(x, x.abs() + 1),
 }
 
