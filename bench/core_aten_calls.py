@@ -137,6 +137,14 @@ CALLS: dict[str, tuple[Call, ...]] = {
     ),
     "max_pool3d_with_indices.default": (("OP(x, [2, 2, 2])[0]", CUBE), ("OP(x, [2, 2, 2])", CUBE)),
     "mean.default": (("torch.stack([OP(x), OP(x * 2)])", ROWS),),
+    "native_layer_norm.default": (
+        ("OP(x, [8], y, y, 1e-5)[0]", ROWS, (8,)),
+        ("OP(x, [6, 6], None, None, 1e-5)[0]", X),
+    ),
+    "native_group_norm.default": (
+        ("OP(x, y, y, 2, 4, 36, 2, 1e-5)[0]", X, (4,)),
+        ("OP(x, None, None, 2, 4, 36, 4, 1e-5)[0]", X),
+    ),
     "native_dropout.default": (("OP(x, 0.5, False)[0]", ROWS),),
     "nonzero.default": (("OP(x)", WHOLE),),
     "prod.default": (("torch.stack([OP(x), OP(x * 1.1)])", ROWS),),

@@ -7,6 +7,7 @@ its own result, it changes nothing. All need a graph of ATen operators whose nod
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -130,7 +131,8 @@ def drop_no_ops(work: Draft) -> bool:
     """Remove operators that give their input as it is, or give nothing.
 
     1. Assertions and constraints on sizes: they compute nothing.
-    2. alias, detach, lift_fresh_copy and dropout (a captured model is in eval mode): the same values always.
+    2. alias, detach, lift_fresh_copy and dropout (a captured model is in eval mode), as the first result of
+       native_dropout too: the same values always.
     3. Casts, views, expansions, permutations, slices and repetitions whose result has the input's dtype and
        shape; of permutations only those that leave every axis in its place.
 
@@ -141,6 +143,9 @@ def drop_no_ops(work: Draft) -> bool:
         if node.op != "call_function":
             continue
         if "_assert" in str(node.target) or str(node.target).startswith("aten.sym_constrain"):  # 1
+            work.graph.erase_node(node)
+        elif _is_untrained_dropout(node):  # 2
+            node.replace_all_uses_with(node.args[0].args[0])
             work.graph.erase_node(node)
         elif node.target in _SAME or _keeps_type_and_shape(node):  # 2, 3
             node.replace_all_uses_with(node.args[0])
@@ -156,6 +161,11 @@ _SAME_IF_TYPE_AND_SHAPE = {
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.expand.default,
     aten.view.default, aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.repeat.default,
 }  # fmt: skip
+
+
+def _is_untrained_dropout(node: Node) -> bool:
+    call = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+    return call is not None and is_op(call, aten.native_dropout.default) and call.args[2] is False
 
 
 def _keeps_type_and_shape(node: Node) -> bool:

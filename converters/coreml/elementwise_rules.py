@@ -149,6 +149,10 @@ def product(self, dim, keepdim=False, dtype=None):
     return values if keepdim else values.squeeze(dim)
 
 
+def product_of_all(self, dtype=None):
+    return product(self.reshape(-1), 0, False, dtype)
+
+
 def argmax(self, dim=None, keepdim=False):
     flat = torch.argmax(self.reshape(-1), 0)
     return flat.reshape([1] * self.ndim) if keepdim else flat
@@ -309,6 +313,7 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.logcumsumexp.default: (logcumsumexp, always),
     aten._log_softmax.default: (log_softmax, always),
     aten.prod.dim_int: (product, always),
+    aten.prod.default: (product_of_all, always),
     aten.sum.default: (over_all_axes(torch.sum), has_axes),
     aten.sum.dim_IntList: (over_all_axes(torch.sum), leaves_axes_out),
     aten.mean.default: (over_all_axes(torch.mean), has_axes),

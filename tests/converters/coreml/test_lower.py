@@ -88,6 +88,7 @@ ELEMENTWISE = {
     "isinf": lambda x: torch.isinf(torch.where(x > 1, float("inf"), x)),
     "bfloat16 and float64": lambda x: (x.bfloat16().float() * 0 + x, (x.double() * 2).float()),
     "randomised relu": F.rrelu,
+    "native dropout": lambda x: (torch.native_dropout(x, 0.5, False)[0], x * 2),
     "zeros like floats": lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
     "a literal that is no number": lambda x: torch.xlogy(x, x.abs() + 1),
 }
@@ -124,6 +125,7 @@ REDUCTIONS = {
     "histc": lambda x: torch.histc(x, 8, -2, 2),
     "cdist": lambda x: torch.cdist(x, x * 2 + 1),
     "var_mean": lambda x: torch.var_mean(x, 1),
+    "product of everything": lambda x: torch.stack([x.prod(), (x * 1.1).prod()]),
     "std of everything": lambda x: torch.stack([x.std(), x.mean()]),
     "addmv": lambda x: torch.addmv(x[:, 0], x, x[0], beta=0.5, alpha=2),
     "logcumsumexp": lambda x: (torch.logcumsumexp(x * 20, -2), torch.logcumsumexp(x, 1)),
