@@ -1,6 +1,8 @@
-"""Windows of pools as torch lays them over an axis, for every target."""
+"""Windows as torch lays them over an axis, for every target."""
 
 from collections.abc import Iterable
+
+import torch
 
 
 def for_each_axis(numbers: Iterable[int], axes: int) -> list[int]:
@@ -20,3 +22,16 @@ def overhang(size: int, span: int, stride: int, padding: int) -> int:
     if (count - 1) * stride >= size + padding:
         count -= 1
     return max(0, (count - 1) * stride + span - padded)
+
+
+def unfold(self, dimension, size, step):
+    """Windows of `size` every `step` along a dimension -> [..., windows, ..., size]"""
+    axis = dimension % self.ndim
+    count = (self.shape[axis] - size) // step + 1
+    if size == step:
+        windows = self.narrow(axis, 0, count * size)
+    else:
+        picks = (torch.arange(count)[:, None] * step + torch.arange(size)).reshape(-1).to(torch.int32)
+        windows = torch.index_select(self, axis, picks)
+    windows = windows.reshape(*self.shape[:axis], count, size, *self.shape[axis + 1 :])
+    return windows.movedim(axis + 1, -1)

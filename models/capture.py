@@ -26,7 +26,7 @@ from .patched import (
 )
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
-from .source import Samples, Source, TensorSpec
+from .source import Samples, Source, TensorSpec, refuse_complex
 from .tensors import Tensor, laid_out_as, tensors_of
 from .work import work_of
 
@@ -98,6 +98,7 @@ def capture(source: Source, samples: Samples) -> Captured:
     outputs = tuple(
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
     )
+    refuse_complex(outputs)
     return Captured(
         source, program, source.inputs, outputs, answers.samples, reference, answers.further_reference
     )

@@ -196,38 +196,48 @@ def retrace(work: Draft, node: torch.fx.Node, function: Callable[..., Any], *arg
     args are nodes (passed on as tensors) or literals. `function` must return one tensor of the same shape and
     dtype as `node`.
     """
+    result: torch.fx.Node = _write(work, node, function, args)
+    node.replace_all_uses_with(result)
+    work.graph.erase_node(node)
+    return result
+
+
+def _write(work: Draft, before: torch.fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What `function(*args)` computes as nodes before `before`. -> the node of its result, or a nest of them
+    where it returns one"""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     fakes = [argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument for argument in args]
     positions = [index for index, argument in enumerate(args) if isinstance(argument, torch.fx.Node)]
 
-    def call(*tensors: torch.Tensor) -> torch.Tensor:
+    def call(*tensors: torch.Tensor) -> Any:
         filled = list(args)
         for index, tensor in zip(positions, tensors):
             filled[index] = tensor
-        result: torch.Tensor = function(*filled)
-        return result
+        return function(*filled)
 
     traced = make_fx(call, tracing_mode="real")(*[fakes[index] for index in positions])
     traced.graph.eliminate_dead_code()
     mapping: dict[torch.fx.Node, torch.fx.Node] = {}
     sources = iter([args[index] for index in positions])
-    with work.graph.inserting_before(node):
+    result: Any = None
+    with work.graph.inserting_before(before):
         for inner in traced.graph.nodes:
             if inner.op == "placeholder":
                 mapping[inner] = next(sources)
             elif inner.op == "output":
-                result = mapping[inner.args[0]]
+                result = torch.fx.node.map_arg(inner.args[0], mapping.__getitem__)
             elif inner.op == "get_attr":
                 constant = getattr(traced, inner.target)
                 mapping[inner] = work.add_constant(
-                    f"{node.name}_{inner.target.strip('_')}", constant.detach(), like=node
+                    f"{before.name}_{inner.target.strip('_')}", constant.detach(), like=before
                 )
             else:
                 mapping[inner] = work.graph.node_copy(inner, lambda old: mapping[old])
-                mapping[inner].meta = {**places_of(node), "val": _in_mode_of(work.module, inner.meta["val"])}
-    node.replace_all_uses_with(result)
-    work.graph.erase_node(node)
+                mapping[inner].meta = {
+                    **places_of(before),
+                    "val": _in_mode_of(work.module, inner.meta["val"]),
+                }
     return result
 
 
@@ -238,6 +248,13 @@ def insert(work: Draft, before: torch.fx.Node, function: Callable[..., Any], *ar
         place = work.graph.call_function(aten.clone.default)
     place.meta = places_of(before)
     return retrace(work, place, function, *args)
+
+
+def insert_all(
+    work: Draft, before: torch.fx.Node, function: Callable[..., Any], *args: Any
+) -> list[torch.fx.Node]:
+    """As `insert`, of a function with several results; what they share is computed once."""
+    return list(_write(work, before, function, args))
 
 
 def places_of(node: torch.fx.Node) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .errors import UserError
+
 if TYPE_CHECKING:  # the command line reads this file for --help, which must not wait for numpy
     import numpy as np
     import torch
@@ -82,3 +84,13 @@ class Samples:
     def chosen_on(self) -> int:
         """Of `judged`: how many of the first are those that recipes are chosen on."""
         return self.kinds.count(NORMAL) or len(self.batches)
+
+
+def refuse_complex(outputs: tuple[TensorSpec, ...]) -> None:
+    """No output may hold complex numbers. Inputs of such types are refused where they are described."""
+    names = [spec.name for spec in outputs if "complex" in spec.dtype]
+    if names:
+        raise UserError(
+            f"The model returns complex numbers ({', '.join(names)}), which no artifact can hold.",
+            "Return torch.view_as_real of them, or the real and the imaginary part.",
+        )

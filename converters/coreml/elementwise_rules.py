@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..angles import atan2, hypot
 from ..resampling import logcumsumexp
 
 aten = torch.ops.aten
@@ -76,12 +77,6 @@ def fmod(self, other):
     """The remainder with the sign of the dividend."""
     magnitude = torch.abs(other) if isinstance(other, torch.Tensor) else abs(other)
     return torch.sign(self) * torch.remainder(torch.abs(self), magnitude)
-
-
-def hypot(self, other):
-    """Scaled by the larger side, so that no square overflows."""
-    large, small = torch.maximum(self.abs(), other.abs()), torch.minimum(self.abs(), other.abs())
-    return large * torch.sqrt(1.0 + torch.square(small / large.clamp(min=1e-6)))
 
 
 def asinh(self):
@@ -291,12 +286,12 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.fmod.Tensor: (fmod, always),
     aten.fmod.Scalar: (fmod, always),
     aten.hypot.default: (hypot, always),
+    aten.atan2.default: (atan2, always),
     aten.asinh.default: (asinh, always),
     aten.acosh.default: (acosh, always),
     aten.erfc.default: (erfc, always),
     aten.copysign.Tensor: (copysign, always),
     aten.isinf.default: (isinf, always),
-    aten._neg_view.default: (torch.neg, always),
     aten.bitwise_or.Tensor: (bitwise_or, is_boolean),
     aten.bitwise_xor.Tensor: (bitwise_xor, is_boolean),
     aten.bitwise_and.Scalar: (bitwise_and, takes_low_bits),

@@ -11,23 +11,11 @@ from typing import Any
 
 import torch
 
+from ..windows import unfold
 from .elementwise_rules import Predicate, always, has_axes
 from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
-
-
-def unfold(self, dimension, size, step):
-    """Windows of `size` every `step` along a dimension -> [..., windows, ..., size]"""
-    axis = dimension % self.ndim
-    count = (self.shape[axis] - size) // step + 1
-    if size == step:
-        windows = self.narrow(axis, 0, count * size)
-    else:
-        picks = (torch.arange(count)[:, None] * step + torch.arange(size)).reshape(-1)
-        windows = torch.index_select(self, axis, picks)
-    windows = windows.reshape(*self.shape[:axis], count, size, *self.shape[axis + 1 :])
-    return windows.movedim(axis + 1, -1)
 
 
 def diagonal(self, offset=0, dim1=0, dim2=1):

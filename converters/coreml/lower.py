@@ -2,7 +2,7 @@
 
 The passes run in the order of `lower`. Most operators are replaced by tables (elementwise_rules.py,
 indexing_rules.py, pooling_rules.py, resize_rules.py) whose functions compute the same from operators that
-coremltools translates rightly; complex numbers become pairs of real ones (complex_rules.py).
+coremltools translates rightly; complex numbers become pairs of real ones (../complex_numbers.py).
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
 from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
-from .complex_rules import split_complex_numbers
+from ..complex_numbers import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
@@ -39,8 +39,8 @@ def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram
     """
     work = draft(program)
     drop_clones(work)
+    split_complex_numbers(work, "Core ML")
     compute_in_float32(work)
-    split_complex_numbers(work)
     count_whole_numbers(work)
     while replace_operators(work):
         fold_constants(work)  # rules compute constants with operators that have rules

@@ -90,10 +90,15 @@ def _conv_beyond_2d(node: torch.fx.Node) -> bool:
     return bool(node.args[6]) or weight.ndim > 4 or data.ndim != weight.ndim
 
 
+def _puts_at_several_axes_or_adds(node: torch.fx.Node) -> bool:
+    adds = bool(node.args[3:] and node.args[3])
+    return adds or sum(index is not None for index in node.args[1]) != 1
+
+
 REFUSALS = {  # serializable uses that the runtime aborts on or computes differently
     "aten.convolution.default": _conv_beyond_2d,
     "aten.index.Tensor": lambda node: True,  # lower.py rewrites every form that can be rewritten
-    "aten.index_put.default": lambda node: sum(index is not None for index in node.args[1]) != 1,
+    "aten.index_put.default": _puts_at_several_axes_or_adds,
     # ceil_mode never reaches MPSGraph
     "aten.avg_pool2d.default": lambda node: len(node.args) > 4 and bool(node.args[4]),
     "aten.div.Tensor_mode": lambda node: node.kwargs.get("rounding_mode") == "trunc",

@@ -16,6 +16,8 @@ from torch.export import ExportedProgram
 
 from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.simplify import drop_no_ops, fold_constants
+from ..complex_numbers import split_complex_numbers
+from .overlaps import add_overlaps
 from .precision import (
     Dense,
     agree_types,
@@ -46,6 +48,7 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     """
     work = draft(program)
     drop_masks_of_ones(work)
+    split_complex_numbers(work, "ExecuTorch's MPS target")
     narrow_integers(work)
     warnings = set_constants(work, half, dense).warnings
     if half:
@@ -54,6 +57,7 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     refresh(work, half)
     drop_no_ops(work)
     widen_root_mean_squares(work)
+    add_overlaps(work)
     replace_operators(work)
     index_by_gather(work)
     count_from_zero(work)

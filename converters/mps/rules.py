@@ -11,8 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..angles import atan2
 from ..resampling import adaptive_average, along, logcumsumexp
-from ..windows import for_each_axis, overhang
+from ..windows import for_each_axis, overhang, unfold
 
 aten = torch.ops.aten
 
@@ -457,6 +458,7 @@ RULES = {
     aten.log1p.default: log1p,
     aten.expm1.default: expm1,
     aten.trunc.default: trunc,
+    aten.atan2.default: atan2,
     aten.maximum.default: maximum,
     aten.clamp.Tensor: clamp_tensor,
     aten.sum.dim_IntList: total,
@@ -476,6 +478,7 @@ RULES = {
     aten.squeeze.dim: squeeze,
     aten.expand.default: expand,
     aten.repeat.default: repeat,
+    aten.unfold.default: unfold,
     aten.flip.default: flip,
     aten.full_like.default: full_like,
     aten.slice_scatter.default: slice_scatter,

@@ -244,47 +244,6 @@ def test_images(name, tmp_path):
     check(tmp_path, IMAGES[name], X)
 
 
-def rotary(x):
-    turns = torch.polar(
-        torch.ones(6, 4), torch.outer(torch.arange(6.0), torch.tensor([1.0, 0.1, 0.01, 0.001]))
-    )
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], 4, 2))
-    return torch.view_as_real(pairs * turns[None]).flatten(2)
-
-
-COMPLEX = {
-    "rotary embedding": (rotary, normal(2, 6, 8)),
-    "fft": (
-        lambda x: (torch.fft.fft(x).real, torch.fft.ifft(x).imag, torch.fft.fft(x, norm="ortho").abs()),
-        V,
-    ),
-    "fft2": (lambda x: torch.fft.fft2(x, norm="ortho").real, X),
-    "rfft and back": (
-        lambda x: (
-            torch.fft.rfft(x).abs(),
-            torch.fft.irfft(torch.fft.rfft(x) * 2, n=12),
-            torch.fft.irfft(torch.fft.rfft(x[:, :11]), n=11),
-        ),
-        V,
-    ),
-    "rfft2 and back": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho"), norm="ortho"), X),
-    "stft": (
-        lambda x: torch.stft(x, 16, 4, window=torch.hann_window(16), return_complex=True).abs(),
-        normal(1, 64),
-    ),
-    "quotient and sum": (
-        lambda x: torch.abs((torch.complex(x, x + 1) + 1) / torch.complex(x.abs() + 1, x) - 2),
-        V,
-    ),
-    "angle": (lambda x: torch.angle(torch.complex(x.abs() + 0.1, x)), V),
-}
-
-
-@pytest.mark.parametrize("name", COMPLEX)
-def test_complex_numbers(name, tmp_path):
-    check(tmp_path, *COMPLEX[name])
-
-
 def scores(q, mask):
     return F.softmax(q @ q.transpose(-1, -2) + mask, -1) @ q
 
@@ -458,7 +417,6 @@ def test_a_rank_that_no_rewrite_lowers_is_named(tmp_path):
 
 PASSES = {
     "tables": (lowering.replace_operators, torch.trunc, X),
-    "complex": (lowering.split_complex_numbers, lambda x: torch.fft.rfft(x).abs(), V),
     "output": (lowering.name_outputs_apart, lambda x: x, V),
     "roots": (lowering.scale_roots_of_squares, lambda x: torch.rsqrt(x.pow(2).mean(-1) + 1e-6), V),
     "logarithm": (lowering.keep_logarithms_finite, lambda x: torch.log(torch.softmax(x, -1)), V),
