@@ -150,7 +150,7 @@ def _compared(index: int, want: np.ndarray, have: np.ndarray) -> Judged:
         wrong = float(np.mean(have.astype(np.float64) != want)) if want.size else 0.0
         return Judged(-200.0 if wrong else 200.0, wrong, f"{label}: {wrong:.0%} differ")
     error: OutputError = compare([{"y": want}], [{"y": have}])[0]
-    far = np.abs(have.astype(np.float64) - want) > 0.01 * (np.abs(want).max() or 1.0)
+    far = np.abs(have.astype(np.float64) - want) > 0.01 * (np.abs(want).max(initial=0.0) or 1.0)
     wrong = float(np.mean(far | ~np.isfinite(have)))
     if error.nonfinite or error.psnr_db is None and np.abs(have).max(initial=0.0) > 1e-3:
         return Judged(-200.0, wrong, f"{label}: {error.nonfinite} not finite, or no zeros")

@@ -133,8 +133,8 @@ def drop_no_ops(work: Draft) -> bool:
     1. Assertions and constraints on sizes: they compute nothing.
     2. alias, detach, lift_fresh_copy and dropout (a captured model is in eval mode), as the first result of
        native_dropout too: the same values always.
-    3. Casts, views, expansions, permutations, slices and repetitions whose result has the input's dtype and
-       shape; of permutations only those that leave every axis in its place.
+    3. Casts, views, expansions, permutations, slices, squeezes and repetitions whose result has the input's
+       dtype and shape; of permutations only those that leave every axis in its place.
 
     Layout in memory is no part of a value here: a cast that only changes strides goes as well.
     """
@@ -160,6 +160,7 @@ _SAME = {aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, 
 _SAME_IF_TYPE_AND_SHAPE = {
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default, aten.expand.default,
     aten.view.default, aten.reshape.default, aten.permute.default, aten.slice.Tensor, aten.repeat.default,
+    aten.squeeze.dim, aten.squeeze.dims,
 }  # fmt: skip
 
 
