@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .answers import affordable, answered
+from .composites import kept_composites
 from .errors import UserError
 from .mapped import Reading
 from .patched import (
@@ -104,18 +105,6 @@ def capture(source: Source, samples: Samples) -> Captured:
     )
 
 
-def kept_composites() -> set[torch._ops.OpOverload]:
-    """Operators that both targets have a form of, and that are therefore not decomposed."""
-    import torch
-
-    aten = torch.ops.aten
-    return {
-        aten.linear.default, aten.scaled_dot_product_attention.default, aten.layer_norm.default,
-        aten.silu.default, aten.hardswish.default, aten.hardsigmoid.default, aten.pixel_shuffle.default,
-        aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.softplus.default,
-    }  # fmt: skip
-
-
 def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProgram:
     """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see
     `Captured`)."""
@@ -123,6 +112,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
 
     from .border import widen_narrow_inputs
     from .graphs import draft, finish
+    from .recurrent import one_operator_a_layer
     from .simplify import (
         drop_no_ops,
         fold_batch_norms,
@@ -157,6 +147,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     drop_no_ops(work)
     widen_narrow_inputs(work)
     fold_constants(work)
+    one_operator_a_layer(work)
     fold_batch_norms(work)
     products_to_linear(work)
     return finish(work)

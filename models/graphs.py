@@ -202,6 +202,19 @@ def retrace(work: Draft, node: torch.fx.Node, function: Callable[..., Any], *arg
     return result
 
 
+def retrace_results(
+    work: Draft, node: torch.fx.Node, function: Callable[..., Any], *args: Any
+) -> list[torch.fx.Node]:
+    """As `retrace`, for an operator of several results: `function` returns them all, and who picks one takes
+    what it gives."""
+    results: list[torch.fx.Node] = list(_write(work, node, function, args))
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])
+        work.graph.erase_node(user)
+    work.graph.erase_node(node)
+    return results
+
+
 def _write(work: Draft, before: torch.fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What `function(*args)` computes as nodes before `before`. -> the node of its result, or a nest of them
     where it returns one"""

@@ -30,6 +30,8 @@ Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     noop_elimination._match_pattern              keeps the floor of x // 1 (`pass_guards`)
     fuse_conv_scale._try_to_transform            keeps constants over a convolution (`pass_guards`)
     fuse_pow2_sqrt._match_pattern                keeps sqrt(x^2) (`pass_guards`)
+Operators of coremltools' frontend: those of recurrent layers, while a package is written
+    (`converters.coreml.recurrent`).
 
 coremltools keeps the program that it builds in globals (`BLOCK_STACK`, `SCOPE_STACK`, counters of names), so
 only one thread at a time may use it: `exclusive`.

@@ -30,7 +30,7 @@ class Role:
     other_kinds: what else it is used as (an embedding that is tied to the last linear layer).
     """
 
-    kind: str  # "linear" | "convolution" | "matmul" | "embedding"
+    kind: str  # "linear" | "convolution" | "matmul" | "embedding" | "recurrent"
     channel_axis: int
     input_axis: int
     other_kinds: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ def _judge(data: torch.Tensor, uses: list[Role | str]) -> Role | str:
         )
     if data.numel() < SMALLEST_WEIGHT:
         return f"{data.numel()} elements, fewer than {SMALLEST_WEIGHT}: nothing to gain"
-    order = ("linear", "convolution", "matmul", "embedding")
+    order = ("linear", "convolution", "matmul", "embedding", "recurrent")
     roles = [use for use in uses if isinstance(use, Role)]
     # any axis is valid for every use: a weight is decompressed whole
     first = min(roles, key=lambda role: order.index(role.kind))
@@ -166,6 +166,10 @@ _ROLES = {
     **{(name, 1): ("matmul", -1, -2) for name in ("mm", "bmm", "matmul")},
     **{(name, 1): ("matmul", -2, -1) for name in ("addmm", "baddbmm")},  # argument 0 is what is added
     **{(name, 2): ("matmul", -1, -2) for name in ("addmm", "baddbmm")},
+    # of inputs, of states, and of both once more in the other direction; what projects an LSTM's outputs
+    **{("cidermill.lstm_layer", place): ("recurrent", 0, 1) for place in (3, 4, 6, 7, 9)},
+    **{("cidermill.gru_layer", place): ("recurrent", 0, 1) for place in (2, 3)},
+    **{("cidermill.rnn_layer", place): ("recurrent", 0, 1) for place in (2, 3)},
 }
 
 _IGNORED = {"_assert_tensor_metadata", "sym_size", "sym_stride"}  # look at a tensor without computing with it

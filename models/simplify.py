@@ -282,18 +282,18 @@ def _gather_strided(work: Draft, node: Node, storage_order: list[int], picks: to
     stored, shape = node.args[0], list(node.args[1])
     with work.graph.inserting_before(node):
         if storage_order != list(range(len(storage_order))):  # 1
-            stored = _call(work, node, aten.permute.default, stored, storage_order)
-            stored = _call(work, node, aten.clone.default, stored, memory_format=torch.contiguous_format)
-        flat = _call(work, node, aten.view.default, stored, [-1])
+            stored = call(work, node, aten.permute.default, stored, storage_order)
+            stored = call(work, node, aten.clone.default, stored, memory_format=torch.contiguous_format)
+        flat = call(work, node, aten.view.default, stored, [-1])
         if not torch.equal(picks, torch.arange(flat.meta["val"].numel())):  # 2
             positions = work.add_constant(f"{node.name}_picks", picks, like=node)
-            flat = _call(work, node, aten.index_select.default, flat, 0, positions)
-        result = _call(work, node, aten.view.default, flat, shape)  # 3
+            flat = call(work, node, aten.index_select.default, flat, 0, positions)
+        result = call(work, node, aten.view.default, flat, shape)  # 3
     node.replace_all_uses_with(result)
     work.graph.erase_node(node)
 
 
-def _call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+def call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new node, with its fake value computed and the origin's module and source line kept."""
     node = work.graph.call_function(target, args, kwargs)
     node.meta = places_of(origin)

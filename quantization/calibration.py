@@ -20,6 +20,7 @@ from ..models.capture import Captured
 from ..models.errors import UserError
 from ..models.interpret import Maker, always, input_tensors, prepare, run
 from ..models.quiet import quiet
+from ..models.recurrent_operators import OF_STATES, states_before
 from ..models.roles import Role, WeightUse, weight_uses
 from ..models.tensors import Storage, Tensor, storage_of
 
@@ -216,6 +217,9 @@ def _tap(name: str, tensor: Tensor, use: WeightUse) -> Tap | None:
             size,
             lambda args: _patches(args[0], kernel, args[3], args[4], args[5], args[8]),
         )
+    if (recurrence := (node.target, place)) in OF_STATES:
+        back = OF_STATES[recurrence]
+        return Tap(name, node, weight[1], 1, 1, lambda args: _flat(states_before(node.target, args, back)))
     # a batch of matrices has a Hessian for each
     if (operator, place) not in _OTHER or tensor.data.numel() != weight[-1] * weight[-2]:
         return None
@@ -231,6 +235,8 @@ _OTHER = {
     **{(name, 0): (1, True) for name in ("mm", "matmul", "bmm")},
     **{(name, 2): (1, False) for name in ("addmm", "baddbmm")},
     **{(name, 1): (2, True) for name in ("addmm", "baddbmm")},
+    **{("cidermill.lstm_layer", place): (0, False) for place in (3, 6)},
+    **{(f"cidermill.{layer}_layer", 2): (0, False) for layer in ("gru", "rnn")},
 }
 
 

@@ -17,7 +17,7 @@ MODES = ("mse", "minmax", "asymmetric")
 METHODS = ("", "gptq", "awq")
 PRUNE_KINDS = ("magnitude", "global", "channels", "block", "sparsegpt", "nm")
 OBSERVERS = ("minmax", "average", "mse")
-KINDS = ("linear", "convolution", "embedding", "matmul")
+KINDS = ("linear", "convolution", "embedding", "matmul", "recurrent")
 TYPE = "type:"  # an override's pattern that names a kind of layer starts with it
 HINT = "Join words with +, for example prune50+int8; options follow colons, for example int4:block32:gptq."
 

@@ -45,7 +45,8 @@ def captured():
     """(module, *inputs) -> Captured with only the program filled in."""
     import torch
 
-    from cidermill.models.capture import Captured, kept_composites
+    from cidermill.models.capture import Captured
+    from cidermill.models.composites import kept_composites
 
     def capture(module: torch.nn.Module, *inputs: torch.Tensor) -> Captured:
         table = torch.export.default_decompositions()

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
+from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
 from ..complex_numbers import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
@@ -22,6 +23,7 @@ from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, sca
 from .indexing_rules import INDEXING, INDEXING_TUPLES
 from .pooling_rules import POOLING
 from .rank_rules import drop_unit_axes
+from .recurrent import has_no_operator
 from .resize_rules import RESIZE, RESIZE_TUPLES
 
 aten = torch.ops.aten
@@ -38,6 +40,7 @@ def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram
     matters, its docstring says what it requires.
     """
     work = draft(program)
+    take_steps(work, has_no_operator)
     drop_clones(work)
     split_complex_numbers(work, "Core ML")
     compute_in_float32(work)

@@ -34,6 +34,7 @@ from .program import (
     with_weights,
     write_package,
 )
+from .recurrent import recurrent_translators
 from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
 
@@ -64,7 +65,7 @@ def write_mlpackage(
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     import_coremltools()
-    with exclusive, quiet(), own_random_numbers():
+    with exclusive, quiet(), own_random_numbers(), recurrent_translators():
         forms = _forms(compressed.weights, deployment_target)
         weights = {name: weight for name, (weight, _) in forms.items()}
         template = _template(compressed, weights, deployment_target, templates)
@@ -101,7 +102,7 @@ def write_mlpackage(
 def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
     """Make the template that conversions of `compressed` and its like will use."""
     import_coremltools()
-    with exclusive, quiet():
+    with exclusive, quiet(), recurrent_translators():
         forms = _forms(compressed.weights, deployment_target)
         _template(
             compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates

@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ...models.graphs import Draft, draft, is_op, retrace
+from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
 from ..complex_numbers import split_complex_numbers
 from .overlaps import add_overlaps
@@ -47,6 +48,7 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     matters, its docstring says what it requires.
     """
     work = draft(program)
+    take_steps(work)
     drop_masks_of_ones(work)
     split_complex_numbers(work, "ExecuTorch's MPS target")
     narrow_integers(work)
