@@ -14,6 +14,7 @@ from ..models.source import Samples, TensorSpec
 from ..validation.judge.compare import TOLERANCE_DB, compare
 from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
+from .classifiers import without_labels
 from .measurements import add_measured
 from .report.records import Latency, Placement, Validation
 from .yardstick import Batches
@@ -69,7 +70,9 @@ def examine(
             given = [arranged(batch, runner, yardstick.inputs) for batch in batches[start : start + TOGETHER]]
             answers += [named(answer, yardstick.output_names) for answer in runner.each(given)]
         expected = yardstick.expected[artifact.target]
-        validation = compared(runner, yardstick.samples, expected, yardstick.reference, answers)
+        validation = compared(
+            runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+        )
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
         estimates = estimator(runner.file_graph, artifact.target)
@@ -86,31 +89,51 @@ def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Valid
         return NEEDS_MACOS
     runner = open_runner(artifact.path, host="native")
     expected = yardstick.expected[artifact.target]
-    return check_artifact(runner, yardstick.inputs, yardstick.samples, expected, yardstick.reference)
+    return check_artifact(
+        runner, yardstick.inputs, yardstick.samples, expected, yardstick.reference, yardstick.near_ties
+    )
 
 
 def check_artifact(
-    runner: Runner, inputs: Sequence[TensorSpec], samples: Samples, expected: Batches, reference: Batches
+    runner: Runner,
+    inputs: Sequence[TensorSpec],
+    samples: Samples,
+    expected: Batches,
+    reference: Batches,
+    near_ties: Batches = (),
 ) -> Validation:
     """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
     outputs = list(expected[0])
-    answers = [named(runner(arranged(batch, runner, inputs)), outputs) for batch in samples.batches]
-    return compared(runner, samples, expected, reference, answers)
+    shape = np.shape(expected[0][outputs[0]])
+    answers = [
+        named(without_labels(runner(arranged(batch, runner, inputs)), runner, shape), outputs)
+        for batch in samples.batches
+    ]
+    return compared(runner, samples, expected, reference, answers, near_ties)
 
 
 def compared(
-    runner: Runner, samples: Samples, expected: Batches, reference: Batches, answers: Batches
+    runner: Runner,
+    samples: Samples,
+    expected: Batches,
+    reference: Batches,
+    answers: Batches,
+    near_ties: Batches = (),
 ) -> Validation:
     """expected: what the source's graph answers with the decompressed weights (conversion error: a defect if
     large); reference: what the source itself answers (compression error: the recipe's price).
 
     Where the samples are of several kinds the conversion's error is told on the worst of all, the price on
-    those that recipes are chosen on.
+    those that recipes are chosen on. near_ties: which elements to set apart of the conversion's error.
     """
     first = slice(samples.chosen_on)
     return Validation(
         runner.kind,
-        compare_worst(expected, answers, samples.kinds) if samples.kinds else compare(expected, answers),
+        (
+            compare_worst(expected, answers, samples.kinds, near_ties)
+            if samples.kinds
+            else compare(expected, answers, near_ties)
+        ),
         compare(reference[first], expected[first]),
         TOLERANCE_DB[runner.precision],
         compare(reference[first], answers[first]),

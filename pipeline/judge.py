@@ -6,17 +6,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..validation.judge.compare import TOLERANCE_DB, OutputError, meets, verdict
+import numpy as np
+from msgspec import UNSET
+
+from ..validation.judge.compare import AGREEMENT, TOLERANCE_DB, OutputError, converted, meets, verdict
 from ..validation.records import Verdict
 from .report.records import BudgetUse
 
 if TYPE_CHECKING:
     from .examine import Examination
     from .report.records import BudgetSummary, Validation
-    from .yardstick import Yardstick
+    from .yardstick import Batches, Yardstick
 
 # kinds of bytes in an artifact that a budget of bits per weight leaves out
 NO_TENSORS = ("padding", "graph", "metadata", "duplicates")
+# less than that of the compressed model's outputs is poor: a tenth of the peak is noise
+POOR_DB = 20.0
 ROUNDED_UP = 1 + 1e-3  # bits per weight: the file rounds tensors up to bytes
 
 
@@ -45,6 +50,10 @@ def judge(
         judgements.append(judge_validation(native, min_psnr))
     if budget is not None:
         judgements.append(judge_budget(budget, stored_size(examination, budget.parameters)))
+    elif min_psnr is None:
+        judgements.append(Judgement("pass", [_poor_advice(error) for error in poor(validation)]))
+    still = unmoved(yardstick.samples.batches, yardstick.expected[examination.artifact.target])
+    judgements.append(Judgement("pass", [_unmoved_advice(name) for name in still]))
     passed = all(judgement.verdict == "pass" for judgement in judgements)
     advice = [text for judgement in judgements for text in judgement.advice]
     return Judgement("pass" if passed else "fail", advice)
@@ -54,7 +63,7 @@ def judge_validation(validation: Validation, min_psnr: float | None) -> Judgemen
     """What running the artifact showed. min_psnr: in decibels, of the compressed model's outputs."""
     # else it was compared with its source, whatever its weights are
     same_weights = bool(validation.compression)
-    failing = [error for error in validation.conversion if not meets(error, validation.tolerance_db)]
+    failing = [error for error in validation.conversion if not converted(error, validation.tolerance_db)]
     conversion = [_conversion_advice(error, validation.tolerance_db, same_weights) for error in failing]
     budget = [
         _budget_advice(error, min_psnr)
@@ -65,12 +74,35 @@ def judge_validation(validation: Validation, min_psnr: float | None) -> Judgemen
     return Judgement("pass" if passed else "fail", conversion + budget)
 
 
+def poor(validation: Validation) -> list[OutputError]:
+    """Outputs that a recipe leaves far from the source, which no budget forbade."""
+    return [
+        error
+        for error in validation.compression
+        if error.agreement is UNSET and error.psnr_db is not None and error.psnr_db < POOR_DB
+    ]
+
+
+def unmoved(samples: Sequence[Mapping[str, np.ndarray]], answers: Batches) -> list[str]:
+    """Floating-point outputs that are the same, to the bit, for samples that are not."""
+    first, *others = samples
+    if not any(not np.array_equal(other[name], array) for other in others for name, array in first.items()):
+        return []
+    return [
+        name
+        for name, array in answers[0].items()
+        if array.dtype.kind == "f" and all(np.array_equal(array, other[name]) for other in answers[1:])
+    ]
+
+
 def judge_capture(captured: Sequence[OutputError]) -> Judgement:
     """Of the captured graph before any compression: compared with the source, as both errors of a compressed
     artifact are measured from it, and a graph that was captured wrongly would otherwise look like the price
     of the recipe.
     """
-    wrong = [error for error in captured if not error.vacuous and not meets(error, TOLERANCE_DB["float32"])]
+    wrong = [
+        error for error in captured if not error.vacuous and not converted(error, TOLERANCE_DB["float32"])
+    ]
     return Judgement("fail" if wrong else "pass", [_capture_advice(error) for error in wrong])
 
 
@@ -128,6 +160,13 @@ def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bo
             f"Output {error.output} cannot be compared: {error.problem or 'no comparable values'}.\nCheck"
             " that the artifact belongs to this model."
         )
+    if error.agreement is not UNSET:
+        apart = f", {error.near_ties} near ties set apart" if error.near_ties else ""
+        return (
+            f"Output {error.output} agrees with PyTorch in {100 * error.agreement:.1f} % of its elements"
+            f"{apart}; {100 * AGREEMENT:g} % are needed.\nTry --quant float32 to see whether half precision"
+            " is the cause; a choice between equals stays one: give typical inputs with --samples."
+        )
     if not same_weights:
         return (
             f"Output {error.output} is {error.psnr_db:.1f} dB from the model's{_where(error)};"
@@ -138,6 +177,21 @@ def _conversion_advice(error: OutputError, tolerance_db: float, same_weights: bo
         f"Output {error.output} is {error.psnr_db:.1f} dB from what the same weights give in PyTorch"
         f"{_where(error)}; {tolerance_db:g} dB are needed.\nThis is the conversion, not the compression: try"
         " --quant float32 to see whether half precision is the cause."
+    )
+
+
+def _poor_advice(error: OutputError) -> str:
+    return (
+        f"No budget was given; output {error.output} {_distance(error)} the source, which is poor: the recipe"
+        " has changed what the model answers.\nChoose a finer recipe (int8 instead of int4, smaller blocks),"
+        " or say with --min-psnr what is enough, so that the verdict holds it."
+    )
+
+
+def _unmoved_advice(output: str) -> str:
+    return (
+        f"Output {output} is the same for all samples: it does not depend on the inputs.\nLook whether the"
+        " recipe leaves something of the weights, and whether the model reads its inputs."
     )
 
 

@@ -34,6 +34,7 @@ def validate_artifact(
     source: a model that is in memory, instead of the file `against`; options: of `load_model`.
     """
     from ..models.capture import capture
+    from ..models.choices import near_ties
     from ..validation.runners import open_runner
 
     with show("open"):
@@ -47,10 +48,11 @@ def validate_artifact(
         captured = capture(source, chosen)
     judged = captured.judged
     answers = judged.reference
+    ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
     with show("validate"):
         validation = run_unvouched(
             artifact,
-            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers),
+            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers, ties),
         )
     validation = replace(validation, compression=())  # one model only was compared
     if tolerance is not None:

@@ -46,7 +46,8 @@ class Yardstick:
     samples: all that a verdict rests on (`Samples.judged`); reference: what the source answers on them;
     expected: target -> what a perfect conversion answers; captured: how far the captured graph is from the
     source before any compression (empty where nothing was compressed: `expected` is the reference then);
-    decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters.
+    decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters;
+    near_ties: for each sample, which elements of the outputs hang on a near tie.
     """
 
     source: SourceFacts
@@ -59,6 +60,7 @@ class Yardstick:
     decisions: tuple[Decision, ...]
     weights: dict[str, CompressedWeight]
     parameters: int
+    near_ties: Batches = ()
 
     @property
     def output_names(self) -> list[str]:
@@ -83,7 +85,10 @@ def yardstick_of(
 
     rounded: `compressed.rounded`, traced already; proceed: called before each operator.
     """
+    from ..models.choices import near_ties
+
     model = compressed.captured.judged
+    makers = {name: weight.dense for name, weight in compressed.weights.items()}
     expected = expected_answers(replace(compressed, captured=model), targets, rounded, proceed)
     captured = _captured_errors(compressed.captured, probed, proceed) if compressed.weights else ()
     source = SourceFacts(
@@ -103,6 +108,7 @@ def yardstick_of(
         compressed.decisions,
         compressed.weights,
         _parameters(model.source),
+        near_ties(model, makers, compressed.recipe.compute, proceed),
     )
 
 

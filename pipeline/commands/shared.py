@@ -31,13 +31,25 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 def tell(result: Result, as_json: bool, quiet: bool, show: Callable[[Result], Any]) -> None:
-    """What a command found, on standard output: as JSON and nothing else, for a person, or not at all."""
+    """What a command found, on standard output: as JSON and nothing else, for a person, or not at all. What
+    failed says why in one line on standard error all the same."""
     from ..report.json_files import json_text
 
     if as_json:
         click.echo(json_text(result), nl=False)
     elif not quiet:
         show(result)
+    elif reason := failure(result):
+        click.echo(reason, err=True)
+
+
+def failure(result: Any) -> str:
+    """ "failed: the first warning of what failed", "" of a result without a verdict or with a good one."""
+    if getattr(result, "verdict", "pass") == "pass":
+        return ""
+    parts = [part for part in getattr(result, "artifacts", (result,)) if part.verdict != "pass"]
+    first = next((text for part in parts for text in part.warnings), "see its report")
+    return f"failed: {first.splitlines()[0]}"
 
 
 def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:

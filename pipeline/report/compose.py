@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from ... import __version__
+from ...models.errors import UserError
 from ..judge import stored_size
 from ..targets import artifact_suffixes
 from .records import (
@@ -74,12 +75,23 @@ def with_earlier(report: Report, out: Path, folder: Path) -> Report:
     )
     if not names:
         return report
+    other = _earlier_model(out)
+    of_what = f" of another model ({other})" if other not in (None, report.source.path) else ""
     warning = (
-        f"{', '.join(names)} in this folder {'is' if len(names) == 1 else 'are'} from an earlier run and"
-        " not in this report.\nRemove what you do not want to ship, or convert every target in one run."
+        f"{', '.join(names)} in this folder {'is' if len(names) == 1 else 'are'} from an earlier run{of_what}"
+        " and not in this report.\nRemove what you do not want to ship, or convert every target in one run"
+        f"{', each model into a folder of its own (--out)' if of_what else ''}."
     )
     first, *others = report.artifacts
     return replace(report, artifacts=(replace(first, warnings=(*first.warnings, warning)), *others))
+
+
+def _earlier_model(out: Path) -> str | None:
+    """The path of the model that the report in a folder is of; None where there is none that can be read."""
+    try:
+        return Report.from_json(out).source.path
+    except UserError:
+        return None
 
 
 def _source(yardstick: Yardstick) -> SourceSummary:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
-from ...validation.judge.compare import OutputError
+from ...validation.judge.compare import AGREEMENT, OutputError
 from ...validation.records import (
     PER_BLOCK,
     DeviceLatency,
@@ -27,6 +27,9 @@ Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
 UNITS = ("ane", "gpu", "cpu")
 UNIT_NAMES = {"ane": "ANE", "gpu": "GPU", "cpu": "CPU"}
 EXACT_DB = 200.0  # validation/judge/compare.py cuts decibels there: bit-exact
+# A prediction takes at least this long, whatever it computes: Core ML's call with its arrays
+CALL_MS = 0.01
+BELOW_CALL = "below the cost of a call"
 NONE = "–"  # shown where a figure does not exist
 
 
@@ -74,7 +77,10 @@ def ms_text(milliseconds: float | None | UnsetType) -> str:
 
 
 def times_text(times: Times | None | UnsetType) -> str:
-    """-> "4.12 ms (2.9–5.8)"; NONE where there are none."""
+    """-> "4.12 ms (2.9–5.8)"; NONE where there are none. What is foreseen to take less than a call does is no
+    estimate of it."""
+    if isinstance(times, DeviceLatency | ShapeLatency) and times.ms is not None and times.ms < CALL_MS:
+        return BELOW_CALL
     return band_text(times.ms, times.low_ms, times.high_ms) if times else NONE
 
 
@@ -160,8 +166,25 @@ def times_smaller(report: Report, artifact: Artifact) -> str:
 
 
 def worst_psnr_db(errors: Iterable[OutputError]) -> float | None:
-    """The lowest over outputs; None where an output could not be compared, or there is none."""
-    return _least([error.psnr_db for error in errors])
+    """The lowest over outputs, those that are judged by agreement left out where there are others; None where
+    an output could not be compared, or there is none."""
+    errors = list(errors)
+    floating = [error for error in errors if error.agreement is UNSET]
+    return _least([error.psnr_db for error in floating or errors])
+
+
+def worst_text(errors: Iterable[OutputError]) -> str:
+    """The lowest PSNR over outputs; what is not finite or proves nothing is no "exact" beside it."""
+    errors = list(errors)
+    told = db_text(worst_psnr_db(errors))
+    if told == "exact" and any(map(_has_nan, errors)):
+        return "NaN"
+    return "proves nothing" if told == "exact" and any(error.vacuous for error in errors) else told
+
+
+def _has_nan(error: OutputError) -> bool:
+    """Whether the artifact's output or the source's own is not all finite numbers."""
+    return error.nonfinite > 0 or "NaN" in (error.problem or "")
 
 
 def worst_cosine(errors: Iterable[OutputError]) -> float | None:
@@ -174,6 +197,20 @@ def _least(values: Sequence[float | None]) -> float | None:
     return min(numbers, default=None) if len(numbers) == len(values) else None
 
 
+def level_text(error: OutputError) -> str:
+    """PSNR, or the share of equal elements of an output of integers or truth values."""
+    if error.agreement is UNSET:
+        told = db_text(error.psnr_db)
+        return "NaN" if told == "exact" and _has_nan(error) else told
+    return f"{percent_text(error.agreement)} equal"
+
+
+def near_ties_text(error: OutputError) -> str:
+    """ "12 near ties set apart"; empty where there are none."""
+    count = error.near_ties or 0
+    return f"{count_text(count)} near tie{'' if count == 1 else 's'} set apart" if count else ""
+
+
 def error_problem(error: OutputError, tolerance_db: float | None) -> str:
     """Why an output fails, in words; empty when it does not."""
     if error.problem:
@@ -182,6 +219,8 @@ def error_problem(error: OutputError, tolerance_db: float | None) -> str:
         return f"{error.nonfinite} values are NaN or infinite where the reference is finite"
     if error.vacuous:
         return "the reference is constant, so the comparison proves nothing"
+    if error.agreement is not UNSET and tolerance_db is not None:
+        return "" if error.agreement >= AGREEMENT else f"less than {100 * AGREEMENT:g} % of it agrees"
     if error.psnr_db is None:
         return "could not be compared"
     if tolerance_db is not None and error.psnr_db < tolerance_db:

@@ -177,6 +177,17 @@ def render_artifacts(report: Report, out: "Console") -> None:
     if report.artifacts:
         told = f"Validated on {summaries.samples_text(report.source.samples)}."
         out.print(line((clean(told), "dim")))
+    _print_near_ties(report.artifacts, out)
+
+
+def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:
+    """A line for each output of which some were set apart."""
+    for artifact in artifacts:
+        for error in artifact.validation.conversion:
+            if told := summaries.near_ties_text(error):
+                what = f"{artifact.target}, output {error.output}: {told}"
+                why = "the source itself chooses otherwise there when its numbers are rounded"
+                out.print(line((clean(f"{what}; {why}."), "dim")))
 
 
 def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
@@ -190,9 +201,9 @@ def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
     return {
         "artifact": (clean(artifact.target), clean(summaries.recipe_text(artifact.recipe))),
         "size": (summaries.size_text(artifact.size_bytes), summaries.times_smaller(report, artifact)),
-        "conversion": (summaries.db_text(summaries.worst_psnr_db(validation.conversion)), ""),
+        "conversion": (summaries.worst_text(validation.conversion), ""),
         "compression": (
-            summaries.db_text(summaries.worst_psnr_db(validation.compression)),
+            summaries.worst_text(validation.compression),
             "" if cosine is None else f"cos {summaries.number_text(cosine)}",
         ),
         "runs on": (units[0] if units else summaries.NONE, ", ".join(units[1:])),
@@ -280,7 +291,7 @@ def render_errors(errors: Sequence[OutputError], tolerance_db: float | None, out
         [
             clean(error.output),
             "x".join(map(str, error.shape)) or "scalar",
-            summaries.db_text(error.psnr_db),
+            summaries.level_text(error),
             summaries.number_text(error.cosine),
             summaries.number_text(error.max_abs_error),
             summaries.percent_text(error.argmax_agreement),

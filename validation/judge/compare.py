@@ -22,6 +22,10 @@ TOLERANCE_DB = {"float32": 60.0, "float16": 40.0, "int8": 25.0}
 # decibels are cut to [-200, 200], so that they stay JSON numbers: 200 means bit-exact or beyond float64's
 # reach
 LIMIT_DB = 200.0
+# the least share of equal elements of an output of integers or truth values, near ties set apart
+AGREEMENT = 0.99
+# the least share of an output that must be no near tie, for the rest to show anything
+LEAST_JUDGED = 0.1
 # floats spread less than this, relative to their peak, are one constant and its float32 rounding noise
 ROUNDING = 1e-6
 
@@ -39,6 +43,8 @@ class OutputError:
     vacuous: the reference is constant, all zero, empty, or holds NaN, so that agreement proves nothing.
     `sample`: number and kind of the one that PSNR, SNR, cosine and the largest error are of, where they are
     of one only.
+    near_ties: how many elements hang on a near tie of the source, and are neither in the metrics of a
+    floating-point output nor in `agreement`, the share of equal elements of one of integers or truth values.
     `problem` says in words why an output cannot be judged or must fail, and is UNSET (false) otherwise.
     """
 
@@ -53,30 +59,44 @@ class OutputError:
     vacuous: bool = False
     problem: str | UnsetType = UNSET
     sample: str | UnsetType = UNSET
+    agreement: float | UnsetType = UNSET
+    near_ties: int | UnsetType = UNSET
 
 
-def compare(reference: Sequence[Arrays], actual: Sequence[Arrays]) -> tuple[OutputError, ...]:
+def compare(
+    reference: Sequence[Arrays], actual: Sequence[Arrays], near_ties: Sequence[Arrays] = ()
+) -> tuple[OutputError, ...]:
     """One OutputError per output of the reference, in its order. `reference[i]` and `actual[i]` belong to the
-    same sample."""
+    same sample, as does `near_ties[i]`: which elements to set apart (`models.choices`)."""
     if len(reference) != len(actual):
         raise ValueError(f"{len(reference)} reference samples against {len(actual)} actual ones")
     names = dict.fromkeys(name for sample in reference for name in sample)
-    return tuple(_compare_output(name, reference, actual) for name in names)
+    return tuple(_compare_output(name, reference, actual, near_ties) for name in names)
 
 
 def verdict(errors: Sequence[OutputError], tolerance_db: float) -> str:
     """ "pass" when there is at least one output and every one meets `tolerance_db`, else "fail". Vacuous is
     never a pass."""
-    return "pass" if errors and all(meets(error, tolerance_db) for error in errors) else "fail"
+    return "pass" if errors and all(converted(error, tolerance_db) for error in errors) else "fail"
+
+
+def converted(error: OutputError, tolerance_db: float) -> bool:
+    """Whether an output is right: by PSNR, or by agreement where it is of integers or truth values."""
+    if error.agreement is UNSET:
+        return meets(error, tolerance_db)
+    return not error.problem and not error.vacuous and error.agreement >= AGREEMENT
 
 
 def meets(error: OutputError, tolerance_db: float) -> bool:
+    """Whether an output keeps a limit in decibels."""
     if error.problem or error.vacuous or error.nonfinite or error.psnr_db is None:
         return False
     return error.psnr_db >= tolerance_db
 
 
-def _compare_output(name: str, reference: Sequence[Arrays], actual: Sequence[Arrays]) -> OutputError:
+def _compare_output(
+    name: str, reference: Sequence[Arrays], actual: Sequence[Arrays], near_ties: Sequence[Arrays]
+) -> OutputError:
     pairs = []
     for index, (want, have) in enumerate(zip(reference, actual)):
         if name not in want:
@@ -94,11 +114,13 @@ def _compare_output(name: str, reference: Sequence[Arrays], actual: Sequence[Arr
             )
             return OutputError(name, shape, problem=problem)
         pairs.append((np.asarray(want[name]), np.asarray(have[name])))
-    return _measure(name, pairs)
+    return _measure(name, pairs, [np.asarray(masks[name]) for masks in near_ties])
 
 
-def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputError:
-    """pairs: (reference, actual) of equal shape, one per sample."""
+def _measure(
+    name: str, pairs: list[tuple[np.ndarray, np.ndarray]], near_ties: list[np.ndarray]
+) -> OutputError:
+    """pairs: (reference, actual) of equal shape, one per sample; near_ties: what to set apart of each."""
     want = np.concatenate([_float64(w).ravel() for w, _ in pairs])
     have = np.concatenate([_float64(h).ravel() for _, h in pairs])
     finite = np.isfinite(want)
@@ -110,6 +132,13 @@ def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputErr
         else (True, "it has no elements")
     )
     both = finite & np.isfinite(have)
+    apart = np.concatenate([mask.ravel() for mask in near_ties]) if near_ties else np.zeros(want.shape, bool)
+    if apart.sum() > (1 - LEAST_JUDGED) * apart.size:
+        if not np.array_equal(want, have) and not problem:
+            vacuous, problem = True, f"{int(apart.sum())} of its {apart.size} elements are near ties"
+        apart = np.zeros(want.shape, bool)
+    judged = ~apart
+    both &= judged if floating else True
     return OutputError(
         name,
         pairs[0][0].shape,
@@ -118,6 +147,8 @@ def _measure(name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> OutputErr
         nonfinite=nonfinite,
         vacuous=vacuous,
         problem=problem or _lost_infinities(want, have) or UNSET,
+        agreement=UNSET if floating or not want.size else float((want == have)[judged].mean()),
+        near_ties=int(apart.sum()) or UNSET,
     )
 
 

@@ -13,13 +13,19 @@ FEW_ELEMENTS = 16  # an output of fewer may be near zero by chance: one sample d
 
 
 def compare_worst(
-    reference: Sequence[Arrays], actual: Sequence[Arrays], kinds: Sequence[str]
+    reference: Sequence[Arrays],
+    actual: Sequence[Arrays],
+    kinds: Sequence[str],
+    near_ties: Sequence[Arrays] = (),
 ) -> tuple[OutputError, ...]:
     """As `compare`, but PSNR, SNR, cosine and largest error are those of the worst sample, which `sample`
     names with its kind: taken together, samples of large numbers would hide what is lost in the others."""
-    together = compare(reference, actual)
+    together = compare(reference, actual, near_ties)
     names = [f"{number}, {kind}" for number, kind in enumerate(kinds, 1)]
-    each = [compare([want], [have]) for want, have in zip(reference, actual)]
+    each = [
+        compare([want], [have], near_ties[index : index + 1])
+        for index, (want, have) in enumerate(zip(reference, actual))
+    ]
     return tuple(
         _worst(error, [errors[index] for errors in each], _peaks(error.output, reference), names)
         for index, error in enumerate(together)

@@ -193,3 +193,39 @@ def test_json_names_are_the_schema():
     ]
     assert list(msgspec.to_builtins(error_of(RAMP, RAMP))) == names
     assert list(msgspec.to_builtins(error_of(RAMP, RAMP[0]))) == [*names, "problem"]
+
+
+def test_integers_and_truth_values_are_judged_by_agreement():
+    """PSNR of codes says nothing: 31 instead of 0 is no worse than 1."""
+    codes = np.arange(1000) % 32
+    flipped = codes.copy()
+    flipped[:5] = 31
+    (error,) = compare([{"y": codes}], [{"y": flipped}])
+    assert error.psnr_db < 40 and error.agreement == 0.995 and verdict([error], 40) == "pass"
+    flipped[:20] = 31
+    assert verdict(compare([{"y": codes}], [{"y": flipped}]), 40) == "fail"
+    truth = np.arange(1000) % 3 == 0
+    assert compare([{"y": truth}], [{"y": truth}])[0].agreement == 1.0
+    assert error_of([1.0, 2.0], [1.0, 2.0]).agreement is msgspec.UNSET
+
+
+def test_near_ties_are_set_apart_and_counted():
+    want = np.linspace(0, 1, 100)
+    have, apart = want.copy(), np.zeros(100, bool)
+    have[:3] += 0.5
+    apart[:4] = True
+    (error,) = compare([{"y": want}], [{"y": have}], [{"y": apart}])
+    assert error.psnr_db == LIMIT_DB and error.near_ties == 4
+    have[50] += 0.5
+    assert verdict(compare([{"y": want}], [{"y": have}], [{"y": apart}]), 40) == "fail"
+    codes, other = np.arange(100), np.arange(100)
+    other[:3] = 7
+    (error,) = compare([{"y": codes}], [{"y": other}], [{"y": apart}])
+    assert error.agreement == 1.0 and error.near_ties == 4
+
+
+def test_where_nearly_everything_is_a_near_tie_nothing_is_proven():
+    codes, apart = np.arange(100), np.ones(100, bool)
+    (error,) = compare([{"y": codes}], [{"y": codes[::-1]}], [{"y": apart}])
+    assert verdict([error], 40) == "fail" and "100 of its 100 elements are near ties" in error.problem
+    assert verdict(compare([{"y": codes}], [{"y": codes}], [{"y": apart}]), 40) == "pass"
