@@ -4,14 +4,27 @@ A rule has the parameters of its ATen operator and returns what the operator ret
 `REDUCTIONS` map an operator to (rule, predicate): a node is replaced where the predicate holds for it.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..angles import atan2, hypot
+from ..bits import bitwise_and, bitwise_or, bitwise_xor, low_bits, shift_left, shift_right
+from ..functions import (
+    bucketize,
+    distance,
+    erfc,
+    erfinv,
+    expm1,
+    histogram,
+    ndtri,
+    pairs_distance,
+    searchsorted,
+)
+from ..orders import median_of_all
 from ..resampling import logcumsumexp
+from ..scatters import product
 
 aten = torch.ops.aten
 
@@ -24,6 +37,31 @@ def always(*_: Any) -> bool:
 
 def is_boolean(node: torch.fx.Node) -> bool:
     return node.meta["val"].dtype == torch.bool
+
+
+def is_whole(node: torch.fx.Node) -> bool:
+    """Integers, as the result and as what enters first."""
+    value = node.meta["val"]
+    return not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+
+
+def clamp_whole(self, min=None, max=None):
+    """Integers as integers: coremltools clamps them as floats, which half precision rounds."""
+    limits = torch.iinfo(torch.int32)
+    if min is not None and min > limits.min:
+        self = torch.maximum(self, torch.full((), min, dtype=self.dtype))
+    if max is not None and max < limits.max:
+        self = torch.minimum(self, torch.full((), max, dtype=self.dtype))
+    return self * 1 if (min, max) == (None, None) else self
+
+
+def whole_quotient(self, other, *, rounding_mode):
+    """Of integers, in integers."""
+    if rounding_mode == "floor":
+        return torch.floor_divide(self, other)
+    sign, size = torch.sign(self), abs(other)
+    sign = sign * (torch.sign(other) if isinstance(other, torch.Tensor) else (other > 0) - (other < 0))
+    return torch.floor_divide(torch.abs(self), size) * sign
 
 
 def no_axis(node: torch.fx.Node) -> bool:
@@ -87,10 +125,6 @@ def acosh(self):
     return torch.log(self + torch.sqrt(self - 1.0) * torch.sqrt(self + 1.0))
 
 
-def erfc(self):
-    return 1.0 - torch.erf(self)
-
-
 def copysign(self, other):
     return torch.abs(self) * torch.where(other < 0, -1.0, 1.0)
 
@@ -99,30 +133,10 @@ def isinf(self):
     return torch.abs(self) == float("inf")
 
 
-def bitwise_or(self, other):
-    return torch.logical_or(self, other)
-
-
-def bitwise_xor(self, other):
-    return torch.logical_xor(self, other)
-
-
-def bitwise_and(self, other):
-    """The low bits of an integer."""
-    return torch.remainder(self, other + 1)
-
-
-def takes_low_bits(node: torch.fx.Node) -> bool:
-    mask = node.args[1]
-    return isinstance(mask, int) and mask > 0 and mask & (mask + 1) == 0 and not is_boolean(node)
-
-
-def shift_left(self, other):
-    return self * 2**other
-
-
-def shift_right(self, other):
-    return torch.floor_divide(self, 2**other)
+def and_number(self, other):
+    """With 2^n - 1 the remainder is enough."""
+    low = other > 0 and other & (other + 1) == 0 and other < 2**31 - 1 and self.dtype != torch.bool
+    return low_bits(self, other) if low else bitwise_and(self, other)
 
 
 def log_softmax(self, dim, half_to_float=False):
@@ -130,18 +144,6 @@ def log_softmax(self, dim, half_to_float=False):
     zero."""
     shifted = self - self.amax(dim, keepdim=True)
     return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
-
-
-def product(self, dim, keepdim=False, dtype=None):
-    """A tree of products: halves times halves until one is left."""
-    values = self if dtype is None else self.to(dtype)
-    dim = dim % values.ndim
-    while values.shape[dim] > 1:
-        half = values.shape[dim] // 2
-        pairs = values.narrow(dim, 0, half) * values.narrow(dim, half, half)
-        odd = values.narrow(dim, 2 * half, values.shape[dim] % 2)
-        values = torch.cat([pairs, odd], dim) if odd.shape[dim] else pairs
-    return values if keepdim else values.squeeze(dim)
 
 
 def product_of_all(self, dtype=None):
@@ -186,41 +188,9 @@ def leaves_axes_out(node: torch.fx.Node) -> bool:
     return has_axes(node) and (len(node.args) < 2 or node.args[1] in (None, []))
 
 
-def bucketize(self, boundaries, out_int32=False, right=False):
-    below = boundaries <= self.unsqueeze(-1) if right else boundaries < self.unsqueeze(-1)
-    return below.to(torch.int32).sum(-1)
-
-
-def searchsorted(sorted_sequence, self, out_int32=False, right=False, side=None, sorter=None):
-    right = right or side == "right"
-    edges, values = sorted_sequence.unsqueeze(-2), self.unsqueeze(-1)
-    return (edges <= values if right else edges < values).to(torch.int32).sum(-1)
-
-
-def plain_searchsorted(node: torch.fx.Node) -> bool:
-    return node.kwargs.get("sorter") is None
-
-
-def histogram(self, bins=100, min=0, max=0):
-    """Counts between edges; the last bin takes its upper edge. Whole numbers are compared with whole edges:
-    half precision is too coarse."""
-    edges = [min + index * (max - min) / bins for index in range(bins + 1)]
-    if not self.is_floating_point():
-        edges = [math.ceil(edge - 1e-9) for edge in edges]
-    low, high = torch.tensor(edges[:-1])[:, None], torch.tensor(edges[1:])[:, None]
-    values = self.reshape(1, -1)
-    last = torch.arange(bins)[:, None] == bins - 1
-    return (((values >= low) & (values < high)) | (last & (values == max))).to(torch.int32).sum(1)
-
-
 def has_range(node: torch.fx.Node) -> bool:
     """Without a range, histc takes it from the data, edges and all."""
     return len(node.args) == 4 and node.args[2] != node.args[3]
-
-
-def distance(x1, x2, p, compute_mode=None):
-    """x1 [..., n, size], x2 [..., m, size] -> [..., n, m]"""
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
 
 
 def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
@@ -271,6 +241,19 @@ def fills_with_another_type(node: torch.fx.Node) -> bool:
     return number.is_floating_point() != node.meta["val"].is_floating_point() or number.dtype == torch.bool
 
 
+LEFT_SHIFTS = (
+    aten.__lshift__.Scalar,
+    aten.__lshift__.Tensor,
+    aten.bitwise_left_shift.Tensor_Scalar,
+    aten.bitwise_left_shift.Tensor,
+)
+RIGHT_SHIFTS = (
+    aten.__rshift__.Scalar,
+    aten.__rshift__.Tensor,
+    aten.bitwise_right_shift.Tensor_Scalar,
+    aten.bitwise_right_shift.Tensor,
+)
+
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.add.Tensor: (add, is_weighted),
     aten.add.Scalar: (add, has_factor),
@@ -292,13 +275,19 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.erfc.default: (erfc, always),
     aten.copysign.Tensor: (copysign, always),
     aten.isinf.default: (isinf, always),
-    aten.bitwise_or.Tensor: (bitwise_or, is_boolean),
-    aten.bitwise_xor.Tensor: (bitwise_xor, is_boolean),
-    aten.bitwise_and.Scalar: (bitwise_and, takes_low_bits),
-    aten.__lshift__.Scalar: (shift_left, always),
-    aten.bitwise_left_shift.Tensor_Scalar: (shift_left, always),
-    aten.__rshift__.Scalar: (shift_right, always),
-    aten.bitwise_right_shift.Tensor_Scalar: (shift_right, always),
+    aten.expm1.default: (expm1, always),
+    aten.erfinv.default: (erfinv, always),
+    aten.special_ndtri.default: (ndtri, always),
+    aten.clamp.default: (clamp_whole, is_whole),
+    aten.div.Tensor_mode: (whole_quotient, is_whole),
+    aten.div.Scalar_mode: (whole_quotient, is_whole),
+    aten.relu.default: (lambda self: clamp_whole(self, 0), is_whole),
+    aten.bitwise_and.Tensor: (bitwise_and, is_whole),
+    aten.bitwise_and.Scalar: (and_number, always),
+    **dict.fromkeys((aten.bitwise_or.Tensor, aten.bitwise_or.Scalar), (bitwise_or, always)),
+    **dict.fromkeys((aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar), (bitwise_xor, always)),
+    **dict.fromkeys(LEFT_SHIFTS, (shift_left, always)),
+    **dict.fromkeys(RIGHT_SHIFTS, (shift_right, always)),
 }
 
 REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
@@ -320,9 +309,16 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.argmax.default: (argmax, no_axis),
     aten.argmin.default: (argmin, no_axis),
     aten.bucketize.Tensor: (bucketize, always),
-    aten.searchsorted.Tensor: (searchsorted, plain_searchsorted),
+    aten.bucketize.Scalar: (
+        lambda self, boundaries, **options: searchsorted(boundaries, self, **options),
+        always,
+    ),
+    aten.searchsorted.Tensor: (searchsorted, always),
+    aten.searchsorted.Scalar: (searchsorted, always),
+    aten.median.default: (median_of_all, always),
     aten.histc.default: (histogram, has_range),
     aten._cdist_forward.default: (distance, always),
+    aten._pdist_forward.default: (pairs_distance, always),
     aten._trilinear.default: (trilinear, always),
     aten.linear.default: (linear, has_one_row),
     aten.addmv.default: (addmv, always),

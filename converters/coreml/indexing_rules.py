@@ -5,14 +5,30 @@ Tables as in elementwise_rules.py. `INDEXING_TUPLES` holds operators of several 
 takes which result is asked for.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..functions import running
+from ..orders import fits, kth_value, median, sort, stable_sort, topk
+from ..sampling import CUBIC, grid_sample
+from ..scatters import (
+    flat_positions,
+    index_put,
+    index_reduce,
+    leading,
+    masked_scatter,
+    nonzero_static,
+    put,
+    puts_plainly,
+    scatter,
+    scatter_add,
+    scatter_reduce,
+    scatter_value,
+)
 from ..windows import unfold
-from .elementwise_rules import Predicate, always, has_axes
+from .elementwise_rules import Predicate, always, has_axes, is_boolean
 from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
@@ -52,29 +68,9 @@ def cuts(node: torch.fx.Node) -> bool:
     return any(amount < 0 for amount in node.args[1])
 
 
-def _flat_positions(shape: torch.Size, indices: list) -> torch.Tensor:
-    """Where indices (None: the whole axis) point in a tensor laid flat; of the shape that indexing gives."""
-    where = [axis for axis, index in enumerate(indices) if index is not None]
-    together = where == list(range(where[0], where[-1] + 1))
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    picked: Any = 0  # a tensor from the first axis on
-    for axis in where:
-        index = indices[axis].to(torch.int32)
-        picked = picked + torch.where(index < 0, index + shape[axis], index) * strides[axis]
-    whole = [axis for axis in range(len(shape)) if axis >= len(indices) or indices[axis] is None]
-    before = [axis for axis in whole if axis < where[0]] if together else []
-    order = [*before, None, *[axis for axis in whole if axis not in before]]
-    width = [picked.ndim if axis is None else 1 for axis in order]
-    positions: Any = 0
-    for place, axis in enumerate(order):
-        values = picked if axis is None else torch.arange(shape[axis], dtype=torch.int32) * strides[axis]
-        positions = positions + values.reshape(*values.shape, *[1] * sum(width[place + 1 :]))
-    return positions
-
-
 def index(self, indices):
     """Any indexing as one gather from the tensor laid flat."""
-    positions = _flat_positions(self.shape, indices)
+    positions = flat_positions(self.shape, indices)
     return torch.index_select(self.reshape(-1), 0, positions.reshape(-1)).reshape(positions.shape)
 
 
@@ -83,89 +79,8 @@ def exceeds_rank(node: torch.fx.Node) -> bool:
     return node.meta["val"].ndim > LARGEST_RANK and not boolean
 
 
-def index_put(self, indices, values, accumulate=False):
-    """Any indexed assignment as one scatter into the tensor laid flat; a boolean mask as a choice between two
-    tensors."""
-    if indices[0] is not None and indices[0].dtype == torch.bool:
-        return _put_where(self, indices[0], values, accumulate)
-    positions = _flat_positions(self.shape, indices)
-    values = values.to(self.dtype).expand(positions.shape).reshape(-1)
-    flat, positions = self.reshape(-1), positions.reshape(-1).to(torch.int64)
-    result = (
-        torch.scatter_add(flat, 0, positions, values)
-        if accumulate
-        else torch.scatter(flat, 0, positions, values)
-    )
-    return result.reshape(self.shape)
-
-
-def _put_where(self, mask, values, accumulate):
-    missing = self.ndim - mask.ndim
-    mask = mask.reshape(*mask.shape, *[1] * missing)
-    if values.ndim > missing:  # [1] or one row for each place of the mask, checked by `puts_plainly`
-        values = values.squeeze(0)
-    return torch.where(mask, self + values if accumulate else values.to(self.dtype), self)
-
-
-def puts_plainly(node: torch.fx.Node) -> bool:
-    """Indices are integers, or one boolean mask over the leading axes whose places all take the same
-    value."""
-    target, indices, values = (node.args[0].meta["val"], node.args[1], node.args[2].meta["val"])
-    masks = [item for item in indices if item is not None and item.meta["val"].dtype == torch.bool]
-    if not masks:
-        return target.dtype != torch.bool and target.ndim > 0
-    leading = target.ndim - indices[0].meta["val"].ndim if indices[0] is not None else -1
-    return len(indices) == 1 and (
-        values.ndim <= leading or (values.ndim == leading + 1 and values.shape[0] == 1)
-    )
-
-
-def masked_scatter(self, mask, source):
-    """The places of the mask, in order, take the elements of source, in order."""
-    shape = torch.broadcast_shapes(self.shape, mask.shape)
-    order = torch.cumsum(mask.expand(shape).reshape(-1).to(torch.int32), 0) - 1
-    taken = torch.index_select(source.reshape(-1), 0, order.clamp(0, source.numel() - 1)).reshape(shape)
-    return torch.where(mask, taken, self)
-
-
-def scatter_reduce(self, dim, index, src, reduce, include_self=True):
-    """Extremes by comparing every index with every place: index [.., n] against places [.., size] along
-    `dim`."""
-    dim = dim % self.ndim
-    places = torch.arange(self.shape[dim]).reshape(-1, *[1] * (self.ndim - dim))
-    src = _leading(src, index.shape, None)
-    hits = index.unsqueeze(dim) == places
-    lowest = float("-inf") if reduce == "amax" else float("inf")
-    values = torch.where(hits, src.unsqueeze(dim), torch.tensor(lowest, dtype=src.dtype))
-    extreme = values.amax(dim + 1) if reduce == "amax" else values.amin(dim + 1)
-    if include_self:
-        return torch.maximum(extreme, self) if reduce == "amax" else torch.minimum(extreme, self)
-    return torch.where(hits.any(dim + 1), extreme, self)
-
-
-def takes_extremes(node: torch.fx.Node) -> bool:
-    """amax or amin of floats, whose shapes agree but for the scattered axis."""
-    target, index = node.args[0].meta["val"], node.args[2].meta["val"]
-    others = [
-        a == b
-        for axis, (a, b) in enumerate(zip(target.shape, index.shape))
-        if axis != node.args[1] % max(target.ndim, 1)
-    ]
-    return (
-        node.args[4] in ("amax", "amin")
-        and target.is_floating_point()
-        and all(others)
-        and 0 < target.ndim < LARGEST_RANK
-    )
-
-
-def _leading(tensor, shape, but):
-    """The leading part of a tensor, of `shape`; the axis `but` stays whole."""
-    return tensor[tuple(slice(None) if axis == but else slice(0, size) for axis, size in enumerate(shape))]
-
-
 def gather(self, dim, index, sparse_grad=False):
-    return torch.gather(_leading(self, index.shape, dim % self.ndim), dim, index)
+    return torch.gather(leading(self, index.shape, dim % self.ndim), dim, index)
 
 
 def takes_part(node: torch.fx.Node) -> bool:
@@ -183,51 +98,17 @@ def _differ(tensor: torch.fx.Node, index: torch.fx.Node, but: int | None) -> boo
     )
 
 
-def scatter(self, dim, index, src):
-    return _scatter(torch.scatter, self, dim, index, src)
-
-
-def scatter_add(self, dim, index, src):
-    return _scatter(torch.scatter_add, self, dim, index, src)
-
-
-def _scatter(operator, self, dim, index, src):
-    src, dim = _leading(src, index.shape, None), dim % self.ndim
-    if all(a == b for axis, (a, b) in enumerate(zip(self.shape, index.shape)) if axis != dim):
-        return operator(self, dim, index, src)
-    part = operator(_leading(self, index.shape, dim), dim, index, src)
-    for axis in range(self.ndim):  # what lies beyond the index stays
-        if axis != dim:
-            rest = _leading(
-                self, part.shape[:axis] + self.shape[axis : axis + 1] + part.shape[axis + 1 :], None
-            )
-            part = torch.cat(
-                [part, rest.narrow(axis, part.shape[axis], self.shape[axis] - part.shape[axis])], axis
-            )
-    return part
-
-
 def scatters_part(node: torch.fx.Node) -> bool:
-    return _differ(node.args[0], node.args[2], node.args[1]) or _differ(node.args[3], node.args[2], None)
+    apart = _differ(node.args[0], node.args[2], node.args[1]) or _differ(node.args[3], node.args[2], None)
+    return apart or is_boolean(node)
 
 
 def running_maximum(self, dim):
-    return (_running(self, dim, torch.maximum, float("-inf")),)
+    return (running(self, dim, torch.maximum, float("-inf")),)
 
 
 def running_minimum(self, dim):
-    return (_running(self, dim, torch.minimum, float("inf")),)
-
-
-def _running(values, dim, choose, least):
-    """Prefix extremes by doubling: after k steps every place has seen the 2^k places up to it."""
-    dim, step = dim % values.ndim, 1
-    size = values.shape[dim]
-    while step < size:
-        border = torch.full_like(values.narrow(dim, 0, step), least)
-        values = choose(values, torch.cat([border, values.narrow(dim, 0, size - step)], dim))
-        step *= 2
-    return values
+    return (running(self, dim, torch.minimum, float("inf")),)
 
 
 def maximum_of_high_rank(self, dim, keepdim=False):
@@ -248,17 +129,6 @@ def cumulative_sum(self, dim, dtype=None):
 
 def counts_from_the_end(node: torch.fx.Node) -> bool:
     return node.args[1] < 0 and node.args[0].meta["val"].ndim > 0
-
-
-def kth_value(self, k, dim=-1, keepdim=False):
-    values, order = torch.sort(self, dim)
-    kth = values.select(dim, k - 1), order.select(dim, k - 1)
-    return tuple(item.unsqueeze(dim) for item in kth) if keepdim else kth
-
-
-def median(self, dim, keepdim=False):
-    """torch takes the lower one of two."""
-    return kth_value(self, (self.shape[dim] + 1) // 2, dim, keepdim)
 
 
 def embedding_bag(
@@ -283,6 +153,22 @@ def bags_add_up(node: torch.fx.Node, result: int) -> bool:
     return result == 0 and (node.args[4] if len(node.args) > 4 else 0) in (0, 1) and padding == -1
 
 
+def is_cubic(node: torch.fx.Node) -> bool:
+    return node.args[2] == CUBIC
+
+
+def sorts_within_memory(node: torch.fx.Node, result: int) -> bool:
+    """node: sort.stable, whose axis is a keyword."""
+    return fits(node.args[0].meta["val"], node.kwargs.get("dim", -1))
+
+
+def sorts_whole(node: torch.fx.Node, result: int) -> bool:
+    """Integers, which coremltools sorts as floats; half precision would sort a part of them only."""
+    value = node.args[0].meta["val"]
+    place = 2 if node.target is aten.topk.default else 1
+    return not value.is_floating_point() and fits(value, (*node.args, -1, -1)[place])
+
+
 def values_only(node: torch.fx.Node, result: int) -> bool:
     return result == 0
 
@@ -296,11 +182,17 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.constant_pad_nd.default: (pad, cuts),
     aten.gather.default: (gather, takes_part),
     aten.scatter.src: (scatter, scatters_part),
+    aten.scatter.value: (scatter_value, is_boolean),
     aten.scatter_add.default: (scatter_add, scatters_part),
     aten.index.Tensor: (index, exceeds_rank),
     aten.index_put.default: (index_put, puts_plainly),
     aten.masked_scatter.default: (masked_scatter, always),
-    aten.scatter_reduce.two: (scatter_reduce, takes_extremes),
+    aten.scatter_reduce.two: (scatter_reduce, always),
+    aten.index_reduce.default: (index_reduce, always),
+    aten.put.default: (put, always),
+    aten.nonzero_static.default: (nonzero_static, always),
+    aten.grid_sampler_2d.default: (grid_sample, is_cubic),
+    aten.grid_sampler_3d.default: (grid_sample, always),
 }
 
 INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
@@ -308,6 +200,9 @@ INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.cummin.default: (running_minimum, values_only),
     aten.max.dim: (maximum_of_high_rank, has_high_rank),
     aten.min.dim: (minimum_of_high_rank, has_high_rank),
+    aten.sort.stable: (stable_sort, sorts_within_memory),
+    aten.sort.default: (sort, sorts_whole),
+    aten.topk.default: (topk, sorts_whole),
     aten.kthvalue.default: (kth_value, always),
     aten.median.dim: (median, always),
     aten._embedding_bag.default: (embedding_bag, bags_add_up),

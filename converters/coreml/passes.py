@@ -6,12 +6,13 @@ its source (coremltools 9.0) shows; tests/converters/coreml/test_passes.py holds
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ...models.patched import replaced
 
 BACKEND = "backend_mlprogram"  # coremltools' name for the passes that it runs before a program is written
+TO_16_BITS = "common::add_int16_cast"
 CONVOLUTIONS = ("conv", "conv_transpose")
 WORKS_ON = {  # pass -> types of operations, without any of which it changes nothing
     "torch::torch_tensor_assign_to_core": ("torch_tensor_assign",),
@@ -100,12 +101,22 @@ def _apply_pipeline(program: Any, pipeline: Any) -> None:
         graph_pass = PASS_REGISTRY[name]
         graph_pass.set_options(pipeline.get_options(name))
         try:
-            graph_pass(program)
+            with (
+                replaced(graph_pass, "op_selector", _keeps_integers) if name == TO_16_BITS else nullcontext()
+            ):
+                graph_pass(program)
         except Exception as error:
             error.add_note(f"in coremltools' pass {name}")
             raise
         types = set()
     program.validate(check_essential_scope=True)
+
+
+def _keeps_integers(operation: Any) -> bool:
+    """Whether 16 bits hold all integers that an operation reads, for the pass that casts them: it looks at
+    constants, and at indices, but not at the numbers that are gathered, squeezed or sorted."""
+    data = operation.inputs.get("x")
+    return data is None or data.val is not None or not data.is_tensor_or_scalar_of(dtype="int32")
 
 
 def _operation_types(program: Any) -> set[str]:

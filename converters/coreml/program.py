@@ -18,6 +18,7 @@ import torch
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe
 from ...quantization.weight import CompressedWeight
+from .frontend_ops import sound_translations
 from .pass_guards import sound_passes
 from .passes import lean_passes, pass_pipeline
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
@@ -178,7 +179,7 @@ def _converted(
     import coremltools as ct
 
     names = mark_compressed(program, weights)
-    with weights_built_by(build, names), lean_passes(), sound_passes():
+    with weights_built_by(build, names), lean_passes(), sound_passes(), sound_translations():
         return _convert(
             program,
             convert_to="milinternal",
