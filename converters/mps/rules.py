@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from ..angles import atan2
 from ..resampling import adaptive_average, along, logcumsumexp
 from ..windows import for_each_axis, overhang, unfold
+from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
 
 aten = torch.ops.aten
 
@@ -442,6 +443,7 @@ def to_copy(
 
 
 RULES = {
+    **RESAMPLING,
     aten.scaled_dot_product_attention.default: attention,
     aten.linear.default: linear,
     aten.addmm.default: addmm,
@@ -496,6 +498,7 @@ RULES = {
 }
 
 FIRST_OF_TUPLE = {  # operators that return a tuple of which inference uses the first
+    **RESAMPLING_TUPLES,
     aten.native_layer_norm.default: native_layer_norm,
     aten.native_group_norm.default: native_group_norm,
     aten._native_batch_norm_legit_no_training.default: batch_norm_inference,
