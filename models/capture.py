@@ -95,6 +95,9 @@ def capture(source: Source, samples: Samples) -> Captured:
         run = partial(_run_source, source, own, [name for _, name in names])
         with torch.no_grad(), _weights_dropped_after_use(own):
             answers = answered(affordable(samples, work_of(program)), run)
+    from .loops import repeated_steps
+
+    source = replace(source, warnings=(*source.warnings, *repeated_steps(program)))
     reference = answers.reference
     outputs = tuple(
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
@@ -112,6 +115,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
 
     from .border import widen_narrow_inputs
     from .graphs import draft, finish
+    from .loops import unroll
     from .recurrent import one_operator_a_layer
     from .simplify import (
         drop_no_ops,
@@ -135,8 +139,8 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
                 raise
             raise _changes_itself(["a tensor that is no buffer of it"]) from error
     _refuse_mutation(program)
-    _refuse_nested_graphs(program)
     work = draft(program)
+    unroll(work)
     _keep_tensor_outputs(work)
     _name_inputs(work, program, input_names)
     _accept_int32(work)
@@ -354,24 +358,6 @@ def _changes_itself(names: list[str]) -> UserError:
         f"The model changes its own state while it runs: {', '.join(names[:5])}.",
         "Call model.eval(), switch caches off, or return the new state as an output.",
     )
-
-
-def _refuse_nested_graphs(program: ExportedProgram) -> None:
-    """torch.cond, while_loop, map and their like carry graphs of their own, which no target here takes."""
-    import torch
-
-    from .graphs import describe
-
-    nested = [
-        describe(node)
-        for node in program.graph.nodes
-        if isinstance(node.target, torch._ops.HigherOrderOperator)
-    ]
-    if nested:
-        raise UserError(
-            f"The model branches or loops while it runs: {'; '.join(nested)}.",
-            "Compute both branches and choose with torch.where, or unroll the loop, and convert again.",
-        )
 
 
 def _keep_tensor_outputs(work: Draft) -> None:

@@ -68,11 +68,11 @@ class Draft:
 def fake_like(module: torch.fx.GraphModule, tensor: torch.Tensor) -> torch.Tensor:
     """A fake tensor of the graph's own fake mode, which the later passes of torch and of the targets expect
     in `meta["val"]`."""
-    mode = _fake_mode(module)
+    mode = fake_mode(module)
     return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
 
 
-def _fake_mode(module: torch.fx.GraphModule) -> Any:
+def fake_mode(module: torch.fx.GraphModule) -> Any:
     """The mode (torch's FakeTensorMode) that the graph was traced in, None where no value tells."""
     values = (node.meta.get("val") for node in module.graph.nodes)
     return next((value.fake_mode for value in values if hasattr(value, "fake_mode")), None)
@@ -81,7 +81,7 @@ def _fake_mode(module: torch.fx.GraphModule) -> Any:
 def _in_mode_of(module: torch.fx.GraphModule, value: Any) -> Any:
     """A traced value in the graph's own fake mode: for constants that a trace makes, torch opens another, and
     two modes do not mix."""
-    mode = _fake_mode(module)
+    mode = fake_mode(module)
     if mode is None or not isinstance(value, torch.Tensor) or getattr(value, "fake_mode", None) is mode:
         return value
     with mode:
@@ -96,7 +96,8 @@ def draft(program: ExportedProgram) -> Draft:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             constants[spec.arg.name] = (spec.target, values[spec.target])
     graph = copy_graph(program.graph)
-    module = torch.fx.GraphModule({}, graph)
+    nested = dict(program.graph_module.named_children())  # of torch.cond and its like
+    module = torch.fx.GraphModule(nested, graph)
     return Draft(module, constants)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
 
-from .graphs import Draft, is_op, places_of
+from .graphs import Draft, fake_mode, is_op, places_of
 from .interpret import compute
 
 aten = torch.ops.aten
@@ -84,13 +85,20 @@ def _is_weight_view(work: Draft, node: Node) -> bool:
 
 def evaluate_constant(work: Draft, node: Node, computed: dict[Node, Any]) -> Any:
     """The value of a node that no input decides; `computed` keeps what was evaluated before."""
-    if node not in computed:
-        constant = work.tensor_of(node)
-        if constant is not None:
-            computed[node] = constant.detach()
+    pending = [node]
+    while pending:  # not by recursion: the counter of a loop is a chain as long as its steps
+        current = pending[-1]
+        missing = [source for source in current.all_input_nodes if source not in computed]
+        constant = work.tensor_of(current)
+        if current in computed:
+            pending.pop()
+        elif constant is not None:
+            computed[current] = constant.detach()
+        elif missing:
+            pending.extend(missing)
         else:
             with torch.no_grad():
-                computed[node] = compute(node, lambda source: evaluate_constant(work, source, computed))
+                computed[current] = compute(current, computed.__getitem__)
     return computed[node]
 
 
@@ -296,8 +304,8 @@ def _gather_strided(work: Draft, node: Node, storage_order: list[int], picks: to
 def call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new node, with its fake value computed and the origin's module and source line kept."""
     node = work.graph.call_function(target, args, kwargs)
-    node.meta = places_of(origin)
-    node.meta["val"] = compute(node, lambda source: source.meta["val"])
+    with fake_mode(work.module) or nullcontext():  # else an operator without sources makes a real tensor
+        node.meta = {**places_of(origin), "val": compute(node, lambda source: source.meta["val"])}
     return node
 
 

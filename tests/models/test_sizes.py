@@ -53,18 +53,3 @@ def test_a_size_that_the_data_decides_is_refused_with_its_line():
     )
     assert "float32[2, 6], bool[2, 6] -> float32[u" in text
     assert text.endswith("by masks or torch.where, and convert again.")
-
-
-class Branches(torch.nn.Module):
-    def forward(self, x):
-        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
-
-
-def test_nested_graphs_are_refused_with_their_line():
-    with pytest.raises(
-        UserError, match=r"^The model branches or loops while it runs: cond \(.*float32\[2, 6\]"
-    ) as caught:
-        captured(Branches())
-    assert str(caught.value).endswith(
-        "Compute both branches and choose with torch.where, or unroll the loop, and convert again."
-    )
