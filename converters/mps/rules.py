@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from ..angles import atan2
 from ..resampling import adaptive_average, along, logcumsumexp
 from ..windows import for_each_axis, overhang, unfold
+from .integer_rules import INTEGER_RULES
 from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
+from .volume_rules import volume_convolution
 
 aten = torch.ops.aten
 
@@ -196,8 +198,16 @@ def total_all(self, dtype=None):
     return total(self, None, False, dtype)
 
 
+def mean_of(self, dim=None, keepdim=False, dtype=None):
+    """MPSGraph has means of floats only."""
+    if self.is_floating_point() and dtype is None and dim:
+        return aten.mean.dim(self, dim, keepdim)
+    wide = self if self.is_floating_point() else self.float()
+    return aten.mean.dim(wide, _axes(self, dim), keepdim).to(dtype or wide.dtype)
+
+
 def mean_all(self, dtype=None):
-    return self.mean(_axes(self, None))
+    return mean_of(self, None, False, dtype)
 
 
 def variance(self, dim=None, correction=1, keepdim=False):
@@ -223,8 +233,13 @@ def vector_norm(self, ord=2, dim=None, keepdim=False, dtype=None):
     dims, wide = _axes(self, dim), self.float()
     if ord == 1:
         return total(torch.abs(wide), dims, keepdim).to(self.dtype)
+    if ord in (math.inf, -math.inf):
+        return torch.abs(self).amax(dims, keepdim) if ord > 0 else torch.abs(self).amin(dims, keepdim)
+    if ord == 0:
+        return total((wide != 0).float(), dims, keepdim).to(self.dtype)
     if ord != 2:
-        return aten.linalg_vector_norm.default(self, ord, dim, keepdim)
+        powers = torch.exp(ord * torch.log(torch.abs(wide)))
+        return torch.exp(torch.log(total(powers, dims, keepdim)) * (1 / ord)).to(self.dtype)
     return torch.sqrt(total(wide * wide, dims, keepdim)).to(self.dtype)
 
 
@@ -386,20 +401,37 @@ def avg_pool2d(
     divisor_override=None,
 ):
     """The serializer drops count_include_pad beside a divisor, and the runtime multiplies by it in float32
-    whatever the input."""
-    arguments = list(kernel_size), list(stride) or list(kernel_size), for_each_axis(padding, 2), ceil_mode
+    whatever the input. ceil_mode never reaches MPSGraph."""
+    kernel, stride, padding = list(kernel_size), list(stride) or list(kernel_size), for_each_axis(padding, 2)
     if divisor_override is None:
-        return aten.avg_pool2d.default(self, *arguments, count_include_pad)
-    kernel, stride, padding, _ = arguments
+        if ceil_mode:
+            return _ceil_average(self, kernel, stride, padding, count_include_pad)
+        return aten.avg_pool2d.default(self, kernel, stride, padding, ceil_mode, count_include_pad)
     if ceil_mode:  # the mean over a window that reaches beyond the input divides by less than its size
         self, padding = _pad_for_ceil(self, kernel, stride, padding, (1, 1), 0.0), [0, 0]
     mean = aten.avg_pool2d.default(self, kernel, stride, padding, False, True)
     return mean * (math.prod(kernel_size) / divisor_override)
 
 
+def _ceil_average(tensor, kernel, stride, padding, count_include_pad):
+    """Means over whole windows of the padded input, times how many elements a window has for each that torch
+    counts."""
+
+    def whole(x):
+        return aten.avg_pool2d.default(
+            _pad_for_ceil(x, kernel, stride, padding, (1, 1), 0.0), kernel, stride, [0, 0], False, True
+        )
+
+    ones = torch.ones(1, *tensor.shape[-2:])
+    counted = F.avg_pool2d(ones, kernel, stride, padding, True, count_include_pad)
+    return whole(tensor) * (counted / whole(ones)).to(tensor.dtype)
+
+
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     """Transposed convolutions, which the serializer would write as plain ones: zeros between the inputs, then
     a plain convolution."""
+    if not transposed and len(stride) == 3:
+        return volume_convolution(input, weight, bias, stride, padding, dilation, groups)
     if not transposed:
         return aten.convolution.default(
             input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
@@ -420,7 +452,7 @@ def convolution(input, weight, bias, stride, padding, dilation, transposed, outp
     )
     turned = torch.flip(turned, list(range(2, weight.ndim)))
     ones, zeros = [1] * len(stride), [0] * len(stride)
-    return aten.convolution.default(spread, turned, bias, ones, zeros, dilation, False, zeros, groups)
+    return convolution(spread, turned, bias, ones, zeros, dilation, False, zeros, groups)
 
 
 def _spread(tensor, axis, step):
@@ -444,6 +476,7 @@ def to_copy(
 
 RULES = {
     **RESAMPLING,
+    **INTEGER_RULES,
     aten.scaled_dot_product_attention.default: attention,
     aten.linear.default: linear,
     aten.addmm.default: addmm,
@@ -466,6 +499,7 @@ RULES = {
     aten.sum.dim_IntList: total,
     aten.sum.default: total_all,
     aten.mean.default: mean_all,
+    aten.mean.dim: mean_of,
     aten.var.correction: variance,
     aten.any.dim: any_of,
     aten.any.dims: any_of,

@@ -23,6 +23,8 @@ LEFT_AS_THEY_ARE = {
     aten.gelu.default, aten.embedding.default, aten.expand.default, aten._to_copy.default,
     aten.convolution.default, aten.constant_pad_nd.default, aten.avg_pool2d.default,
     aten.max_pool2d_with_indices.default, aten.native_layer_norm.default, aten.addmm.default,
+    aten.mean.dim, aten.div.Tensor_mode, aten.floor_divide.default, aten.remainder.Tensor,
+    aten.remainder.Scalar, aten.fmod.Tensor, aten.fmod.Scalar,
 }  # fmt: skip
 
 
