@@ -28,6 +28,7 @@ from .patched import (
 from .quiet import quiet
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Samples, Source, TensorSpec, refuse_complex
+from .state import changes_itself, refuse_mutation
 from .tensors import Tensor, laid_out_as, tensors_of
 from .work import work_of
 
@@ -119,6 +120,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     from .recurrent import one_operator_a_layer
     from .simplify import (
         drop_no_ops,
+        fill_empties,
         fold_batch_norms,
         fold_constants,
         lay_out_inputs,
@@ -137,8 +139,8 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
         except RuntimeError as error:
             if "is mutated in the forward method" not in str(error):
                 raise
-            raise _changes_itself(["a tensor that is no buffer of it"]) from error
-    _refuse_mutation(program)
+            raise changes_itself(["a tensor that is no buffer of it"]) from error
+    refuse_mutation(program)
     work = draft(program)
     unroll(work)
     _keep_tensor_outputs(work)
@@ -147,6 +149,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     settle_sizes(work)
     spell_out_strides(work)
     lay_out_inputs(work)
+    fill_empties(work)
     views_to_reshapes(work)
     drop_no_ops(work)
     widen_narrow_inputs(work)
@@ -339,25 +342,6 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype == torch.int64:
         return tensor.int().numpy()
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
-
-
-def _refuse_mutation(program: ExportedProgram) -> None:
-    from torch.export.graph_signature import OutputKind
-
-    changed = [
-        spec.target or spec.arg.name
-        for spec in program.graph_signature.output_specs
-        if spec.kind != OutputKind.USER_OUTPUT
-    ]
-    if changed:
-        raise _changes_itself([str(name) for name in changed])
-
-
-def _changes_itself(names: list[str]) -> UserError:
-    return UserError(
-        f"The model changes its own state while it runs: {', '.join(names[:5])}.",
-        "Call model.eval(), switch caches off, or return the new state as an output.",
-    )
 
 
 def _keep_tensor_outputs(work: Draft) -> None:

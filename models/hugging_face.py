@@ -7,14 +7,14 @@ runs, nothing is downloaded.
 
 import inspect
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .configured_inputs import inputs_of
 from .digest import content_of_files
 from .errors import UserError
-from .inputs import DTYPES, InputSpec, in_order, override
+from .inputs import InputSpec, in_order, override
 from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
@@ -23,11 +23,6 @@ from .source_kind import LoadOptions
 from .state_dicts import check_safetensors
 from .transformers_imports import one_index
 
-TOKENS = 128  # default text length, where the model's position table is not shorter
-# for state-space models (Mamba): export unrolls their scan, a copy of the recurrence per token and layer
-RECURRENT_TOKENS = 16
-AUDIO_SAMPLES = 16000  # one second at 16 kHz, the rate that speech models are trained at
-IMAGE_SIZE = 224  # where neither config.json nor preprocessor_config.json has one
 _MOST_LAYERS = 1000  # layers may share weights, so a few more than there are tensors are possible
 _WEIGHTS = (
     "model.safetensors",
@@ -35,7 +30,6 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TEXT_COMPANIONS = ("attention_mask",)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -94,9 +88,9 @@ def _load_model(
     with quiet(), postponed_modules(), transformers_offline():
         config = _configuration(folder, model_class)
         if given and not given[0].name:
-            usual = [spec.name for spec in _inputs(folder, model_class, config, ())]
+            usual = [spec.name for spec in inputs_of(folder, model_class, config, ())]
             given = in_order(given, usual, model_class.__name__)
-        defaults = _inputs(folder, model_class, config, given)
+        defaults = inputs_of(folder, model_class, config, given)
         inputs = override(model_class.__name__, defaults, given)
         model, warnings = _load(folder, model_class, config, files[-1].suffix == ".safetensors")
     module = _by_names(model)
@@ -211,16 +205,9 @@ def by_names_(model: Any) -> Any:
 
 
 def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tuple[Any, tuple[str, ...]]:
-    """float32, in eval mode. Attention is scaled_dot_product_attention where the class has it (eager masks
-    overflow in float16)."""
-    import torch
-
-    attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    """float32, in eval mode."""
     try:
-        model, report = model_class.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=safetensors, dtype=torch.float32,
-            attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        model, report = _from_pretrained(folder, model_class, config, safetensors)
     except Exception as error:  # transformers, safetensors and torch each raise their own
         hint = "Check that config.json belongs to the weights."
         raise UserError(
@@ -250,6 +237,27 @@ def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tup
     return model.eval(), (note,) if unused else ()
 
 
+def _from_pretrained(folder: Path, model_class: Any, config: Any, safetensors: bool) -> Any:
+    """Attention is scaled_dot_product_attention where the class has it (eager masks overflow in float16), and
+    eager where a part of it, as a backbone of convolutions, has not."""
+    import torch
+
+    def load(attention: str) -> Any:
+        return model_class.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=safetensors, dtype=torch.float32,
+            attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+
+    if not getattr(model_class, "_supports_sdpa", False):
+        return load("eager")
+    try:
+        return load("sdpa")
+    except (ValueError, ImportError) as error:
+        if "scaled_dot_product_attention" not in str(error) and "attention implementation" not in str(error):
+            raise
+    return load("eager")
+
+
 def _by_names(model: Any) -> Any:
     import torch
 
@@ -265,147 +273,6 @@ def _by_names(model: Any) -> Any:
         return returned
 
     return NamedModule(model, call)
-
-
-def _inputs(
-    folder: Path, model_class: Any, config: Any, given: tuple[InputSpec, ...]
-) -> tuple[TensorSpec, ...]:
-    """The main input, what belongs to it, and any further forward parameter that the user names."""
-    parameters = [
-        name
-        for name in inspect.signature(model_class.forward).parameters
-        if name not in ("self", "kwargs", "args")
-    ]
-    names = _default_names(model_class.main_input_name, parameters, config)
-    chosen = {spec.name: spec for spec in given}
-    shapes = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
-    for name in _TEXT_COMPANIONS:  # a mask is as long as the text that the user chose
-        if name in shapes and "input_ids" in chosen:
-            shapes[name] = chosen["input_ids"].shape
-    specs = []
-    for name in sorted({*names, *(set(chosen) & set(parameters))}, key=parameters.index):
-        if name not in shapes and name not in chosen:
-            raise UserError(
-                f"{model_class.__name__} takes {name}, whose shape config.json does not tell.",
-                f"Give --input {name}:SHAPE.",
-            )
-        own = _dtype(name)
-        dtype = own or chosen[name].dtype or DTYPES[0]
-        specs.append(TensorSpec(name, shapes.get(name) or chosen[name].shape, dtype))
-    return tuple(specs)
-
-
-def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
-    names = [main]
-    if main == "input_ids":
-        names += [name for name in _TEXT_COMPANIONS if name in parameters]
-        if (
-            "pixel_values" in parameters
-            and not getattr(config, "is_encoder_decoder", False)
-            and _is_two_towers(config)
-        ):
-            names.append("pixel_values")
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
-        names.append("decoder_input_ids")
-    return names
-
-
-def _is_two_towers(config: Any) -> bool:
-    """CLIP and its kin need text and image at once; language models that may look at an image do not."""
-    return (
-        hasattr(config, "vision_config")
-        and hasattr(config, "text_config")
-        and hasattr(config, "projection_dim")
-    )
-
-
-def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    text = config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None) or TOKENS
-    return (1, min(RECURRENT_TOKENS if hasattr(text, "state_size") else TOKENS, most))
-
-
-def _decoder_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    most = (
-        getattr(config, "max_target_positions", None)
-        or getattr(config, "max_position_embeddings", None)
-        or TOKENS
-    )
-    return (1, min(TOKENS, most))
-
-
-def _image_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    vision = getattr(config, "vision_config", config)
-    frames = getattr(vision, "num_frames", None)
-    size = (
-        _height_width(getattr(vision, "image_size", None))
-        or _preprocessed_size(folder)
-        or (IMAGE_SIZE, IMAGE_SIZE)
-    )
-    return (1, *((frames,) if isinstance(frames, int) else ()), getattr(vision, "num_channels", 3), *size)
-
-
-def _height_width(size: Any) -> tuple[int, int] | None:
-    if isinstance(size, dict):
-        size = (size.get("height"), size.get("width")) if "height" in size else size.get("shortest_edge")
-    if isinstance(size, int):
-        return size, size
-    return (
-        tuple(size)
-        if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
-        else None
-    )
-
-
-def _preprocessed_size(folder: Path) -> tuple[int, int] | None:
-    """What the folder's image processor hands to the model; absent or odd files leave it to the default."""
-    path = folder / "preprocessor_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "Copy it again or remove it.") from error
-    return _height_width(settings.get("crop_size")) or _height_width(settings.get("size"))
-
-
-def _wave_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    """A waveform; the audio spectrogram transformer's `input_values` are [frames, mel bins]."""
-    if (
-        hasattr(config, "num_mel_bins")
-        and hasattr(config, "max_length")
-        and config.model_type == "audio-spectrogram-transformer"
-    ):
-        return (1, config.max_length, config.num_mel_bins)
-    return (1, AUDIO_SAMPLES)
-
-
-def _feature_shape(folder: Path, config: Any) -> tuple[int, ...] | None:
-    """Whisper's encoder halves the frames with its second convolution, hence twice its positions."""
-    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
-        return (1, config.num_mel_bins, 2 * config.max_source_positions)
-    return None
-
-
-_SHAPES: dict[str, Callable[[Path, Any], tuple[int, ...] | None]] = {
-    "input_ids": _text_shape,
-    "attention_mask": _text_shape,
-    "decoder_input_ids": _decoder_shape,
-    "pixel_values": _image_shape,
-    "input_values": _wave_shape,
-    "input_features": _feature_shape,
-}
-
-
-def _dtype(name: str) -> str | None:
-    """The dtype that transformers documents for parameters of that name; None where it does not say."""
-    if name in ("pixel_values", "input_values", "input_features", "inputs_embeds", "decoder_inputs_embeds"):
-        return "float32"
-    return (
-        "bool"
-        if name == "bool_masked_pos"
-        else "int32"
-        if name.endswith(("_ids", "_mask", "_positions"))
-        else None
-    )
 
 
 def _limits(module: Any, config: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, Limit]:

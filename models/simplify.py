@@ -40,6 +40,24 @@ def depends_on_inputs(work: Draft) -> set[Node]:
 
 # Constants
 
+
+def fill_empties(work: Draft) -> bool:
+    """Memory that a model takes without filling it (torch.empty, new_empty, empty_like) becomes zeros: what
+    lies there by chance is no constant, and may be NaN."""
+    nodes = [node for node in work.graph.nodes if is_op(node, *_EMPTIES)]
+    for node in nodes:
+        value = node.meta["val"]
+        node.target = aten.full.default
+        node.args = (list(value.shape), 0)
+        node.kwargs = {"dtype": value.dtype}
+    return work.graph.eliminate_dead_code() or bool(nodes)
+
+
+_EMPTIES = (
+    aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default,
+    aten.empty_permuted.default, aten.new_empty.default, aten.new_empty_strided.default,
+)  # fmt: skip
+
 WEIGHT_VIEWS = {
     aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default,
     aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim,

@@ -5,11 +5,13 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from cidermill.models.configured_inputs import _image_shape, _wave_shape
 from cidermill.models.errors import UserError
-from cidermill.models.hugging_face import _configuration, _image_shape
+from cidermill.models.hugging_face import _configuration
 from cidermill.models.inputs import InputSpec
 from cidermill.models.load import load
 from cidermill.models.samples import synthetic
@@ -322,3 +324,46 @@ def test_other_kinds(tmp_path, name, inputs, outputs, as_tensors):
 def test_the_mask_is_as_long_as_the_text_that_was_asked_for(bert_folder):
     source = load(bert_folder, (InputSpec("input_ids", (2, 8)),))
     assert [spec.shape for spec in source.inputs] == [(2, 8), (2, 8)]
+
+
+def test_a_backbone_without_fused_attention_is_loaded_with_eager_attention(tmp_path):
+    import transformers as T
+
+    backbone = T.RTDetrResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 4, 4, 4], depths=[1] * 4, layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = T.RTDetrV2Config(
+        backbone_config=backbone, encoder_in_channels=[4] * 3, encoder_hidden_dim=8, encoder_ffn_dim=8,
+        encoder_attention_heads=2, d_model=8, decoder_in_channels=[8] * 3, decoder_layers=2,
+        decoder_attention_heads=2, decoder_ffn_dim=8, num_queries=4, num_denoising=0,
+    )  # fmt: skip
+    model = T.RTDetrV2ForObjectDetection(config).eval()
+    model.save_pretrained(tmp_path)
+    source = load(tmp_path, (InputSpec("pixel_values", (1, 3, 64, 64)),))
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(source.module(pixel_values=pixels)["logits"], model(pixels).logits, atol=1e-5)
+
+
+def test_codecs_take_channels(tmp_path):
+    import transformers as T
+
+    assert _wave_shape(tmp_path, T.EncodecConfig(audio_channels=2)) == (1, 2, 16000)
+    assert _wave_shape(tmp_path, T.MimiConfig()) == (1, 1, 16000)
+    assert _wave_shape(tmp_path, T.DacConfig()) == (1, 1, 16000)
+    assert _wave_shape(tmp_path, T.Wav2Vec2Config()) == (1, 16000)
+
+
+def test_boxes_of_a_document_model_are_drawn_within_its_tables(tmp_path):
+    import transformers as T
+
+    config = T.LayoutLMConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_2d_position_embeddings=64,
+    )  # fmt: skip
+    T.LayoutLMModel(config).save_pretrained(tmp_path)
+    source = load(tmp_path, (InputSpec("input_ids", (1, 6)), InputSpec("bbox", (1, 6, 4), "int32")))
+    assert source.limits["bbox"] == (0, 64, True)
+    box = synthetic(source.inputs, 1, 0, source.limits).batches[0]["bbox"]
+    assert box.max() > 32 and (np.diff(box, axis=-1) >= 0).all()

@@ -8,6 +8,7 @@ from cidermill.models.capture import kept_composites
 from cidermill.models.graphs import draft
 from cidermill.models.simplify import (
     drop_no_ops,
+    fill_empties,
     fold_batch_norms,
     fold_constants,
     products_to_linear,
@@ -40,6 +41,7 @@ CASES = {
     fold_constants: (Call(lambda w, x: x + (w * 2).exp()), SQUARE),
     drop_no_ops: (Call(lambda w, x: torch.relu(x.detach().to(torch.float32)) + w), SQUARE),
     fold_batch_norms: (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.ones(1, 3, 8, 8)),
+    fill_empties: (Call(lambda w, x: x + torch.empty_like(x) + w.new_empty(4, 4) + torch.empty(4)), SQUARE),
     spell_out_strides: (Call(lambda w, x: (x + w).as_strided((2, 2), (1, 4))), SQUARE),
     products_to_linear: (Call(lambda w, x: torch.mm(x, w)), SQUARE),
 }
