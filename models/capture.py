@@ -61,8 +61,14 @@ class Captured:
     @property
     def judged(self) -> Captured:
         """The same with all samples alike, as a verdict rests on them."""
-        reference = (*self.reference, *self.further_reference)
-        return replace(self, samples=self.samples.judged, reference=reference, further_reference=())
+        return self.on(self.samples.judged, (*self.reference, *self.further_reference))
+
+    def on(self, samples: Samples, reference: tuple[dict[str, np.ndarray], ...]) -> Captured:
+        """The same program on other samples, with what is known of its tensors already."""
+        other = replace(self, samples=samples, reference=reference, further_reference=())
+        known = {name: vars(self)[name] for name in ("tensors", "roles", "layers") if name in vars(self)}
+        vars(other).update(known)
+        return other
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:

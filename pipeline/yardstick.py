@@ -153,9 +153,7 @@ def _captured_errors(
     errors, samples = (probed or first_run(captured, proceed)).errors, captured.samples
     if len(samples.further) < KINDS:
         return errors
-    further = replace(
-        captured, samples=replace(samples, batches=samples.further), reference=captured.further_reference
-    )
+    further = captured.on(replace(samples, batches=samples.further), captured.further_reference)
     more = compare(further.reference, evaluate(captured.program, further, tap=proceed))
     return tuple(
         other if not other.vacuous and (error.vacuous or _level(other) < _level(error)) else error
