@@ -13,6 +13,7 @@ from .border import as_declared, foreign, inputs_warnings, weights_warning
 from .errors import UserError
 from .inputs import AT_BORDER, InputSpec, in_order, listing
 from .integers import examples_of, integer_limits
+from .nested import flat_specs, is_nested, nest, roots
 from .quiet import quiet
 from .samples import is_index_error, synthetic
 from .source import Limit, TensorSpec
@@ -83,6 +84,8 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bo
     name will do."""
     if not given:
         raise UserError(f"{title} does not say which shapes it takes.", f"Note: {propose(model)}")
+    if is_nested(given):
+        return _bind_nested(model, given, title)
     required, optional, free = _parameters(model)
     given = in_order(given, _names(required + optional, free, len(given)), title)
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
@@ -96,6 +99,25 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bo
         narrow = module
         module = NamedModule(model, lambda inputs: narrow(**as_declared(inputs, own_types)))
     return Bound(module, specs, own_types)
+
+
+def _bind_nested(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bound:
+    """As `bind`, of inputs that forward takes within dicts and lists."""
+    flat = flat_specs(given)
+    own_types = {spec.name: spec.dtype or "float32" for spec in flat}
+    specs = tuple(
+        TensorSpec(spec.name, spec.shape, AT_BORDER.get(own_types[spec.name], own_types[spec.name]))
+        for spec in flat
+    )
+    whole = tuple(TensorSpec(name, (), "float32") for name in roots(given))
+    by_name = _called_by_names(model, whole, title)  # refuses names that forward has not
+    paths = [spec.name for spec in given]
+
+    def call(inputs: dict[str, torch.Tensor]) -> Any:
+        tensors = as_declared(inputs, own_types)
+        return by_name(**nest(paths, [tensors[spec.name] for spec in flat]))
+
+    return Bound(NamedModule(model, call), specs, own_types)
 
 
 def _called_by_names(model: torch.nn.Module, specs: tuple[TensorSpec, ...], title: str) -> torch.nn.Module:

@@ -20,6 +20,7 @@ from .errors import UserError
 from .forward import bind, for_inference, propose, try_once, vocabulary
 from .hugging_face import by_names_, is_hugging_face
 from .inputs import AT_BORDER, DTYPES, InputSpec
+from .nested import by_path
 from .programs import open_program
 from .source import Source, TensorSpec
 
@@ -81,6 +82,7 @@ def _spec(name: str, value: Any) -> InputSpec:
 def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
     title = name_of(model)
     own, converted = _private(model)
+    inputs = _by_path(model, inputs)
     given = specs_of(_as_float32(inputs) if converted else inputs)
     own, warnings = for_inference(own, title)
     bound = bind(own, given, title)
@@ -97,10 +99,22 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
 def _named(inputs: Examples | None, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     """Examples by the names of the model's inputs; those that say a shape only are none."""
     if isinstance(inputs, Mapping):
-        named = {str(name): value for name, value in inputs.items()}
+        named = {str(name).replace(".", "_"): value for name, value in inputs.items()}
     else:
         named = {spec.name: value for spec, value in zip(specs, inputs or ())}
     return {name: value for name, value in named.items() if not isinstance(value, InputSpec)}
+
+
+def _by_path(model: torch.nn.Module, inputs: Examples | None) -> Examples | None:
+    """Examples within dicts and lists by their paths; others as they are."""
+    if inputs is None or isinstance(inputs, str | bytes) or not isinstance(inputs, Mapping | Sequence):
+        return inputs
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    if not any(isinstance(value, Mapping | list | tuple) for value in values):
+        return inputs
+    parameters = inspect.signature(model.forward).parameters
+    named = inputs if isinstance(inputs, Mapping) else dict(zip(parameters, inputs))
+    return {path: leaf for name, value in named.items() for path, leaf in by_path(value, str(name))}
 
 
 def _of_program(program: ExportedProgram, inputs: Examples | None) -> Source:

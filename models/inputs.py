@@ -37,8 +37,9 @@ _MOST_ELEMENTS = 2**31
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One `--input`. `dtype` is None where the user left it to the model; `name` is "" of an example that was
-    given in order (see `in_order`). It is the model's own, which an artifact may lack (see `AT_BORDER`)."""
+    """One `--input`. `dtype` is the model's own, which an artifact may lack (see `AT_BORDER`), None where the
+    user left it to the model. `name` is "" of an example that was given in order (see `in_order`); of a
+    tensor within a dict or a list it is its path, "batch.feat", "maps.0"."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,11 +51,11 @@ def parse_input(text: str) -> InputSpec:
     name, *rest = text.strip().split(":")
     if len(rest) not in (1, 2):
         raise UserError(f"--input {text!r} is not NAME:SHAPE or NAME:SHAPE:DTYPE.", _EXAMPLE)
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name):
         raise UserError(
             f"--input {text!r}: {name!r} is not a name of letters, digits and underscores.", _EXAMPLE
         )
-    if keyword.iskeyword(name) or name == "self":
+    if keyword.iskeyword(name.partition(".")[0]) or name == "self":
         raise UserError(
             f"--input {text!r}: {name!r} is a word of the Python language, which no input can be called.",
             _EXAMPLE,
