@@ -21,7 +21,7 @@ from ..complex_numbers import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
-from .pooling_rules import POOLING
+from .pooling_rules import POOLING, POOLING_TUPLES
 from .rank_rules import drop_unit_axes
 from .recurrent import has_no_operator
 from .resize_rules import RESIZE, RESIZE_TUPLES
@@ -29,7 +29,11 @@ from .resize_rules import RESIZE, RESIZE_TUPLES
 aten = torch.ops.aten
 
 RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **POOLING, **RESIZE}
-TUPLES = {**INDEXING_TUPLES, **RESIZE_TUPLES}  # operators of several results: the rule returns them all
+TUPLES = {
+    **INDEXING_TUPLES,
+    **POOLING_TUPLES,
+    **RESIZE_TUPLES,
+}  # operators of several results: the rule returns them all
 
 
 def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""Average pools as Core ML computes them rightly.
+"""Pools as Core ML computes them rightly.
 
 With `ceil_mode` a last window may reach beyond the padded input. torch never counts that overhang; Core ML
 counts it as padding, so that such a window comes out too small by up to its size (coremltools #2772, measured
@@ -69,6 +69,24 @@ def adaptive_average_3d(self, output_size):
     kernel = [size // wanted for size, wanted in zip(sizes, output_size)]
     return average_pool(self, kernel)
 
+
+def max_pool_alone(operator):
+    """One example without its axis."""
+
+    def rule(self, *arguments):
+        return tuple(result.squeeze(0) for result in operator(self.unsqueeze(0), *arguments))
+
+    return rule
+
+
+def is_alone(node: torch.fx.Node, result: int) -> bool:
+    return node.args[0].meta["val"].ndim == len(node.args[1]) + 1
+
+
+POOLING_TUPLES = {
+    operator: (max_pool_alone(operator), is_alone)
+    for operator in (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+}
 
 POOLING = {
     aten._adaptive_avg_pool3d.default: (adaptive_average_3d, always),

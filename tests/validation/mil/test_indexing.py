@@ -265,3 +265,14 @@ def test_affine(run_mil):
         torch.tensor(matrix).reshape(1, 2, 3).expand(2, 2, 3), [2, 3, 6, 4], align_corners=True
     )
     np.testing.assert_allclose(out, F.grid_sample(torch.tensor(IMAGE), grid, align_corners=True), atol=1e-4)
+
+
+def test_values_without_axes_count_as_one_of_length_1():
+    from cidermill.validation.mil.ops.indexing import gather, gather_along_axis, gather_nd
+    from cidermill.validation.mil.ops.shape import concat
+
+    x, second = torch.tensor([3.0, 4.0, 5.0]), torch.tensor(1)
+    assert gather_nd(x, second).tolist() == 4.0
+    assert gather(torch.tensor(7.0), torch.tensor([0, 0])).tolist() == [7.0, 7.0]
+    assert gather_along_axis(x, second).tolist() == [4.0]
+    assert concat([torch.tensor(3), torch.tensor(4)], 0).tolist() == [3, 4]

@@ -27,9 +27,16 @@ def _index(indices, size: int, validate: bool = False) -> torch.Tensor:
     return torch.where(indices < 0, indices + size, indices)
 
 
+def _with_axis(x) -> torch.Tensor:
+    """A value without axes counts as one of length 1 (coremltools' torch tests gather from and by such on
+    devices)."""
+    x = tensor(x)
+    return x.reshape(1) if x.ndim == 0 else x
+
+
 def gather(x, indices, axis=0, batch_dims=0, validate_indices=False):
     """x [*D], indices [*N] -> D[:axis] + N[batch_dims:] + D[axis+1:]."""
-    x = tensor(x)
+    x = _with_axis(x)
     axis, batch_dims = axis % x.ndim, scalar(batch_dims)
     indices = _index(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
@@ -42,7 +49,8 @@ def gather(x, indices, axis=0, batch_dims=0, validate_indices=False):
 
 def gather_along_axis(x, indices, axis=0, validate_indices=False):
     """Every other axis of `indices` is as long as in x (or 1 in one of them, then broadcast)."""
-    x, indices, axis = tensor(x), tensor(indices), axis % x.ndim
+    x, indices = _with_axis(x), _with_axis(indices)
+    axis = axis % x.ndim
     sizes = [max(a, b) for a, b in zip(x.shape, indices.shape)]
     x = x.expand([x.shape[i] if i == axis else size for i, size in enumerate(sizes)])
     indices = indices.expand([indices.shape[i] if i == axis else size for i, size in enumerate(sizes)])
@@ -51,7 +59,7 @@ def gather_along_axis(x, indices, axis=0, validate_indices=False):
 
 def gather_nd(x, indices, batch_dims=0, validate_indices=False):
     """indices [..., k] select slices x[i_0, ..., i_k-1] after the first batch_dims axes."""
-    x, indices, batch_dims = tensor(x), tensor(indices), scalar(batch_dims)
+    x, indices, batch_dims = _with_axis(x), _with_axis(indices), scalar(batch_dims)
     if batch_dims == 0:
         return x[
             tuple(_index(indices[..., i], x.shape[i], validate_indices) for i in range(indices.shape[-1]))

@@ -138,8 +138,10 @@ def tile(x, reps):
 
 
 def concat(values, axis, interleave=False):
+    """A value without axes counts as one of length 1 (coremltools' torch tests join such on devices)."""
     values = values if isinstance(values, list) else [values]
     values = [tensor(value) for value in values]
+    values = [value.reshape(1) if value.ndim == 0 else value for value in values]
     if not interleave:
         return torch.cat(values, axis)
     return torch.stack(values, axis % values[0].ndim + 1).flatten(
