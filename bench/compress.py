@@ -33,7 +33,8 @@ import numpy as np
 import psutil
 import torch
 
-from cidermill.models.capture import Captured, kept_composites
+from cidermill.models.capture import Captured
+from cidermill.models.composites import kept_composites
 from cidermill.quantization.affine import quantize
 from cidermill.quantization.compress import Compressed, compress
 from cidermill.quantization.palette import palettize

@@ -26,6 +26,7 @@ from .patched import (
     postponed_modules,
 )
 from .quiet import quiet
+from .recurrent_shapes import shapes_of_recurrent_layers
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Samples, Source, TensorSpec, refuse_complex
 from .state import changes_itself, refuse_mutation
@@ -139,7 +140,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     table = torch.export.default_decompositions()
     for operator in kept_composites():
         table.pop(operator, None)
-    with operators_listed_once():
+    with operators_listed_once(), shapes_of_recurrent_layers():
         try:
             program = exported.run_decompositions(table)
         except RuntimeError as error:
@@ -171,7 +172,7 @@ def _export(source: Source, samples: Samples) -> ExportedProgram:
 
     inputs = {name: _as_model_wants(array) for name, array in samples.batches[0].items()}
     try:
-        with torch.no_grad(), masks_as_given(), parallel_scans():
+        with torch.no_grad(), masks_as_given(), parallel_scans(), shapes_of_recurrent_layers():
             return torch.export.export(source.module, (), inputs, strict=False)
     except Exception as error:
         raise _explain(error, source) from error

@@ -22,6 +22,7 @@ Garbage collector: at rest during large imports (`lasting_imports`).
 Random numbers: numpy's global sequence, from which a pass of coremltools draws (`own_random_numbers`).
 Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
 Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
+Recurrent layers: torch.export computes their shapes alone, while a model is captured (`recurrent_shapes`).
 Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
 Masks of torch.nn.Transformer: not asked for their values while a model is captured (`masks_as_given`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:

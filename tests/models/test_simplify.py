@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cidermill.models.capture import kept_composites
+from cidermill.models.composites import kept_composites
 from cidermill.models.graphs import draft
 from cidermill.models.simplify import (
     drop_no_ops,
