@@ -28,8 +28,8 @@ from ..scatters import (
     scatter_value,
 )
 from ..windows import unfold
+from .axes import LARGEST_RANK
 from .elementwise_rules import Predicate, always, has_axes, is_boolean
-from .rank_rules import LARGEST_RANK
 
 aten = torch.ops.aten
 

@@ -21,6 +21,7 @@ from ..complex_numbers import split_complex_numbers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
+from .merging_rules import merge_axes
 from .pooling_rules import POOLING, POOLING_TUPLES
 from .rank_rules import drop_unit_axes
 from .recurrent import has_no_operator
@@ -62,6 +63,7 @@ def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram
         keep_logarithms_finite(work)
         fit_half(work)
     drop_unit_axes(work)
+    merge_axes(work)
     drop_no_ops(work)
     fold_constants(work)
     drop_clones(work)  # those that the rules and the passes above have brought

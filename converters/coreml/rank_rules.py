@@ -2,7 +2,8 @@
 same function in lower rank out.
 
 Einsum, attention heads and sampling grids write many such axes. A chain of view, permute, view of high rank
-is left to coremltools.
+is left to coremltools, and what is
+high even so to merging_rules.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 
 from ...models.graphs import Draft, insert
+from .axes import LARGEST_RANK
 
 aten = torch.ops.aten
-
-LARGEST_RANK = 5  # of any tensor in an ML Program
 
 
 def drop_unit_axes(work: Draft) -> bool:

@@ -407,8 +407,8 @@ def test_what_coremltools_refuses_is_named_with_its_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rank_that_no_rewrite_lowers_is_named(tmp_path):
-    captured = captured_of(lambda x: (x.reshape(2, 3, 2, 4, 2, 4).transpose(1, 3) + 1).sum(), [X])
+def test_a_result_of_high_rank_is_named(tmp_path):
+    captured = captured_of(lambda x: x.reshape(2, 3, 2, 4, 2, 4) + 1, [X])
     with pytest.raises(
         UnsupportedOperators,
         match=r"-> float32\[2, 3, 2, 4, 2, 4\]: Core ML only supports tensors with rank <= 5",
