@@ -67,7 +67,9 @@ class Captured:
     def on(self, samples: Samples, reference: tuple[dict[str, np.ndarray], ...]) -> Captured:
         """The same program on other samples, with what is known of its tensors already."""
         other = replace(self, samples=samples, reference=reference, further_reference=())
-        known = {name: vars(self)[name] for name in ("tensors", "roles", "layers") if name in vars(self)}
+        known: dict[str, Any] = {
+            name: vars(self)[name] for name in ("tensors", "roles", "layers") if name in vars(self)
+        }
         vars(other).update(known)
         return other
 

@@ -97,6 +97,7 @@ def _puts_at_several_axes_or_adds(node: torch.fx.Node) -> bool:
 
 REFUSALS = {  # serializable uses that the runtime aborts on or computes differently
     "aten.convolution.default": _conv_beyond_2d,
+    "aten._to_copy.default": lambda node: node.meta["val"].dtype == torch.int64,  # for portable kernels
     "aten.index.Tensor": lambda node: True,  # lower.py rewrites every form that can be rewritten
     "aten.index_put.default": _puts_at_several_axes_or_adds,
     # ceil_mode never reaches MPSGraph
@@ -122,6 +123,7 @@ def _visitor_classes() -> dict[str, type]:
     }
     return classes | {
         "aten._to_copy.default": type("Cast", (corrected,), {"define_node": _define_cast}),
+        "aten.split_with_sizes_copy.default": _splitting(corrected, node_visitor),
         "": corrected,
     }
 
@@ -181,6 +183,17 @@ def _corrections(stock: type) -> type:
             return self._constant_ids[key]
 
     return Corrected
+
+
+def _splitting(corrected: type, node_visitor: Any) -> type:
+    """The stock visitor reads an axis that the edge program leaves out where it is 0."""
+    stock = node_visitor._node_visitor_dict["aten.split_with_sizes_copy.default"]
+
+    def define_node(self: Any, node: Any, mps_graph: Any) -> None:
+        node.args = (*node.args, 0)[:3]
+        stock.define_node(self, node, mps_graph)
+
+    return type("Split", (corrected, stock), {"define_node": define_node})
 
 
 def _define_cast(self: Any, node: Any, mps_graph: Any) -> None:

@@ -18,6 +18,7 @@ from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
 from ..complex_numbers import split_complex_numbers
+from .missing import index_in_64_bits, spell_out_missing
 from .overlaps import add_overlaps
 from .precision import (
     Dense,
@@ -51,6 +52,7 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     take_steps(work)
     drop_masks_of_ones(work)
     split_complex_numbers(work, "ExecuTorch's MPS target")
+    spell_out_missing(work)
     narrow_integers(work)
     warnings = set_constants(work, half, dense).warnings
     if half:
@@ -67,6 +69,7 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     fold_constants(work)
     limit_constants(work)
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
+    index_in_64_bits(work)
     lay_out_views(work)
     work.graph.eliminate_dead_code()
     return Lowered(work, warnings)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..angles import atan2
-from ..resampling import adaptive_average, along, logcumsumexp
+from ..resampling import adaptive_average, along
 from ..windows import for_each_axis, overhang, unfold
 from .integer_rules import INTEGER_RULES
 from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
@@ -144,8 +144,18 @@ def elu(self, alpha=1, scale=1, input_scale=1):
 
 
 def log_softmax(self, dim, half_to_float=False):
-    """The runtime takes log(softmax(x)), which is -inf from a gap of 17 on in float16 and 87 in float32."""
-    return torch.log(torch.clamp(torch.softmax(self.float(), dim), min=1.2e-38)).to(self.dtype)
+    """x - log(sum(exp(x))); the runtime takes log(softmax(x)), which is -inf from a gap of 17 on in float16
+    and 87 in float32.
+
+    For every x that has a probability p, log(sum(exp)) is x - log(p): their mean, weighted by p, needs no
+    maximum, which the runtime lacks.
+    """
+    wide = self.float()
+    share = torch.softmax(wide, dim)
+    level = (torch.clamp(wide, min=-1e30) - torch.log(torch.clamp(share, min=1.2e-38))) * share
+    size = wide.shape[dim] if self.ndim else 1
+    level = level.mean(dim, keepdim=True) * size if self.ndim else level
+    return (wide - level).to(self.dtype)
 
 
 def power(self, exponent):
@@ -191,7 +201,8 @@ def total(self, dim=None, keepdim=False, dtype=None):
     dims = _axes(self, dim)
     count = math.prod(self.shape[axis] for axis in dims)
     kind = dtype or (self.dtype if self.is_floating_point() else torch.int32)
-    return (self.float().mean(dims, keepdim=keepdim) * count).to(kind)
+    summed = self.float().mean(dims, keepdim=keepdim) * count
+    return (summed if kind.is_floating_point else torch.round(summed)).to(kind)
 
 
 def total_all(self, dtype=None):
@@ -525,7 +536,6 @@ RULES = {
     aten.upsample_nearest2d.vec: upsample("nearest"),
     aten._adaptive_avg_pool2d.default: adaptive_average,
     aten._adaptive_avg_pool3d.default: adaptive_average,
-    aten.logcumsumexp.default: logcumsumexp,
     aten.avg_pool2d.default: avg_pool2d,
     aten.convolution.default: convolution,
     aten._to_copy.default: to_copy,

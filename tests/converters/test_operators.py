@@ -194,6 +194,32 @@ def test_operator(name, target, tmp_path):
     check(target, tmp_path, *CASES[name])
 
 
+ON_MPS = (
+    "scattered booleans", "scattered integers", "part of two axes", "index_reduce", "assigned by masks",
+    "sorted ties", "searched", "distances", "histogram",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_MPS)
+def test_operator_beside_the_delegate(name, tmp_path):
+    check("mps", tmp_path, *CASES[name])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_pieces_in_the_delegate(axis, tmp_path):
+    check("mps", tmp_path, lambda x: tuple(piece * 2 for piece in torch.chunk(x, 3, axis)), normal(6, 6, 4))
+
+
+def test_log_softmax_of_far_values(tmp_path):
+    masked = torch.arange(12) % 5 == 0
+    check(
+        "mps",
+        tmp_path,
+        lambda x: (F.log_softmax(x * 40, -1), F.log_softmax((x * 40).masked_fill(masked, -1e4), 0)),
+        V,
+    )
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("how", ["sum", "mean", "prod", "amax", "amin"])
 def test_scatter_reduce(how, target, tmp_path):

@@ -1,0 +1,163 @@
+"""Operators that no MPS node computes and no portable kernel of ExecuTorch: a draft in, the program without
+them out.
+
+Each becomes what a formula shared with the other target computes. What the portable kernels do have is left
+to them, with indices in the 64 bits that they ask for.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ...models.graphs import Draft, is_op, places_of, retrace
+from ..bits import shift_left
+from ..functions import bucketize, erfinv, histogram, ndtri, searchsorted
+from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
+from ..resampling import logcumsumexp
+from ..sampling import grid_sample
+from ..scatters import (
+    index_put,
+    index_reduce,
+    mask_of,
+    product,
+    put,
+    puts_plainly,
+    scatter_reduce,
+    scatter_with,
+)
+
+aten = torch.ops.aten
+Rule = Callable[..., Any]
+ELEMENTS_SORTED = 2**22  # comparisons up to which an unstable sort stays in the delegate
+
+
+def gather(self, dim, index, sparse_grad=False):
+    """From the tensor laid flat, along whose one axis the runtime gathers."""
+    dim, shape = dim % self.ndim, self.shape
+    if any(a != b for axis, (a, b) in enumerate(zip(shape, index.shape)) if axis != dim):
+        self = self[tuple(slice(None if axis == dim else size) for axis, size in enumerate(index.shape))]
+        shape = self.shape
+    position: Any = 0
+    for axis, size in enumerate(shape):
+        ones = [-1 if other == axis else 1 for other in range(len(shape))]
+        at = index if axis == dim else torch.arange(size).reshape(ones)
+        position = position * size + at
+    return torch.index_select(self.reshape(-1), 0, position.reshape(-1)).reshape(index.shape)
+
+
+def sort_or_top(self, dim=-1, descending=False):
+    """Long rows by ExecuTorch's kernel, which keeps no order of ties."""
+    if self.numel() * self.shape[dim] <= ELEMENTS_SORTED:
+        return sort(self, dim, descending)
+    return torch.topk(self, self.shape[dim], dim, descending)
+
+
+def _always(node: torch.fx.Node) -> bool:
+    return True
+
+
+def _has_axes(node: torch.fx.Node) -> bool:
+    return node.args[0].meta["val"].ndim > 0
+
+
+def _sorts(node: torch.fx.Node) -> bool:
+    return fits(node.args[0].meta["val"], node.kwargs.get("dim", -1))
+
+
+def _puts_by_mask(node: torch.fx.Node) -> bool:
+    given = [item if item is None else item.meta["val"] for item in node.args[1]]
+    return mask_of(given) is not None and puts_plainly(node)
+
+
+def _divides_no_integers(node: torch.fx.Node) -> bool:
+    """The runtime divides integers as floats."""
+    return node.args[4] != "mean" or node.meta["val"].is_floating_point()
+
+
+def _has_range(node: torch.fx.Node) -> bool:
+    return len(node.args) == 4 and node.args[2] != node.args[3]
+
+
+MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
+    **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, _always)),
+    aten.bucketize.Tensor: (bucketize, _always),
+    aten.searchsorted.Tensor: (searchsorted, _always),
+    aten.searchsorted.Scalar: (searchsorted, _always),
+    aten.histc.default: (histogram, _has_range),
+    aten.logcumsumexp.default: (logcumsumexp, _always),
+    aten.erfinv.default: (erfinv, _always),
+    aten.special_ndtri.default: (ndtri, _always),
+    aten.grid_sampler_3d.default: (grid_sample, _always),
+    aten.gather.default: (gather, _has_axes),
+    aten.scatter.reduce: (scatter_with, _always),
+    aten.scatter.value_reduce: (scatter_with, _always),
+    aten.scatter_reduce.two: (scatter_reduce, _divides_no_integers),
+    aten.index_reduce.default: (index_reduce, _divides_no_integers),
+    aten.index_put.default: (index_put, _puts_by_mask),
+    aten.put.default: (put, _always),
+    aten.prod.dim_int: (product, _has_axes),
+    aten.median.default: (median_of_all, _always),
+}
+MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
+    aten.sort.default: (sort_or_top, _has_axes),
+    aten.sort.stable: (stable_sort, _sorts),
+    aten.kthvalue.default: (kth_value, _has_axes),
+    aten.median.dim: (median, _has_axes),
+}
+
+
+def spell_out_missing(work: Draft) -> bool:
+    """1. Every operator of the tables becomes what its formula computes, 2. of several results each.
+
+    Again until none is left: formulas use each other's operators. Before the types are narrowed
+    (`narrow_integers`), as formulas count in int64.
+    """
+    changed = False
+    while _spell_out_once(work):
+        changed = True
+    return changed
+
+
+def _spell_out_once(work: Draft) -> bool:
+    changed = False
+    for node in list(work.graph.nodes):
+        call, place = node, None
+        if node.target is operator.getitem and getattr(node.args[0], "target", None) in MISSING_TUPLES:
+            call, place = node.args
+        rule, applies = (MISSING if place is None else MISSING_TUPLES).get(call.target, (None, _always))
+        if node.op == "call_function" and rule is not None and applies(call):
+            _compute_by(work, node, rule, call, place)
+            changed = True
+    work.graph.eliminate_dead_code()
+    return changed
+
+
+def _compute_by(work: Draft, node: Any, rule: Rule, call: Any, place: int | None) -> None:
+    leaves, spec = pytree.tree_flatten((list(call.args), dict(call.kwargs)))
+
+    def function(*leaves: Any) -> Any:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        result = rule(*args, **kwargs)
+        return (result if place is None else result[place]).to(node.meta["val"].dtype)
+
+    retrace(work, node, function, *leaves)
+
+
+def index_in_64_bits(work: Draft) -> bool:
+    """Indices of scatters as int64: ExecuTorch's portable kernels end the program at others.
+
+    After everything that narrows integers or drops casts; the delegate refuses the cast itself.
+    """
+    changed = False
+    for node in list(work.graph.nodes):
+        if not is_op(node, aten.scatter.src, aten.scatter.value, aten.scatter_add.default):
+            continue
+        with work.graph.inserting_before(node):
+            wide = work.graph.call_function(aten._to_copy.default, (node.args[2],), {"dtype": torch.int64})
+        wide.meta = {**places_of(node), "val": node.args[2].meta["val"].long()}
+        node.update_arg(2, wide)
+        changed = True
+    return changed
