@@ -39,7 +39,8 @@ the reference runner on inputs of its own.
 - **rewritten**: it is expressed by operators that the target has.
 - **portable**: (MPS) it runs as a portable CPU kernel of ExecuTorch's beside the delegate.
 - **refused**: with the reason. A refusal is one message and exit code 2; nothing is written.
-- **fails**: it converts, and the verdict says that the artifact is wrong.
+- **fails**: it converts, and the verdict says that the artifact is wrong. Random numbers do: they are others.
+- **not tried**: `--results` was not yet complete.
 
 {summary}
 
@@ -213,7 +214,7 @@ def table(results: dict[str, dict[str, list[str]]]) -> str:
 
 def _cell(outcome: list[str] | None) -> str:
     if outcome is None:
-        return ""
+        return "not tried"
     word, note = outcome
     return f"{word}: {note}".replace("|", "\\|") if note else word
 

@@ -84,7 +84,7 @@ CALLS: dict[str, tuple[Call, ...]] = {
     "any.dim": (
         ("OP(x * (x > 1), 0)", ROWS),
         ("OP(x, 0)", torch.eye(4, 6) > 0),
-        ("OP((x - 5).clamp(max=0), 0)", WHOLE),
+        ("OP((x - 2).clamp(max=0), 1)", WHOLE),
     ),
     "any.dims": (("OP(x * (x > 1), [0])", ROWS), ("OP(x > 2, [1, 2])", X)),
     "logical_not.default": (("OP(x)", TRUTH), ("OP(x.round())", ROWS)),
