@@ -84,15 +84,16 @@ def _lstm_pass(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """One direction; gates are stacked as input, forget, output, cell. -> states, last cell"""
     outer, cell, final = (ACTIVATIONS[name] for name in activations)
-    peep = (0.0, 0.0, 0.0) if peephole is None else peephole.chunk(3)
-    states = []
-    for step in _steps(x, direction):
-        total = step @ weight_ih.T + h @ weight_hh.T
-        i, f, o, z = (total if bias is None else total + bias).chunk(4, -1)
-        z = cell(z)
-        c = outer(f + peep[1] * c) * c + outer(i + peep[0] * c) * z
+    peep = None if peephole is None else peephole.chunk(3)
+    states, turned = [], weight_hh.T
+    given = x @ weight_ih.T  # of all steps at once: what a runner spends on a step is the calls
+    for step in _steps(given if bias is None else given + bias, direction):
+        i, f, o, z = (step + h @ turned).chunk(4, -1)
+        if peep is not None:
+            i, f = i + peep[0] * c, f + peep[1] * c
+        c = outer(f) * c + outer(i) * cell(z)
         c = c if clip is None else c.clamp(-scalar(clip), scalar(clip))
-        h = outer(o + peep[2] * c) * final(c)
+        h = outer(o if peep is None else o + peep[2] * c) * final(c)
         states.append(h)
     return states, c
 
