@@ -95,9 +95,16 @@ def _puts_at_several_axes_or_adds(node: torch.fx.Node) -> bool:
     return adds or sum(index is not None for index in node.args[1]) != 1
 
 
+def _indexes_a_portable_scatter(node: torch.fx.Node) -> bool:
+    """The cast of `missing.index_in_64_bits`, which is left out with its scatter."""
+    return node.meta["val"].dtype == torch.int64 and any(
+        getattr(user.target, "__name__", "").startswith("aten.scatter") for user in node.users
+    )
+
+
 REFUSALS = {  # serializable uses that the runtime aborts on or computes differently
     "aten.convolution.default": _conv_beyond_2d,
-    "aten._to_copy.default": lambda node: node.meta["val"].dtype == torch.int64,  # for portable kernels
+    "aten._to_copy.default": _indexes_a_portable_scatter,
     "aten.index.Tensor": lambda node: True,  # lower.py rewrites every form that can be rewritten
     "aten.index_put.default": _puts_at_several_axes_or_adds,
     # ceil_mode never reaches MPSGraph

@@ -41,6 +41,7 @@ def test_the_file_computes_what_torch_does(name, tmp_path):
 def test_few_operators_for_each_step(layer, most):
     """A product with the state, pieces of it and of the input's, and the gates' own arithmetic: a GRU has 7
     pieces (the step, three of either product), 3 sums and 7 others."""
+
     def operators(steps):
         captured = captured_of(lambda: layer, [normal(steps, 1, 6)])
         program = finish(lower(captured.program, half=True)[0])
