@@ -306,6 +306,7 @@ def test_best_of_each_model_with_its_command(tmp_path, journals):
     first, second = found.models
     assert first.trial.trial == 1  # as exact as 0, and smaller
     wanted = [
+        "cidermill",
         "convert",
         "models/0.pt",
         "--target",
@@ -337,6 +338,7 @@ def test_the_command_has_the_options_that_are_not_the_default(tmp_path, journals
         journals.write(tmp_path, [journals.row(0)], journals.header(devices=[], options=options))
     )
     wanted = [
+        "cidermill",
         "convert",
         "models/0.pt",
         "--target",
@@ -356,7 +358,7 @@ def test_the_command_makes_the_same_artifact_again(converted, tmp_path):
     study = load_study(converted)
     row = best(study.rows, parse_constraints("size<=16MB"))
     command = shlex.split(shlex.join(convert_command(study, row)))
-    result = CliRunner().invoke(convert, [*command[1:], "--out", str(tmp_path / "again"), "--json"])
+    result = CliRunner().invoke(convert, [*command[2:], "--out", str(tmp_path / "again"), "--json"])
     assert result.exit_code == 0, result.output
     trial = json.loads((converted / row.report).with_name("report.json").read_text())
     assert json.loads(result.stdout)["artifacts"][0]["sha256"] == trial["artifacts"][0]["sha256"]
@@ -366,7 +368,7 @@ BEST = {
     "met": (
         ["--best", "size<=12MB"],
         0,
-        ["net within size<=12MB", "convert models/0.pt --target coreml --quant int8"],
+        ["net within size<=12MB", "cidermill convert models/0.pt --target coreml --quant int8"],
     ),
     "not met": (
         ["--best", "size<=1MB"],

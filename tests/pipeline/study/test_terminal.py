@@ -135,7 +135,7 @@ def test_the_best(tmp_path, journals, capsys):
     assert line_with(lines, "  metric").split() == ["metric", "0.9"]
     assert line_with(lines, "iPhone 12").endswith("5.00 ms (2.50–10.0), estimate")
     assert lines[-1].startswith(
-        "convert models/0.pt --target coreml --quant 'int4; a*=int8' --device 'iPhone 15 Pro'"
+        "cidermill convert models/0.pt --target coreml --quant 'int4; a*=int8' --device 'iPhone 15 Pro'"
     )
 
 
