@@ -327,8 +327,8 @@ def test_dry_run_says_what_would_be_made_and_writes_nothing(project):
     assert len(rows[2]["recipes"]) > 1  # what the budget chooses from
     assert (
         rows[0]["command"]
-        == "cidermill convert models/net.pt --device=A14 --input=input:1x64 --target=coreml --target=executorch-mps"
-        " --quant=int8 --out=build/net"
+        == "cidermill convert models/net.pt --device=A14 --input=input:1x64 --target=coreml"
+        " --target=executorch-mps --quant=int8 --out=build/net"
     )
     shown = build(SEVERAL, "--dry-run", "--only", "net", "--quiet")
     assert (shown.exit_code, shown.output) == (0, "")
