@@ -198,7 +198,15 @@ def interpret_each(
             try:
                 _load_for_all(graph, needed_names(node), environments)
                 for environment in environments:
-                    _compute(node, call, environment, tap)
+                    arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
+                    begin_node(node, arguments)
+                    results = call(node, arguments, environment)
+                    for value, result in zip(node.outputs, results):
+                        environment[value.name] = result
+                        if tap is not None:
+                            tap(value.name, result)
+                    result = None  # else it would outlive its name where that is freed here
+                    del arguments, results
                     for name in dead:
                         environment.pop(name, None)
             except OperatorFailed:
@@ -219,18 +227,6 @@ def _load_for_all(graph: Graph, names: Iterable[str], environments: list[dict[st
     load_constants(graph, needed, first)
     for environment in others:
         environment.update({name: first[name] for name in needed if name not in environment})
-
-
-def _compute(node: Node, call: Call, environment: dict[str, Any], tap: Tap | None) -> None:
-    """One node in one environment. A function of its own, so that nothing else holds arguments and results
-    afterwards."""
-    arguments = {key: resolve(value, environment) for key, value in node.inputs.items()}
-    begin_node(node, arguments)
-    results = call(node, arguments, environment)
-    for value, result in zip(node.outputs, results):
-        environment[value.name] = result
-        if tap is not None:
-            tap(value.name, result)
 
 
 def _failure(node: Node, error: Exception) -> OperatorFailed:
