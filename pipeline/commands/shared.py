@@ -44,12 +44,10 @@ def tell(result: Result, as_json: bool, quiet: bool, show: Callable[[Result], An
 
 
 def failure(result: Any) -> str:
-    """ "failed: the first warning of what failed", "" of a result without a verdict or with a good one."""
+    """ "failed: the reason", "" of a result without a verdict or with a good one."""
     if getattr(result, "verdict", "pass") == "pass":
         return ""
-    parts = [part for part in getattr(result, "artifacts", (result,)) if part.verdict != "pass"]
-    first = next((text for part in parts for text in part.warnings), "see its report")
-    return f"failed: {first.splitlines()[0]}"
+    return f"failed: {result.why_failed.splitlines()[0]}"
 
 
 def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:

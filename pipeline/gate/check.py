@@ -64,6 +64,17 @@ class CheckResult:
     artifacts: tuple[CheckedArtifact, ...]
     not_checked: list[str]
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        figures = [
+            f"{artifact.artifact}: {figure.text}"
+            for artifact in self.artifacts
+            for figure in artifact.findings
+            if figure.fails
+        ]
+        return next(iter(figures), f"{self.lock} has artifacts that were not checked")
+
 
 def check(
     paths: Sequence[Path],

@@ -269,6 +269,12 @@ class Report:
     predicted: PredictedCost | UnsetType = UNSET
     budget: BudgetSummary | UnsetType = UNSET
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        failing = [artifact for artifact in self.artifacts if artifact.verdict == "fail"]
+        return next((text for artifact in failing for text in artifact.warnings), "see its report")
+
     @classmethod
     def from_json(cls, origin: Path | str | Mapping[str, Any]) -> "Report":
         """origin: a report.json, the folder that holds it, or its content. Raises UserError: nothing there,
@@ -304,6 +310,11 @@ class Comparison:
     verdict: Verdict
     validation: Validation
     warnings: tuple[str, ...]
+
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        return next(iter(self.warnings), "an output is too far from the model's")
 
 
 @dataclass(frozen=True)

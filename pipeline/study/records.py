@@ -143,6 +143,11 @@ class StudyResult(StudyHeader):
     verdict: Verdict
     infeasible: str | UnsetType = UNSET
 
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        return self.infeasible or "no trial passed"
+
 
 @dataclass(frozen=True)
 class BestTrial:
@@ -162,3 +167,8 @@ class BestTrials:
     constraints: tuple[str, ...]
     models: tuple[BestTrial, ...]
     verdict: Verdict
+
+    @property
+    def why_failed(self) -> str:
+        """Of a failing verdict: the first reason, in a line."""
+        return next((best.infeasible for best in self.models if best.infeasible), "no trial is good enough")

@@ -6,9 +6,15 @@ import torch
 from click.testing import CliRunner
 
 from cidermill.pipeline.api import convert, validate
+from cidermill.pipeline.build.records import BuildSummary
+from cidermill.pipeline.bundle.verify import Verification
 from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.gate.check import CheckResult
 from cidermill.pipeline.judge import unmoved
 from cidermill.pipeline.report import summaries
+from cidermill.pipeline.report.records import Comparison, Report
+from cidermill.pipeline.study.records import BestTrials, StudyResult
+from cidermill.pipeline.tune import TuneResult
 from cidermill.validation.judge.compare import OutputError
 from cidermill.validation.records import DeviceLatency
 
@@ -22,6 +28,15 @@ class TimesZero(torch.nn.Module):
 
     def forward(self, x):
         return self.layer(x) * 0 + torch.arange(8.0), self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [Report, Comparison, Verification, CheckResult, BuildSummary, StudyResult, BestTrials, TuneResult],
+)
+def test_what_has_a_verdict_says_in_a_line_why_it_failed(record):
+    """With --quiet it is all that is printed."""
+    assert "verdict" in record.__dataclass_fields__ and isinstance(record.why_failed, property)
 
 
 def test_an_output_that_does_not_depend_on_the_inputs_is_told(tmp_path):

@@ -217,6 +217,8 @@ def test_constraints_that_cannot_be_met(study, tiny, tmp_path):
         tiny / "net.pt2", "--recipes", "int8,int4", "--constraint", "size<=1kB", "--out", tmp_path / "out"
     )
     assert result.exit_code == 1 and "size<=1kB cannot be met: the nearest is" in result.stdout
+    quiet = study(tmp_path / "out", "--best", "size<=1kB", "--quiet")
+    assert quiet.exit_code == 1 and quiet.output.startswith("failed: ") and quiet.output.count("\n") == 1
 
 
 # The cache
