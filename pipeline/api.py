@@ -47,8 +47,10 @@ def convert(
     module is left as it is, its training flag and types included; the artifacts are those of its eval mode.
 
     inputs: example tensors as the model is called with them, (ids, mask), or {"ids": ids, "mask": mask}:
-    their shapes and types become those of the artifact (int64 becomes int32), their values do not matter.
-    None where the model says its inputs itself: an exported program, a Hugging Face folder.
+    their shapes and types become those of the artifact (int64 becomes int32). Values of floats do not matter;
+    integers that no table of the model bounds are drawn as they are here. Dicts and lists are taken apart:
+    ({"feat": t},) gives the input batch.feat. None where the model says its inputs itself: an exported
+    program, a Hugging Face folder.
 
     target: "coreml" (.mlpackage), "executorch-mps" (.pte), or several. quant: a recipe, "int8",
     "int4:block32", "prune50+palettize4". out: the folder of the results; by default NAME-artifacts, of the
