@@ -16,11 +16,6 @@ def running(values, dim, choose, least):
     return values
 
 
-def cumprod(self, dim, dtype=None):
-    values = self if dtype is None else self.to(dtype)
-    return running(values, dim, torch.mul, 1) if self.ndim else values * 1
-
-
 def expm1(self):
     """tanh(x / 2) (exp(x) + 1), which keeps what exp(x) - 1 loses near 0."""
     return torch.tanh(self * 0.5) * (torch.exp(self) + 1.0)

@@ -109,25 +109,21 @@ def _compared(part, dim, index, src, neutral):
 def _product(part, dim, index, src, include_self):
     values, hits = _compared(part, dim, index, src, 1)
     result = product(values, dim + 1)
-    return result * part if include_self else torch.where(_any(hits, dim + 1), result, part)
+    return result * part if include_self else torch.where(hits.any(dim + 1), result, part)
 
 
 def _largest(part, dim, index, src, include_self):
     lowest = float("-inf") if src.is_floating_point() else -HIGHEST[src.dtype] - 1
     values, hits = _compared(part, dim, index, src, lowest)
     extreme = values.amax(dim + 1)
-    return torch.maximum(extreme, part) if include_self else torch.where(_any(hits, dim + 1), extreme, part)
+    return torch.maximum(extreme, part) if include_self else torch.where(hits.any(dim + 1), extreme, part)
 
 
 def _smallest(part, dim, index, src, include_self):
     highest = float("inf") if src.is_floating_point() else HIGHEST[src.dtype]
     values, hits = _compared(part, dim, index, src, highest)
     extreme = values.amin(dim + 1)
-    return torch.minimum(extreme, part) if include_self else torch.where(_any(hits, dim + 1), extreme, part)
-
-
-def _any(hits, axis):
-    return hits.any(axis)
+    return torch.minimum(extreme, part) if include_self else torch.where(hits.any(dim + 1), extreme, part)
 
 
 def product(self, dim, keepdim=False, dtype=None):
@@ -215,13 +211,6 @@ def masked_scatter(self, mask, source):
 def put(self, index, source, accumulate=False):
     flat = index_put(self.reshape(-1), [index.reshape(-1)], source.reshape(-1), accumulate)
     return flat.reshape(self.shape)
-
-
-def bincount(self, weights=None, minlength=0):
-    """Of integers below `minlength`, which is how many bins there are."""
-    kind = torch.int64 if weights is None else weights.dtype
-    ones = torch.ones(self.shape, dtype=kind) if weights is None else weights
-    return torch.scatter_add(torch.zeros(minlength, dtype=kind), 0, self, ones)
 
 
 def nonzero_static(self, size, fill_value=-1):

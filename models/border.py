@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.fx.node import map_aggregate
 
 from .graphs import Draft, is_op
-from .inputs import AT_BORDER
+from .inputs import AT_BORDER, DTYPES
 from .source import TensorSpec
 
 aten = torch.ops.aten
@@ -35,8 +35,7 @@ def name_of(dtype: torch.dtype) -> str:
 def at_border(dtype: torch.dtype) -> str | None:
     """What an artifact takes for a model's dtype, "int32" of torch.int64; None where it has nothing."""
     name = name_of(dtype)
-    kept = ("float32", "float16", "int32", "bool")
-    return name if name in kept else "int32" if dtype == torch.int64 else AT_BORDER.get(name)
+    return name if name in DTYPES else "int32" if dtype == torch.int64 else AT_BORDER.get(name)
 
 
 def foreign(tensors: Iterable[torch.Tensor]) -> tuple[torch.dtype, ...]:

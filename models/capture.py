@@ -30,7 +30,7 @@ from .recurrent_shapes import shapes_of_recurrent_layers
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Samples, Source, TensorSpec, refuse_complex
 from .state import changes_itself, refuse_mutation
-from .tensors import Tensor, laid_out_as, tensors_of
+from .tensors import Tensor, as_called, laid_out_as, tensors_of
 from .work import work_of
 
 if TYPE_CHECKING:
@@ -172,20 +172,12 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
 def _export(source: Source, samples: Samples) -> ExportedProgram:
     import torch
 
-    inputs = {name: _as_model_wants(array) for name, array in samples.batches[0].items()}
+    inputs = as_called(samples.batches[0])
     try:
         with torch.no_grad(), masks_as_given(), parallel_scans(), shapes_of_recurrent_layers():
             return torch.export.export(source.module, (), inputs, strict=False)
     except Exception as error:
         raise _explain(error, source) from error
-
-
-def _as_model_wants(array: np.ndarray) -> torch.Tensor:
-    """int32 is what an artifact takes; torch models index with int64."""
-    import torch
-
-    tensor = torch.from_numpy(np.array(array))
-    return tensor.long() if tensor.dtype == torch.int32 else tensor
 
 
 def _explain(error: Exception, source: Source) -> UserError:
@@ -291,7 +283,7 @@ def _run_source(
     import torch
     from torch.utils import _pytree as pytree
 
-    tensors = {name: _as_model_wants(array) for name, array in batch.items()}
+    tensors = as_called(batch)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = tensors
     if source.program is not None:

@@ -17,6 +17,7 @@ from .nested import flat_specs, is_nested, nest, roots
 from .quiet import quiet
 from .samples import is_index_error, synthetic
 from .source import Limit, TensorSpec
+from .tensors import as_called
 
 _SPATIAL = {1: "1000", 2: "224x224", 3: "16x112x112"}
 _TOKENS = 16
@@ -89,11 +90,7 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bo
     required, optional, free = _parameters(model)
     given = in_order(given, _names(required + optional, free, len(given)), title)
     dtype = "int32" if len(given) == 1 and _is_embedding(_first_layer(model)) else "float32"
-    own_types = {spec.name: spec.dtype or dtype for spec in given}
-    specs = tuple(
-        TensorSpec(name, spec.shape, AT_BORDER.get(own_types[name], own_types[name]))
-        for name, spec in zip(own_types, given)
-    )
+    specs, own_types = _at_border(given, dtype)
     module = _called_by_names(model, specs, title)
     if any(spec.dtype == "int32" and own_types[spec.name] in AT_BORDER for spec in specs):
         narrow = module
@@ -104,11 +101,7 @@ def bind(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bo
 def _bind_nested(model: torch.nn.Module, given: tuple[InputSpec, ...], title: str) -> Bound:
     """As `bind`, of inputs that forward takes within dicts and lists."""
     flat = flat_specs(given)
-    own_types = {spec.name: spec.dtype or "float32" for spec in flat}
-    specs = tuple(
-        TensorSpec(spec.name, spec.shape, AT_BORDER.get(own_types[spec.name], own_types[spec.name]))
-        for spec in flat
-    )
+    specs, own_types = _at_border(flat, "float32")
     whole = tuple(TensorSpec(name, (), "float32") for name in roots(given))
     by_name = _called_by_names(model, whole, title)  # refuses names that forward has not
     paths = [spec.name for spec in given]
@@ -118,6 +111,17 @@ def _bind_nested(model: torch.nn.Module, given: tuple[InputSpec, ...], title: st
         return by_name(**nest(paths, [tensors[spec.name] for spec in flat]))
 
     return Bound(NamedModule(model, call), specs, own_types)
+
+
+def _at_border(given: tuple[InputSpec, ...], dtype: str) -> tuple[tuple[TensorSpec, ...], dict[str, str]]:
+    """-> (the inputs as an artifact takes them, the model's own types by name). dtype: of those that say
+    none."""
+    own_types = {spec.name: spec.dtype or dtype for spec in given}
+    specs = (
+        TensorSpec(spec.name, spec.shape, AT_BORDER.get(own_types[spec.name], own_types[spec.name]))
+        for spec in given
+    )
+    return tuple(specs), own_types
 
 
 def _called_by_names(model: torch.nn.Module, specs: tuple[TensorSpec, ...], title: str) -> torch.nn.Module:
@@ -162,15 +166,9 @@ def try_once(
     """Run the module on one synthetic input, so that a wrong rank or dtype is reported here and in the user's
     terms."""
     batch = synthetic(specs, 1, 0, limits).batches[0]
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     try:
         with torch.no_grad(), quiet():
-            answer = module(
-                **{
-                    name: tensor.long() if tensor.dtype == torch.int32 else tensor
-                    for name, tensor in tensors.items()
-                }
-            )
+            answer = module(**as_called(batch))
             _register_dataclasses(answer)
     except UserError:
         raise

@@ -19,6 +19,7 @@ from .border import NARROW
 from .quiet import quiet
 from .samples import is_index_error, synthetic
 from .source import Limit, TensorSpec
+from .tensors import as_called
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -131,19 +132,12 @@ def _runs(module: torch.nn.Module, specs: Sequence[TensorSpec], limits: Mapping[
     """Whether the module finds what it looks up for a synthetic sample. What else it may raise is told by who
     runs it next."""
     batch = synthetic(tuple(specs), 1, 0, dict(limits)).batches[0]
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     try:
         with torch.no_grad(), quiet():
-            module(**_as_called(tensors))
+            module(**as_called(batch))
     except Exception as error:
         return not is_index_error(error)
     return True
-
-
-def _as_called(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()
-    }
 
 
 def _traced(module: torch.nn.Module, specs: Sequence[TensorSpec], examples: Tensors) -> _Tracing | None:

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 MOST_STEPS = 100_000  # of a while_loop; more would not end in a time that anyone waits
-REPEATS, MANY = (
-    32,
-    2_000,
-)  # how often a line must run, and how many operators such lines must be, for a warning
+REPEATS = 32  # how often a line must run to count as a loop's
+MANY = 2_000  # how many operators such lines must be for a warning
 
 
 def unroll(work: Draft) -> bool:

@@ -174,10 +174,9 @@ def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | Non
     return is_causal is True
 
 
-SCANNING = (
-    tuple(  # whose scans have a parallel form, which they take where torch compiles and does not export
-        f"transformers.models.{name}.modeling_{name}" for name in ("mamba", "falcon_mamba", "jamba", "zamba")
-    )
+# whose scans have a parallel form, which they take where torch compiles and does not export
+SCANNING = tuple(
+    f"transformers.models.{name}.modeling_{name}" for name in ("mamba", "falcon_mamba", "jamba", "zamba")
 )
 
 

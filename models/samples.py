@@ -111,13 +111,17 @@ def is_index_error(error: BaseException) -> bool:
     return isinstance(error, IndexError) or out is not None
 
 
+def is_mask(spec: TensorSpec) -> bool:
+    return spec.dtype == "bool" or "mask" in spec.name
+
+
 def _draw(generator: np.random.Generator, spec: TensorSpec, limit: Limit | None) -> np.ndarray:
     """Integers that nothing is known about are 0 or 1: valid as a mask, a segment and an index. Positions
     count up."""
     if limit is not None:
         drawn = generator.integers(limit.low, limit.high, size=spec.shape).astype(spec.dtype)
         return np.sort(drawn, -1) if limit.ascending and drawn.ndim else drawn
-    if spec.dtype == "bool" or "mask" in spec.name:
+    if is_mask(spec):
         return np.ones(spec.shape, spec.dtype)
     if spec.dtype == "int32" and "position" in spec.name:
         return np.broadcast_to(

@@ -3,8 +3,11 @@ graph input that it arrives by."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -65,3 +68,13 @@ def laid_out_as(tensor: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     if tensor.stride() == strides or repeats:
         return tensor
     return torch.empty_strided(tuple(example.shape), strides, dtype=example.dtype).copy_(tensor)
+
+
+def as_called(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Inputs of an artifact as torch models take them, which index with int64."""
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return {
+        name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()
+    }

@@ -16,6 +16,7 @@ from .quiet import quiet
 from .samples import synthetic
 from .source import Limit, Source
 from .source_kind import LoadOptions
+from .tensors import as_called
 
 _HINT = "Convert from the Python module instead (torch.export.save), or rewrite what torch names above."
 
@@ -127,11 +128,7 @@ def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, Limit]) -> 
     from torch._export.converter import TS2EPConverter
 
     batch = synthetic(bound.inputs, 1, 0, limits).batches[0]
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    wide = {
-        name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in tensors.items()
-    }
-    arguments = tuple(as_declared(wide, bound.own_types).values())
+    arguments = tuple(as_declared(as_called(batch), bound.own_types).values())
     try:
         with quiet(), torch.no_grad():
             return TS2EPConverter(model, arguments).convert()

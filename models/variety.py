@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .samples import is_mask
 from .source import Samples, TensorSpec
 
 KINDS = 3
@@ -46,8 +47,8 @@ def varied(specs: tuple[TensorSpec, ...], kind: int, drawn: dict[str, np.ndarray
 
 def kind_names(specs: tuple[TensorSpec, ...]) -> tuple[str, str, str]:
     """What the three kinds are called, for inputs as these."""
-    pictures, masks = any(map(is_picture, specs)), any(map(_is_mask, specs))
-    floats = any(spec.dtype.startswith("float") and not _is_mask(spec) for spec in specs)
+    pictures, masks = any(map(is_picture, specs)), any(map(is_mask, specs))
+    floats = any(spec.dtype.startswith("float") and not is_mask(spec) for spec in specs)
     names = (
         ("a smooth picture", "uniform from 0 to 1", "a flat picture with a bright square")
         if pictures
@@ -62,16 +63,12 @@ def kind_names(specs: tuple[TensorSpec, ...]) -> tuple[str, str, str]:
 
 
 def _varied(spec: TensorSpec, kind: int, drawn: np.ndarray) -> np.ndarray:
-    if _is_mask(spec):
+    if is_mask(spec):
         return _shortened(drawn, MASKED[kind]) if kind < len(MASKED) else drawn
     if not spec.dtype.startswith("float"):
         return drawn
     makers = (smooth_picture, uniform, flat_picture) if is_picture(spec) else (uniform, small, one_hot)
     return makers[kind](drawn).astype(spec.dtype)
-
-
-def _is_mask(spec: TensorSpec) -> bool:
-    return spec.dtype == "bool" or "mask" in spec.name
 
 
 def _shortened(drawn: np.ndarray, share: float) -> np.ndarray:

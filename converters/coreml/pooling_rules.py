@@ -57,8 +57,7 @@ def needs_care(node: torch.fx.Node) -> bool:
     defaults = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
     given = node.args[4:]
     ceil_mode, counted, divisor = given + defaults[len(given) :]
-    alone = node.args[0].meta["val"].ndim == len(node.args[1]) + 1
-    return alone or divisor is not None or (bool(ceil_mode) and bool(counted))
+    return is_alone(node) or divisor is not None or (bool(ceil_mode) and bool(counted))
 
 
 def adaptive_average_3d(self, output_size):
@@ -79,7 +78,8 @@ def max_pool_alone(operator):
     return rule
 
 
-def is_alone(node: torch.fx.Node, result: int) -> bool:
+def is_alone(node: torch.fx.Node, result: int = 0) -> bool:
+    """Whether what is pooled is one example without its axis."""
     return node.args[0].meta["val"].ndim == len(node.args[1]) + 1
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..resampling import along
 from ..windows import for_each_axis
+from .reductions import vector_norm
 
 aten = torch.ops.aten
 
@@ -67,7 +68,7 @@ def distance(x1, x2, p, compute_mode=None):
     """x1 [..., n, size], x2 [..., m, size] -> [..., n, m], in float32."""
     rows = x1.reshape(*x1.shape[:-1], 1, x1.shape[-1]).float()
     others = x2.reshape(*x2.shape[:-2], 1, *x2.shape[-2:]).float()
-    return _norm(rows - others, p).to(x1.dtype)
+    return vector_norm(rows - others, p, -1).to(x1.dtype)
 
 
 def pair_distances(self, p=2.0):
@@ -75,21 +76,7 @@ def pair_distances(self, p=2.0):
     rows = range(self.shape[0])
     pairs = torch.tensor([(row, other) for row in rows for other in rows[row + 1 :]], dtype=torch.int32)
     first, second = (torch.index_select(self.float(), 0, pairs[:, side].contiguous()) for side in (0, 1))
-    return _norm(first - second, p).to(self.dtype)
-
-
-def _norm(differences, p):
-    """Along the last axis; sums as means, powers by way of logarithms."""
-    size, count = torch.abs(differences), differences.shape[-1]
-    if p == 0:
-        return (size > 0).float().mean(-1) * count
-    if p == 1:
-        return size.mean(-1) * count
-    if p == 2:
-        return torch.sqrt((size * size).mean(-1) * count)
-    if math.isinf(p):
-        return size.amax(-1)
-    return torch.exp(torch.log(torch.exp(torch.log(size) * p).mean(-1) * count) * (1 / p))
+    return vector_norm(first - second, p, -1).to(self.dtype)
 
 
 RESAMPLING = {

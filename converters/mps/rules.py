@@ -15,6 +15,7 @@ from ..angles import atan2
 from ..resampling import adaptive_average, along
 from ..windows import for_each_axis, overhang, unfold
 from .integer_rules import INTEGER_RULES
+from .reductions import any_of, axes_of, mean_all, mean_of, total, total_all, variance, vector_norm
 from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
 from .volume_rules import volume_convolution
 
@@ -197,63 +198,6 @@ def clamp_tensor(self, min=None, max=None):
     return self if max is None else torch.minimum(self, max)
 
 
-def total(self, dim=None, keepdim=False, dtype=None):
-    dims = _axes(self, dim)
-    count = math.prod(self.shape[axis] for axis in dims)
-    kind = dtype or (self.dtype if self.is_floating_point() else torch.int32)
-    summed = self.float().mean(dims, keepdim=keepdim) * count
-    return (summed if kind.is_floating_point else torch.round(summed)).to(kind)
-
-
-def total_all(self, dtype=None):
-    return total(self, None, False, dtype)
-
-
-def mean_of(self, dim=None, keepdim=False, dtype=None):
-    """MPSGraph has means of floats only."""
-    if self.is_floating_point() and dtype is None and dim:
-        return aten.mean.dim(self, dim, keepdim)
-    wide = self if self.is_floating_point() else self.float()
-    return aten.mean.dim(wide, _axes(self, dim), keepdim).to(dtype or wide.dtype)
-
-
-def mean_all(self, dtype=None):
-    return mean_of(self, None, False, dtype)
-
-
-def variance(self, dim=None, correction=1, keepdim=False):
-    dims = _axes(self, dim)
-    count = math.prod(self.shape[axis] for axis in dims)
-    wide = self.float()
-    centred = wide - wide.mean(dims, keepdim=True)
-    factor = count / (count - (1 if correction is None else correction))
-    return ((centred * centred).mean(dims, keepdim=keepdim) * factor).to(self.dtype)
-
-
-def any_of(self, dim=None, keepdim=False):
-    return (self != 0).float().mean(_axes(self, dim), keepdim=keepdim) > 0
-
-
-def _axes(tensor, dim):
-    if dim is None or dim == []:
-        return list(range(tensor.ndim))
-    return [axis % tensor.ndim for axis in ([dim] if isinstance(dim, int) else dim)]
-
-
-def vector_norm(self, ord=2, dim=None, keepdim=False, dtype=None):
-    dims, wide = _axes(self, dim), self.float()
-    if ord == 1:
-        return total(torch.abs(wide), dims, keepdim).to(self.dtype)
-    if ord in (math.inf, -math.inf):
-        return torch.abs(self).amax(dims, keepdim) if ord > 0 else torch.abs(self).amin(dims, keepdim)
-    if ord == 0:
-        return total((wide != 0).float(), dims, keepdim).to(self.dtype)
-    if ord != 2:
-        powers = torch.exp(ord * torch.log(torch.abs(wide)))
-        return torch.exp(torch.log(total(powers, dims, keepdim)) * (1 / ord)).to(self.dtype)
-    return torch.sqrt(total(wide * wide, dims, keepdim)).to(self.dtype)
-
-
 def cumulative_sum(self, dim, dtype=None):
     """A product with a triangle of ones, in float32 (exact for counts below 2^24)."""
     if self.ndim == 0:
@@ -284,7 +228,7 @@ def unsqueeze(self, dim):
 
 def squeeze(self, dim=None):
     """As a reshape: an empty list of axes reaches the runtime as [1]."""
-    axes = _axes(self, dim) if self.ndim else []
+    axes = axes_of(self, dim) if self.ndim else []
     return self.reshape([size for axis, size in enumerate(self.shape) if size != 1 or axis not in axes])
 
 
@@ -303,7 +247,7 @@ def repeat(self, repeats):
 
 
 def flip(self, dims):
-    for axis in _axes(self, dims):
+    for axis in axes_of(self, dims):
         self = torch.index_select(self, axis, torch.arange(self.shape[axis] - 1, -1, -1, dtype=torch.int32))
     return self
 

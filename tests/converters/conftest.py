@@ -24,6 +24,17 @@ class Function(torch.nn.Module):
         return self.function(*inputs, *self.parts)
 
 
+class ByName(torch.nn.Module):
+    """function(*inputs), of inputs that are given by name as a `Source` does."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, **inputs):
+        return self.function(*inputs.values())
+
+
 def as_array(tensor):
     """Row by row, in a type of an artifact's border."""
     tensor = tensor.detach().int() if tensor.dtype == torch.int64 else tensor.detach()

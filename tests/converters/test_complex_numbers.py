@@ -21,22 +21,14 @@ from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 from cidermill.validation.judge.compare import compare, verdict
+from tests.converters.conftest import ByName
 
 WRITERS = {"m.mlpackage": write_mlpackage, "m.pte": write_pte}
 LEAST_DB = {"float32": 60.0, "float16": 40.0}
 
 
-class Calls(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def captured_of(function, tensor):
-    module = function if isinstance(function, torch.nn.Module) else Calls(function)
+    module = function if isinstance(function, torch.nn.Module) else ByName(function)
     spec = TensorSpec("x", tuple(tensor.shape), str(tensor.numpy().dtype))
     source = Source(Path("calls.pt"), "module", "0", module.eval(), (spec,))
     return capture(source, Samples("synthetic", ({"x": tensor.numpy()},), 0))

@@ -14,20 +14,12 @@ from cidermill.models.source import Samples, Source, TensorSpec
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
+from tests.converters.conftest import ByName
 
 LEAST_DB = 50
 TARGETS = ("coreml",)
 WRITERS = {"coreml": ("model.mlpackage", write_mlpackage), "mps": ("model.pte", write_pte)}
 G = torch.Generator().manual_seed(3)
-
-
-class Calls(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, **inputs):
-        return self.function(*inputs.values())
 
 
 def artifact_of(target, folder, function, *inputs):
@@ -37,7 +29,7 @@ def artifact_of(target, folder, function, *inputs):
         for index, value in enumerate(inputs)
     }
     specs = tuple(TensorSpec(name, array.shape, str(array.dtype)) for name, array in arrays.items())
-    source = Source(Path("calls.pt"), "module", "0", Calls(function).eval(), specs)
+    source = Source(Path("calls.pt"), "module", "0", ByName(function).eval(), specs)
     captured = capture(source, Samples("synthetic", (arrays,), 0))
     name, write = WRITERS[target]
     written = write(compress(captured, parse_recipe("float16")), folder / name)

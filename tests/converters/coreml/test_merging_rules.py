@@ -19,24 +19,16 @@ from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation import open_runner
 from cidermill.validation.judge.compare import compare, verdict
+from tests.converters.conftest import ByName
 
 SHAPE = (2, 3, 2, 4, 2, 3, 2)
 PICKS = torch.tensor([[3, 1]]).reshape(1, 1, 1, 2, 1, 1, 1).expand(2, 3, 2, 2, 2, 3, 2)
 
 
-class Calls(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def captured_of(function, *shape):
     array = torch.randn(*shape, generator=torch.Generator().manual_seed(3)).numpy()
     spec = TensorSpec("x", shape, "float32")
-    source = Source(Path("calls.pt"), "module", "0", Calls(function).eval(), (spec,))
+    source = Source(Path("calls.pt"), "module", "0", ByName(function).eval(), (spec,))
     return capture(source, Samples("synthetic", ({"x": array},), 0))
 
 

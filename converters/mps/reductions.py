@@ -1,0 +1,65 @@
+"""Sums, means and norms by what MPSGraph has, means of floats: a rule for each operator, as in rules.py."""
+
+import math
+
+import torch
+
+aten = torch.ops.aten
+
+
+def total(self, dim=None, keepdim=False, dtype=None):
+    dims = axes_of(self, dim)
+    count = math.prod(self.shape[axis] for axis in dims)
+    kind = dtype or (self.dtype if self.is_floating_point() else torch.int32)
+    summed = self.float().mean(dims, keepdim=keepdim) * count
+    return (summed if kind.is_floating_point else torch.round(summed)).to(kind)
+
+
+def total_all(self, dtype=None):
+    return total(self, None, False, dtype)
+
+
+def mean_of(self, dim=None, keepdim=False, dtype=None):
+    """MPSGraph has means of floats only."""
+    if self.is_floating_point() and dtype is None and dim:
+        return aten.mean.dim(self, dim, keepdim)
+    wide = self if self.is_floating_point() else self.float()
+    return aten.mean.dim(wide, axes_of(self, dim), keepdim).to(dtype or wide.dtype)
+
+
+def mean_all(self, dtype=None):
+    return mean_of(self, None, False, dtype)
+
+
+def variance(self, dim=None, correction=1, keepdim=False):
+    dims = axes_of(self, dim)
+    count = math.prod(self.shape[axis] for axis in dims)
+    wide = self.float()
+    centred = wide - wide.mean(dims, keepdim=True)
+    factor = count / (count - (1 if correction is None else correction))
+    return ((centred * centred).mean(dims, keepdim=keepdim) * factor).to(self.dtype)
+
+
+def any_of(self, dim=None, keepdim=False):
+    return (self != 0).float().mean(axes_of(self, dim), keepdim=keepdim) > 0
+
+
+def axes_of(tensor, dim):
+    """Counted from the first; all where none is named."""
+    if dim is None or dim == []:
+        return list(range(tensor.ndim))
+    return [axis % tensor.ndim for axis in ([dim] if isinstance(dim, int) else dim)]
+
+
+def vector_norm(self, ord=2, dim=None, keepdim=False, dtype=None):
+    dims, wide = axes_of(self, dim), self.float()
+    if ord == 1:
+        return total(torch.abs(wide), dims, keepdim).to(self.dtype)
+    if ord in (math.inf, -math.inf):
+        return torch.abs(self).amax(dims, keepdim) if ord > 0 else torch.abs(self).amin(dims, keepdim)
+    if ord == 0:
+        return total((wide != 0).float(), dims, keepdim).to(self.dtype)
+    if ord != 2:
+        powers = torch.exp(ord * torch.log(torch.abs(wide)))
+        return torch.exp(torch.log(total(powers, dims, keepdim)) * (1 / ord)).to(self.dtype)
+    return torch.sqrt(total(wide * wide, dims, keepdim)).to(self.dtype)
