@@ -27,11 +27,13 @@ class Answered:
     further_reference: tuple[Answer, ...]
 
 
-def affordable(samples: Samples, work: int) -> Samples:
-    """With as many of the further samples as cost little beside a conversion; one at least. work: of one run
-    of the model."""
+def affordable(samples: Samples, work: int, calibrates: bool) -> Samples:
+    """With as many of the further samples as cost little beside a conversion; one at least. Where no more are
+    affordable and nothing is calibrated or chosen on the samples (`calibrates`), one of white noise is enough
+    beside it. work: of one run of the model."""
     most = max(1, FURTHER_WORK // max(1, work))
-    return replace(samples, further=samples.further[:most], kinds=samples.kinds[:most])
+    batches = samples.batches[:1] if samples.further and most == 1 and not calibrates else samples.batches
+    return replace(samples, batches=batches, further=samples.further[:most], kinds=samples.kinds[:most])
 
 
 def answered(samples: Samples, run: Callable[[dict[str, np.ndarray]], Answer]) -> Answered:

@@ -89,9 +89,10 @@ class Captured:
         return layers_of(self.tensors, self.roles)
 
 
-def capture(source: Source, samples: Samples) -> Captured:
+def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captured:
     """Export, decompose to core ATen (keeping `kept_composites`), fold constants, drop no-ops, and run the
-    source on the samples.
+    source on the samples, or on those that are `affordable`. calibrates: whether a recipe will be calibrated
+    or chosen on them.
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
@@ -104,7 +105,7 @@ def capture(source: Source, samples: Samples) -> Captured:
         own = source.program.module() if source.program is not None else source.module
         run = partial(_run_source, source, own, [name for _, name in names])
         with torch.no_grad(), _weights_dropped_after_use(own):
-            answers = answered(affordable(samples, work_of(program)), run)
+            answers = answered(affordable(samples, work_of(program), calibrates), run)
     from .loops import repeated_steps
 
     source = replace(source, warnings=(*source.warnings, *repeated_steps(program)))

@@ -45,7 +45,7 @@ def forecast(plan: Plan, show: Show) -> Forecast:
         )
     with show("capture"):
         started = time.perf_counter()
-        captured = capture(source, samples)
+        captured = capture(source, samples, plan.calibrates)
         capture_seconds = time.perf_counter() - started
     with show("probe", len(recipes)) as step:
         rows, probe = [], Probe(capture_seconds, first_run(captured).seconds)

@@ -88,6 +88,11 @@ class Plan:
         return bool(self.schemes)
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the samples decide about more than the verdict."""
+        return self.chooses or self.recipe.calibrates
+
+    @property
     def name(self) -> str:
         """The stem that artifacts are called by."""
         return model_name(self.model)

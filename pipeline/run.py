@@ -50,7 +50,7 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         with stages("load"):
             source, samples = with_samples(source or load_source(plan), plan.samples)
         with stages("capture"):
-            captured = capture(source, samples)
+            captured = capture(source, samples, plan.calibrates)
         if cache and key is None:
             key = captured_key(plan, estimator.calibration, captured)
             if report := recall(cache, key, plan, folder, stages):

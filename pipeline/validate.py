@@ -45,7 +45,7 @@ def validate_artifact(
         else:
             source, chosen = with_samples(source, samples)
     with show("capture"):
-        captured = capture(source, chosen)
+        captured = capture(source, chosen, calibrates=False)
     judged = captured.judged
     answers = judged.reference
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")

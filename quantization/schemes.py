@@ -215,6 +215,17 @@ class Recipe:
         return any(recipe.prune is not None or recipe.values is not None for recipe in self.layers)
 
     @property
+    def calibrates(self) -> bool:
+        """Whether what flows through the model decides about any layer."""
+        return any(
+            layer.activations is not None
+            or getattr(layer.values, "method", "") != ""
+            or getattr(layer.values, "sensitive", False)
+            or getattr(layer.prune, "kind", "") == "sparsegpt"
+            for layer in self.layers
+        )
+
+    @property
     def layers(self) -> "tuple[Recipe, ...]":
         """Every recipe that a layer may get: the general one, without overrides, and each override."""
         return (replace(self, overrides=()), *(recipe for _, recipe in self.overrides))

@@ -1,6 +1,8 @@
 """Further synthetic samples: what they are, that the source can answer them, and that calibration does not
 see them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cidermill.models.source import Limit, Samples, Source, TensorSpec
 from cidermill.models.variety import KINDS, diversified, flat_picture, one_hot, smooth_picture, uniform
 from cidermill.models.work import work_of
 from cidermill.pipeline.loading import with_samples
+from cidermill.quantization.recipe import parse_recipe
 
 PICTURE = TensorSpec("x", (1, 3, 32, 48), "float32")
 TEXT = (TensorSpec("ids", (1, 8), "int32"), TensorSpec("attention_mask", (1, 8), "int32"))
@@ -104,8 +107,34 @@ def test_the_users_own_samples_are_all_there_are():
 def test_large_models_get_fewer_and_one_at_least():
     samples = drawn(PICTURE)
     for work, count in ((1, 3), (FURTHER_WORK // 2, 2), (FURTHER_WORK, 1), (100 * FURTHER_WORK, 1)):
-        kept = affordable(samples, work)
-        assert len(kept.further) == len(kept.kinds) == count
+        kept = affordable(samples, work, calibrates=True)
+        assert len(kept.further) == len(kept.kinds) == count and len(kept.batches) == 2
+
+
+def test_large_models_that_nothing_is_calibrated_on_get_one_of_white_noise():
+    samples = drawn(PICTURE)
+    assert len(affordable(samples, FURTHER_WORK // 2, calibrates=False).batches) == 2
+    kept = affordable(samples, FURTHER_WORK, calibrates=False)
+    assert len(kept.batches) == len(kept.further) == 1
+    own = replace(samples, further=(), kinds=())  # the user's: all of them count
+    assert len(affordable(own, FURTHER_WORK, calibrates=False).batches) == 2
+
+
+@pytest.mark.parametrize(
+    "name, calibrates",
+    [
+        ("int8", False),
+        ("prune50+int4", False),
+        ("palettize4", False),
+        ("int4:gptq", True),
+        ("int4:awq", True),
+        ("w8a8", True),
+        ("palettize4:sensitive", True),
+        ("int8; *head*=int4:gptq", True),
+    ],
+)
+def test_a_recipe_says_whether_it_looks_at_the_samples(name, calibrates):
+    assert parse_recipe(name).calibrates is calibrates
 
 
 def test_work_counts_multiply_adds():
