@@ -1,11 +1,13 @@
 """The operators of a .pte program that no delegate took: operator name -> Kernel, after ATen's own schemas.
 
 "aten::add.out" is executed by torch's overload of that name and schema, into new tensors of the dtype that
-the program declares. The operators that exist only in ExecuTorch are in kernels.py.
+the program declares. What ExecuTorch computes differently is in portable.py, the operators that exist only
+there in kernels.py.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ..graph import Node, Value
 from .kernels import KERNELS, Kernel
+from .portable import DIFFERENT, Different
 from .scalar_types import DTYPES, HALF, SCALAR_TYPES, widened
 
 HALF_CODES = tuple(code for code, dtype in SCALAR_TYPES.items() if dtype in HALF)
@@ -115,7 +118,17 @@ def _widened_value(value: Value) -> Value:
 @cache
 def find_kernel(name: str) -> Kernel | None:
     """ "aten::add.out" -> its kernel; None where neither torch nor ExecuTorch's own operators have it."""
-    return KERNELS.get(name) or _aten_kernel(name)
+    kernel = KERNELS.get(name) or _aten_kernel(name)
+    different = DIFFERENT.get(name)
+    return kernel if kernel is None or different is None else _with_differences(kernel, different)
+
+
+def _with_differences(kernel: Kernel, different: Different) -> Kernel:
+    def run(outputs: tuple[Value, ...], **arguments) -> tuple:
+        results = different(outputs, **arguments)
+        return kernel.run(outputs, **arguments) if results is None else results
+
+    return replace(kernel, run=run)
 
 
 def _aten_kernel(name: str) -> Kernel | None:

@@ -158,10 +158,12 @@ _LAYOUT = {
 def quantize(
     values: Tensor, scale: Tensor | float, zero_point: Tensor | int, quant_min: int, quant_max: int
 ) -> Tensor:
-    """zero_point + the nearest integer to values * (1 / scale), both in float32, clamped
-    (kernels/quantized/cpu/op_quantize.cpp)."""
+    """zero_point + the nearest integer to values * (1 / scale), both in float32, as int64, clamped
+    (kernels/quantized/cpu/op_quantize.cpp). What int64 does not hold, infinities and NaN too, is left to the
+    machine's cast: the smallest number on x86-64, the nearest on arm64."""
     inverse = 1.0 / torch.as_tensor(scale, dtype=torch.float32)
-    return torch.clamp(torch.round(values.float() * inverse) + zero_point, quant_min, quant_max)
+    whole = (torch.round(values.float() * inverse) + zero_point).to(torch.int64)
+    return torch.clamp(whole, quant_min, quant_max)
 
 
 def along(values: Tensor, axis: int, shape_of: Tensor) -> Tensor:

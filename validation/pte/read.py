@@ -13,7 +13,7 @@ from typing import Any
 
 from ...models.errors import UserError
 from ..graph import Graph, Node, Ref, Value, references
-from . import aten_ops, mps_ops
+from . import aten_ops, mps_ops, portable
 from .coreml_read import coreml_delegate
 from .data import map_file, read_data_files
 from .flatbuffer import Buffer, Table
@@ -87,9 +87,7 @@ def _program(plan: Plan) -> Program:
         method=plan.method,
         memories=memories,
         numbers=_numbers(plan),
-        notes=tuple(
-            note for node in nodes for block in node.blocks for inner in block.nodes for note in _note(inner)
-        ),
+        notes=tuple(note for node in nodes for note in _notes(node)),
     )
 
 
@@ -105,6 +103,11 @@ def _numbers(plan: Plan) -> dict[str, Any]:
         for index, (kind, table) in tables.items()
         if kind in SCALARS and table is not None
     }
+
+
+def _notes(node: Node) -> list[str]:
+    inside = [note for block in node.blocks for inner in block.nodes for note in _note(inner)]
+    return [*portable.notes_of(node), *inside]
 
 
 def _note(node: Node) -> list[str]:
