@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -171,14 +171,29 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
 
 
 def _export(source: Source, samples: Samples) -> ExportedProgram:
-    import torch
+    """Where the module decides by data, it is tried again with the numbers of its buffers known."""
+    from .known_numbers import numbers_of_buffers
 
     inputs = as_called(samples.batches[0])
     try:
-        with torch.no_grad(), masks_as_given(), parallel_scans(), shapes_of_recurrent_layers():
-            return torch.export.export(source.module, (), inputs, strict=False)
+        return _traced(source.module, inputs)
     except Exception as error:
+        if _decides_by_data(error):
+            with suppress(Exception), numbers_of_buffers(source.module):
+                return _traced(source.module, inputs)
         raise _explain(error, source) from error
+
+
+def _traced(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ExportedProgram:
+    import torch
+
+    with torch.no_grad(), masks_as_given(), parallel_scans(), shapes_of_recurrent_layers():
+        return torch.export.export(module, (), inputs, strict=False)
+
+
+def _decides_by_data(error: Exception) -> bool:
+    kind = type(error).__name__
+    return "DataDependent" in kind or "data-dependent" in str(error) or kind == "UserError"
 
 
 def _explain(error: Exception, source: Source) -> UserError:
@@ -202,7 +217,7 @@ def _explain(error: Exception, source: Source) -> UserError:
     kind = type(error).__name__
     module = _module_at(error, source.module)
     where = f"{file}:{line}" + (f", in module {module}" if module else "")
-    if "DataDependent" in kind or "data-dependent" in str(error) or "UserError" == kind:
+    if _decides_by_data(error):
         return UserError(
             f"The model decides by the values of its data at {where}, so it has no fixed graph.",
             "Replace the branch by torch.where, or export the branch you need, and convert again.",

@@ -24,6 +24,8 @@ Interpreter: how soon threads take turns, while two of them share a conversion (
 Operators that torch.export decomposes: listed once while a model is captured (`operators_listed_once`).
 Recurrent layers: torch.export computes their shapes alone, while a model is captured (`recurrent_shapes`).
 Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
+Attributes of torch.nn.Module: small buffers of integers are the numbers that they hold, where a capture fails
+    without (`known_numbers`).
 Masks of torch.nn.Transformer: not asked for their values while a model is captured (`masks_as_given`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
