@@ -3,7 +3,8 @@
 # make test     install and run the tests
 # make lint     ruff: rules and format; make types: mypy. Both and the tests are what .ci/run calls
 # make test-all the tests, the slow ones included
-# make peers    all operator tests of coremltools and of ExecuTorch's MPS backend through the reference runner
+# make peers    all operator tests of coremltools and of ExecuTorch's MPS backend, a sample of coremltools' torch tests,
+#               through the reference runner
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,6 +42,7 @@ types: $(VENV)/installed
 
 peers: $(VENV)/installed
 	$(BIN)/python tests/peers/coremltools_ops.py
+	$(BIN)/python tests/peers/coremltools_torch.py
 	$(BIN)/python tests/peers/executorch_mps.py
 
 bench: $(VENV)/installed

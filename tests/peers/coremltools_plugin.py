@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import zlib
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ from cidermill.validation import open_runner
 from cidermill.validation.graph import OperatorFailed
 
 MACOS = (15, 5)
+KINDS = ("fp16", "TORCHEXPORT")  # words in the names of cases that differ in kind
 LARGEST_SPECIFICATION = 10
-FOLDER = "mil/ops/tests/"
-COUNTS = {"predictions": 0, "comparisons": 0}
+FOLDERS = ("mil/ops/tests/", "frontend/torch/test/")
+COUNTS = {"predictions": 0, "comparisons": 0, "conversions": 0, "refusals": 0}
 # (relative to the value, relative to the largest value of the result; inputs count up to 1). Half precision
 # keeps 11 bits (5e-4); a case rounds its inputs, its weights and some intermediate results, and sums that
 # cancel keep the error of their terms.
@@ -78,7 +80,7 @@ class SavedPackage:
             raise RuntimeError(
                 f"Unable to compute the prediction using ML Program: {error}"
             ) from error  # how Core ML begins it
-        return {name: off_by(result, self.WRONG_BY) for name, result in results.items()}
+        return {name: off_by(as_core_ml_gives(result), self.WRONG_BY) for name, result in results.items()}
 
     def batchPredict(self, data):
         return [self.predict(item, None) for item in data]
@@ -102,6 +104,11 @@ def as_multi_array(item, value):
         return item
     array = np.asarray(item)
     return array.astype(value.dtype) if array.dtype.kind in "biuf" else array
+
+
+def as_core_ml_gives(result):
+    """A multi-array has at least one axis."""
+    return np.atleast_1d(result) if isinstance(result, np.ndarray) else result
 
 
 def off_by(result, amount):
@@ -193,14 +200,15 @@ def strictly_equal(name, got, expected, tolerances, given=0.0, asked=(0, 0), mis
 
 def case_name(nodeid):
     """iOS14/test_conv.py::TestConv::test_builder[...]"""
-    return nodeid.rpartition(FOLDER)[2]
+    for folder in FOLDERS:
+        nodeid = nodeid.rpartition(folder)[2]
+    return nodeid
 
 
 def pytest_addoption(parser):
     parser.addoption("--cases", help="write the outcome of every case to this JSON file")
-    parser.addoption(
-        "--sample", action="store_true", help="run one case of every test function, always the same"
-    )
+    parser.addoption("--sample", type=int, help="run so many cases of every test function, always the same")
+    parser.addoption("--seed", default="", help="of --sample: another text, another choice")
 
 
 def pytest_configure(config):
@@ -215,21 +223,24 @@ def pytest_collection_modifyitems(config, items):
     """Keep the ML Program cases (some tests name their backend themselves)."""
     kept = [item for item in items if "neuralnetwork" not in item.nodeid]
     if config.getoption("--sample"):
-        kept = sample(kept)
+        kept = sample(kept, config.getoption("--sample"), config.getoption("--seed"))
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
 
 
-def sample(items):
-    """Of every test function the case whose name has the smallest checksum."""
+def sample(items, count, seed):
+    """Of every test function `count` cases, those of the smallest checksums, from each of its kinds of cases
+    (precision, frontend) in turn."""
     functions = {}
-    for item in items:
-        functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    return [
-        min(cases, key=lambda item: zlib.crc32(case_name(item.nodeid).encode()))
-        for cases in functions.values()
-    ]
+    for item in sorted(items, key=lambda item: zlib.crc32((seed + case_name(item.nodeid)).encode())):
+        kinds = functions.setdefault(item.nodeid.partition("[")[0], {})
+        kinds.setdefault(tuple(word in item.nodeid for word in KINDS), []).append(item)
+    chosen = set()
+    for kinds in functions.values():
+        turns = (item for turn in zip_longest(*kinds.values()) for item in turn if item is not None)
+        chosen.update(islice(turns, count))
+    return [item for item in items if item in chosen]
 
 
 def pytest_collection_finish(session):

@@ -276,3 +276,33 @@ def test_values_without_axes_count_as_one_of_length_1():
     assert gather(torch.tensor(7.0), torch.tensor([0, 0])).tolist() == [7.0, 7.0]
     assert gather_along_axis(x, second).tolist() == [4.0]
     assert concat([torch.tensor(3), torch.tensor(4)], 0).tolist() == [3, 4]
+
+
+def test_one_element_gathered_from_a_vector(run_mil):
+    """What dynamic shapes are made of: gather(shape(x), 1)."""
+    sizes, first = run_mil(
+        lambda mb, x, i: (mb.gather(x=mb.shape(x=x), indices=np.int32(1)), mb.gather(x=x, indices=i)),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.array([1], np.int32),
+    )
+    assert sizes.tolist() == 3 and first.tolist() == [[3.0, 4.0, 5.0]]
+
+
+def test_a_scatter_of_no_updates_changes_nothing(run_mil):
+    """Where a mask that chooses the positions is empty."""
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    rows, elements = run_mil(
+        lambda mb, d, m: (
+            mb.scatter(data=d, indices=mb.squeeze(x=mb.non_zero(x=m), axes=[1]), updates=nothing(mb, d, m)),
+            mb.scatter_nd(data=d, indices=mb.non_zero(x=m), updates=nothing(mb, d, m)),
+        ),
+        x,
+        np.zeros(2, np.float32),
+    )
+    np.testing.assert_array_equal(rows, x)
+    np.testing.assert_array_equal(elements, x)
+
+
+def nothing(mb, x, mask):
+    """The rows of x at which the mask is set, by their places."""
+    return mb.gather_nd(x=x, indices=mb.non_zero(x=mask))

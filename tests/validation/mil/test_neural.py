@@ -268,6 +268,25 @@ def test_lstm_bidirectional_against_torch(run_mil):
     close(cell, torch.cat(list(memory), -1))
 
 
+@pytest.mark.parametrize("batch, value", [(2, 0.0), (5, 0.0), (5, 0.5)])
+def test_lstm_takes_more_rows_of_state_than_examples_where_all_are_equal(run_mil, batch, value):
+    """coremltools fills the state of a packed sequence by the length of the first sequence."""
+    x, w, r = numbers(4, 2, 3), numbers(20, 3, seed=1), numbers(20, 5, seed=2)
+
+    def build(mb, v, n):
+        state = mb.fill(shape=mb.concat(values=[n, [5]], axis=0), value=value)
+        return mb.lstm(x=v, initial_h=state, initial_c=state, weight_ih=w, weight_hh=r)[1]
+
+    layer = torch.nn.LSTM(3, 5, bias=False)
+    for weight, values in ((layer.weight_ih_l0, w), (layer.weight_hh_l0, r)):
+        i, f, o, g = torch.tensor(values).chunk(4)  # as Core ML stacks them
+        weight.data = torch.cat([i, f, g, o])
+    state = torch.full((1, 2, 5), value)
+    _, (want, _) = layer(t(x), (state, state))
+    (last,) = run_mil(build, x, np.array([batch], np.int32))
+    close(last, want[0])
+
+
 def test_gru_applies_the_reset_gate_to_the_state(run_mil):
     x, h, w, r, b = (
         numbers(4, 2, 3),

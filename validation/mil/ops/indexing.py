@@ -4,6 +4,8 @@ Negative indices count from the end, except where the program asks to validate i
 range are an error.
 """
 
+import math
+
 import torch
 
 from .arguments import scalar, tensor
@@ -41,7 +43,7 @@ def gather(x, indices, axis=0, batch_dims=0, validate_indices=False):
     indices = _index(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
         result = x.index_select(axis, indices.reshape(-1))
-        return result.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return result.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
     rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1))
     parts = torch.stack([gather(row, index, axis - batch_dims) for row, index in rows])
     return parts.reshape(*x.shape[:batch_dims], *parts.shape[1:])
@@ -97,7 +99,10 @@ def scatter(data, indices, updates, axis=0, mode="add", validate_indices=False):
     data, updates, axis = tensor(data), tensor(updates), axis % data.ndim
     moved, source = data.movedim(axis, 0), updates.movedim(axis, 0)
     rows = _index(indices, data.shape[axis], validate_indices).reshape(-1)
-    flat = _scatter_rows(moved.reshape(data.shape[axis], -1), rows, source.reshape(rows.numel(), -1), mode)
+    width = math.prod(moved.shape[1:])
+    flat = _scatter_rows(
+        moved.reshape(data.shape[axis], width), rows, source.reshape(rows.numel(), width), mode
+    )
     return flat.reshape(moved.shape).movedim(0, axis)
 
 
@@ -117,11 +122,10 @@ def scatter_nd(data, indices, updates, mode="add", validate_indices=False):
     row = torch.zeros(indices.shape[:-1], dtype=torch.long)
     for i in range(k):
         row = row * data.shape[i] + _index(indices[..., i], data.shape[i], validate_indices)
-    count = 1
-    for size in data.shape[:k]:
-        count *= size
+    count = math.prod(data.shape[:k])
+    width = math.prod(data.shape[k:])
     flat = _scatter_rows(
-        data.reshape(count, -1), row.reshape(-1), updates.reshape(row.numel(), -1).to(data.dtype), mode
+        data.reshape(count, width), row.reshape(-1), updates.reshape(row.numel(), width).to(data.dtype), mode
     )
     return flat.reshape(data.shape)
 

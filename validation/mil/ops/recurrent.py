@@ -98,6 +98,13 @@ def _lstm_pass(
     return states, c
 
 
+def _of_batch(state: torch.Tensor, batch: int) -> torch.Tensor:
+    """More rows than examples are taken where all are equal: coremltools fills the state of a packed sequence
+    with as many rows of zeros as the first sequence has steps, and Apple runs such programs on Macs."""
+    surplus = state.shape[0] > batch and bool((state == state[:1]).all())
+    return state[:batch] if surplus else state
+
+
 def lstm(
     x,
     initial_h,
@@ -119,6 +126,7 @@ def lstm(
 ):
     """-> states, last state, last cell. Bidirectional: both directions side by side in the last axis."""
     names = (recurrent_activation, cell_activation, activation)
+    initial_h, initial_c = _of_batch(initial_h, x.shape[1]), _of_batch(initial_c, x.shape[1])
     if direction != "bidirectional":
         states, c = _lstm_pass(
             x, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, direction, names, clip
