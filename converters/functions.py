@@ -92,3 +92,17 @@ def histogram(self, bins=100, min=0, max=0):
     values = self.reshape(1, -1)
     last = torch.arange(bins)[:, None] == bins - 1
     return (((values >= low) & (values < high)) | (last & (values == max))).to(torch.int32).sum(1)
+
+
+def experts_product(input, mat2, offs, bias=None, out_dtype=None):
+    """Rows sorted by expert times the matrix of their expert. input [rows, in], mat2 [experts, in, out], offs
+    [experts]: ends of the rows.
+
+    Every expert sees every row and a mask picks: which rows an expert has is only known when the model runs.
+    """
+    rows = torch.arange(input.shape[0])[None]
+    ends = offs.to(torch.int32)[:, None]
+    starts = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
+    mine = (rows >= starts) & (rows < ends)
+    products = torch.matmul(input[None].expand(mat2.shape[0], -1, -1), mat2)
+    return (products * mine[:, :, None].to(input.dtype)).sum(0)

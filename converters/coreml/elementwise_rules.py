@@ -16,6 +16,7 @@ from ..functions import (
     distance,
     erfc,
     erfinv,
+    experts_product,
     expm1,
     histogram,
     ndtri,
@@ -217,20 +218,6 @@ def addmv(self, mat, vec, beta=1, alpha=1):
     return beta * self + alpha * torch.mv(mat, vec)
 
 
-def experts_product(input, mat2, offs):
-    """Rows sorted by expert times the matrix of their expert. input [rows, in], mat2 [experts, in, out], offs
-    [experts]: ends of the rows.
-
-    Every expert sees every row and a mask picks: which rows an expert has is only known when the model runs.
-    """
-    rows = torch.arange(input.shape[0])[None]
-    ends = offs.to(torch.int32)[:, None]
-    starts = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
-    mine = (rows >= starts) & (rows < ends)
-    products = torch.matmul(input[None].expand(mat2.shape[0], -1, -1), mat2)
-    return (products * mine[:, :, None].to(input.dtype)).sum(0)
-
-
 def filled(self, fill_value, dtype=None, **_):
     """A constant of the type that torch gives it; coremltools takes the type of the number."""
     return torch.full(self.shape, fill_value, dtype=dtype or self.dtype)
@@ -323,8 +310,5 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.linear.default: (linear, has_one_row),
     aten.addmv.default: (addmv, always),
     "transformers.grouped_mm_fallback.default": (experts_product, always),
-    aten._grouped_mm.default: (
-        lambda self, mat2, offs=None, bias=None, out_dtype=None: experts_product(self, mat2, offs),
-        always,
-    ),
+    aten._grouped_mm.default: (experts_product, always),
 }

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, is_op, places_of, retrace
 from ..bits import shift_left
-from ..functions import bucketize, erfinv, histogram, ndtri, searchsorted
+from ..functions import bucketize, erfinv, experts_product, histogram, ndtri, searchsorted
 from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
 from ..resampling import logcumsumexp
 from ..sampling import grid_sample
@@ -100,6 +100,8 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
     aten.median.default: (median_of_all, _always),
+    "transformers.grouped_mm_fallback.default": (experts_product, _always),
+    aten._grouped_mm.default: (experts_product, _always),
 }
 MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.sort.default: (sort_or_top, _has_axes),
@@ -127,7 +129,8 @@ def _spell_out_once(work: Draft) -> bool:
         call, place = node, None
         if node.target is operator.getitem and getattr(node.args[0], "target", None) in MISSING_TUPLES:
             call, place = node.args
-        rule, applies = (MISSING if place is None else MISSING_TUPLES).get(call.target, (None, _always))
+        rules = MISSING if place is None else MISSING_TUPLES
+        rule, applies = rules.get(call.target) or rules.get(str(call.target), (None, _always))
         if node.op == "call_function" and rule is not None and applies(call):
             _compute_by(work, node, rule, call, place)
             changed = True
