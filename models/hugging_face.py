@@ -15,6 +15,7 @@ from .configured_inputs import inputs_of
 from .digest import content_of_files
 from .errors import UserError
 from .inputs import InputSpec, in_order, override
+from .nested import by_path
 from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
@@ -265,7 +266,10 @@ def _by_names(model: Any) -> Any:
 
     def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         returned = {
-            name: value for name, value in model.forward(**inputs).items() if isinstance(value, torch.Tensor)
+            path.replace(".", "_"): leaf
+            for name, value in model.forward(**inputs).items()
+            for path, leaf in by_path(value, name)
+            if isinstance(leaf, torch.Tensor)
         }
         if not returned:
             hint = "Wrap it in a module that does and torch.export.save that."

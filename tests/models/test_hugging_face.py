@@ -306,7 +306,16 @@ def configs():
         (
             "clip",
             {"input_ids": (1, 12), "pixel_values": (1, 3, 32, 32), "attention_mask": (1, 12)},
-            {"logits_per_image", "logits_per_text", "text_embeds", "image_embeds"},
+            {
+                "logits_per_image",
+                "logits_per_text",
+                "text_embeds",
+                "image_embeds",
+                "text_model_output_last_hidden_state",
+                "text_model_output_pooler_output",
+                "vision_model_output_last_hidden_state",
+                "vision_model_output_pooler_output",
+            },
         ),
         ("mamba", {"input_ids": (1, 16), "attention_mask": (1, 16)}, {"logits"}),
     ],
@@ -318,7 +327,7 @@ def test_other_kinds(tmp_path, name, inputs, outputs, as_tensors):
     assert {spec.name: spec.shape for spec in source.inputs} == inputs
     batch = as_tensors(synthetic(source.inputs, 1, 0, source.limits).batches[0])
     with torch.no_grad():
-        assert set(source.module(**batch)) == outputs, "caches and nested outputs are left out"
+        assert set(source.module(**batch)) == outputs, "caches are left out"
 
 
 def test_the_mask_is_as_long_as_the_text_that_was_asked_for(bert_folder):
@@ -343,7 +352,10 @@ def test_a_backbone_without_fused_attention_is_loaded_with_eager_attention(tmp_p
     source = load(tmp_path, (InputSpec("pixel_values", (1, 3, 64, 64)),))
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(source.module(pixel_values=pixels)["logits"], model(pixels).logits, atol=1e-5)
+        answers, expected = source.module(pixel_values=pixels), model(pixels)
+    assert torch.allclose(answers["logits"], expected.logits, atol=1e-5)
+    for level, features in enumerate(expected.encoder_last_hidden_state):
+        assert torch.allclose(answers[f"encoder_last_hidden_state_{level}"], features, atol=1e-5)
 
 
 def test_codecs_take_channels(tmp_path):
