@@ -55,6 +55,11 @@ def sort_or_top(self, dim=-1, descending=False):
     return torch.topk(self, self.shape[dim], dim, descending)
 
 
+def copied(self, src, non_blocking=False):
+    """The numbers of `src` in the shape and type of `self`, whose own are overwritten."""
+    return src.expand(self.shape)
+
+
 def _always(node: torch.fx.Node) -> bool:
     return True
 
@@ -83,6 +88,7 @@ def _has_range(node: torch.fx.Node) -> bool:
 
 MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, _always)),
+    aten.copy.default: (copied, _always),
     aten.bucketize.Tensor: (bucketize, _always),
     aten.searchsorted.Tensor: (searchsorted, _always),
     aten.searchsorted.Scalar: (searchsorted, _always),

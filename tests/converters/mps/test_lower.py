@@ -359,3 +359,14 @@ def test_a_pass_tells_whether_it_changed_anything(name):
     work = draft(captured_of(function, random(2, 3)).program)
     assert run(work) is True
     assert run(work) is False
+
+
+def test_copies_are_no_kernels_of_their_own():
+    def assigned(x):
+        y = x.clone()
+        y[..., 0] = x[..., 1] * 2
+        y[1:3] = x[:1]
+        return y
+
+    program = check(assigned, random(4, 6))
+    assert aten.copy.default not in {node.target for node in program.graph.nodes}
