@@ -95,7 +95,7 @@ def convert(
         with _usual_precision():
             if _is_path(model):
                 return run(_with_inputs(plan, inputs))
-            return run(plan, source=_source(model, examples, options))
+            return run(plan, source=lambda: _source(model, examples, options))
 
 
 def validate(

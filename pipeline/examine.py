@@ -16,6 +16,7 @@ from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
 from .classifiers import without_labels
 from .measurements import add_measured
+from .overflow import overflows
 from .report.records import Latency, Placement, Validation
 from .yardstick import Batches
 
@@ -47,6 +48,7 @@ class Examination:
     latency: Latency
     answers: Batches
     notes: tuple[str, ...]
+    overflows: bool = False
 
 
 def examine(
@@ -66,18 +68,20 @@ def examine(
         made = yardstick.weights
         weights = audit(artifact.path, yardstick.decisions, artifact.realised, made, runner, consume=last)
         answers = []
+        given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
         for start in range(0, len(batches), TOGETHER):
-            given = [arranged(batch, runner, yardstick.inputs) for batch in batches[start : start + TOGETHER]]
-            answers += [named(answer, yardstick.output_names) for answer in runner.each(given)]
+            together = runner.each(given[start : start + TOGETHER])
+            answers += [named(answer, yardstick.output_names) for answer in together]
         expected = yardstick.expected[artifact.target]
         validation = compared(
             runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
         )
+        overflow = overflows(artifact.path, runner, validation, given)
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
         estimates = estimator(runner.file_graph, artifact.target)
         estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
-    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes)
+    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, overflow)
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .choice import choose
 from .conversion import convert
@@ -26,18 +28,22 @@ from .store import open_cache
 from .yardstick import yardstick_of
 
 if TYPE_CHECKING:
-    from ..models.source import Source
+    from ..models.capture import Captured
+    from ..models.source import Samples, Source
     from .plan import Plan
     from .report.records import Report
 
 
-def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report:
+def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = None) -> Report:
     """Load, capture, choose a recipe, compress, convert, examine, judge, report. -> the report, which is also
-    written to the plan's folder. source: a model that is in memory, instead of the plan's file.
+    written to the plan's folder. source: what makes one of a model that is in memory, instead of the plan's
+    file.
+
+    Where an artifact fails because half precision does not hold its numbers, all is done once more, and those
+    numbers are computed in float32.
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
-    from ..models.capture import capture
     from ..quantization.compress import compress
 
     estimator = estimator_of(plan)
@@ -47,47 +53,68 @@ def run(plan: Plan, show: Show = silent, source: Source | None = None) -> Report
         key = conversion_key(plan, estimator.calibration) if cache and source is None else None
         if report := recall(cache, key, plan, folder, stages):
             return _publish(report, plan, folder, stages)
-        with stages("load"):
-            source, samples = with_samples(source or load_source(plan), plan.samples)
-        with stages("capture"):
-            captured = capture(source, samples, plan.calibrates)
+        captured, samples = _capture(plan, stages, source)
         if cache and key is None:
             key = captured_key(plan, estimator.calibration, captured)
             if report := recall(cache, key, plan, folder, stages):
                 return _publish(report, plan, folder, stages)
-        choice = choose(plan, captured, folder, stages)
-        for recipe in choice.attempts(stages):
-            with stages("compress") as step:
-                compressed = compress(captured, recipe, lambda done, total, name: step(name))
-                rounded = compressed.rounded  # traced here: not in the second thread
-            with computing(yardstick_of, compressed, plan.targets, rounded) as result:
-                written = []
-                for target in plan.targets:
-                    with stages("convert") as step:
-                        written.append(convert(compressed, target, plan, folder, step, choice.templates))
-                if choice.accepts(written):
-                    with stages("probe"):
-                        yardstick = result()
-                    break
+        for widen in (False, True):
+            choice = choose(plan, captured, folder, stages)
+            for recipe in choice.attempts(stages):
+                with stages("compress") as step:
+                    compressed = compress(captured, recipe, lambda done, total, name: step(name))
+                    compressed = replace(compressed, widen=widen)
+                    rounded = compressed.rounded  # traced here: not in the second thread
+                with computing(yardstick_of, compressed, plan.targets, rounded) as result:
+                    written = []
+                    for target in plan.targets:
+                        with stages("convert") as step:
+                            written.append(convert(compressed, target, plan, folder, step, choice.templates))
+                    if choice.accepts(written):
+                        with stages("probe"):
+                            yardstick = result()
+                        break
+                for artifact in written:
+                    remove(artifact.path)
+            budget = choice.settle(recipe, folder)
+            foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
+            owners = _referred_to(captured.source.module, captured.program, compressed)
+            del captured, compressed, choice, rounded, result
+            if any(owner() is not None for owner in owners):
+                gc.collect()  # the model's weights, before an artifact is run
+            examinations = []
+            for artifact in written:
+                last = artifact is written[-1]
+                examinations.append(examine(artifact, yardstick, estimator, stages, last))
+            if widen or not any(facts.overflows for facts in examinations):
+                break
             for artifact in written:
                 remove(artifact.path)
-        budget = choice.settle(recipe, folder)
-        foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-        owners = [
-            weakref.ref(owner) for owner in (source.module, captured.program, compressed) if owner is not None
-        ]
-        del source, captured, compressed, choice, rounded, result
-        if any(owner() is not None for owner in owners):
-            gc.collect()  # the model's weights, before an artifact is run
-        examinations = []
-        for artifact in written:
-            last = artifact is written[-1]
-            examinations.append(examine(artifact, yardstick, estimator, stages, last))
+            captured, _ = _capture(plan, stages, source, samples)
         judgements = [judge(facts, yardstick, plan.min_psnr, budget) for facts in examinations]
         findings = Findings(yardstick, examinations, judgements, budget, foreseen)
         report = compose(findings, stages.records, folder)
         remember(cache, key, plan, report, folder)
         return _publish(report, plan, folder, stages)
+
+
+def _capture(
+    plan: Plan, stages: Stages, make_source: Callable[[], Source] | None, samples: Samples | None = None
+) -> tuple[Captured, Samples]:
+    """The plan's model as a graph, and what it was run on. samples: of an earlier time: an iterator gives its
+    own only once."""
+    from ..models.capture import capture
+
+    with stages("load"):
+        source = load_source(plan) if make_source is None else make_source()
+        if samples is None:
+            source, samples = with_samples(source, plan.samples)
+    with stages("capture"):
+        return capture(source, samples, plan.calibrates), samples
+
+
+def _referred_to(*owners: Any) -> list[weakref.ref[Any]]:
+    return [weakref.ref(owner) for owner in owners if owner is not None]
 
 
 def _publish(report: Report, plan: Plan, folder: Path, stages: Stages) -> Report:

@@ -62,7 +62,8 @@ class Decision:
 @dataclass(frozen=True)
 class Compressed:
     """`weights` holds only what was compressed, by name in the program's state dict; tied names share one
-    CompressedWeight."""
+    CompressedWeight. widen: whether half-precision artifacts compute in float32 what half precision does not
+    hold on the samples."""
 
     captured: Captured
     recipe: Recipe
@@ -70,6 +71,7 @@ class Compressed:
     decisions: tuple[Decision, ...]
     activations: ActivationPlan | None = None
     warnings: tuple[str, ...] = ()
+    widen: bool = False
 
     @cached_property
     def rounded(self) -> ExportedProgram:

@@ -38,12 +38,13 @@ class MilProgram:
 
 
 def with_places(
-    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str
+    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, precision: Any
 ) -> MilProgram | None:
     """The MIL program of a lowered one. Equal weights (see `first_of_each`) share a place, named by the first
     of them.
 
-    None where a pass has taken a place away: what came of it would depend on the weights.
+    precision: coremltools' own. None where a pass has taken a place away: what came of it would depend on
+    the weights.
     """
     first = first_of_each(weights)
     order = {name: index for index, name in enumerate(dict.fromkeys(first.values()))}
@@ -56,18 +57,18 @@ def with_places(
         made.add(first[name])
         return emit_place(weights[name].shape, order[first[name]], called, zeros)
 
-    mil = _converted(program, weights, build, outputs, target, compute)
+    mil = _converted(program, weights, build, outputs, target, precision)
     places = _find_places(mil, list(order))
     return MilProgram(mil, places, target.value) if made == places.keys() else None
 
 
 def with_weights(
-    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, compute: str
+    program: Any, weights: dict[str, CompressedWeight], outputs: list, target: Any, precision: Any
 ) -> MilProgram:
     """The MIL program with the weights in it from the beginning, and no places."""
     return MilProgram(
         _converted(
-            program, weights, lambda name, called: emit(weights[name], called), outputs, target, compute
+            program, weights, lambda name, called: emit(weights[name], called), outputs, target, precision
         ),
         {},
         target.value,
@@ -173,11 +174,9 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _converted(
-    program: Any, weights: dict, build: Callable[[str, str], Any], outputs: list, target: Any, compute: str
+    program: Any, weights: dict, build: Callable[[str, str], Any], outputs: list, target: Any, precision: Any
 ) -> Any:
     """coremltools' Program after all passes, each compressed weight built by `build`."""
-    import coremltools as ct
-
     names = mark_compressed(program, weights)
     with weights_built_by(build, names), lean_passes(), sound_passes(), sound_translations():
         return _convert(
@@ -186,7 +185,7 @@ def _converted(
             outputs=outputs,
             minimum_deployment_target=target,
             pass_pipeline=pass_pipeline(),
-            compute_precision=ct.precision.FLOAT32 if compute == "float32" else ct.precision.FLOAT16,
+            compute_precision=precision,
         )
 
 

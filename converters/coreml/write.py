@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
 from ..artifact import Realised, WrittenArtifact
+from ..wide_values import beyond_half, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
 from .lower import lower
@@ -37,15 +38,27 @@ from .program import (
 from .recurrent import recurrent_translators
 from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
+from .wide import keep_in_float32
 
 
 @dataclass(frozen=True)
 class Template:
-    """What all conversions of one captured program that compress the same weights share: the MIL program, and
-    the package's metadata."""
+    """What all conversions of one captured program that compress the same weights share: the MIL program, the
+    package's metadata, and what the user should know of both."""
 
     mil: MilProgram
     metadata: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+class Lowered(NamedTuple):
+    """program: the captured one in Core ML's operators; given: whether it holds decompressed weights, as a
+    rewrite computes with them; precision: coremltools' own; warnings: of what stays in float32."""
+
+    program: Any
+    given: bool
+    precision: Any
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def write_mlpackage(
         size,
         digest,
         compressed.recipe.compute,
-        activation_warnings(compressed),
+        (*activation_warnings(compressed), *template.warnings),
         realised,
     )
 
@@ -114,21 +127,23 @@ def _template(
 ) -> Template:
     """The template that fits, made where there is none; kept where another recipe could fill it: not where
     this one has changed the graph."""
-    shared = (
-        templates is not None and compressed.activations is None and compressed.captured is templates.captured
-    )
+    unchanged = compressed.activations is None and not compressed.widen
+    shared = templates is not None and unchanged and compressed.captured is templates.captured
     key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
     if shared and key in templates.held:
         return templates.held[key]
     target = getattr(import_coremltools().target, operators_of(deployment_target))
-    program, given = _lower(compressed)
-    _check_operators(program)
-    metadata = _metadata(program)
-    options = (_outputs(compressed.captured), target, compressed.recipe.compute)
-    mil = with_places(program, weights, *options) if weights and not given else None
-    template = Template(
-        mil or with_weights(_lower(compressed)[0] if weights else program, weights, *options), metadata
-    )
+    lowered = _lower(compressed)
+    _check_operators(lowered.program)
+    metadata = _metadata(lowered.program)
+    outputs = _outputs(compressed.captured)
+    mil = None
+    if weights and not lowered.given:
+        mil = with_places(lowered.program, weights, outputs, target, lowered.precision)
+    if mil is None:
+        fresh = _lower(compressed) if weights else lowered
+        mil = with_weights(fresh.program, weights, outputs, target, fresh.precision)
+    template = Template(mil, metadata, lowered.warnings)
     if shared and template.mil.places:
         templates.held[key] = template
     return template
@@ -158,9 +173,21 @@ def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[A
     return {name: forms[id(weight)] for name, weight in weights.items()}
 
 
-def _lower(compressed: Any) -> tuple[Any, bool]:
-    """-> (the captured program in Core ML's operators, whether it holds decompressed weights: a rewrite
-    computes with them)."""
+def _lower(compressed: Any) -> Lowered:
+    ct = import_coremltools()
+    program, given = _in_its_operators(compressed)
+    if compressed.recipe.compute == "float32":
+        return Lowered(program, given, ct.precision.FLOAT32, ())
+    if not compressed.widen:
+        return Lowered(program, given, ct.precision.FLOAT16, ())
+    dense = {name: weight.dense for name, weight in compressed.weights.items()}
+    precision, kept = keep_in_float32(program, beyond_half(program, compressed.captured, dense))
+    total = sum(node.op == "call_function" for node in program.graph.nodes)
+    return Lowered(program, given, precision, (wide_warning(kept, total),) if kept else ())
+
+
+def _in_its_operators(compressed: Any) -> tuple[Any, bool]:
+    """-> (the captured program in Core ML's operators, whether it holds decompressed weights)"""
     program, weights = _with_vectors_for_scalars(compressed.rounded), compressed.weights
     lowered = lower(program, compressed.recipe.compute)
     consumed = [name for name in weights if name not in lowered.state_dict]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.export import ExportedProgram
 
+from ...models.capture import Captured
 from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
@@ -31,6 +32,7 @@ from .precision import (
     set_constants,
 )
 from .rules import FIRST_OF_TUPLE, RULES
+from .wide import widen
 
 aten = torch.ops.aten
 
@@ -42,8 +44,11 @@ class Lowered(NamedTuple):
     warnings: list[str]
 
 
-def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None) -> Lowered:
-    """half: compute in float16; dense: gives compressed weights. The program itself is not changed.
+def lower(
+    program: ExportedProgram, half: bool, dense: Dense = lambda name: None, widen_on: Captured | None = None
+) -> Lowered:
+    """half: compute in float16; dense: gives compressed weights; widen_on: whose samples show what float16
+    does not hold, None where all computes in it. The program itself is not changed.
 
     A pass changes the draft in place and returns whether it changed anything. Where its place in the order
     matters, its docstring says what it requires.
@@ -68,6 +73,8 @@ def lower(program: ExportedProgram, half: bool, dense: Dense = lambda name: None
     agree_types(work)
     fold_constants(work)
     limit_constants(work)
+    if half and widen_on is not None:
+        warnings += widen(work, widen_on)
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
     index_in_64_bits(work)
     lay_out_views(work)

@@ -32,7 +32,10 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     with quiet():
         tell("lower")
         work, warnings = lower(
-            compressed.captured.program, half, functools.partial(_dense, compressed.weights)
+            compressed.captured.program,
+            half,
+            functools.partial(_dense, compressed.weights),
+            compressed.captured if compressed.widen else None,
         )
         realised = place_weights(work, compressed.weights, half)
         tell("delegate")

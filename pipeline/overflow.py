@@ -1,0 +1,47 @@
+"""An artifact that has been judged in; whether numbers leave half precision's range in it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..validation.judge.compare import converted
+
+if TYPE_CHECKING:
+    from ..validation.runner import Runner
+    from .report.records import Validation
+
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def overflows(path: Path, runner: Runner, validation: Validation, samples: Sequence[Any]) -> bool:
+    """Whether an artifact in half precision fails its check, and holds numbers that are too large for half
+    precision when it runs without rounding. samples: as the runner takes them."""
+    right = all(converted(error, validation.tolerance_db) for error in validation.conversion)
+    if right or runner.precision == "float32":
+        return False
+    from ..validation.runners import open_runner
+
+    exact = open_runner(path, host="reference", precision="float32", keep_weights=False)
+    beyond: list[str] = []
+
+    def look(name: str, value: Any) -> None:
+        if _is_beyond(value):
+            beyond.append(name)
+
+    for sample in samples:
+        exact(sample, tap=look)
+        if beyond:
+            return True
+    return False
+
+
+def _is_beyond(value: Any) -> bool:
+    """value: a tensor, or what else an operator gives. Infinities do not count: masks are made of them."""
+    if not hasattr(value, "is_floating_point") or not value.is_floating_point() or not value.numel():
+        return False
+    large = value.abs() > LARGEST
+    return bool((large & value.isfinite()).any())

@@ -1,0 +1,53 @@
+"""Models whose numbers half precision does not hold: the operators that have them compute in float32."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cidermill
+from cidermill.validation.graph import all_nodes
+
+TARGETS = ("coreml", "executorch-mps")
+
+
+class Growing(nn.Module):
+    """Its middle is some 1e6 large, in a convolution, a split, a sum and a transposed view."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 1)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.nn.functional.hardswish(self.first(x) * 1000)
+        left, right = (self.second(x) * 100).chunk(2, 1)
+        x = (left + right.relu()).flatten(2).transpose(1, 2)
+        return self.last(nn.functional.layer_norm(x, (8,)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("recipe", ["float16", "int8"])
+def test_what_half_precision_does_not_hold_computes_in_float32(tmp_path, target, recipe):
+    torch.manual_seed(0)
+    net, x = Growing().eval(), torch.randn(1, 3, 8, 8)
+    report = cidermill.convert(net, (x,), target=target, quant=recipe, out=tmp_path / "out", cache=False)
+    artifact = report.artifacts[0]
+    assert report.verdict == "pass"
+    assert any("compute in float32" in warning for warning in artifact.warnings)
+    runner = cidermill.open_runner(tmp_path / "out" / artifact.path, host="reference")
+    with torch.no_grad():
+        expected = net(x).numpy()
+    (answer,) = runner([x.numpy()]).values()
+    assert np.abs(answer - expected).max() < (0.01 if recipe == "float16" else 0.1) * np.abs(expected).max()
+    types = {value.dtype for node in all_nodes(runner.graph) for value in node.outputs}
+    assert {"float16", "float32"} <= types, "the rest stays in half precision"
+
+
+def test_a_model_that_half_precision_holds_is_converted_once(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).eval()
+    report = cidermill.convert(net, (torch.zeros(1, 8),), out=tmp_path / "out", cache=False)
+    assert [stage.name for stage in report.stages].count("convert") == 1
+    assert not report.artifacts[0].warnings
