@@ -52,7 +52,7 @@ def blocks():
     return torch.nn.Sequential(*layers)
 
 
-@pytest.mark.parametrize("recipe", ["w8a8", "int8"])
+@pytest.mark.parametrize("recipe", [pytest.param("w8a8", marks=pytest.mark.slow), "int8"])
 def test_nothing_is_traced_in_the_second_thread(blocks, tmp_path, monkeypatch, recipe):
     """torch.fx and fake tensors belong to one thread at a time. Several conversions in one process, because
     the first one is slowed down by its imports."""

@@ -11,8 +11,9 @@ from cidermill.pipeline.plan import plan_from
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
 
-QUICK = ("mobilevit", "gemma2", "swin")
+QUICK = ("gemma2", "swin")
 OTHERS = """
+    mobilevit
     bert distilbert albert t5-encoder gpt2 llama qwen3 mamba resnet mobilenet-v2 convnext vit beit segformer
     yolos clip-vision wav2vec2 whisper-encoder
 """.split()

@@ -120,7 +120,7 @@ def delegate_nodes(path):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("recipe", ["float16", "int8", pytest.param("int4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", QUICK)
 def test_zoo_is_one_delegate_that_computes_the_model(zoo_captured, name, recipe, tmp_path):
     artifact, _, operators, psnr = written(zoo_captured(name), recipe, tmp_path / "m.pte")

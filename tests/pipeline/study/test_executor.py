@@ -181,7 +181,9 @@ def test_no_worker_outlives_a_parent_that_is_killed(started, tiny, record, tmp_p
     wait_for(lambda: not session(process.pid), 3)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_study_in_order(
     study, started, tiny, record, rows_of, leftovers, tmp_path, number, code
 ):

@@ -164,7 +164,13 @@ EVALS = {
 }
 
 
-@pytest.mark.parametrize(("name", "said"), EVALS.values(), ids=EVALS)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in ("raises", "nan") else pytest.mark.slow)
+        for name, case in EVALS.items()
+    ],
+)
 def test_an_eval_that_fails_is_a_row_with_its_reason(study, tiny, tmp_path, name, said):
     result = study(
         tiny / "net.pt2",
