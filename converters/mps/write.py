@@ -11,6 +11,7 @@ import torch
 from ...models.digest import content_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
+from ...models.patched import operators_listed_once
 from ...models.quiet import quiet
 from ..artifact import WrittenArtifact
 from . import delegate as mps_delegate
@@ -29,7 +30,7 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     `progress` is told each step's name."""
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
-    with quiet():
+    with quiet(), operators_listed_once():
         tell("lower")
         work, warnings = lower(
             compressed.captured.program,
