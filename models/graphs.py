@@ -271,6 +271,20 @@ def insert_all(
     return list(_write(work, before, function, args))
 
 
+def value_numbers(work: Draft) -> dict[torch.fx.Node, int]:
+    """Equal numbers for nodes that compute the same of the same; chance has numbers of its own."""
+    numbers: dict[torch.fx.Node, int] = {}
+    known: dict[Any, int] = {}
+    for node in work.graph.nodes:
+        key: Any = node
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "call_function" and not random:
+            sources = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: f"%{numbers[source]}")
+            key = (node.target, repr(sources))
+        numbers[node] = known.setdefault(key, len(known))
+    return numbers
+
+
 def places_of(node: torch.fx.Node) -> dict[str, Any]:
     """The part of a node's `meta` that says where in the model it comes from."""
     return {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}

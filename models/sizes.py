@@ -8,6 +8,7 @@ import torch
 from .errors import UserError
 from .graphs import Draft, describe, is_op
 from .interpret import compute
+from .picked import count_all_that_masks_pick
 from .simplify import depends_on_inputs, evaluate_constant
 
 aten = torch.ops.aten
@@ -17,8 +18,9 @@ def settle_sizes(work: Draft) -> bool:
     """Make every size a literal; -> whether any was open.
 
     1. Assertions and constraints on open sizes are dropped: they would keep them in the graph.
-    2. Numbers that are read out of constants (`int(mask.max())`) become literals.
-    3. Fake values, and numbers among them, are computed anew where their sources are known by then.
+    2. What masks pick becomes all elements, where it is put back or added up (`picked`).
+    3. Numbers that are read out of constants (`int(mask.max())`) become literals.
+    4. Fake values, and numbers among them, are computed anew where their sources are known by then.
 
     Needs nodes with their fake values. Raises UserError where a size is still open in the end: the model
     makes tensors whose size its data decides.
@@ -28,12 +30,14 @@ def settle_sizes(work: Draft) -> bool:
     for node in list(work.graph.nodes):
         if "_assert" in str(node.target) or "sym_constrain" in str(node.target):  # 1
             work.graph.erase_node(node)
+    count_all_that_masks_pick(work)  # 2
+    work.graph.eliminate_dead_code()
     dependent = depends_on_inputs(work)
     computed: dict[torch.fx.Node, Any] = {}
     for node in list(work.graph.nodes):
-        if is_op(node, aten._local_scalar_dense.default, aten.item.default) and node not in dependent:  # 2
+        if is_op(node, aten._local_scalar_dense.default, aten.item.default) and node not in dependent:  # 3
             node.replace_all_uses_with(evaluate_constant(work, node, computed))
-        elif node.op == "call_function":  # 3
+        elif node.op == "call_function":  # 4
             _recompute(node)
     work.graph.eliminate_dead_code()
     _refuse_open_sizes(work)

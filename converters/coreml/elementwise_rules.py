@@ -189,6 +189,21 @@ def leaves_axes_out(node: torch.fx.Node) -> bool:
     return has_axes(node) and (len(node.args) < 2 or node.args[1] in (None, []))
 
 
+def largest(self, dim=None, keepdim=False):
+    """Truth values as integers: Core ML's reductions take none."""
+    numbers = self.to(torch.int32) if self.dtype == torch.bool else self
+    return numbers.amax(dim or list(range(self.ndim)), keepdim).to(self.dtype)
+
+
+def smallest(self, dim=None, keepdim=False):
+    numbers = self.to(torch.int32) if self.dtype == torch.bool else self
+    return numbers.amin(dim or list(range(self.ndim)), keepdim).to(self.dtype)
+
+
+def leaves_axes_out_or_is_boolean(node: torch.fx.Node) -> bool:
+    return leaves_axes_out(node) or has_axes(node) and is_boolean(node)
+
+
 def has_range(node: torch.fx.Node) -> bool:
     """Without a range, histc takes it from the data, edges and all."""
     return len(node.args) == 4 and node.args[2] != node.args[3]
@@ -289,10 +304,10 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.sum.dim_IntList: (over_all_axes(torch.sum), leaves_axes_out),
     aten.mean.default: (over_all_axes(torch.mean), has_axes),
     aten.mean.dim: (over_all_axes(torch.mean), leaves_axes_out),
-    aten.max.default: (over_all_axes(torch.amax), has_axes),
-    aten.min.default: (over_all_axes(torch.amin), has_axes),
-    aten.amax.default: (over_all_axes(torch.amax), leaves_axes_out),
-    aten.amin.default: (over_all_axes(torch.amin), leaves_axes_out),
+    aten.max.default: (largest, has_axes),
+    aten.min.default: (smallest, has_axes),
+    aten.amax.default: (largest, leaves_axes_out_or_is_boolean),
+    aten.amin.default: (smallest, leaves_axes_out_or_is_boolean),
     aten.argmax.default: (argmax, no_axis),
     aten.argmin.default: (argmin, no_axis),
     aten.bucketize.Tensor: (bucketize, always),

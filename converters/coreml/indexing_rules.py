@@ -54,7 +54,14 @@ def diagonal_scatter(self, src, offset=0, dim1=0, dim2=1):
 
 
 def pad(self, pad, value=0.0):
-    """Negative padding cuts; what is left of it pads."""
+    """Negative padding cuts; what is left of it pads. coremltools makes real numbers of padded truth
+    values."""
+    if self.dtype == torch.bool:
+        return constant_pad(self.to(torch.int32), pad, int(bool(value))) != 0
+    return constant_pad(self, pad, value)
+
+
+def constant_pad(self, pad, value):
     for position in range(len(pad) // 2):
         axis = self.ndim - 1 - position
         before, after = (-min(amount, 0) for amount in pad[2 * position : 2 * position + 2])
@@ -64,8 +71,8 @@ def pad(self, pad, value=0.0):
     return torch.constant_pad_nd(self, grow, value) if any(grow) else self.clone()
 
 
-def cuts(node: torch.fx.Node) -> bool:
-    return any(amount < 0 for amount in node.args[1])
+def cuts_or_is_boolean(node: torch.fx.Node) -> bool:
+    return any(amount < 0 for amount in node.args[1]) or is_boolean(node)
 
 
 def index(self, indices):
@@ -103,6 +110,11 @@ def scatters_part(node: torch.fx.Node) -> bool:
     return apart or is_boolean(node)
 
 
+def scatters_another_type(node: torch.fx.Node) -> bool:
+    """A number of the tensor's own type is what coremltools takes: 1 into floats is refused."""
+    return is_boolean(node) or isinstance(node.args[3], float) != node.meta["val"].is_floating_point()
+
+
 def running_maximum(self, dim):
     return (running(self, dim, torch.maximum, float("-inf")),)
 
@@ -111,16 +123,20 @@ def running_minimum(self, dim):
     return (running(self, dim, torch.minimum, float("inf")),)
 
 
-def maximum_of_high_rank(self, dim, keepdim=False):
-    return (self.amax(dim, keepdim),)
+def maximum(self, dim, keepdim=False):
+    """Of any rank, and of truth values, which Core ML's reductions do not take."""
+    numbers = self.to(torch.int32) if self.dtype == torch.bool else self
+    return numbers.amax(dim, keepdim).to(self.dtype), numbers.argmax(dim, keepdim)
 
 
-def minimum_of_high_rank(self, dim, keepdim=False):
-    return (self.amin(dim, keepdim),)
+def minimum(self, dim, keepdim=False):
+    numbers = self.to(torch.int32) if self.dtype == torch.bool else self
+    return numbers.amin(dim, keepdim).to(self.dtype), numbers.argmin(dim, keepdim)
 
 
-def has_high_rank(node: torch.fx.Node, result: int) -> bool:
-    return result == 0 and node.args[0].meta["val"].ndim > LARGEST_RANK
+def is_beyond_reductions(node: torch.fx.Node, result: int) -> bool:
+    high = result == 0 and node.args[0].meta["val"].ndim > LARGEST_RANK
+    return high or is_boolean(node.args[0])
 
 
 def cumulative_sum(self, dim, dtype=None):
@@ -179,10 +195,10 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.diagonal.default: (diagonal, always),
     aten.diagonal_copy.default: (diagonal, always),
     aten.diagonal_scatter.default: (diagonal_scatter, always),
-    aten.constant_pad_nd.default: (pad, cuts),
+    aten.constant_pad_nd.default: (pad, cuts_or_is_boolean),
     aten.gather.default: (gather, takes_part),
     aten.scatter.src: (scatter, scatters_part),
-    aten.scatter.value: (scatter_value, is_boolean),
+    aten.scatter.value: (scatter_value, scatters_another_type),
     aten.scatter_add.default: (scatter_add, scatters_part),
     aten.index.Tensor: (index, exceeds_rank),
     aten.index_put.default: (index_put, puts_plainly),
@@ -198,8 +214,8 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
 INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.cummax.default: (running_maximum, values_only),
     aten.cummin.default: (running_minimum, values_only),
-    aten.max.dim: (maximum_of_high_rank, has_high_rank),
-    aten.min.dim: (minimum_of_high_rank, has_high_rank),
+    aten.max.dim: (maximum, is_beyond_reductions),
+    aten.min.dim: (minimum, is_beyond_reductions),
     aten.sort.stable: (stable_sort, sorts_within_memory),
     aten.sort.default: (sort, sorts_whole),
     aten.topk.default: (topk, sorts_whole),

@@ -172,7 +172,10 @@ def _corrections(stock: type) -> type:
             """A constant, written once however many nodes hold the same bytes (tied weights)."""
             int4 = mps_data_type == schema.MPSDataType.mps_data_type_int4
             data = pack_int4(tensor) if int4 else tensor.contiguous()
-            data = data.flatten().view(torch.uint8).numpy().tobytes()
+            data = data.reshape(-1).clone(
+                memory_format=torch.contiguous_format
+            )  # one element may have stride 0
+            data = data.view(torch.uint8).numpy().tobytes()
             kind = mps_data_type if int4 else edge_dtype_to_mps_dtype(tensor.dtype)
             key = (kind, tuple(tensor.shape), hashlib.sha256(data).digest())
             if key not in self._constant_ids:

@@ -48,6 +48,23 @@ def gather(self, dim, index, sparse_grad=False):
     return torch.index_select(self.reshape(-1), 0, position.reshape(-1)).reshape(index.shape)
 
 
+def copy(self, src, non_blocking=False):
+    """What Tensor.copy_ leaves: the values of src in the place of all of self's."""
+    return src.to(self.dtype).expand(self.shape)
+
+
+def put_at_places(self, indices, values, accumulate=False):
+    """By a mask; or at one tensor of integers, made a vector as the runtime takes it, and the values in the
+    places' shape: the serializer spreads them over that of self."""
+    if mask_of(indices) is not None:
+        return index_put(self, indices, values, accumulate)
+    axis = next(place for place, index in enumerate(indices) if index is not None)
+    shape, index = self.shape, indices[axis]
+    values = values.to(self.dtype).expand(*shape[:axis], *index.shape, *shape[axis + 1 :])
+    values = values.reshape(*shape[:axis], index.numel(), *shape[axis + 1 :])
+    return torch.index_put(self, [*[None] * axis, index.reshape(-1)], values)
+
+
 def sort_or_top(self, dim=-1, descending=False):
     """Long rows by ExecuTorch's kernel, which keeps no order of ties."""
     if self.numel() * self.shape[dim] <= ELEMENTS_SORTED:
@@ -77,6 +94,20 @@ def _puts_by_mask(node: torch.fx.Node) -> bool:
     return mask_of(given) is not None and puts_plainly(node)
 
 
+def _puts_otherwise(node: torch.fx.Node) -> bool:
+    """By a mask, or at one tensor of integers that is no vector, or values of another shape than the
+    places'."""
+    if _puts_by_mask(node):
+        return True
+    target, values = node.args[0].meta["val"], node.args[2].meta["val"]
+    given = [(axis, index.meta["val"]) for axis, index in enumerate(node.args[1]) if index is not None]
+    if len(given) != 1 or given[0][1].dtype == torch.bool or (node.args[3:] and node.args[3]):
+        return False
+    axis, index = given[0]
+    places = (*target.shape[:axis], *index.shape, *target.shape[axis + 1 :])
+    return index.ndim != 1 or tuple(values.shape) != places
+
+
 def _divides_no_integers(node: torch.fx.Node) -> bool:
     """The runtime divides integers as floats."""
     return node.args[4] != "mean" or node.meta["val"].is_floating_point()
@@ -102,7 +133,8 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.scatter.value_reduce: (scatter_with, _always),
     aten.scatter_reduce.two: (scatter_reduce, _divides_no_integers),
     aten.index_reduce.default: (index_reduce, _divides_no_integers),
-    aten.index_put.default: (index_put, _puts_by_mask),
+    aten.copy.default: (copy, _always),
+    aten.index_put.default: (put_at_places, _puts_otherwise),
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
     aten.median.default: (median_of_all, _always),

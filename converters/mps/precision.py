@@ -160,8 +160,8 @@ def _cast(work: Draft, node: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node
 
 
 def fit_scalars(work: Draft) -> bool:
-    """Literals in the range of float16: 1. bounds of clamp beyond the range bound nothing, 2. masks stay
-    finite and epsilons above zero.
+    """Literals in the range of float16: 1. bounds of clamp beyond the range bound nothing, 2. masks and
+    fills stay finite and epsilons above zero.
 
     Before `refresh`: it computes with the literals. Float32 graphs are left as they are.
     """
@@ -181,7 +181,11 @@ def fit_scalars(work: Draft) -> bool:
                 work.graph.erase_node(node)
                 changed = True
                 continue
-        elif node.target in BINARY and node.args and not isinstance(node.args[-1], torch.fx.Node):  # 2
+        elif (
+            node.target in (*BINARY, aten.full_like.default)
+            and node.args
+            and not isinstance(node.args[-1], torch.fx.Node)
+        ):  # 2
             node.args = (*node.args[:-1], _fit(node.args[-1]))
         changed |= node.args != args
     return changed

@@ -26,7 +26,7 @@ class Repeats(torch.nn.Module):
 
 class Picks(torch.nn.Module):
     def forward(self, x):
-        return x[x > 0].sum()
+        return x[x > 0].cumsum(0).sum()
 
 
 def captured(module):

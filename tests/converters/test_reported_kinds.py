@@ -1,0 +1,73 @@
+"""Kinds of models from public reports, through both targets: what torch answers, and the saved artifact."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.models.test_picked import CASES
+
+TARGETS = ("coreml", "mps")
+G = torch.Generator().manual_seed(5)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=G)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["ball", "experts by where", "reductions"])
+def test_artifacts_put_back_what_masks_pick(agrees, target, name):
+    function, inputs, modules = CASES[name]
+    agrees(target, function, *inputs, modules=modules)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_truth_values_are_reduced_padded_and_counted(agrees, target):
+    def function(x, y):
+        a, b = x > 0, y > 0.2
+        values, places = a.max(1)
+        least, _ = a.min(1, keepdim=True)
+        changed = F.pad(a[:, 1:] != a[:, :-1], (1, 0), value=True) & b
+        return values, places, least, a.amax(0), a.amin((0, 1)), a.max(), changed, F.pad(a, (-1, 2))
+
+    agrees(target, function, normal(4, 5), normal(4, 5))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_integer_is_scattered_into_real_numbers(agrees, target):
+    """The one-hot codes of a VQ-VAE: scatter_(1, indices, 1)."""
+
+    def function(x, codes):
+        nearest = torch.cdist(x, codes).argmin(1, keepdim=True)
+        return torch.zeros(x.shape[0], codes.shape[0]).scatter_(1, nearest, 1) @ codes, nearest
+
+    agrees(target, function, normal(6, 4), normal(5, 4))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_value_is_put_at_many_places(agrees, target):
+    """Voxels that hold a point; the serializer of MPS spread the value over the shape of the target."""
+
+    def function(points, rows):
+        place = ((points + 2).floor().long().clamp(0, 3) * torch.tensor([4, 1])).sum(-1)
+        occupied, grid, square = torch.zeros(16, dtype=torch.bool), torch.zeros(16, 3), torch.zeros(4, 3)
+        occupied[place] = True
+        grid[place] = torch.tensor([1.0, 2.0, 3.0])
+        square[torch.tensor([[0, 2], [3, 1]])] = rows
+        return occupied, grid, square
+
+    agrees(target, function, normal(7, 2), normal(2, 3))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_copies_and_fills_beyond_half_precision(agrees, target):
+    """RWKV's running maximum starts at -1e38; steps are written into their place."""
+
+    def function(x):
+        largest, result = torch.full_like(x[:, 0], -1e38), torch.zeros_like(x)
+        for step in range(x.shape[1]):
+            result[:, step] = torch.exp(largest - torch.maximum(largest, x[:, step]))
+            largest = torch.maximum(largest, x[:, step])
+        return result
+
+    agrees(target, function, normal(2, 4))
