@@ -21,7 +21,8 @@ Graph modules of torch.fx: their Python code is written when it is first called,
 Garbage collector: at rest during large imports (`lasting_imports`).
 Random numbers: numpy's global sequence, from which a pass of coremltools draws (`own_random_numbers`).
 Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
-Operators that torch.export decomposes: listed once while a model is captured or lowered (`operators_listed_once`).
+Operators that torch.export decomposes: listed once while a model is captured or lowered
+    (`operators_listed_once`).
 Recurrent layers: torch.export computes their shapes alone, while a model is captured (`recurrent_shapes`).
 Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
 Attributes of torch.nn.Module: small buffers of integers are the numbers that they hold, where a capture fails
