@@ -24,6 +24,7 @@ from .patched import (
     operators_listed_once,
     parallel_scans,
     postponed_modules,
+    unchecked_distributions,
 )
 from .quiet import quiet
 from .recurrent_shapes import shapes_of_recurrent_layers
@@ -187,7 +188,10 @@ def _export(source: Source, samples: Samples) -> ExportedProgram:
 def _traced(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> ExportedProgram:
     import torch
 
-    with torch.no_grad(), masks_as_given(), parallel_scans(), shapes_of_recurrent_layers():
+    with (
+        torch.no_grad(), masks_as_given(), parallel_scans(), unchecked_distributions(),
+        shapes_of_recurrent_layers(),
+    ):  # fmt: skip
         return torch.export.export(module, (), inputs, strict=False)
 
 

@@ -265,9 +265,11 @@ def _by_names(model: Any) -> Any:
     from .forward import NamedModule
 
     def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        answer = model.forward(**inputs)
+        named = {"output": answer} if isinstance(answer, torch.Tensor) else answer  # a vocoder's waveform
         returned = {
             path.replace(".", "_"): leaf
-            for name, value in model.forward(**inputs).items()
+            for name, value in named.items()
             for path, leaf in by_path(value, name)
             if isinstance(leaf, torch.Tensor)
         }

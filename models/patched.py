@@ -27,6 +27,7 @@ Recurrent layers: torch.export computes their shapes alone, while a model is cap
 Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
 Attributes of torch.nn.Module: small buffers of integers are the numbers that they hold, where a capture fails
     without (`known_numbers`).
+Distributions of torch: do not check their parameters while a model is captured (`unchecked_distributions`).
 Masks of torch.nn.Transformer: not asked for their values while a model is captured (`masks_as_given`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
@@ -175,6 +176,14 @@ def masks_as_given() -> AbstractContextManager[None]:
 
 def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
     return is_causal is True
+
+
+def unchecked_distributions() -> AbstractContextManager[None]:
+    """torch.distributions checks its parameters by their values, which a traced tensor has not; inside, it
+    takes them as they are."""
+    from torch.distributions import Distribution
+
+    return replaced(Distribution, "_validate_args", False)
 
 
 # whose scans have a parallel form, which they take where torch compiles and does not export

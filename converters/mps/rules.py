@@ -32,9 +32,10 @@ def attention(
 
     A row that a boolean mask closes entirely gives zeros, as in torch.
     """
-    *lead, length, width = query.shape
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         key, value = (_repeat_heads(tensor, query.shape[-3]) for tensor in (key, value))
+    query, key, value = _as_many(query, key, value)
+    *lead, length, width = query.shape
     sources = key.shape[-2]
     factor = 1 / math.sqrt(width) if scale is None else scale
     query, key = query.reshape(-1, length, width), key.reshape(-1, sources, width)
@@ -57,6 +58,12 @@ def _repeat_heads(tensor, heads):
     *lead, have, length, width = tensor.shape
     groups = tensor.reshape(*lead, have, 1, length, width).expand(*lead, have, heads // have, length, width)
     return groups.reshape(*lead, heads, length, width)
+
+
+def _as_many(*tensors):
+    """One batch of matrices for each batch of the others: queries share keys in multi-query attention."""
+    lead = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
+    return [tensor if tensor.shape[:-2] == lead else tensor.expand(*lead, -1, -1) for tensor in tensors]
 
 
 def linear(input, weight, bias=None):

@@ -296,3 +296,14 @@ def assert_same(result, tolerance=1e-5):
         np.testing.assert_allclose(
             evaluate(result.program, result)[0][name], expected, atol=tolerance * np.abs(expected).max()
         )
+
+
+def test_distributions_do_not_check_traced_parameters():
+    class Forecast(torch.nn.Module):
+        def forward(self, x):
+            return torch.distributions.Normal(x, x.exp()).log_prob(torch.ones(3))
+
+    x = normal(3)
+    expected = Forecast()(torch.from_numpy(x))
+    np.testing.assert_allclose(captured(Forecast(), x=x).reference[0]["output"], expected.numpy())
+    assert torch.distributions.Distribution._validate_args

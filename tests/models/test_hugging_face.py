@@ -379,3 +379,19 @@ def test_boxes_of_a_document_model_are_drawn_within_its_tables(tmp_path):
     assert source.limits["bbox"] == (0, 64, True)
     box = synthetic(source.inputs, 1, 0, source.limits).batches[0]["bbox"]
     assert box.max() > 32 and (np.diff(box, axis=-1) >= 0).all()
+
+
+def test_a_model_that_returns_a_tensor(tmp_path, as_tensors):
+    """As vocoders do; other models of transformers name what they return."""
+    import transformers as T
+
+    config = T.SpeechT5HifiGanConfig(
+        model_in_dim=4, upsample_initial_channel=8, upsample_rates=[2], upsample_kernel_sizes=[4],
+        resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
+    )  # fmt: skip
+    model = T.SpeechT5HifiGan(config).eval()
+    model.save_pretrained(tmp_path)
+    source = load(tmp_path, inputs=(InputSpec("spectrogram", (1, 6, 4)),))
+    inputs = as_tensors(synthetic(source.inputs).batches[0])
+    with torch.no_grad():
+        assert torch.equal(source.module(**inputs)["output"], model(**inputs))
