@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import UNSET
+
 from .report.records import Latency, Placement, ShapeLatency
 from .targets import find_target
 
@@ -110,4 +112,5 @@ def _placement(program: PlacedProgram) -> Placement:
         units=program.units(),
         boundaries=program.boundaries,
         ops=tuple(op.rounded() for op in program.ops),
+        partitions=UNSET if program.partitions is None else program.partitions,
     )

@@ -27,13 +27,14 @@ class Value:
     None dimensions are flexible.
 
     any_rank: even the number of dimensions is found out only when the program runs; `shape` says nothing
-    then.
+    then. order: its dimensions as they lie in memory, the outermost first; (): row by row.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     any_rank: bool = False
+    order: tuple[int, ...] = ()
 
     @property
     def fixed_shape(self) -> tuple[int, ...]:

@@ -96,9 +96,10 @@ def _puts_at_several_axes_or_adds(node: torch.fx.Node) -> bool:
 
 
 def _indexes_a_portable_scatter(node: torch.fx.Node) -> bool:
-    """The cast of `missing.index_in_64_bits`, which is left out with its scatter."""
+    """The cast of `portable.index_in_64_bits`, which is left out with its scatter or gather."""
     return node.meta["val"].dtype == torch.int64 and any(
-        getattr(user.target, "__name__", "").startswith("aten.scatter") for user in node.users
+        getattr(user.target, "__name__", "").startswith(("aten.scatter", "aten.gather"))
+        for user in node.users
     )
 
 

@@ -19,8 +19,9 @@ from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
 from ..complex_numbers import split_complex_numbers
-from .missing import index_in_64_bits, spell_out_missing
+from .missing import spell_out_missing
 from .overlaps import add_overlaps
+from .portable import index_in_64_bits, sum_in_float32
 from .precision import (
     Dense,
     agree_types,
@@ -69,6 +70,7 @@ def lower(
     add_overlaps(work)
     replace_operators(work)
     index_by_gather(work)
+    sum_in_float32(work)
     count_from_zero(work)
     agree_types(work)
     fold_constants(work)

@@ -2,7 +2,7 @@
 them out.
 
 Each becomes what a formula shared with the other target computes. What the portable kernels do have is left
-to them, with indices in the 64 bits that they ask for.
+to them (portable.py).
 """
 
 import operator
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...models.graphs import Draft, is_op, places_of, retrace
+from ...models.graphs import Draft, retrace
 from ..bits import shift_left
 from ..functions import bucketize, erfinv, experts_product, histogram, ndtri, searchsorted
 from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
@@ -72,9 +72,13 @@ def sort_or_top(self, dim=-1, descending=False):
     return torch.topk(self, self.shape[dim], dim, descending)
 
 
-def copied(self, src, non_blocking=False):
-    """The numbers of `src` in the shape and type of `self`, whose own are overwritten."""
-    return src.expand(self.shape)
+def product_of_all(self, dtype=None):
+    return product(self.reshape(-1), 0, False, dtype)
+
+
+def variance_and_mean(self, dim=None, correction=1, keepdim=False):
+    variance = aten.var.correction(self, dim, correction=correction, keepdim=keepdim)
+    return variance, aten.mean.dim(self, dim, keepdim)
 
 
 def _always(node: torch.fx.Node) -> bool:
@@ -119,7 +123,6 @@ def _has_range(node: torch.fx.Node) -> bool:
 
 MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, _always)),
-    aten.copy.default: (copied, _always),
     aten.bucketize.Tensor: (bucketize, _always),
     aten.searchsorted.Tensor: (searchsorted, _always),
     aten.searchsorted.Scalar: (searchsorted, _always),
@@ -137,6 +140,7 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.index_put.default: (put_at_places, _puts_otherwise),
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
+    aten.prod.default: (product_of_all, _has_axes),
     aten.median.default: (median_of_all, _always),
     "transformers.grouped_mm_fallback.default": (experts_product, _always),
     aten._grouped_mm.default: (experts_product, _always),
@@ -146,6 +150,7 @@ MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.sort.stable: (stable_sort, _sorts),
     aten.kthvalue.default: (kth_value, _has_axes),
     aten.median.dim: (median, _has_axes),
+    aten.var_mean.correction: (variance_and_mean, _always),
 }
 
 
@@ -185,20 +190,3 @@ def _compute_by(work: Draft, node: Any, rule: Rule, call: Any, place: int | None
         return (result if place is None else result[place]).to(node.meta["val"].dtype)
 
     retrace(work, node, function, *leaves)
-
-
-def index_in_64_bits(work: Draft) -> bool:
-    """Indices of scatters as int64: ExecuTorch's portable kernels end the program at others.
-
-    After everything that narrows integers or drops casts; the delegate refuses the cast itself.
-    """
-    changed = False
-    for node in list(work.graph.nodes):
-        if not is_op(node, aten.scatter.src, aten.scatter.value, aten.scatter_add.default):
-            continue
-        with work.graph.inserting_before(node):
-            wide = work.graph.call_function(aten._to_copy.default, (node.args[2],), {"dtype": torch.int64})
-        wide.meta = {**places_of(node), "val": node.args[2].meta["val"].long()}
-        node.update_arg(2, wide)
-        changed = True
-    return changed

@@ -40,6 +40,18 @@ def variance(self, dim=None, correction=1, keepdim=False):
     return ((centred * centred).mean(dims, keepdim=keepdim) * factor).to(self.dtype)
 
 
+def batch_norm_of_batch(input, weight, bias, training, momentum, eps):
+    """By the statistics of the input itself (InstanceNorm, too): ExecuTorch's kernel takes the mean of the
+    squares less the square of the mean: nothing is left where the mean is large; in half it overflows."""
+    channels = [1, -1, *[1] * (input.ndim - 2)]
+    rows = input.reshape(*input.shape[:2], -1).float()
+    centred = rows - rows.mean([0, 2], keepdim=True)
+    factor = torch.rsqrt((centred * centred).mean([0, 2], keepdim=True) + eps)
+    normal = (centred * factor).to(input.dtype).reshape(input.shape)
+    normal = normal if weight is None else normal * weight.reshape(channels)
+    return normal if bias is None else normal + bias.reshape(channels)
+
+
 def any_of(self, dim=None, keepdim=False):
     return (self != 0).float().mean(axes_of(self, dim), keepdim=keepdim) > 0
 

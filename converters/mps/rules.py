@@ -15,7 +15,17 @@ from ..angles import atan2
 from ..resampling import adaptive_average, along
 from ..windows import for_each_axis, overhang, unfold
 from .integer_rules import INTEGER_RULES
-from .reductions import any_of, axes_of, mean_all, mean_of, total, total_all, variance, vector_norm
+from .reductions import (
+    any_of,
+    axes_of,
+    batch_norm_of_batch,
+    mean_all,
+    mean_of,
+    total,
+    total_all,
+    variance,
+    vector_norm,
+)
 from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
 from .volume_rules import volume_convolution
 
@@ -497,5 +507,6 @@ FIRST_OF_TUPLE = {  # operators that return a tuple of which inference uses the 
     aten.native_layer_norm.default: native_layer_norm,
     aten.native_group_norm.default: native_group_norm,
     aten._native_batch_norm_legit_no_training.default: batch_norm_inference,
+    aten._native_batch_norm_legit.no_stats: batch_norm_of_batch,
     aten.max_pool2d_with_indices.default: max_pool2d,
 }

@@ -17,6 +17,7 @@ from ..artifact import WrittenArtifact
 from . import delegate as mps_delegate
 from .activations import activation_warnings
 from .lower import lower
+from .portable import refusal
 from .weights import place_weights
 
 HINT = "Replace these operators in the model, or convert it with --target coreml."
@@ -84,7 +85,7 @@ def to_edge_program(
         if node.op == "call_function" and not mps_delegate.can_delegate(node)
     ]
     left_over = [node for node in outside if getattr(node.target, "__name__", "") != "getitem"]
-    missing = [_describe(node) for node in left_over if not _has_portable_kernel(node)]
+    missing = [_describe(node) + reason for node in left_over if (reason := _why_not(node)) is not None]
     if missing:
         raise UnsupportedOperators("ExecuTorch's MPS target", missing, HINT)
     edge = edge.to_backend(mps_delegate.partitioner([CompileSpec("use_fp16", bytes([half]))]))
@@ -94,6 +95,14 @@ def to_edge_program(
 
 def _describe(node: torch.fx.Node) -> str:
     return describe(node).replace(str(node.target), node.target.__name__)
+
+
+def _why_not(node: torch.fx.Node) -> str | None:
+    """Why no portable kernel computes a node, as the end of its line; None where one does."""
+    if not _has_portable_kernel(node):
+        return ""
+    reason = refusal(node)
+    return reason if reason is None else f" ({reason})"
 
 
 def _has_portable_kernel(node: torch.fx.Node) -> bool:

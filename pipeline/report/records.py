@@ -115,7 +115,8 @@ class MeasuredPlacement:
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where each operation will run on a device. crossings: changes of unit, `boundaries` says where;
-    overhead_ms: what they and the launches cost; measured: on this machine, or "not run: reason"."""
+    overhead_ms: what they and the launches cost; measured: on this machine, or "not run: reason"; partitions:
+    delegates that an ExecuTorch program is cut into."""
 
     source: Origin
     device: str
@@ -127,6 +128,7 @@ class Placement:
     boundaries: tuple[Crossing, ...] = ()
     ops: tuple[PlacedOperation, ...]
     measured: MeasuredPlacement | str | UnsetType = UNSET
+    partitions: int | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

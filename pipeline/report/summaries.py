@@ -317,6 +317,17 @@ def crossings_text(placement: Placement) -> str:
     )
 
 
+def partitions_text(placement: Placement) -> str:
+    """ "2 MPS partitions, 5 operations beside them on the CPU" where a program is cut or left in part, else
+    ""."""
+    outside = placement.units["cpu"].ops if "cpu" in placement.units else 0
+    if not placement.partitions or (placement.partitions == 1 and not outside):
+        return ""
+    partitions = f"{placement.partitions} MPS partition{'s' if placement.partitions > 1 else ''}"
+    operations = f"{outside} operation{'s' if outside != 1 else ''}"
+    return f"{partitions}, {operations} beside {'them' if placement.partitions > 1 else 'it'} on the CPU"
+
+
 @dataclass(frozen=True)
 class WeightGroup:
     """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over

@@ -178,6 +178,15 @@ def render_artifacts(report: Report, out: "Console") -> None:
         told = f"Validated on {summaries.samples_text(report.source.samples)}."
         out.print(line((clean(told), "dim")))
     _print_near_ties(report.artifacts, out)
+    _print_partitions(report.artifacts, out)
+
+
+def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
+    """A line for each program that no single delegate holds."""
+    for artifact in artifacts:
+        if told := summaries.partitions_text(artifact.placement):
+            what = f"{artifact.target} {summaries.recipe_text(artifact.recipe)}: {told}"
+            out.print(line((clean(f"{what}; each call of a delegate takes a launch."), "dim")))
 
 
 def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:

@@ -44,6 +44,7 @@ class PlacedProgram:
     crossings: int = 0
     overhead_ms: float = 0.0
     boundaries: tuple[Crossing, ...] = ()
+    partitions: int | None = None  # delegates of an ExecuTorch program, each of which is one call
 
     def units(self) -> dict[str, UnitShare]:
         """Per unit, with the share of the operations' time (of their number where all cost nothing)."""
@@ -134,7 +135,8 @@ def place_program(graph: Graph, device: str | Device = DEFAULT_DEVICE) -> Placed
         ops += placed
     launches = planner()["launch_ms"]["gpu"] * any(op.unit == "gpu" for op in ops)
     overhead = launches + planner()["switch_ms"] * len(boundaries)
-    return PlacedProgram(device, "mps", tuple(ops), len(boundaries), overhead, tuple(boundaries))
+    partitions = sum(node.op == MPS_DELEGATE for node in graph.nodes)
+    return PlacedProgram(device, "mps", tuple(ops), len(boundaries), overhead, tuple(boundaries), partitions)
 
 
 def _placed_kernels(node: Node, graph: Graph, device: Device) -> list[PlacedOperation]:

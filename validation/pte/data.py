@@ -16,6 +16,7 @@ import torch
 from ...models.errors import UnreadableArtifact, UserError
 from ..graph import Value
 from .flatbuffer import Buffer, Table
+from .layout import from_memory
 from .scalar_types import DTYPES, SCALAR_TYPES
 
 EXTERNAL = 1  # ExtraTensorInfo.location of data that is found by name
@@ -146,8 +147,6 @@ def decoder(
 
     def decode() -> torch.Tensor:
         flat = torch.frombuffer(stored[:size], dtype=dtype) if size else torch.empty(0, dtype=dtype)
-        return flat.reshape([shape[axis] for axis in order]).permute(
-            [order.index(axis) for axis in range(len(order))]
-        )
+        return from_memory(flat, shape, order)
 
     return decode

@@ -187,7 +187,16 @@ def declared(plan: Plan, index: int) -> Value:
     code, sizes = table.number(0, "b"), table.numbers(2, "i")
     if code not in SCALAR_TYPES or any(size < 0 for size in sizes):
         raise plan.buffer.corrupt(f"tensor {index} has scalar type {code} and sizes {list(sizes)}")
-    return Value(value_name(plan, index), str(SCALAR_TYPES[code]).removeprefix("torch."), sizes)
+    dtype = str(SCALAR_TYPES[code]).removeprefix("torch.")
+    return Value(value_name(plan, index), dtype, sizes, order=_order(plan, index, table, len(sizes)))
+
+
+def _order(plan: Plan, index: int, table: Table, axes: int) -> tuple[int, ...]:
+    """A tensor's dimensions as they lie in memory; () where that is row by row, or not said."""
+    order, plain = tuple(table.raw(3)), tuple(range(axes))
+    if order and tuple(sorted(order)) != plain:
+        raise plan.buffer.corrupt(f"tensor {index} of {axes} dimensions has the order {list(order)}")
+    return () if order == plain else order
 
 
 def declared_results(plan: Plan, indices: Sequence[int]) -> tuple[Value, ...]:

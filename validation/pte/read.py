@@ -40,6 +40,7 @@ from .mps_read import read_delegate
 from .program import Memory, Program
 
 MAGIC = (b"ET12", b"ET13")
+VIEWS = ("executorch_prim::et_view", "executorch_prim::et_view.default")
 
 
 def open_program(path: Path | str, method: str = "main", data: Sequence[Path | str] | None = None) -> Program:
@@ -174,7 +175,8 @@ def _add_views(
             continue
         value = declared(reading.plan, names[name])
         if place in reading.latest:
-            source = {"source": Ref(reading.latest[place])}
+            latest = reading.latest[place]
+            source = {"source": Ref(latest), "order": declared(reading.plan, names[latest]).order}
             reading.nodes.append(Node("view", source, (value,), name=f"view_{name}"))
             reading.known.add(name)
         else:
@@ -234,6 +236,8 @@ def _kernel_node(plan: Plan, table: Table) -> Node:
     results = [by_name[key] for key in kernel.outs] or [by_name[key] for key in kernel.mutated] + list(
         ids[len(kernel.parameters) :]
     )
+    if name in VIEWS and (order := declared(plan, by_name["self"]).order):
+        name, inputs = "view", {"source": inputs["self"], "order": order}
     return Node(name, inputs, declared_results(plan, results))
 
 
@@ -262,6 +266,8 @@ def _delegate_node(plan: Plan, table: Table) -> Node:
             " values"
         )
     arguments: dict[str, Any] = {"inputs": [argument(plan, index) for index in ids[:count]]}
+    if backend == "MPSBackend":
+        arguments["orders"] = [declared(plan, index).order for index in ids[:count]]
     if backend == "CoreMLBackend":
         arguments |= {
             "prefix": prefix,

@@ -18,6 +18,7 @@ from ..graph import Graph, Node, OperatorFailed, Tap, Value, interpret, referenc
 from ..mil import run as mil_run
 from ..resources import begin_turn
 from . import aten_ops, mps_ops
+from .layout import from_memory, in_memory
 from .program import Program
 from .scalar_types import DTYPES, widened
 
@@ -187,13 +188,16 @@ def _call(
     prepared: Prepared,
 ) -> tuple:
     if node.op == "delegate:MPSBackend":
-        return _call_mps(node, arguments["inputs"], tap, rounding, prepared)
+        return _call_mps(node, arguments, tap, rounding, prepared)
     if node.op == "delegate:CoreMLBackend":
         return _call_coreml(node, arguments, tap, rounding, prepared)
     if node.op == "move":
         return (arguments["source"],)
     if node.op == "view":
-        return (arguments["source"].reshape(node.outputs[0].shape),)
+        value = node.outputs[0]
+        return (
+            from_memory(in_memory(arguments["source"], arguments["order"]), value.fixed_shape, value.order),
+        )
     return () if node.op == "free" else aten_ops.call(node, arguments, environment, rounding)
 
 
@@ -240,22 +244,25 @@ def _leaving(tensor: torch.Tensor, value: Value, rounding: bool) -> torch.Tensor
 
 
 def _call_mps(
-    node: Node, arguments: list[torch.Tensor], tap: Tap | None, rounding: bool, prepared: Prepared
+    node: Node, arguments: dict[str, Any], tap: Tap | None, rounding: bool, prepared: Prepared
 ) -> tuple:
-    """The delegate reads and writes raw bytes: dtypes must be those declared on both sides, and shapes hold
-    as many elements."""
+    """The delegate reads and writes raw bytes, as they lie: dtypes must be those declared on both sides, and
+    shapes hold as many elements."""
     if (node.name, rounding) not in prepared:
         prepared[node.name, rounding] = _with_decoded_once(node.blocks[0], rounding)
     block = prepared[node.name, rounding]
     inputs = {}
-    for value, tensor in zip(block.inputs, arguments, strict=True):
+    for value, tensor, order in zip(block.inputs, arguments["inputs"], arguments["orders"], strict=True):
         _require_same_bytes(tensor, value, "reads", rounding)
-        inputs[value.name] = tensor.contiguous().reshape(value.fixed_shape)
+        inputs[value.name] = in_memory(tensor, order).reshape(value.fixed_shape)
     results = interpret(block, partial(mps_ops.call, rounding=rounding), inputs, tap)
     tensors = [results[name] for name in block.outputs]
     for value, tensor in zip(node.outputs, tensors, strict=True):
         _require_same_bytes(tensor, value, "should write", rounding)
-    return tuple(tensor.reshape(value.fixed_shape) for value, tensor in zip(node.outputs, tensors))
+    return tuple(
+        from_memory(tensor.reshape(-1), value.fixed_shape, value.order)
+        for value, tensor in zip(node.outputs, tensors)
+    )
 
 
 def _with_decoded_once(block: Graph, rounding: bool) -> Graph:

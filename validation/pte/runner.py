@@ -9,6 +9,7 @@ import torch
 from ..borders import as_array
 from ..graph import Tap
 from ..runner import Opening, Runner, State
+from .layout import laid_out
 from .read import open_program
 from .run import Prepared, run_program
 
@@ -49,7 +50,7 @@ def executorch_runner(path: Path, opening: Opening) -> Runner:
     method = Runtime.get().load_program(str(path)).load_method(program.method)
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: State) -> dict[str, Any]:
-        results = method.execute([tensors[value.name] for value in program.inputs])
+        results = method.execute([laid_out(tensors[value.name], value.order) for value in program.inputs])
         return {value.name: result.numpy() for value, result in zip(program.outputs, results)}
 
     return Runner(

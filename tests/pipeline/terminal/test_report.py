@@ -8,9 +8,10 @@ from rich.cells import cell_len
 
 from cidermill.models.errors import UserError
 from cidermill.pipeline.report.records import Comparison
+from cidermill.pipeline.report.write import html_text
 from cidermill.pipeline.terminal import report as terminal
 from cidermill.pipeline.terminal.console import show_error
-from cidermill.validation.records import PER_BLOCK, Compression
+from cidermill.validation.records import PER_BLOCK, Compression, UnitShare
 
 ESCAPE = "\x1b"
 
@@ -69,6 +70,22 @@ def test_blocks_that_keep_operations_off_the_engine(sample_report, tmp_path, cap
     assert "A scale per channel (int4:per-channel, int8) runs there." in out
     terminal.show_report(sample_report, tmp_path)
     assert "per block" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("partitions, outside, line", [
+    (1, 0, ""),
+    (1, 1, "1 MPS partition, 1 operation beside it on the CPU"),
+    (3, 5, "3 MPS partitions, 5 operations beside them on the CPU"),
+])  # fmt: skip
+def test_a_program_that_is_cut_says_into_how_many(sample_report, tmp_path, capsys, partitions, outside, line):
+    first, second = sample_report.artifacts
+    placement = replace(second.placement, units={"cpu": UnitShare(outside, 0.1, 0.1)}, partitions=partitions)
+    report = replace(sample_report, artifacts=(first, replace(second, placement=placement)))
+    terminal.show_report(report, tmp_path)
+    out = words(capsys.readouterr().out)
+    assert ("MPS partition" in out) == bool(line)
+    assert f"executorch-mps int4:block32: {line}" in out or not line
+    assert ("MPS partition" in html_text(report)) == bool(line)
 
 
 def test_warnings_say_what_to_do(sample_report, tmp_path, capsys):

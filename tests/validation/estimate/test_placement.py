@@ -3,6 +3,7 @@ report's section."""
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,9 +346,9 @@ def test_shares_bytes_and_boundaries_are_those_of_the_operations():
 
 
 def test_empty_program():
-    assert place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4").units()["ane"] == UnitShare(
-        ops=0, share=0.0, ms=0.0, bytes=0
-    )
+    placed = place(Graph((Value("x", "float16", MAP),), ("x",), ()), "M4")
+    assert placed.units()["ane"] == UnitShare(ops=0, share=0.0, ms=0.0, bytes=0)
+    assert placed.partitions is None  # Core ML plans for itself
 
 
 def test_executorch_program_runs_on_gpu_where_delegated():
@@ -371,6 +372,9 @@ def test_executorch_program_runs_on_gpu_where_delegated():
     assert [(op.name, op.unit) for op in placement.ops] == [("d0.node0", "gpu"), ("instruction_1", "cpu")]
     assert placement.ops[1].reason == "kernel aten::add.out is outside every MPS delegate"
     assert placement.crossings == 1 and all(op.cost_ms > 0 for op in placement.ops)
+    assert placement.partitions == 1
+    twice = Graph((values["a"],), ("d",), (call, add, replace(call, name="again")), {}, values)
+    assert place_program(twice, "M1").partitions == 2
 
 
 def test_devices_by_product_and_by_chip():

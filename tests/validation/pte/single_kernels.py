@@ -16,6 +16,7 @@ import torch
 from cidermill.validation.pte.read import open_program
 from cidermill.validation.pte.run import run_program
 
+CONTIGUOUS = torch.contiguous_format
 CODES = {
     torch.uint8: 0,
     torch.int8: 1,
@@ -27,6 +28,7 @@ CODES = {
     torch.float64: 7,
     torch.bool: 11,
     torch.bfloat16: 15,
+    torch.uint16: 27,
 }
 RUN_ALL = """
 import os, sys, torch
@@ -90,7 +92,8 @@ def program_of(call: Call) -> tuple[bytes, list[torch.Tensor]]:
     results = plan.results or list(plan.inputs)[:1]  # operators in place have none of their own
     last = results[0] if len(results) == 1 else _add(plan, schema.TensorList(results))
     name, _, overload = call.op.partition(".")
-    instruction = schema.Instruction(schema.KernelCall(0, [*arguments, last]))
+    again = [] if name.startswith("executorch_prim") else [last]
+    instruction = schema.Instruction(schema.KernelCall(0, [*arguments, *again]))
     method = schema.ExecutionPlan(
         name="forward",
         container_meta_type=schema.ContainerMetadata("", ""),
@@ -131,6 +134,10 @@ def _value(plan: _Plan, argument: Any, op: str) -> int:
     from executorch.exir import schema
 
     if isinstance(argument, torch.Tensor):
+        if not argument.is_contiguous(
+            memory_format=torch.channels_last if argument.ndim == 4 else CONTIGUOUS
+        ):
+            argument = argument.contiguous()  # the runtime takes nothing else
         index = _tensor(plan, argument.dtype, tuple(argument.shape), argument.dim_order())
         plan.inputs[index] = argument
         return index

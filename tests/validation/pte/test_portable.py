@@ -5,7 +5,13 @@ import platform
 import pytest
 import torch
 
-from tests.validation.pte.single_kernels import Call, Out, run_by_executorch, run_by_us
+from cidermill.converters.mps.write import write_pte
+from cidermill.quantization.compress import compress
+from cidermill.quantization.recipe import parse_recipe
+from cidermill.validation.pte.read import open_program
+from cidermill.validation.pte.run import run_program
+from tests.converters.mps.test_lower import captured_of
+from tests.validation.pte.single_kernels import Call, Out, program_of, run_by_executorch, run_by_us
 
 HALF, FLOAT, INT, LONG = torch.float16, torch.float32, torch.int32, torch.int64
 NAN, INF = float("nan"), float("inf")
@@ -22,6 +28,8 @@ STEEP = torch.linspace(-900, 900, 64).reshape(1, 1, 8, 8).half()
 HIGH = torch.linspace(-1, 1, 64).reshape(1, 4, 4, 4) + 1000
 IMAGE = normal(2, 6, 7, 9, dtype=HALF, scale=3.0)
 ROW = IMAGE[:, :, 0].contiguous()
+LAST = (0, 2, 3, 1)  # channels last
+PIXELS = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
 KERNEL, TURNED = normal(4, 3, 3, 2, dtype=HALF), normal(6, 2, 3, 2, dtype=HALF)
 
 
@@ -170,6 +178,15 @@ CALLS = {
     "antialiased": Call(
         "aten::_upsample_bilinear2d_aa.out", [IMAGE, [3, 4], False, None, None, Out(HALF, (2, 6, 3, 4))]
     ),
+    "sum of pixels": Call("aten::add.out", [PIXELS, PIXELS * 2, 1, Out(FLOAT, (1, 2, 3, 4), LAST)]),
+    "to pixels": Call(
+        "dim_order_ops::_to_dim_order_copy.out",
+        [PIXELS.contiguous(), False, list(LAST), Out(FLOAT, (1, 2, 3, 4), LAST)],
+    ),
+    "from pixels": Call(
+        "dim_order_ops::_to_dim_order_copy.out", [PIXELS, False, [0, 1, 2, 3], Out(FLOAT, (1, 2, 3, 4))]
+    ),
+    "view of pixels": Call("executorch_prim::et_view.default", [PIXELS, [1, 24], Out(FLOAT, (1, 24))]),
     "grid sample": Call(
         "aten::grid_sampler_2d.out",
         [IMAGE, normal(2, 3, 3, 2, dtype=HALF, scale=0.5), 0, 0, False, Out(HALF, (2, 6, 3, 3))],
@@ -229,7 +246,6 @@ def test_numbers_that_a_type_does_not_hold_are_cast_as_the_machine_casts(tmp_pat
 
 def test_a_layer_norm_that_the_optimized_kernel_gets_wrong_is_noted(tmp_path):
     from cidermill.validation import open_runner
-    from tests.validation.pte.single_kernels import program_of
 
     notes = {}
     for width, dtype in ((255, HALF), (256, HALF), (256, FLOAT)):
@@ -238,3 +254,36 @@ def test_a_layer_norm_that_the_optimized_kernel_gets_wrong_is_noted(tmp_path):
         notes[width, dtype] = open_runner(path).notes
     assert [bool(found) for found in notes.values()] == [False, True, False]
     assert "normalizes 256 elements in half precision" in notes[256, HALF][0]
+
+
+def test_a_view_takes_the_bytes_as_they_lie(tmp_path):
+    """Measured with ExecuTorch 1.4.1: channel after channel of each pixel."""
+    (result,) = run_by_us(CALLS["view of pixels"], tmp_path)
+    assert result[0, :6].tolist() == [0.0, 12.0, 1.0, 13.0, 2.0, 14.0]
+
+
+def test_a_delegate_reads_the_bytes_as_they_lie(tmp_path):
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+
+    captured = captured_of(lambda x: x + torch.arange(24.0).reshape(1, 2, 3, 4), PIXELS.contiguous().numpy())
+    path = tmp_path / "m.pte"
+    write_pte(compress(captured, parse_recipe("float32")), path)
+    file = deserialize_pte_binary(path.read_bytes())
+    method = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+    method.values[method.inputs[0]].val.dim_order = list(LAST)
+    path.write_bytes(bytes(serialize_pte_binary(file, extract_delegate_segments=True)))
+    program = open_program(path)
+    assert program.inputs[0].order == LAST and program.outputs[0].order == ()
+    (result,) = run_program(program, {program.inputs[0].name: PIXELS}).values()
+    as_read = PIXELS.permute(LAST).reshape(1, 2, 3, 4)
+    assert torch.equal(result, as_read + torch.arange(24.0).reshape(1, 2, 3, 4))
+
+
+def test_an_order_that_is_none_is_refused(tmp_path):
+    from cidermill.models.errors import UnreadableArtifact
+
+    call = Call("aten::add.out", [PIXELS.contiguous(), PIXELS, 1, Out(FLOAT, (1, 2, 3, 4), (0, 2, 2, 1))])
+    path = tmp_path / "m.pte"
+    path.write_bytes(program_of(call)[0])
+    with pytest.raises(UnreadableArtifact, match=r"tensor 3 of 4 dimensions has the order \[0, 2, 2, 1\]"):
+        open_program(path)
