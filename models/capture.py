@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .answers import affordable, answered
-from .composites import kept_composites
+from .composites import kept_composites, unchecked_matrices
 from .errors import UserError
 from .mapped import Reading
 from .patched import (
@@ -128,6 +128,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     from .border import widen_narrow_inputs
     from .graphs import draft, finish
     from .loops import unroll
+    from .narrow import widen_narrow_integers
     from .recurrent import one_operator_a_layer
     from .simplify import (
         drop_no_ops,
@@ -144,6 +145,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     table = torch.export.default_decompositions()
     for operator in kept_composites():
         table.pop(operator, None)
+    table.update(unchecked_matrices())
     with operators_listed_once(), shapes_of_recurrent_layers():
         try:
             program = exported.run_decompositions(table)
@@ -164,6 +166,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     views_to_reshapes(work)
     drop_no_ops(work)
     widen_narrow_inputs(work)
+    widen_narrow_integers(work)
     fold_constants(work)
     one_operator_a_layer(work)
     fold_batch_norms(work)
@@ -360,7 +363,7 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     import torch
 
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    if tensor.dtype == torch.int64:
+    if tensor.dtype in (torch.int64, torch.uint8, torch.int8, torch.int16):
         return tensor.int().numpy()
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 

@@ -1,11 +1,29 @@
-"""Which of torch's composite operators a capture keeps: what both targets have a form of."""
+"""Which of torch's composite operators a capture keeps, as both targets have a form of them, and which it
+takes apart in its own way."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+def unchecked_matrices() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """Decompositions of what raises where a matrix is singular, without raising: torch traces that as an
+    effect, which no artifact has."""
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.linalg_inv.default: lambda A: aten.linalg_inv_ex.default(A)[0],
+        aten.inverse.default: lambda self: aten.linalg_inv_ex.default(self)[0],
+        aten.linalg_solve.default: lambda A, B, left=True: aten._linalg_solve_ex.default(A, B, left=left)[0],
+        aten.linalg_cholesky.default: lambda self, upper=False: aten.linalg_cholesky_ex.default(
+            self, upper=upper
+        )[0],
+    }
 
 
 def kept_composites() -> set[torch._ops.OpOverload]:

@@ -84,7 +84,9 @@ class OpenedProgram(NamedTuple):
 def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: str) -> OpenedProgram:
     """A program as a source of a model, at the shapes that the user gave where it leaves them open."""
     from .border import NARROW, foreign, inputs_warnings, name_of, weights_warning
+    from .free_names import with_free_names
 
+    program = with_free_names(program)
     # Python text that program.module() would execute; capture fixes the shapes that it would guard
     program._guards_code = []
     placeholders = _tensor_inputs(program)

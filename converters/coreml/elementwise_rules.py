@@ -189,6 +189,13 @@ def leaves_axes_out(node: torch.fx.Node) -> bool:
     return has_axes(node) and (len(node.args) < 2 or node.args[1] in (None, []))
 
 
+def total(self, dim=None, keepdim=False, dtype=None):
+    """Truth values are counted in integers; coremltools counts them in real numbers, which half precision
+    rounds and which index nothing."""
+    numbers = self.to(torch.int32) if self.dtype == torch.bool else self
+    return torch.sum(numbers, dim or list(range(self.ndim)), keepdim, dtype=dtype)
+
+
 def largest(self, dim=None, keepdim=False):
     """Truth values as integers: Core ML's reductions take none."""
     numbers = self.to(torch.int32) if self.dtype == torch.bool else self
@@ -200,8 +207,8 @@ def smallest(self, dim=None, keepdim=False):
     return numbers.amin(dim or list(range(self.ndim)), keepdim).to(self.dtype)
 
 
-def leaves_axes_out_or_is_boolean(node: torch.fx.Node) -> bool:
-    return leaves_axes_out(node) or has_axes(node) and is_boolean(node)
+def leaves_axes_out_or_is_of_booleans(node: torch.fx.Node) -> bool:
+    return leaves_axes_out(node) or has_axes(node) and is_boolean(node.args[0])
 
 
 def has_range(node: torch.fx.Node) -> bool:
@@ -300,14 +307,14 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten._log_softmax.default: (log_softmax, always),
     aten.prod.dim_int: (product, always),
     aten.prod.default: (product_of_all, always),
-    aten.sum.default: (over_all_axes(torch.sum), has_axes),
-    aten.sum.dim_IntList: (over_all_axes(torch.sum), leaves_axes_out),
+    aten.sum.default: (lambda self, dtype=None: total(self, dtype=dtype), has_axes),
+    aten.sum.dim_IntList: (total, leaves_axes_out_or_is_of_booleans),
     aten.mean.default: (over_all_axes(torch.mean), has_axes),
     aten.mean.dim: (over_all_axes(torch.mean), leaves_axes_out),
     aten.max.default: (largest, has_axes),
     aten.min.default: (smallest, has_axes),
-    aten.amax.default: (largest, leaves_axes_out_or_is_boolean),
-    aten.amin.default: (smallest, leaves_axes_out_or_is_boolean),
+    aten.amax.default: (largest, leaves_axes_out_or_is_of_booleans),
+    aten.amin.default: (smallest, leaves_axes_out_or_is_of_booleans),
     aten.argmax.default: (argmax, no_axis),
     aten.argmin.default: (argmin, no_axis),
     aten.bucketize.Tensor: (bucketize, always),

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from ..bags import bags_are_whole, embedding_bag
 from ..functions import running
+from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, sort, stable_sort, topk
 from ..sampling import CUBIC, grid_sample
 from ..scatters import (
@@ -147,28 +149,6 @@ def counts_from_the_end(node: torch.fx.Node) -> bool:
     return node.args[1] < 0 and node.args[0].meta["val"].ndim > 0
 
 
-def embedding_bag(
-    weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
-    include_last_offset=False, padding_idx=-1,
-):  # fmt: skip
-    """Sum or mean of the embeddings in each bag: a matrix of memberships [bags, indices] times the
-    embeddings."""
-    starts = offsets[:-1] if include_last_offset else offsets
-    positions = torch.arange(indices.shape[0])[None]
-    ends = torch.cat([starts[1:], torch.full_like(starts[:1], indices.shape[0])])
-    member = ((positions >= starts[:, None]) & (positions < ends[:, None])).to(weight.dtype)
-    counts = member.sum(1, keepdim=True)
-    if per_sample_weights is not None:
-        member = member * per_sample_weights[None]
-    sums = member @ torch.nn.functional.embedding(indices, weight)
-    return (sums / counts.clamp(min=1.0) if mode == 1 else sums,)
-
-
-def bags_add_up(node: torch.fx.Node, result: int) -> bool:
-    padding = node.args[8] if len(node.args) > 8 else -1
-    return result == 0 and (node.args[4] if len(node.args) > 4 else 0) in (0, 1) and padding == -1
-
-
 def is_cubic(node: torch.fx.Node) -> bool:
     return node.args[2] == CUBIC
 
@@ -209,6 +189,9 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.nonzero_static.default: (nonzero_static, always),
     aten.grid_sampler_2d.default: (grid_sample, is_cubic),
     aten.grid_sampler_3d.default: (grid_sample, always),
+    aten.linalg_solve_triangular.default: (solve_triangular, is_small),
+    aten.cholesky_solve.default: (cholesky_solve, lambda node: is_small(node, 1)),
+    aten.cholesky.default: (lambda self, upper=False: cholesky(self, upper)[0], is_small),
 }
 
 INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
@@ -221,6 +204,7 @@ INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.topk.default: (topk, sorts_whole),
     aten.kthvalue.default: (kth_value, always),
     aten.median.dim: (median, always),
-    aten._embedding_bag.default: (embedding_bag, bags_add_up),
-    aten._embedding_bag_forward_only.default: (embedding_bag, bags_add_up),
+    aten._embedding_bag.default: (embedding_bag, bags_are_whole),
+    aten._embedding_bag_forward_only.default: (embedding_bag, bags_are_whole),
+    **{operator: (rule, lambda node, result: is_small(node)) for operator, rule in MATRIX_TUPLES.items()},
 }

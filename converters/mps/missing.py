@@ -13,8 +13,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, retrace
+from ..bags import bags_are_whole, embedding_bag
 from ..bits import shift_left
 from ..functions import bucketize, erfinv, experts_product, histogram, ndtri, searchsorted
+from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
 from ..resampling import logcumsumexp
 from ..sampling import grid_sample
@@ -46,11 +48,6 @@ def gather(self, dim, index, sparse_grad=False):
         at = index if axis == dim else torch.arange(size).reshape(ones)
         position = position * size + at
     return torch.index_select(self.reshape(-1), 0, position.reshape(-1)).reshape(index.shape)
-
-
-def copy(self, src, non_blocking=False):
-    """What Tensor.copy_ leaves: the values of src in the place of all of self's."""
-    return src.to(self.dtype).expand(self.shape)
 
 
 def put_at_places(self, indices, values, accumulate=False):
@@ -136,12 +133,14 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.scatter.value_reduce: (scatter_with, _always),
     aten.scatter_reduce.two: (scatter_reduce, _divides_no_integers),
     aten.index_reduce.default: (index_reduce, _divides_no_integers),
-    aten.copy.default: (copy, _always),
     aten.index_put.default: (put_at_places, _puts_otherwise),
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
     aten.prod.default: (product_of_all, _has_axes),
     aten.median.default: (median_of_all, _always),
+    aten.linalg_solve_triangular.default: (solve_triangular, is_small),
+    aten.cholesky_solve.default: (cholesky_solve, lambda node: is_small(node, 1)),
+    aten.cholesky.default: (lambda self, upper=False: cholesky(self, upper)[0], is_small),
     "transformers.grouped_mm_fallback.default": (experts_product, _always),
     aten._grouped_mm.default: (experts_product, _always),
 }
@@ -151,6 +150,9 @@ MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.kthvalue.default: (kth_value, _has_axes),
     aten.median.dim: (median, _has_axes),
     aten.var_mean.correction: (variance_and_mean, _always),
+    **{operator: (rule, is_small) for operator, rule in MATRIX_TUPLES.items()},
+    aten._embedding_bag.default: (embedding_bag, bags_are_whole),
+    aten._embedding_bag_forward_only.default: (embedding_bag, bags_are_whole),
 }
 
 

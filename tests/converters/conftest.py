@@ -37,7 +37,8 @@ class ByName(torch.nn.Module):
 
 def as_array(tensor):
     """Row by row, in a type of an artifact's border."""
-    tensor = tensor.detach().int() if tensor.dtype == torch.int64 else tensor.detach()
+    wide = tensor.dtype in (torch.int64, torch.uint8, torch.int8)
+    tensor = tensor.detach().int() if wide else tensor.detach()
     return tensor.contiguous().numpy()
 
 

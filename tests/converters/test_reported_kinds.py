@@ -8,6 +8,7 @@ from tests.models.test_picked import CASES
 
 TARGETS = ("coreml", "mps")
 G = torch.Generator().manual_seed(5)
+IDS = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
 
 
 def normal(*shape):
@@ -71,3 +72,58 @@ def test_copies_and_fills_beyond_half_precision(agrees, target):
         return result
 
     agrees(target, function, normal(2, 4))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_small_matrices_are_inverted_and_taken_apart(agrees, target):
+    """Kalman filters, homographies from four points, Gaussian processes."""
+
+    def function(x, right):
+        matrix = x @ x.mT + torch.eye(3)
+        lower = torch.linalg.cholesky(matrix)
+        inverse, solution = torch.linalg.inv(x), torch.linalg.solve(x, right)
+        solved = torch.linalg.solve_triangular(lower, right, upper=False)
+        again = torch.cholesky_solve(right, lower)
+        return inverse, solution, lower, solved, again, torch.linalg.det(x), torch.logdet(matrix)
+
+    # the first pivot is 0: rows change places
+    x = torch.tensor(
+        [[[0.0, 1.2, 0.3], [0.8, 0.1, -0.4], [0.2, -0.3, 1.1]], [[1.0, 0.2, 0], [0.1, 2, 0.3], [1, 0, 1]]]
+    )
+    agrees(target, function, x, normal(2, 3, 1), least_db=45.0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_pictures_leave_in_8_bits_as_whole_numbers(agrees, target):
+    def function(image, pixels):
+        labels = (image > 0.5).sum(1).to(torch.uint8)
+        picture = (image * 240).clamp(0, 255).round().to(torch.uint8)
+        return (
+            labels,
+            picture * (labels > 1),
+            picture + 100,
+            (image * 100 - 50).to(torch.int8),
+            pixels + pixels,
+        )
+
+    pixels = torch.randint(0, 256, (2, 5), dtype=torch.uint8, generator=G)
+    image = torch.randint(0, 5, (1, 3, 4, 4), generator=G) / 4  # exact in half precision
+    agrees(target, function, image, pixels)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_counts_of_truth_values_index(agrees, target):
+    """entmax and TabNet: how many are above the threshold says which one it is."""
+
+    def function(x):
+        sorted_, _ = x.sort(-1, descending=True)
+        count = (sorted_ > 0).sum(-1, keepdim=True)
+        return sorted_.gather(-1, (count - 1).clamp(min=0)), count, (x > -9).expand(700, 5, 6).sum()
+
+    agrees(target, function, normal(5, 6))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bags_take_the_largest(agrees, target):
+    torch.manual_seed(1)
+    agrees(target, lambda ids, bag: bag(ids), IDS, modules=[torch.nn.EmbeddingBag(20, 4, mode="max")])

@@ -291,3 +291,23 @@ def test_damaged_example_inputs(static):
         lambda name, data: data[: len(data) // 2] if name.startswith("data/sample_inputs/") else data,
     )
     assert "sample_inputs/model.pt is a damaged zip archive" in refusal(static[0])
+
+
+def test_a_buffer_may_be_called_as_what_a_graph_has(tmp_path):
+    """torch raises KeyError where an exported program's module takes a buffer `code`: quantizers have one."""
+
+    class Quantizer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("code", torch.tensor([0.5, 2.0]))
+
+        def forward(self, x):
+            return x * self.code
+
+    program = torch.export.export(Quantizer(), (torch.ones(1, 2),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    source = load(tmp_path / "net.pt2")
+    captured = capture(source, synthetic(source.inputs, 1, 0))
+    x, answer = captured.samples.batches[0]["x"], captured.reference[0]["output"]
+    assert (answer == x * program.state_dict["code"].numpy()).all()
+    assert [tensor.name for tensor in captured.tensors] == ["code_"]
