@@ -16,6 +16,14 @@ def running(values, dim, choose, least):
     return values
 
 
+def running_maximum(self, dim):
+    return (running(self, dim, torch.maximum, float("-inf") if self.is_floating_point() else -(2**31)),)
+
+
+def running_minimum(self, dim):
+    return (running(self, dim, torch.minimum, float("inf") if self.is_floating_point() else 2**31 - 1),)
+
+
 def expm1(self):
     """tanh(x / 2) (exp(x) + 1), which keeps what exp(x) - 1 loses near 0."""
     return torch.tanh(self * 0.5) * (torch.exp(self) + 1.0)

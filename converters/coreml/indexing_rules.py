@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..bags import bags_are_whole, embedding_bag
-from ..functions import running
+from ..functions import running_maximum, running_minimum
 from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, sort, stable_sort, topk
 from ..sampling import CUBIC, grid_sample
@@ -115,14 +115,6 @@ def scatters_part(node: torch.fx.Node) -> bool:
 def scatters_another_type(node: torch.fx.Node) -> bool:
     """A number of the tensor's own type is what coremltools takes: 1 into floats is refused."""
     return is_boolean(node) or isinstance(node.args[3], float) != node.meta["val"].is_floating_point()
-
-
-def running_maximum(self, dim):
-    return (running(self, dim, torch.maximum, float("-inf")),)
-
-
-def running_minimum(self, dim):
-    return (running(self, dim, torch.minimum, float("inf")),)
 
 
 def maximum(self, dim, keepdim=False):

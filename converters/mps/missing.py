@@ -15,7 +15,16 @@ from torch.utils import _pytree as pytree
 from ...models.graphs import Draft, retrace
 from ..bags import bags_are_whole, embedding_bag
 from ..bits import shift_left
-from ..functions import bucketize, erfinv, experts_product, histogram, ndtri, searchsorted
+from ..functions import (
+    bucketize,
+    erfinv,
+    experts_product,
+    histogram,
+    ndtri,
+    running_maximum,
+    running_minimum,
+    searchsorted,
+)
 from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
 from ..resampling import logcumsumexp
@@ -86,6 +95,10 @@ def _has_axes(node: torch.fx.Node) -> bool:
     return node.args[0].meta["val"].ndim > 0
 
 
+def _gives_values_only(node: torch.fx.Node) -> bool:
+    return _has_axes(node) and all(user.args[1] == 0 for user in node.users)
+
+
 def _sorts(node: torch.fx.Node) -> bool:
     return fits(node.args[0].meta["val"], node.kwargs.get("dim", -1))
 
@@ -145,6 +158,8 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten._grouped_mm.default: (experts_product, _always),
 }
 MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
+    aten.cummax.default: (running_maximum, _gives_values_only),
+    aten.cummin.default: (running_minimum, _gives_values_only),
     aten.sort.default: (sort_or_top, _has_axes),
     aten.sort.stable: (stable_sort, _sorts),
     aten.kthvalue.default: (kth_value, _has_axes),

@@ -76,6 +76,13 @@ def at_mask(x):
     return y
 
 
+def parts_assigned(x):
+    y = x.clone()
+    y[..., 0] = x[..., 1] * 2
+    y[1:3] = x[:1]
+    return y
+
+
 CASES = {
     "bits of any integers": (lambda a, b: (a ^ b, a & b, a | b, ~a), ANY, ALSO),
     "bits and numbers": (lambda a: (a ^ 37, a & -37, a | 0x5A5A, a & 0x7FFFFFFF, a & 255), ANY),
@@ -135,6 +142,12 @@ CASES = {
         torch.tensor([0, 0, 1, 2, 0]),
         torch.tensor([1, 1, 5, 11, 1]),
     ),
+    "running extremes": (
+        lambda k, x: (k.cummax(1)[0], k.flip(1).cummin(1)[0], x.cummax(0)[0], x.cummin(1)[0]),
+        ANY,
+        V,
+    ),
+    "parts assigned": (parts_assigned, V),
     "put and take": (lambda x, i: (x.put(i, torch.ones(3)), x.take(i)), V, torch.tensor([1, 9, 30])),
     "sorted ties": (
         lambda k: tuple(
