@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..models.interpret import input_tensors, prepare, run_nodes
+from ..models.interpret import Values, input_tensors, prepare, run_nodes
 from ..models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -19,26 +19,54 @@ if TYPE_CHECKING:
 
 RESERVE = 2.0  # other inputs than the samples may give numbers this much larger
 LARGEST = torch.finfo(torch.float16).max / RESERVE
+LARGEST_ANGLE = 8.0  # radians; from here on half precision is off by 0.004 and more
+MOST_BEFORE = 40  # operators that an angle may come from: more are a network, not a formula
+aten = torch.ops.aten
+SINES = (aten.sin.default, aten.cos.default)
 
 
 def beyond_half(
     program: ExportedProgram, captured: Captured, dense: Mapping[str, Callable[[], torch.Tensor]]
 ) -> set[Node]:
-    """The inputs and operators of a float32 program, in the captured one's signature, that have results too
-    large for half precision on a sample. dense: what makes a compressed weight, by name.
+    """The inputs and operators of a float32 program, in the captured one's signature, whose results half
+    precision does not hold on a sample. dense: what makes a compressed weight, by name.
 
-    Infinities do not count: half precision has them.
+    1. Those of too large numbers; infinities do not count, which half precision has. 2. Those that lead to
+    large angles, of which a sine or cosine is taken: positions and times in Fourier features.
     """
     runnable = prepare(program, dense)
     samples = captured.judged.samples.batches
     states = [runnable.start(_as_declared(runnable.inputs, captured, batch)) for batch in samples]
-    beyond = {node for node in runnable.inputs if any(_is_beyond(values[node]) for values in states)}
+    beyond = {node for node in runnable.inputs if _any_beyond(node, states, LARGEST)}
     with torch.no_grad(), quiet():
         for index, node in enumerate(runnable.nodes[:-1]):  # the last is the output
+            if node.target in SINES and _any_beyond(node.args[0], states, LARGEST_ANGLE):
+                beyond |= _formula_of(node.args[0]) - runnable.constants.keys()  # 2
             run_nodes(runnable, states, index, index + 1)
-            if any(_is_beyond(values[node]) for values in states):
-                beyond.add(node)
+            if _any_beyond(node, states, LARGEST):
+                beyond.add(node)  # 1
     return beyond
+
+
+def _formula_of(angle: Node) -> set[Node]:
+    """What an angle is computed from, and the angle; nothing where that is much."""
+    sources: dict[Node, None] = {angle: None}
+    pending = [angle]
+    while pending and len(sources) <= MOST_BEFORE:
+        for source in pending.pop().all_input_nodes:
+            if source not in sources and _is_floating(source):
+                sources[source] = None
+                pending.append(source)
+    return set() if pending else set(sources)
+
+
+def _is_floating(node: Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _any_beyond(node: Node, states: list[Values], limit: float) -> bool:
+    return any(_is_beyond(values[node], limit) for values in states if node in values)
 
 
 def _as_declared(
@@ -49,12 +77,12 @@ def _as_declared(
     return [tensor.reshape(node.meta["val"].shape) for tensor, node in zip(tensors, inputs)]
 
 
-def _is_beyond(value: Any) -> bool:
+def _is_beyond(value: Any, limit: float) -> bool:
     if isinstance(value, tuple | list):
-        return any(map(_is_beyond, value))
+        return any(_is_beyond(item, limit) for item in value)
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
         return False
-    large = value.abs() > LARGEST
+    large = value.abs() > limit
     return bool((large & value.isfinite()).any())
 
 
@@ -64,7 +92,8 @@ def reads(node: Node, wide: set[Node]) -> bool:
 
 def wide_warning(kept: int, total: int) -> str:
     """kept: operators in float32, of `total`."""
+    range_text = f"numbers to {RESERVE * LARGEST:.0f}, angles to {LARGEST_ANGLE:.0f}"
     return (
-        f"{kept} of {total} operators compute in float32: half precision (largest {2 * LARGEST:.0f}) does not"
-        " hold their numbers\nScale the model's activations down to have all of it in half precision."
+        f"{kept} of {total} operators compute in float32, as half precision ({range_text}) does not hold what"
+        " they compute\nScale the model's activations down to have all of it in half precision."
     )

@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     from .report.records import Validation
 
 LARGEST = float(np.finfo(np.float16).max)
+LARGEST_ANGLE = 8.0  # radians; from here on half precision is off by 0.004 and more
+SINES = ("sin", "cos", "MPSSin", "MPSCos")
 
 
 def overflows(path: Path, runner: Runner, validation: Validation, samples: Sequence[Any]) -> bool:
-    """Whether an artifact in half precision fails its check, and holds numbers that are too large for half
-    precision when it runs without rounding. samples: as the runner takes them."""
+    """Whether an artifact in half precision fails its check, and has numbers that half precision does not
+    hold when it runs without rounding: too large ones, or large angles. samples: as the runner takes them."""
     right = all(converted(error, validation.tolerance_db) for error in validation.conversion)
     if right or runner.precision == "float32":
         return False
+    from ..validation.graph import all_nodes, references
     from ..validation.runners import open_runner
 
     exact = open_runner(path, host="reference", precision="float32", keep_weights=False)
+    angles = {
+        name for node in all_nodes(exact.file_graph) if node.op in SINES for name in references(node.inputs)
+    }
     beyond: list[str] = []
 
     def look(name: str, value: Any) -> None:
-        if _is_beyond(value):
+        if _is_beyond(value, LARGEST_ANGLE if name in angles else LARGEST):
             beyond.append(name)
 
     for sample in samples:
@@ -39,9 +45,9 @@ def overflows(path: Path, runner: Runner, validation: Validation, samples: Seque
     return False
 
 
-def _is_beyond(value: Any) -> bool:
+def _is_beyond(value: Any, limit: float) -> bool:
     """value: a tensor, or what else an operator gives. Infinities do not count: masks are made of them."""
     if not hasattr(value, "is_floating_point") or not value.is_floating_point() or not value.numel():
         return False
-    large = value.abs() > LARGEST
+    large = value.abs() > limit
     return bool((large & value.isfinite()).any())

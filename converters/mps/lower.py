@@ -31,6 +31,7 @@ from .precision import (
     narrow_integers,
     refresh,
     set_constants,
+    small_constants,
 )
 from .rules import FIRST_OF_TUPLE, RULES
 from .wide import widen
@@ -60,6 +61,7 @@ def lower(
     split_complex_numbers(work, "ExecuTorch's MPS target")
     spell_out_missing(work)
     narrow_integers(work)
+    exact = small_constants(work) if widen_on is not None else {}
     warnings = set_constants(work, half, dense).warnings
     if half:
         cast_borders(work)
@@ -76,7 +78,7 @@ def lower(
     fold_constants(work)
     limit_constants(work)
     if half and widen_on is not None:
-        warnings += widen(work, widen_on)
+        warnings += widen(work, widen_on, exact)
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
     index_in_64_bits(work)
     lay_out_views(work)

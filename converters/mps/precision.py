@@ -18,6 +18,8 @@ aten = torch.ops.aten
 HALF_MAX, HALF_TINY = 65504.0, 2.0**-24
 
 
+SCALAR = "scalar "  # begins the names of constants that stand for literals; the number follows
+SMALL = 4096  # elements of constants that are kept as the source has them, too
 # a weight's qualified name -> its decompressed value, or None where it stays as it is
 Dense = Callable[[str], torch.Tensor | None]
 
@@ -56,6 +58,11 @@ def _fits_int32(tensor: torch.Tensor) -> bool:
         or tensor.numel() == 0
         or (int(tensor.min()) >= int32.min and int(tensor.max()) <= int32.max)
     )
+
+
+def small_constants(work: Draft) -> dict[str, torch.Tensor]:
+    """Qualified name -> tensor, of the constants that may be stored twice: before they are rounded."""
+    return {name: tensor.float() for _, name, tensor in _floating_constants(work) if tensor.numel() <= SMALL}
 
 
 def set_constants(work: Draft, half: bool, dense: Dense) -> Constants:
@@ -270,7 +277,7 @@ def agree_types(work: Draft) -> bool:
                 changed = True
         if node.target in BINARY and not isinstance(node.args[1], torch.fx.Node):
             node.target = WITH_TENSOR.get(node.target, node.target)
-            node.update_arg(1, _scalar(work, node.args[1], common))  # 2
+            node.update_arg(1, scalar(work, node.args[1], common))  # 2
             changed = True
     return changed
 
@@ -284,9 +291,9 @@ def _operands(node: torch.fx.Node) -> Sequence[Any]:
     return node.args[:2] if is_op(node, *BINARY) else ()
 
 
-def _scalar(work: Draft, value: float, dtype: torch.dtype) -> torch.fx.Node:
+def scalar(work: Draft, value: float, dtype: torch.dtype) -> torch.fx.Node:
     """A constant of one element, shared by all who use it."""
-    name = f"scalar {value!r} {str(dtype).removeprefix('torch.')}"
+    name = f"{SCALAR}{value!r} {str(dtype).removeprefix('torch.')}"
     known = next(
         (placeholder for placeholder, (qualified, _) in work.constants.items() if qualified == name), None
     )

@@ -3,19 +3,22 @@ half precision does not hold in float32 out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ...models.graphs import Draft, copy_graph, finish, is_op
 from ..wide_values import beyond_half, reads, wide_warning
+from .precision import SCALAR, scalar
 
 aten = torch.ops.aten
 
 
-def widen(work: Draft, captured: Any) -> list[str]:
+def widen(work: Draft, captured: Any, exact: Mapping[str, torch.Tensor]) -> list[str]:
     """What has results beyond half precision on the captured samples, and what reads them, computes in
-    float32. -> what the user should know.
+    float32. exact: small constants as the source has them, by their qualified names. -> what the user should
+    know.
 
     1. Casts of what is float32 now go. 2. Numbers that such an operator reads are cast before it, 3. its
     result is cast back, unless it is beyond half precision itself: then all that read it are such operators.
@@ -36,7 +39,9 @@ def widen(work: Draft, captured: Any) -> list[str]:
             continue
         for source in node.all_input_nodes:
             if source not in wide and _is_half(source):
-                node.replace_input_with(source, _widened(work, node, source, casts))  # 2
+                if source not in casts:
+                    casts[source] = _in_float32_for(work, node, source, exact)
+                node.replace_input_with(source, casts[source])  # 2
         was_half = _is_half(node)
         _compute_in_float32(node)
         if was_half and node not in wide:
@@ -66,14 +71,18 @@ def _is_half(node: torch.fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float16
 
 
-def _widened(
-    work: Draft, node: torch.fx.Node, source: torch.fx.Node, casts: dict[torch.fx.Node, torch.fx.Node]
+def _in_float32_for(
+    work: Draft, node: torch.fx.Node, source: torch.fx.Node, exact: Mapping[str, torch.Tensor]
 ) -> torch.fx.Node:
-    """One cast of a number for all that read it."""
-    if source not in casts:
-        with work.graph.inserting_before(node):
-            casts[source] = _cast(work, source, torch.float32)
-    return casts[source]
+    """What `node`, and all after it, read in float32 instead of `source`: a small constant as it was before
+    it was rounded, or a cast."""
+    name, _ = work.constants.get(source.name, ("", None))
+    if name.startswith(SCALAR):
+        return scalar(work, float(name.split()[1]), torch.float32)
+    if name in exact:
+        return work.add_constant(f"{name}_exact", exact[name], like=source)
+    with work.graph.inserting_before(node):
+        return _cast(work, source, torch.float32)
 
 
 def _cast(work: Draft, source: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node:

@@ -51,3 +51,31 @@ def test_a_model_that_half_precision_holds_is_converted_once(tmp_path):
     report = cidermill.convert(net, (torch.zeros(1, 8),), out=tmp_path / "out", cache=False)
     assert [stage.name for stage in report.stages].count("convert") == 1
     assert not report.artifacts[0].warnings
+
+
+class Fourier(nn.Module):
+    """Positions as SAM encodes those of its prompts: sines of large angles."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("directions", 20 * torch.randn(2, 16))
+        self.last = nn.Linear(32, 8)
+
+    def forward(self, points):
+        angles = 2 * torch.pi * ((2 * (points / 64) - 1) @ self.directions)
+        return self.last(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_large_angles_compute_in_float32(tmp_path, target):
+    torch.manual_seed(0)
+    net, points = Fourier().eval(), 64 * torch.rand(1, 5, 2)
+    report = cidermill.convert(net, (points,), target=target, out=tmp_path / "out", cache=False)
+    artifact = report.artifacts[0]
+    assert report.verdict == "pass"
+    runner = cidermill.open_runner(tmp_path / "out" / artifact.path, host="reference")
+    with torch.no_grad():
+        expected = net(points).numpy()
+    (answer,) = runner([points.numpy()]).values()
+    assert np.abs(answer - expected).max() < 0.01 * np.abs(expected).max()
+    assert any(node.outputs[0].dtype == "float16" for node in all_nodes(runner.graph))
