@@ -235,7 +235,10 @@ def _load(folder: Path, model_class: Any, config: Any, safetensors: bool) -> tup
         f"{len(unused)} stored weights are not part of {model_class.__name__} and were left out:"
         f" {_some(unused)}"
     )
-    return model.eval(), (note,) if unused else ()
+    for part in model.eval().modules():
+        if hasattr(part, "_rescale_layers"):  # RWKV divides weights in its first forward
+            part._rescale_layers()
+    return model, (note,) if unused else ()
 
 
 def _from_pretrained(folder: Path, model_class: Any, config: Any, safetensors: bool) -> Any:

@@ -24,7 +24,8 @@ Interpreter: how soon threads take turns, while two of them share a conversion (
 Operators that torch.export decomposes: listed once while a model is captured or lowered
     (`operators_listed_once`).
 Recurrent layers: torch.export computes their shapes alone, while a model is captured (`recurrent_shapes`).
-Mamba of transformers: takes the parallel form of its scan while a model is captured (`parallel_scans`).
+Mamba and RWKV of transformers: take the parallel form of their scan while a model is captured
+    (`parallel_scans`).
 Attributes of torch.nn.Module: small buffers of integers are the numbers that they hold, where a capture fails
     without (`known_numbers`).
 Distributions of torch: do not check their parameters while a model is captured (`unchecked_distributions`).
@@ -201,7 +202,23 @@ def parallel_scans() -> Iterator[None]:
             for name, answer in (("is_torchdynamo_compiling", _yes), ("is_torchdynamo_exporting", _no)):
                 if hasattr(module, name):
                     changes.enter_context(replaced(module, name, answer))
+        if _RWKV in sys.modules:
+            changes.enter_context(
+                replaced(sys.modules[_RWKV], "rwkv_linear_attention_cpu", _rwkv_in_parallel)
+            )
         yield
+
+
+_RWKV = "transformers.models.rwkv.modeling_rwkv"
+
+
+def _rwkv_in_parallel(
+    time_decay: Any, time_first: Any, key: Any, value: Any, state: Any = None, return_state: bool = False
+) -> tuple[Any, None]:
+    """As transformers' function, of a sequence without states: models are captured without a cache."""
+    from .decayed_sums import decayed_average
+
+    return decayed_average(time_decay, time_first, key, value), None
 
 
 def _yes() -> bool:
