@@ -30,7 +30,8 @@ def inputs_of(
     ]
     names = _default_names(model_class.main_input_name, parameters, config)
     chosen = {spec.name: spec for spec in given}
-    shapes = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
+    told = {name: _SHAPES[name](folder, config) for name in names if name in _SHAPES}
+    shapes = {name: shape for name, shape in told.items() if shape is not None}
     if "input_values" in chosen:  # with or without channels, which config.json does not tell of every codec
         shapes["input_values"] = chosen["input_values"].shape
     for name in _TEXT_COMPANIONS:  # a mask is as long as the text that the user chose
@@ -65,17 +66,19 @@ def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
 
 
 def _is_two_towers(config: Any) -> bool:
-    """CLIP and its kin need text and image at once; language models that may look at an image do not."""
+    """CLIP, SigLIP and their kin need text and image at once; language models that may look at an image do
+    not."""
     return (
         hasattr(config, "vision_config")
         and hasattr(config, "text_config")
-        and hasattr(config, "projection_dim")
+        and (hasattr(config, "projection_dim") or hasattr(config.text_config, "projection_size"))
     )
 
 
 def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None) or TOKENS
+    most = most if most > 0 else TOKENS  # XLNet, whose text may be of any length, has -1
     return (1, min(RECURRENT_TOKENS if hasattr(text, "state_size") else TOKENS, most))
 
 
@@ -142,7 +145,7 @@ def _feature_shape(folder: Path, config: Any) -> tuple[int, ...] | None:
     return None
 
 
-_SHAPES: dict[str, Callable[[Path, Any], tuple[int, ...] | None]] = {
+_SHAPES: dict[str, Callable[[Path, Any], tuple[int, ...] | None]] = {  # None: config.json does not tell
     "input_ids": _text_shape,
     "attention_mask": _text_shape,
     "decoder_input_ids": _decoder_shape,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill.models.configured_inputs import _image_shape, _wave_shape
+from cidermill.models.configured_inputs import _image_shape, _text_shape, _wave_shape, inputs_of
 from cidermill.models.errors import UserError
 from cidermill.models.hugging_face import _configuration
 from cidermill.models.inputs import InputSpec
@@ -395,3 +395,35 @@ def test_a_model_that_returns_a_tensor(tmp_path, as_tensors):
     inputs = as_tensors(synthetic(source.inputs).batches[0])
     with torch.no_grad():
         assert torch.equal(source.module(**inputs)["output"], model(**inputs))
+
+
+def test_features_whose_number_no_configuration_tells_are_asked_for(tmp_path):
+    """Only Whisper's kin say how many frames they take; it ended in exit 70."""
+    import transformers as T
+
+    config = T.Wav2Vec2BertConfig()
+    with pytest.raises(
+        UserError, match="takes input_features, whose shape config.json does not tell"
+    ) as error:
+        inputs_of(tmp_path, T.Wav2Vec2BertForCTC, config, ())
+    assert error.value.hint == "Give --input input_features:SHAPE."
+    (spec,) = inputs_of(tmp_path, T.Wav2Vec2BertForCTC, config, (InputSpec("input_features", (1, 9, 160)),))
+    assert (spec.shape, spec.dtype) == ((1, 9, 160), "float32")
+
+
+def test_siglip_takes_text_and_image(tmp_path):
+    import transformers as T
+
+    specs = inputs_of(tmp_path, T.SiglipModel, T.SiglipConfig(), ())
+    assert {spec.name: spec.shape for spec in specs} == {
+        "input_ids": (1, 64), "attention_mask": (1, 64), "pixel_values": (1, 3, 224, 224),
+    }  # fmt: skip
+
+
+def test_text_of_any_length_takes_the_usual(tmp_path):
+    """XLNet has -1 positions, which ended in exit 70."""
+    import transformers as T
+
+    config = T.XLNetConfig()
+    assert config.max_position_embeddings == -1
+    assert _text_shape(tmp_path, config) == (1, 128)
