@@ -1,18 +1,22 @@
 """Random small modules through conversion, on inputs of their own: none may crash, none may pass falsely.
 
     python bench/fuzz_modules.py [--count 2000] [--seed 0] [--target coreml|executorch-mps] [--minutes M]
-    [--only INDEX]... [--keep DIR] [--show]
+    [--only INDEX]... [--together 10] [--keep DIR] [--show]
 
-Program INDEX of a seed is always the same text (bench/module_grammar.py grows it, hypothesis chooses). Each
-is converted within this process (bench/pressing.py judges it). Bad ones are printed, and kept in DIR as files
-that bench/cases.py takes. Exit code 1 where any program crashed or passed falsely.
+Program INDEX of a seed is always the same text (bench/module_grammar.py grows it, hypothesis chooses). Programs
+are converted within this process, some together as one module and those that are not right once more alone
+(bench/pressing_together.py, bench/pressing.py). Bad ones are printed, and kept in DIR as files that
+bench/cases.py takes. Exit code 1 where any program crashed or passed falsely.
 """
 
 import argparse
+import functools
+import itertools
 import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pressing
 from module_grammar import grow
 from module_steps import STEPS
+from pressing_together import press_all
 
 BLOCK = 50  # programs that are drawn at a time
 
@@ -77,36 +82,52 @@ def without_places(detail: str) -> str:
     return ", ".join(operators) if operators else re.sub(r"[\d\[].*", "", " ".join(detail.split()))[:100]
 
 
+def texts_of(seed: int, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """(index, text) of each; a block of programs is drawn once."""
+    texts: dict[int, list[str]] = {}
+    for index in indices:
+        block = index // BLOCK
+        if block not in texts:
+            texts = {block: drawn(seed * 1_000_003 + block, BLOCK)}
+        yield index, texts[block][index % BLOCK]
+
+
 def fuzz(arguments: argparse.Namespace) -> Counter[str]:
     ends: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     start = time.monotonic()
-    for index in arguments.only or range(arguments.start, arguments.start + arguments.count):
+    indices = arguments.only or range(arguments.start, arguments.start + arguments.count)
+    programs = texts_of(arguments.seed, indices)
+    while group := list(itertools.islice(programs, arguments.together)):
+        makes = [functools.partial(_model, index, text) for index, text in group]
+        for (index, text), ending in zip(group, press_all(makes, arguments.target)):
+            ends[ending.kind] += 1
+            if ending.kind == "refused":
+                reasons[without_places(ending.detail)] += 1
+            show(arguments, index, text, ending)
+        print(f"{arguments.target}, seed {arguments.seed}, to {group[-1][0]}: {dict(ends)}", flush=True)
         if arguments.minutes and time.monotonic() - start > 60 * arguments.minutes:
             break
-        if index % BLOCK == 0 or arguments.only or not ends:
-            texts = drawn(arguments.seed * 1_000_003 + index // BLOCK, BLOCK)
-        text = texts[index % BLOCK]
-        ending = pressing.press(pressing.Model(*made(text), seed=index), arguments.target)
-        ends[ending.kind] += 1
-        if ending.kind == "refused":
-            reasons[without_places(ending.detail)] += 1
-        if (
-            ending.kind in pressing.BAD
-            or ending.kind == "failed"
-            or (arguments.show and ending.kind != "right")
-        ):
-            print(
-                f"{arguments.target} {index}: {ending.kind}\n    {forward_of(text)}\n    -> {told(ending)}",
-                flush=True,
-            )
-            if arguments.keep:
-                arguments.keep.mkdir(exist_ok=True, parents=True)
-                (arguments.keep / f"program_{arguments.seed}_{index}.py").write_text(text)
-    print(f"{arguments.target}, seed {arguments.seed}: {sum(ends.values())} programs, {dict(ends)}")
     for reason, count in reasons.most_common():
         print(f"  refused {count}: {reason}")
     return ends
+
+
+def _model(index: int, text: str) -> pressing.Model:
+    return pressing.Model(*made(text), seed=index)
+
+
+def show(arguments: argparse.Namespace, index: int, text: str, ending: pressing.Ending) -> None:
+    shown = ("right", "refused", "near edge") if not arguments.show else ("right",)
+    if ending.kind in shown:
+        return
+    print(
+        f"{arguments.target} {index}: {ending.kind}\n    {forward_of(text)}\n    -> {told(ending)}",
+        flush=True,
+    )
+    if arguments.keep:
+        arguments.keep.mkdir(exist_ok=True, parents=True)
+        (arguments.keep / f"program_{arguments.seed}_{index}.py").write_text(text)
 
 
 def main() -> int:
@@ -118,6 +139,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--target", choices=pressing.TARGETS, default="coreml")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--together", type=int, default=10, help="programs that are converted as one module")
     parser.add_argument("--only", type=int, action="append")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--show", action="store_true", help="print what is refused or near an edge too")

@@ -60,7 +60,7 @@ class Model:
 def press(model: Model, target: str) -> Ending:
     with tempfile.TemporaryDirectory() as name:
         try:
-            report = _convert(model, target, "float16", Path(name))
+            report = convert_model(model, target, "float16", Path(name))
         except UserError as error:
             return Ending("refused", str(error))
         except Exception:  # what would be exit 70
@@ -85,10 +85,10 @@ def _complaint(artifact: Any) -> str:
     return "verdict: " + "; ".join(said)
 
 
-def _convert(model: Model, target: str, quant: str, folder: Path) -> Any:
+def convert_model(model: Model, target: str, quant: str, folder: Path) -> Any:
     options: dict[str, Any] = {"cache": False, "force": True, "measure": False}
     if model.particular:
-        options["samples"] = [tuple(_as_taken(value) for value in model.inputs)]
+        options["samples"] = [tuple(as_taken(value) for value in model.inputs)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cidermill.convert(
@@ -98,7 +98,7 @@ def _convert(model: Model, target: str, quant: str, folder: Path) -> Any:
 
 def _right_in_float32(model: Model, target: str) -> bool:
     with tempfile.TemporaryDirectory() as name:
-        report = _convert(model, target, "float32", Path(name))
+        report = convert_model(model, target, "float32", Path(name))
         return _judge(model, Path(name) / report.artifacts[0].path).psnr_db >= LEAST_DB
 
 
@@ -107,12 +107,17 @@ def _judge(model: Model, path: Path) -> Judged:
     worst = Judged(200.0, 0.0, "")
     for values in own_inputs(model):
         wanted = answers(model.module, values)
-        given = list(runner([_as_taken(value) for value in values]).values())
-        if not all(bool(np.isfinite(array).all()) for array in wanted):
-            continue
-        judged = [_compared(index, *pair) for index, pair in enumerate(zip(wanted, given, strict=True))]
-        worst = min([worst, *judged], key=lambda one: one.psnr_db)
+        given = list(runner([as_taken(value) for value in values]).values())
+        worst = min(worst, worst_of(wanted, given), key=lambda one: one.psnr_db)
     return worst
+
+
+def worst_of(wanted: list[np.ndarray], given: list[np.ndarray]) -> Judged:
+    """The worst output of one call; equal where the source itself does not answer with finite numbers."""
+    if not all(bool(np.isfinite(array).all()) for array in wanted):
+        return Judged(200.0, 0.0, "")
+    judged = [_compared(index, *pair) for index, pair in enumerate(zip(wanted, given, strict=True))]
+    return min(judged, key=lambda one: one.psnr_db)
 
 
 def own_inputs(model: Model) -> list[tuple[torch.Tensor, ...]]:
@@ -137,7 +142,7 @@ def answers(module: torch.nn.Module, values: tuple[torch.Tensor, ...]) -> list[n
     return [leaf.detach().resolve_conj().resolve_neg().numpy() for leaf in leaves]
 
 
-def _as_taken(value: torch.Tensor) -> np.ndarray:
+def as_taken(value: torch.Tensor) -> np.ndarray:
     return value.int().numpy() if value.dtype == torch.int64 else value.numpy()
 
 
