@@ -3,7 +3,7 @@
     python bench/fuzz_modules.py [--count 2000] [--seed 0] [--target coreml|executorch-mps] [--minutes M]
     [--only INDEX]... [--together 10] [--keep DIR] [--show]
 
-Program INDEX of a seed is always the same text (bench/module_grammar.py grows it, hypothesis chooses). Programs
+Program INDEX of a seed is always the same text (bench/module_grammar.py grows it, hypothesis chooses). They
 are converted within this process, some together as one module and those that are not right once more alone
 (bench/pressing_together.py, bench/pressing.py). Bad ones are printed, and kept in DIR as files that
 bench/cases.py takes. Exit code 1 where any program crashed or passed falsely.

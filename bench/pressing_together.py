@@ -106,7 +106,7 @@ def _accepted(models: list[Model], report: Any) -> list[bool]:
 def _judge_parts(models: list[Model], path: Path) -> list[Judged]:
     """The worst output of each part, over all inputs of the parts' own."""
     runner = open_runner(path, host="reference")
-    worst = [Judged(200.0, 0.0, "") for _ in models]
+    worst = [Judged(200.0, "") for _ in models]
     for drawn in zip(*[pressing.own_inputs(model) for model in models]):
         given = list(runner([pressing.as_taken(value) for values in drawn for value in values]).values())
         for index, (model, values) in enumerate(zip(models, drawn)):

@@ -19,9 +19,14 @@ def overhang(size: int, span: int, stride: int, padding: int) -> int:
     """
     padded = size + 2 * padding
     count = -(-(padded - span) // stride) + 1
-    if (count - 1) * stride >= size + padding:
+    if starts_beyond(size, span, stride, padding):
         count -= 1
     return max(0, (count - 1) * stride + span - padded)
+
+
+def starts_beyond(size: int, span: int, stride: int, padding: int) -> bool:
+    """Whether ceil_mode's last window would start after the input: torch leaves it out, others may not."""
+    return -(-(size + 2 * padding - span) // stride) * stride >= size + padding
 
 
 def unfold(self, dimension, size, step):

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import GraphModule
 from torch.fx.node import map_aggregate
 
 from .graphs import Draft, is_op
 from .inputs import AT_BORDER, DTYPES
-from .source import TensorSpec
+from .source import Limit, TensorSpec
 
 aten = torch.ops.aten
 
@@ -110,9 +111,16 @@ def as_declared(inputs: Mapping[str, torch.Tensor], own_types: Mapping[str, str]
     }
 
 
-def widen_narrow_inputs(work: Draft) -> bool:
-    """A cast of an input to integers of 8 or 16 bits goes, where what follows gives the same without it: the
-    values fit by themselves. -> whether one went.
+def _fits(limit: Limit | None, dtype: torch.dtype) -> bool:
+    """Whether the values of an input are in the range of narrow integers; those that nothing is known of
+    are."""
+    first, beyond = NARROW[dtype]
+    return limit is None or bool(np.all(limit.low >= first) and np.all(limit.high <= beyond))
+
+
+def widen_narrow_inputs(work: Draft, limits: Mapping[str, Limit]) -> bool:
+    """A cast of an input to integers of 8 or 16 bits goes, where the input's values fit by themselves and
+    what follows gives the same without it. limits: by input. -> whether one went.
 
     1. Operators that only move values follow.
     2. What gives another type (a cast, a product with a real number, a comparison) ends the way.
@@ -121,7 +129,8 @@ def widen_narrow_inputs(work: Draft) -> bool:
     changed = False
     for node in list(work.graph.nodes):
         narrow = is_op(node, aten._to_copy.default, aten.to.dtype) and node.meta["val"].dtype in NARROW
-        if narrow and _is_cast_input(work, node.args[0]) and _never_wraps(node):
+        name = _input_of(work, node.args[0]) if narrow else None
+        if name is not None and _fits(limits.get(name), node.meta["val"].dtype) and _never_wraps(node):
             moved = _moved(node)
             source = node.args[0]
             node.replace_all_uses_with(source)
@@ -132,9 +141,10 @@ def widen_narrow_inputs(work: Draft) -> bool:
     return changed
 
 
-def _is_cast_input(work: Draft, node: Any) -> bool:
-    """An input, or its cast to int64."""
-    return work.is_input(node) or (is_op(node, aten._to_copy.default) and work.is_input(node.args[0]))
+def _input_of(work: Draft, node: Any) -> str | None:
+    """The input that a node is, or casts to int64; None of others."""
+    source = node.args[0] if is_op(node, aten._to_copy.default) else node
+    return source.name if work.is_input(source) else None
 
 
 def _never_wraps(node: torch.fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,8 +29,8 @@ from .patched import (
 from .quiet import quiet
 from .recurrent_shapes import shapes_of_recurrent_layers
 from .roles import Layer, Role, find_roles, layers_of
-from .source import Samples, Source, TensorSpec, refuse_complex
-from .state import changes_itself, refuse_mutation
+from .source import Limit, Samples, Source, TensorSpec, refuse_complex
+from .state import changed_inputs, changes_itself, leave_inputs, refuse_mutation
 from .tensors import Tensor, as_called, laid_out_as, tensors_of
 from .work import work_of
 
@@ -102,14 +102,16 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
     with quiet(), lazy_graph_modules():
         exported = source.program if source.program is not None else _export(source, samples)
         names = _output_names(exported, source)
-        program = normalise(exported, [spec.name for spec in source.inputs])
+        program = decomposed(exported)
+        warnings = (*source.warnings, *changed_inputs(program))
+        program = normalise(program, [spec.name for spec in source.inputs], source.limits)
         own = source.program.module() if source.program is not None else source.module
         run = partial(_run_source, source, own, [name for _, name in names])
         with torch.no_grad(), _weights_dropped_after_use(own):
             answers = answered(affordable(samples, work_of(program), calibrates), run)
     from .loops import repeated_steps
 
-    source = replace(source, warnings=(*source.warnings, *repeated_steps(program)))
+    source = replace(source, warnings=(*warnings, *repeated_steps(program)))
     reference = answers.reference
     outputs = tuple(
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
@@ -120,11 +122,30 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
     )
 
 
-def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProgram:
-    """ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see
-    `Captured`)."""
+def decomposed(exported: ExportedProgram) -> ExportedProgram:
+    """In operators of ATen's core set and `kept_composites`. Raises UserError where it changes its state."""
     import torch
 
+    table = torch.export.default_decompositions()
+    for operator in kept_composites():
+        table.pop(operator, None)
+    table.update(unchecked_matrices())
+    with operators_listed_once(), shapes_of_recurrent_layers():
+        try:
+            program: ExportedProgram = exported.run_decompositions(table)
+        except RuntimeError as error:
+            if "is mutated in the forward method" not in str(error):
+                raise
+            raise changes_itself(["a tensor that is no buffer of it"]) from error
+    refuse_mutation(program)
+    return program
+
+
+def normalise(
+    program: ExportedProgram, input_names: list[str], limits: Mapping[str, Limit]
+) -> ExportedProgram:
+    """Decomposed ExportedProgram of any input structure -> ExportedProgram over flat positional tensors (see
+    `Captured`). limits: of the values of integer inputs, as far as they are known."""
     from .border import widen_narrow_inputs
     from .graphs import draft, finish
     from .loops import unroll
@@ -142,19 +163,8 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     )
     from .sizes import settle_sizes
 
-    table = torch.export.default_decompositions()
-    for operator in kept_composites():
-        table.pop(operator, None)
-    table.update(unchecked_matrices())
-    with operators_listed_once(), shapes_of_recurrent_layers():
-        try:
-            program = exported.run_decompositions(table)
-        except RuntimeError as error:
-            if "is mutated in the forward method" not in str(error):
-                raise
-            raise changes_itself(["a tensor that is no buffer of it"]) from error
-    refuse_mutation(program)
     work = draft(program)
+    leave_inputs(work, program)
     unroll(work)
     _keep_tensor_outputs(work)
     _name_inputs(work, program, input_names)
@@ -165,7 +175,7 @@ def normalise(exported: ExportedProgram, input_names: list[str]) -> ExportedProg
     fill_empties(work)
     views_to_reshapes(work)
     drop_no_ops(work)
-    widen_narrow_inputs(work)
+    widen_narrow_inputs(work, limits)
     widen_narrow_integers(work)
     fold_constants(work)
     one_operator_a_layer(work)

@@ -31,9 +31,12 @@ CHOOSING = frozenset(
         ge lt le bucketize searchsorted _to_copy isclose nonzero
     """.split()
 )
+# which of equal numbers these take first is nowhere laid down
+UNORDERED = frozenset({"aten::topk", "aten::sort", "aten::kthvalue", "aten::median.dim"})
 MOST_RUNS = 12  # beside the one that rounds as half precision does
 FARTHER = 6.0  # times the rounding: what another order of the same sums may lose
 TO_FLOAT32 = 2.0**-13  # float32 has 13 bits of fraction more than half precision
+TIE = 2.0**-22  # of a number: what parts equal ones in float32, and no others by much
 JUMP = 0.01  # of the output's peak: the whole error that 40 dB allow
 SPREAD = 8.0  # times the usual change: noise does not scatter as far, even over a million elements
 
@@ -87,7 +90,8 @@ def _floating(value: Any) -> bool:
 
 def _rounding(run: int, scale: float, proceed: Tap | None) -> Tap:
     """Every operator reads its numbers rounded to half precision in the first run; in the others each number
-    is off by up to `FARTHER` times that, either way. What half precision holds stays as it is."""
+    is off by up to `FARTHER` times that, either way, and equal ones are in any order. What half precision
+    holds stays as it is otherwise."""
     import torch
     from torch.utils import _pytree as pytree
 
@@ -101,12 +105,15 @@ def _rounding(run: int, scale: float, proceed: Tap | None) -> Tap:
         if run:
             share = torch.rand(value.shape, generator=generator, dtype=value.dtype)
             error = error * (FARTHER * (2 * share - 1))
-        return value + error
+        return torch.where(error == 0, value, value + error)  # not 0.0 of -0.0
 
     def tap(node: Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if proceed is not None:
             args = proceed(node, args) or args
         result: tuple[Any, ...] = pytree.tree_map(changed, args)
+        if run and getattr(node.target, "name", str)() in UNORDERED and _floating(result[0]):
+            share = torch.rand(result[0].shape, generator=generator, dtype=result[0].dtype)
+            result = (result[0] * (1 + TIE * share) + 1e-30 * share, *result[1:])
         return result
 
     return tap

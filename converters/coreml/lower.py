@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ...models.graphs import Draft, draft, finish, insert, is_op, retrace
+from ...models.graphs import Draft, draft, finish, insert, is_op, places_of, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
 from ..complex_numbers import split_complex_numbers
@@ -50,6 +50,7 @@ def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram
     split_complex_numbers(work, "Core ML")
     compute_in_float32(work)
     count_whole_numbers(work)
+    average_in_floats(work)
     while replace_operators(work):
         fold_constants(work)  # rules compute constants with operators that have rules
     rename_operators(work)
@@ -122,6 +123,27 @@ def count_whole_numbers(work: Draft) -> bool:
             node.update_arg(0, cast.args[0])
             changed = True
     return changed
+
+
+def average_in_floats(work: Draft) -> bool:
+    """A mean of integers, which torch takes with a dtype, is one of their casts: coremltools drops the dtype
+    and Core ML divides as integers. Requires nothing."""
+    changed = False
+    for node in list(work.graph.nodes):
+        if is_op(node, aten.mean.dim, aten.mean.default) and not _is_floating(node.args[0]):
+            with work.graph.inserting_before(node):
+                cast = work.graph.call_function(
+                    aten._to_copy.default, node.args[:1], {"dtype": torch.float32}
+                )
+            cast.meta = {**places_of(node), "val": node.args[0].meta["val"].float()}
+            node.update_arg(0, cast)
+            node.kwargs = {}
+            changed = True
+    return changed
+
+
+def _is_floating(node: torch.fx.Node) -> bool:
+    return node.meta["val"].is_floating_point() or node.meta["val"].is_complex()
 
 
 def replace_operators(work: Draft) -> bool:

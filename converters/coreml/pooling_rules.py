@@ -2,16 +2,19 @@
 
 With `ceil_mode` a last window may reach beyond the padded input. torch never counts that overhang; Core ML
 counts it as padding, so that such a window comes out too small by up to its size (coremltools #2772, measured
-on devices in #2844). Core ML has no `divisor_override`.
+on devices in #2844). A window that would start after the input torch leaves out; Core ML does not. It has no
+`divisor_override` and no dilation.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..resampling import adaptive_average
-from ..windows import for_each_axis, overhang
+from ..windows import for_each_axis, overhang, starts_beyond
 from .elementwise_rules import always
 
 aten = torch.ops.aten
@@ -43,7 +46,21 @@ def average_pool(
         return operator(self, kernel, stride, padding, False, count_include_pad)
     if count_include_pad:  # 3
         self, padding = _padded(self, padding, zero), zero
-    return operator(self, kernel, stride, padding, True, False)
+    return _by_axes(operator, self, kernel, stride, padding, beyond)
+
+
+def _by_axes(operator, tensor, kernel, stride, padding, beyond):
+    """The mean over what is there, with ceil_mode on the axes where windows reach `beyond` the input; one
+    axis after the other where some do and others would get a window too many."""
+    if not _is_beyond_operator(_windows(tensor, kernel, stride, padding, (1,)), True):
+        return operator(tensor, kernel, stride, padding, True, False)
+    for axis, more in enumerate(beyond):
+        alone = [
+            [value if other == axis else rest for other, value in enumerate(values)]
+            for values, rest in ((kernel, 1), (stride, 1), (padding, 0))
+        ]
+        tensor = operator(tensor, *alone, more > 0, False)
+    return tensor
 
 
 def _padded(tensor, padding, beyond):
@@ -54,10 +71,13 @@ def _padded(tensor, padding, beyond):
 
 def needs_care(node: torch.fx.Node) -> bool:
     """An example alone, ceil_mode that is not yet said as above, or a divisor."""
-    defaults = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
-    given = node.args[4:]
-    ceil_mode, counted, divisor = given + defaults[len(given) :]
-    return is_alone(node) or divisor is not None or (bool(ceil_mode) and bool(counted))
+    defaults = ((), (0,), False, True, None)
+    given = node.args[2:]
+    stride, padding, ceil_mode, counted, divisor = given + defaults[len(given) :]
+    if is_alone(node) or divisor is not None:
+        return True
+    windows = _windows(node.args[0].meta["val"], node.args[1], stride, padding, (1,))
+    return bool(ceil_mode) and (bool(counted) or _is_beyond_operator(windows, True))
 
 
 def adaptive_average_3d(self, output_size):
@@ -69,22 +89,81 @@ def adaptive_average_3d(self, output_size):
     return average_pool(self, kernel)
 
 
-def max_pool_alone(operator):
-    """One example without its axis."""
+def max_pool(operator):
+    """1. One example without its axis. 2. Dilation, and ceil_mode that would have a window too many: the
+    largest of a window's elements, which are slices of the input."""
 
-    def rule(self, *arguments):
-        return tuple(result.squeeze(0) for result in operator(self.unsqueeze(0), *arguments))
+    def rule(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
+        if self.ndim == len(kernel_size) + 1:  # 1
+            rest = kernel_size, stride, padding, dilation, ceil_mode
+            return tuple(result.squeeze(0) for result in rule(self.unsqueeze(0), *rest))
+        windows = _windows(self, kernel_size, stride, padding, dilation)
+        if not _is_beyond_operator(windows, ceil_mode):
+            strides, paddings = [each.stride for each in windows], [each.padding for each in windows]
+            return operator(self, list(kernel_size), strides, paddings, [1] * len(windows), ceil_mode)
+        for axis, window in enumerate(windows):  # 2
+            self = _largest(self, 2 + axis, window, ceil_mode)
+        return (self,)
 
     return rule
 
 
-def is_alone(node: torch.fx.Node, result: int = 0) -> bool:
+class _Window(NamedTuple):
+    """Along one axis."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def span(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+
+def _windows(tensor, kernel, stride, padding, dilation):
+    axes = len(kernel)
+    stride = for_each_axis(stride, axes) or kernel
+    sizes = tensor.shape[-axes:]
+    return [
+        _Window(*window)
+        for window in zip(sizes, kernel, stride, for_each_axis(padding, axes), for_each_axis(dilation, axes))
+    ]
+
+
+def _largest(tensor, axis, window, ceil_mode):
+    """Of each window along an axis."""
+    more = overhang(window.size, window.span, window.stride, window.padding) if ceil_mode else 0
+    around = [0, 0] * (tensor.ndim - 1 - axis) + [window.padding, window.padding + more]
+    padded = F.pad(tensor, around, value=-math.inf) if any(around) else tensor
+    last = (padded.shape[axis] - window.span) // window.stride * window.stride
+    offsets = range(0, window.span, window.dilation)
+    slices = [aten.slice.Tensor(padded, axis, start, start + last + 1, window.stride) for start in offsets]
+    return functools.reduce(torch.maximum, slices)
+
+
+def _is_beyond_operator(windows, ceil_mode):
+    """Dilation, or a window that torch leaves out."""
+    late = [starts_beyond(window.size, window.span, window.stride, window.padding) for window in windows]
+    return any(window.dilation > 1 for window in windows) or bool(ceil_mode) and any(late)
+
+
+def max_pool_needs_care(node: torch.fx.Node, result: int = 0) -> bool:
+    defaults = ((), (0,), (1,), False)
+    given = node.args[2:]
+    *geometry, ceil_mode = given + defaults[len(given) :]
+    windows = _windows(node.args[0].meta["val"], node.args[1], *geometry)
+    return is_alone(node) or (result == 0 and _is_beyond_operator(windows, ceil_mode))
+
+
+def is_alone(node: torch.fx.Node) -> bool:
     """Whether what is pooled is one example without its axis."""
     return node.args[0].meta["val"].ndim == len(node.args[1]) + 1
 
 
 POOLING_TUPLES = {
-    operator: (max_pool_alone(operator), is_alone)
+    operator: (max_pool(operator), max_pool_needs_care)
     for operator in (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
 }
 

@@ -87,6 +87,19 @@ def variance_and_mean(self, dim=None, correction=1, keepdim=False):
     return variance, aten.mean.dim(self, dim, keepdim)
 
 
+def add_scaled(self, other, alpha=1):
+    return self + other * alpha
+
+
+def subtract_scaled(self, other, alpha=1):
+    return self - other * alpha
+
+
+def _is_scaled(node: torch.fx.Node) -> bool:
+    """Of a scalar; the runtime scales tensors itself."""
+    return len(node.args) > 2
+
+
 def _always(node: torch.fx.Node) -> bool:
     return True
 
@@ -133,6 +146,8 @@ def _has_range(node: torch.fx.Node) -> bool:
 
 MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, _always)),
+    aten.add.Scalar: (add_scaled, _is_scaled),
+    aten.sub.Scalar: (subtract_scaled, _is_scaled),
     aten.bucketize.Tensor: (bucketize, _always),
     aten.searchsorted.Tensor: (searchsorted, _always),
     aten.searchsorted.Scalar: (searchsorted, _always),

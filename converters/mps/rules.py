@@ -27,7 +27,7 @@ from .reductions import (
     vector_norm,
 )
 from .resampling_rules import RESAMPLING, RESAMPLING_TUPLES
-from .volume_rules import volume_convolution
+from .volume_rules import volume_convolution, volume_max_pool
 
 aten = torch.ops.aten
 
@@ -509,4 +509,5 @@ FIRST_OF_TUPLE = {  # operators that return a tuple of which inference uses the 
     aten._native_batch_norm_legit_no_training.default: batch_norm_inference,
     aten._native_batch_norm_legit.no_stats: batch_norm_of_batch,
     aten.max_pool2d_with_indices.default: max_pool2d,
+    aten.max_pool3d_with_indices.default: volume_max_pool(max_pool2d),
 }

@@ -1,9 +1,11 @@
-"""Convolutions over volumes as convolutions over pictures.
+"""Convolutions and max pools over volumes as those over pictures.
 
-The MPS runtime has convolutions of one and two axes only, and ExecuTorch's portable kernel takes no more.
+The MPS runtime has both with one and two axes only, and ExecuTorch's portable kernels take no more.
 """
 
 import torch
+
+from ..windows import for_each_axis
 
 aten = torch.ops.aten
 
@@ -30,3 +32,21 @@ def volume_convolution(input, weight, bias, stride, padding, dilation, groups):
     rest = stride[1:], padding[1:], dilation[1:], False, [0, 0], groups
     result = aten.convolution.default(pictures, kernels, bias, *rest)
     return result.reshape(batch, depth, *result.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def volume_max_pool(pool):
+    """pool: that of pictures. The largest of each slice's windows, then along the depth."""
+
+    def rule(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
+        geometry = [
+            for_each_axis(each, 3) for each in (kernel_size, stride or kernel_size, padding, dilation)
+        ]
+        *lead, depth, height, width = self.shape
+        slices = self.reshape(1, -1, height, width)
+        pooled = pool(slices, *[each[1:] for each in geometry], ceil_mode)
+        columns = pooled.reshape(1, -1, depth, pooled.shape[-2] * pooled.shape[-1])
+        kernel, stride, padding, dilation = ([each[0], rest] for each, rest in zip(geometry, (1, 1, 0, 1)))
+        along = pool(columns, kernel, stride, padding, dilation, ceil_mode)
+        return along.reshape(*lead, along.shape[-2], *pooled.shape[2:])
+
+    return rule

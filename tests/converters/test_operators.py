@@ -270,3 +270,11 @@ def test_pieces_along_every_axis(axis, target, tmp_path):
         return tuple(piece * 2 for piece in taken)
 
     check(target, tmp_path, pieces, normal(6, 6, 6, 6))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_means_of_integers(target, tmp_path):
+    def means(i):
+        return i.mean(1, dtype=torch.float32), i * i.mean(dtype=torch.float32)
+
+    check(target, tmp_path, means, torch.arange(24).reshape(4, 6) * 7 % 11)

@@ -246,6 +246,21 @@ def test_a_model_that_changes_its_state_is_refused():
     assert "Take the state as inputs of forward and return its new values" in caught.value.hint
 
 
+def test_inputs_that_a_model_changes_in_place_stay_with_the_caller():
+    model = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 2))
+    given = {"input": normal(3, 4)}
+    before = given["input"].copy()
+    result = captured(model, **given)
+    np.testing.assert_array_equal(given["input"], before)
+    (answer,) = result.program.module()(torch.from_numpy(before))
+    wanted = model(torch.from_numpy(before.copy())).detach()
+    np.testing.assert_allclose(answer.detach(), wanted, rtol=1e-6)
+    (warning,) = result.source.warnings
+    assert warning.startswith(
+        "The model changes its input input in place; an artifact leaves what it is given"
+    )
+
+
 def test_an_exported_program_with_keyword_inputs_and_a_flag():
     class Flagged(torch.nn.Module):
         def forward(self, x, scale=None, double=False):

@@ -68,6 +68,15 @@ def test_only_what_lies_at_an_edge_is_a_near_tie():
 def test_what_half_precision_holds_is_exact():
     whole = np.array([[1.0, 2.0, 3.0, 2048.0]])
     assert not ties(torch.floor, whole).any()
+    signs = lambda x: torch.atan2(x * 0, x).round()  # of zeros as well
+    assert not ties(signs, np.array([[-1.0, -2.0, 3.0]])).any()
+
+
+def test_the_order_of_equal_numbers_is_nowhere_laid_down():
+    one_hot = np.array([[0.0, 1.0, 0.0, 0.0]])
+    assert ties(lambda x: x.topk(2).indices, one_hot).tolist() == [[False, True]]
+    assert not ties(lambda x: x.argsort(stable=True), one_hot).any()
+    assert not ties(lambda x: x.topk(2).indices, np.array([[0.5, 1.0, 0.0, 0.25]])).any()
 
 
 def test_an_unsteady_network_is_no_near_tie():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cidermill.models.capture import normalise
+from cidermill.models.capture import decomposed, normalise
 from cidermill.models.errors import UserError
 from cidermill.models.evaluate import evaluate
 from cidermill.models.graphs import draft, finish
@@ -57,4 +57,4 @@ def test_dropout_in_training_is_refused():
     layer = torch.nn.LSTM(4, 4, 2, dropout=0.5).train()
     exported = torch.export.export(layer, (torch.zeros(3, 1, 4),))
     with pytest.raises(UserError, match="drops values at random between its recurrent layers"):
-        normalise(exported, ["x"])
+        normalise(decomposed(exported), ["x"], {})

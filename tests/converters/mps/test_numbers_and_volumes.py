@@ -60,3 +60,21 @@ def test_means_of_integers_and_norms(agrees):
 
     agrees("executorch-mps", norms, IMAGE[0, 0] / 100)
     agrees("executorch-mps", lambda i: (i.mean(1, dtype=torch.float32), i.mean(dtype=torch.float32)), SMALL)
+
+
+def test_scalars_with_a_factor(agrees):
+    aten = torch.ops.aten
+    agrees("executorch-mps", lambda i: (aten.add.Scalar(i, 3, 2), aten.sub.Scalar(i, 3, 2)), SMALL)
+    agrees("executorch-mps", lambda x: (aten.add.Scalar(x, 0.5, 3), aten.sub.Scalar(x, 0.5, 3)), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.MaxPool3d(2), (3, 4, 6, 6)),
+        (nn.MaxPool3d((2, 3, 2), (2, 1, 2), (1, 1, 0), ceil_mode=True), (2, 3, 5, 7, 6)),
+        (nn.MaxPool3d(2, 2, 1, dilation=2), (2, 3, 5, 7, 6)),
+    ],
+)
+def test_max_pools_over_volumes_stay_in_the_delegate(agrees, pool, shape):
+    assert agrees("executorch-mps", pool, torch.randn(shape, generator=GENERATOR)) == ()
