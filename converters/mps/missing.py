@@ -59,6 +59,11 @@ def gather(self, dim, index, sparse_grad=False):
     return torch.index_select(self.reshape(-1), 0, position.reshape(-1)).reshape(index.shape)
 
 
+def copy(self, src, non_blocking=False):
+    """What Tensor.copy_ leaves: the values of src in the place of all of self's."""
+    return src.to(self.dtype).expand(self.shape)
+
+
 def put_at_places(self, indices, values, accumulate=False):
     """By a mask; or at one tensor of integers, made a vector as the runtime takes it, and the values in the
     places' shape: the serializer spreads them over that of self."""
@@ -161,6 +166,7 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.scatter.value_reduce: (scatter_with, _always),
     aten.scatter_reduce.two: (scatter_reduce, _divides_no_integers),
     aten.index_reduce.default: (index_reduce, _divides_no_integers),
+    aten.copy.default: (copy, _always),
     aten.index_put.default: (put_at_places, _puts_otherwise),
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
