@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cidermill.validation.pte.read import open_program
@@ -32,9 +33,12 @@ CODES = {
 }
 RUN_ALL = """
 import os, sys, torch
-import executorch.kernels.quantized  # registers the quantized kernels
 from pathlib import Path
-from executorch.runtime import Runtime
+try:
+    import executorch.kernels.quantized  # registers the quantized kernels
+    from executorch.runtime import Runtime
+except (ImportError, OSError) as error:
+    sys.exit(f"no runtime: {error}")
 folder = Path(sys.argv[1])
 for path in sorted(folder.glob("*.pte")):
     child = os.fork()
@@ -169,6 +173,8 @@ def run_by_executorch(calls: list[Call], folder: Path) -> list[list[torch.Tensor
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    if script.stderr.startswith("no runtime: "):
+        pytest.skip(f"ExecuTorch's runtime cannot be loaded here: {script.stderr}")
     assert script.returncode == 0, script.stderr[-2000:]
     return [_answer(folder / f"{number:04}.pte") for number in range(len(calls))]
 
