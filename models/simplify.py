@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch.fx import Node
 
 from .graphs import Draft, fake_mode, is_op, places_of
@@ -327,17 +328,36 @@ def call(work: Draft, origin: Node, target: Any, *args: Any, **kwargs: Any) -> N
     return node
 
 
+_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
+
+
 def lay_out_inputs(work: Draft) -> bool:
-    """Inputs are contiguous, whatever the example was (channels_last, a transposed tensor): an artifact takes
-    them row by row.
+    """1. Inputs are contiguous, whatever the example was (channels_last, a transposed tensor): an artifact
+    takes them row by row. 2. So are the weights of convolutions, and 3. copies that name another order:
+    what is computed of them would lie in memory as they do, and an ExecuTorch program declares that of its
+    results.
 
     After `spell_out_strides`, which reads how the example lay in memory; before `views_to_reshapes`.
     """
-    inputs = [node for node in work.graph.nodes if work.is_input(node)]
-    scattered = [node for node in inputs if not node.meta["val"].is_contiguous()]
-    for node in scattered:
-        node.meta["val"] = node.meta["val"].contiguous()
-    return bool(scattered)
+    changed = False
+    for node in work.graph.nodes:
+        tensor = work.tensor_of(node)
+        if work.is_input(node) and not node.meta["val"].is_contiguous():  # 1
+            node.meta["val"] = node.meta["val"].contiguous()
+        elif tensor is not None and tensor.ndim > 3 and suggest_memory_format(tensor) in _CHANNELS_LAST:  # 2
+            # not contiguous(), which leaves the strides of an axis of one element as they are
+            row_by_row = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if isinstance(tensor, torch.nn.Parameter):
+                row_by_row = torch.nn.Parameter(row_by_row, requires_grad=False)
+            work.constants[node.name] = (work.constants[node.name][0], row_by_row)
+            node.meta["val"] = node.meta["val"].clone(memory_format=torch.contiguous_format)
+        elif node.kwargs.get("memory_format") in _CHANNELS_LAST:  # 3
+            node.kwargs = {**node.kwargs, "memory_format": torch.contiguous_format}
+            node.meta["val"] = node.meta["val"].contiguous()
+        else:
+            continue
+        changed = True
+    return changed
 
 
 def views_to_reshapes(work: Draft) -> bool:

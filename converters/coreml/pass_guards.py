@@ -2,6 +2,9 @@
 
 1. `noop_elimination` takes floor_div(x, 1) for x, whatever numbers x holds. 2. `fuse_conv_scale` takes
 constant / conv for conv / constant. 3. `fuse_pow2_sqrt` takes sqrt(x^2) for x, negative or not.
+
+And a value that is inferred as another type: 4. `concat` of less than ten elements stands for unknown ones by
+symbols, and a slice of it that holds constants alone becomes integers, of real numbers too.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ def sound_passes() -> Iterator[None]:
     import importlib
 
     from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil.ops.defs.iOS15.tensor_operation import concat
     from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
     from coremltools.converters.mil.mil.passes.defs.optimize_conv import fuse_conv_scale
 
@@ -32,6 +36,10 @@ def sound_passes() -> Iterator[None]:
     def loses_sign(op: Any) -> bool:  # 3
         return op.op_type == "pow"
 
+    def mixes_real_numbers(concat: Any) -> bool:  # 4
+        unknown = any(value.val is None for value in concat.values)
+        return unknown and not types.is_int(concat.values[0].dtype)
+
     guards: tuple[tuple[Any, str, Callable[..., bool], Any], ...] = (
         (noop_elimination, "_match_pattern", loses_floor, None),
         (fuse_conv_scale, "_try_to_transform", divides_by_convolution, False),
@@ -43,6 +51,10 @@ def sound_passes() -> Iterator[None]:
             stack.enter_context(
                 replaced(owner, name, staticmethod(guarded) if isinstance(owner, type) else guarded)
             )
+        infer = concat.value_inference
+        stack.enter_context(
+            replaced(concat, "value_inference", lambda op: None if mixes_real_numbers(op) else infer(op))
+        )
         yield
 
 

@@ -127,3 +127,21 @@ def test_counts_of_truth_values_index(agrees, target):
 def test_bags_take_the_largest(agrees, target):
     torch.manual_seed(1)
     agrees(target, lambda ids, bag: bag(ids), IDS, modules=[torch.nn.EmbeddingBag(20, 4, mode="max")])
+
+
+class ChannelsLast(torch.nn.Module):
+    """As `model.to(memory_format=torch.channels_last)` leaves it; forward asks for it as well."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, groups=4)
+
+    def forward(self, x):
+        x = self.first(x.contiguous(memory_format=torch.channels_last)).relu()
+        return self.second(x), x.flatten(1), x
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_of_channels_last_leave_no_trace_in_results(agrees, target):
+    agrees(target, ChannelsLast().to(memory_format=torch.channels_last), normal(1, 3, 8, 6))

@@ -22,6 +22,11 @@ KEPT = {
     "constants over a convolution": (lambda x: CHANNELS / (F.conv2d(x, KERNEL) + 20), IMAGE),
     "a convolution over constants": (lambda x: F.conv2d(x, KERNEL) / CHANNELS, IMAGE),
 }
+PIECES = torch.tensor([[0.5, -1.0]])
+KEPT["constants in a piece of what is joined"] = (
+    lambda x: (torch.cat([PIECES, x], 1)[:, 0] * x[:, 0], torch.cat([PIECES, x], 1)[:, 1:] * 2),
+    torch.tensor([[0.3, -0.7]]),
+)
 WEIGHTED = {
     "add": lambda x, y: torch.add(x, y, alpha=3),
     "add a number": lambda x, y: torch.add(x, 2, alpha=3),
