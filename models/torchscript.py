@@ -1,10 +1,14 @@
-"""A TorchScript file -> an exported program at the shapes the user gives, through torch's own converter."""
+"""A TorchScript file -> an exported program at the shapes the user gives, through torch's own converter, or
+by a run of TorchScript's interpreter where that does not know what the file holds."""
 
 import io
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .archives import read_member
 from .border import as_declared
@@ -94,8 +98,6 @@ def _check_storages(path: Path) -> None:
 
 def _storages(path: Path, folder: str) -> dict[str, int]:
     """-> {"data/3": bytes that the tensors of data.pkl need of it}"""
-    import torch
-
     reader = _Storages(read_member(path, f"{folder}.pkl"))
     try:
         with quiet():  # torch warns about its own storage classes
@@ -111,8 +113,6 @@ def _storages(path: Path, folder: str) -> dict[str, int]:
 
 
 def _read(path: Path) -> Any:
-    import torch
-
     _check_storages(path)
     try:
         with quiet():
@@ -124,7 +124,6 @@ def _read(path: Path) -> Any:
 
 
 def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, Limit]) -> Any:
-    import torch
     from torch._export.converter import TS2EPConverter
 
     batch = synthetic(bound.inputs, 1, 0, limits).batches[0]
@@ -134,9 +133,59 @@ def _convert(path: Path, model: Any, bound: Bound, limits: dict[str, Limit]) -> 
             return TS2EPConverter(model, arguments).convert()
     except Exception as error:
         # the converter raises RuntimeError, ValueError, AssertionError and torch.export's own errors
+        if "prim::SetAttr" in str(model.inlined_graph):
+            raise _refused(path, f"it changes attributes of its own ({_reason(error)})") from error
+        return _interpreted(path, model, arguments)
+
+
+class _Interpreted(torch.nn.Module):
+    """A script that torch.export may run: its loops and branches are taken as they fall for the sizes that
+    the inputs have. Its tensors keep the names that they have in the script."""
+
+    def __init__(self, script: Any):
+        super().__init__()
+        self._parameters, self._buffers, self._modules = script._parameters, script._buffers, script._modules
+        self.training = script.training
+        self._call = script.__call__  # the script itself would become a child
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Scripts hold plain tensors, which torch.export takes for no parameters."""
+        for name, tensor in super().named_parameters(*args, **kwargs):
+            yield name, torch.nn.Parameter(tensor, requires_grad=False)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self._call(*inputs)
+
+
+def _interpreted(path: Path, script: Any, arguments: tuple[torch.Tensor, ...]) -> Any:
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(_Interpreted(script), arguments, strict=False)
+    except Exception as error:  # what the interpreter raises is a RuntimeError around anything
+        if "data-dependent" not in str(error):
+            raise _refused(path, _reason(error)) from error
         raise UserError(
-            f"{path} is TorchScript that torch cannot turn into an exported program: {_reason(error)}", _HINT
+            f"{path}: the model decides by the values of its data{_decision(str(error))}, so it has no fixed"
+            " graph.",
+            "Replace the branch by torch.where, or loop a number of times that sizes tell, and save it again.",
         ) from error
+
+
+def _decision(trace: str) -> str:
+    """The line of the model's own code that an error of the interpreter points at, in brackets."""
+    before = (
+        trace.partition("<--- HERE")[0]
+        if "original code" not in trace
+        else (trace.partition("original code")[2].partition("<--- HERE")[0])
+    )
+    lines = [line.strip() for line in before.splitlines()]
+    return f" ({lines[-2]})" if len(lines) > 1 and lines[-1].strip("~ ") == "" else ""
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is TorchScript that torch cannot turn into an exported program: {reason}", _HINT
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -222,21 +222,72 @@ def test_torchscript(tmp_path, convnet, make):
     assert "does not run on input (1x8 float32)" in refusal(tmp_path / "m.pt", (InputSpec("input", (1, 8)),))
 
 
-def test_torchscript_that_cannot_be_converted(tmp_path):
-    class Search(torch.nn.Module):
-        def forward(self, x):
-            words: dict[str, int] = {}
-            while float(x.sum()) < 10.0:
-                x = x + 1.0
-                words[str(len(words))] = 1
-            return x, words
+class StepsOfFrames(torch.nn.Module):
+    """A voice activity detector: as many steps of a cell as there are frames, branches on the rank."""
 
-    torch.jit.script(Search()).save(tmp_path / "m.pt")
+    def __init__(self):
+        super().__init__()
+        self.conv, self.cell = torch.nn.Conv1d(1, 4, 8, 4), torch.nn.LSTMCell(4, 6)
+        self.register_buffer("scale", torch.rand(4, 1))
+
+    def forward(self, audio: torch.Tensor, h: torch.Tensor, c: torch.Tensor):
+        if audio.dim() == 2:
+            audio = audio.unsqueeze(1)
+        if audio.dim() > 3:
+            raise ValueError("too many dimensions")
+        frames = torch.relu(self.conv(audio)) * self.scale
+        heard: list[torch.Tensor] = []
+        for index in range(frames.size(2)):
+            h, c = self.cell(frames[:, :, index], (h, c))
+            heard.append(h)
+        return torch.stack(heard, 2), h, c
+
+
+def test_torchscript_whose_loops_depend_on_sizes_is_interpreted(tmp_path):
+    module = StepsOfFrames().eval()
+    torch.jit.script(module).save(tmp_path / "m.pt")
+    shapes = {"audio": (1, 40), "h": (1, 6), "c": (1, 6)}
+    source = load(tmp_path / "m.pt", tuple(InputSpec(name, shape) for name, shape in shapes.items()))
+    inputs = [torch.randn(shape) for shape in shapes.values()]
+    program = source.program
+    assert {"conv.weight", "cell.bias_hh", "scale"} <= program.state_dict.keys()
+    with torch.no_grad():
+        for got, want in zip(program.module()(*inputs), module(*inputs), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+class Search(torch.nn.Module):
+    def forward(self, x):
+        words: dict[str, int] = {}
+        while float(x.sum()) < 10.0:
+            x = x + 1.0
+            words[str(len(words))] = 1
+        return x
+
+
+class Counts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        for _ in range(x.size(1)):
+            self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize(
+    "module, reason, hint",
+    [
+        (Search(), "decides by the values of its data (while float(x.sum()) < 10.0:)", "torch.where"),
+        (Counts(), "cannot turn into an exported program: it changes attributes", "torch.export.save"),
+    ],
+    ids=["data", "attributes"],
+)
+def test_torchscript_that_cannot_be_converted(tmp_path, module, reason, hint):
+    torch.jit.script(module).save(tmp_path / "m.pt")
     message = refusal(tmp_path / "m.pt", (InputSpec("x", (1, 3)),))
-    assert (
-        "is TorchScript that torch cannot turn into an exported program" in message
-        and "torch.export.save" in message
-    )
+    assert reason in message and hint in message
 
 
 DATACLASS = """
