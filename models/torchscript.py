@@ -167,7 +167,7 @@ def _interpreted(path: Path, script: Any, arguments: tuple[torch.Tensor, ...]) -
         raise UserError(
             f"{path}: the model decides by the values of its data{_decision(str(error))}, so it has no fixed"
             " graph.",
-            "Replace the branch by torch.where, or loop a number of times that sizes tell, and save it again.",
+            "Replace the branch by torch.where, loop as often as sizes tell, and save it again.",
         ) from error
 
 

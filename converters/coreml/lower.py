@@ -18,6 +18,7 @@ from ...models.graphs import Draft, draft, finish, insert, is_op, places_of, ret
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
 from ..complex_numbers import split_complex_numbers
+from ..wide_integers import split_wide_integers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
 from .indexing_rules import INDEXING, INDEXING_TUPLES
@@ -48,6 +49,7 @@ def lower(program: ExportedProgram, compute: str = "float32") -> ExportedProgram
     take_steps(work, has_no_operator)
     drop_clones(work)
     split_complex_numbers(work, "Core ML")
+    split_wide_integers(work, "Core ML")
     compute_in_float32(work)
     count_whole_numbers(work)
     average_in_floats(work)

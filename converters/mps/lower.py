@@ -19,6 +19,7 @@ from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
 from ..complex_numbers import split_complex_numbers
+from ..wide_integers import split_wide_integers
 from .missing import spell_out_missing
 from .overlaps import add_overlaps
 from .portable import index_in_64_bits, sum_in_float32
@@ -59,6 +60,7 @@ def lower(
     take_steps(work)
     drop_masks_of_ones(work)
     split_complex_numbers(work, "ExecuTorch's MPS target")
+    split_wide_integers(work, "ExecuTorch's MPS target")
     spell_out_missing(work)
     narrow_integers(work)
     exact = small_constants(work) if widen_on is not None else {}
