@@ -81,7 +81,12 @@ def check_inputs(
     problems = [f"{name} is missing" for name in declared if name not in given]
     problems += [f"{name} is not an input" for name in given if name not in declared]
     known_features = {name: features.get(name, Feature()) for name in declared if name in given}
-    arrays = {name: to_array(given[name], feature.channels) for name, feature in known_features.items()}
+    arrays = {
+        name: to_array(
+            given[name], feature.channels, "uint8" if declared[name].dtype == "uint8" else "float32"
+        )
+        for name, feature in known_features.items()
+    }
     arrays = {
         name: array[None] if array.ndim == 0 and declared[name].shape == (1,) else array
         for name, array in arrays.items()
@@ -143,14 +148,14 @@ def describe_range(low: int, high: int | None) -> str:
     return "?" if high is None and low <= 1 else f"{low}.." if high is None else f"{low}..{high}"
 
 
-def to_array(item: Any, channels: str) -> np.ndarray:
-    """Array, tensor, nested list, or PIL image (-> float32 [1, C, H, W], 0 to 255, in the model's order of
+def to_array(item: Any, channels: str, pixel_type: str = "float32") -> np.ndarray:
+    """Array, tensor, nested list, or PIL image (-> pixel_type [1, C, H, W], 0 to 255, in the model's order of
     channels)."""
     if isinstance(item, torch.Tensor):
         return item.detach().cpu().numpy()
     if channels and hasattr(item, "convert"):
         pixels = np.atleast_3d(
-            np.asarray(item.convert(channels if channels in ("L", "F") else "RGB"), np.float32)
+            np.asarray(item.convert(channels if channels in ("L", "F") else "RGB"), pixel_type)
         )
         return pixels[..., :: -1 if channels == "BGR" else 1].transpose(2, 0, 1)[None]
     return np.asarray(item)

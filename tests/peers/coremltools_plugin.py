@@ -28,17 +28,21 @@ import torch
 
 from cidermill.converters.coreml.tools import import_coremltools
 from cidermill.validation import open_runner
+from cidermill.validation.borders import to_picture
 from cidermill.validation.graph import OperatorFailed
+from cidermill.validation.mil.interface import IMAGE_CHANNELS
 
 MACOS = (15, 5)
 KINDS = ("fp16", "TORCHEXPORT")  # words in the names of cases that differ in kind
 LARGEST_SPECIFICATION = 10
 FOLDERS = ("mil/ops/tests/", "frontend/torch/test/")
-COUNTS = {"predictions": 0, "comparisons": 0, "conversions": 0, "refusals": 0}
+COUNTS = dict.fromkeys(("predictions", "comparisons", "disagreements", "conversions", "refusals"), 0)
 # (relative to the value, relative to the largest value of the result; inputs count up to 1). Half precision
 # keeps 11 bits (5e-4); a case rounds its inputs, its weights and some intermediate results, and sums that
 # cancel keep the error of their terms.
 TOLERANCES = {"fp16": (1e-2, 2e-3), "fp32": (1e-4, 1e-5)}
+if importlib.util.find_spec("tensorflow") is None:  # some tests are for it
+    import_coremltools()  # before coremltools' own conftest does, whose way in leaves packages half imported
 
 
 class SavedPackage:
@@ -60,6 +64,14 @@ class SavedPackage:
         self.runner = self.runner or open_runner(self.path, host="reference", function=self.function)
         return self.runner
 
+    def pictures(self):
+        """Output name -> color space, of the outputs that the description calls images."""
+        import coremltools
+
+        described = coremltools.utils.load_spec(self.path).description.output
+        images = [output for output in described if output.type.WhichOneof("Type") == "imageType"]
+        return {output.name: output.type.imageType.colorSpace for output in images}
+
     def has_half_precision(self):
         return any(value.dtype == "float16" for value in self.open().graph.values.values())
 
@@ -77,10 +89,15 @@ class SavedPackage:
         try:
             results = runner(given, state=None if state is None else state.tensors)
         except OperatorFailed as error:
+            COUNTS["disagreements"] += 1
             raise RuntimeError(
                 f"Unable to compute the prediction using ML Program: {error}"
             ) from error  # how Core ML begins it
-        return {name: off_by(as_core_ml_gives(result), self.WRONG_BY) for name, result in results.items()}
+        pictures = self.pictures()
+        return {
+            name: as_core_ml_gives(off_by(result, self.WRONG_BY), pictures.get(name))
+            for name, result in results.items()
+        }
 
     def batchPredict(self, data):
         return [self.predict(item, None) for item in data]
@@ -106,8 +123,10 @@ def as_multi_array(item, value):
     return array.astype(value.dtype) if array.dtype.kind in "biuf" else array
 
 
-def as_core_ml_gives(result):
-    """A multi-array has at least one axis."""
+def as_core_ml_gives(result, color_space=None):
+    """A multi-array has at least one axis; an output that is an image is a PIL picture."""
+    if color_space is not None:
+        return to_picture(torch.from_numpy(result).float(), IMAGE_CHANNELS[color_space])
     return np.atleast_1d(result) if isinstance(result, np.ndarray) else result
 
 
@@ -118,8 +137,6 @@ def off_by(result, amount):
 def pretend_macos():
     """Every coremltools module that looks at the platform sees a Mac, and models are given our proxy."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    if importlib.util.find_spec("tensorflow") is None:  # some tests are for it
-        import_coremltools()
     import coremltools.converters.mil.testing_utils
     import coremltools.models.model
 

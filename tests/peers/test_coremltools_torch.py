@@ -46,14 +46,16 @@ def test_a_runner_that_is_wrong_is_caught():
     assert "0 of 4 that predicted" in summary and "strictly:" in done.stdout
 
 
-COUNTS = {"conversions": 1, "refusals": 0, "predictions": 1}
+COUNTS = {"conversions": 1, "refusals": 0, "predictions": 1, "comparisons": 1, "disagreements": 0}
 
 
 @pytest.mark.parametrize(
     "result, kind",
     [
         ({"outcome": "passed"}, "agreed"),
-        ({"outcome": "failed"}, "failed"),
+        ({"outcome": "failed", "disagreements": 1}, "failed"),
+        ({"outcome": "failed", "comparisons": 0}, "failed"),
+        ({"outcome": "failed"}, "otherwise"),
         ({"outcome": "failed", "predictions": 0}, "unpredicted"),
         ({"outcome": "passed", "predictions": 0}, "unpredicted"),
         ({"outcome": "failed", "refusals": 1}, "unconverted"),
@@ -69,7 +71,7 @@ def test_what_a_case_says(peers, result, kind):
 def test_the_agreement_counts_cases_that_predicted(peers):
     outcomes = {"passed": 97, "failed": 3, "skipped": 50}
     cases = {
-        f"{outcome}{i}": COUNTS | {"outcome": outcome}
+        f"{outcome}{i}": COUNTS | {"outcome": outcome, "comparisons": 0}
         for outcome, count in outcomes.items()
         for i in range(count)
     }

@@ -73,6 +73,19 @@ def test_grey_pictures(ct, converted, layout, mode):
     np.testing.assert_array_equal(runner([picture])[runner.outputs[0].name][0, 0], 2.0 * pixels()[..., 0])
 
 
+def test_grey_pictures_of_programs_that_take_bytes(ct, converted):
+    """`grayscale_use_uint8`: the program's own input is uint8."""
+    image = ct.ImageType("x", (1, 1, 4, 5), color_layout=ct.colorlayout.GRAYSCALE, grayscale_use_uint8=True)
+    path = converted(
+        Scale(), np.zeros((1, 1, 4, 5), np.float32), inputs=[image], minimum_deployment_target=ct.target.iOS17
+    )
+    runner = open_runner(path, host="reference")
+    assert runner.inputs[0].dtype == "uint8"
+    grey = pixels()[..., 0]
+    (out,) = runner([Image.fromarray(grey)]).values()
+    np.testing.assert_array_equal(out[0, 0], 2.0 * grey)
+
+
 def test_picture_of_another_size_is_refused_with_the_sizes_allowed(ct, converted):
     shape = ct.EnumeratedShapes([(1, 3, 4, 5), (1, 3, 8, 10)])
     path = converted(Scale(), np.zeros((1, 3, 4, 5), np.float32), inputs=[ct.ImageType("x", shape)])
