@@ -24,6 +24,10 @@ def running_minimum(self, dim):
     return (running(self, dim, torch.minimum, float("inf") if self.is_floating_point() else 2**31 - 1),)
 
 
+def running_product(self, dim, dtype=None):
+    return running(self if dtype is None else self.to(dtype), dim, torch.mul, 1)
+
+
 def expm1(self):
     """tanh(x / 2) (exp(x) + 1), which keeps what exp(x) - 1 loses near 0."""
     return torch.tanh(self * 0.5) * (torch.exp(self) + 1.0)

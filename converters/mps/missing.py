@@ -23,6 +23,7 @@ from ..functions import (
     ndtri,
     running_maximum,
     running_minimum,
+    running_product,
     searchsorted,
 )
 from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
@@ -170,6 +171,7 @@ MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
     aten.index_put.default: (put_at_places, _puts_otherwise),
     aten.put.default: (put, _always),
     aten.prod.dim_int: (product, _has_axes),
+    aten.cumprod.default: (running_product, _has_axes),
     aten.prod.default: (product_of_all, _has_axes),
     aten.median.default: (median_of_all, _always),
     aten.linalg_solve_triangular.default: (solve_triangular, is_small),

@@ -145,3 +145,15 @@ class ChannelsLast(torch.nn.Module):
 @pytest.mark.parametrize("target", TARGETS)
 def test_weights_of_channels_last_leave_no_trace_in_results(agrees, target):
     agrees(target, ChannelsLast().to(memory_format=torch.channels_last), normal(1, 3, 8, 6))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_light_that_reaches_each_sample_of_a_ray(agrees, target):
+    """Radiance fields and splats: the running product of what the samples before let through."""
+
+    def function(density):
+        opacity = 1 - torch.exp(-density.relu())
+        through = torch.cat([torch.ones_like(opacity[:, :1]), 1 - opacity], 1)
+        return torch.cumprod(through, 1)[:, :-1] * opacity, through.cumprod(0)
+
+    agrees(target, function, normal(3, 11))

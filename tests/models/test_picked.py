@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cidermill.models.capture import normalise
+from cidermill.models.capture import decomposed, normalise
 from cidermill.models.errors import UserError
 from tests.converters.conftest import Function
 
@@ -131,7 +131,8 @@ def test_sizes_are_those_of_what_was_picked_from(name):
     """On the example, and on rows in other orders, of which masks pick other numbers."""
     function, inputs, modules = CASES[name]
     module = Function(function, modules).eval()
-    program = normalise(torch.export.export(module, inputs), [f"in{place}" for place in range(len(inputs))])
+    exported = decomposed(torch.export.export(module, inputs))
+    program = normalise(exported, [f"in{place}" for place in range(len(inputs))], {})
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         own = [value[torch.randperm(len(value), generator=generator)] for value in inputs]
@@ -157,4 +158,4 @@ def test_sizes_are_those_of_what_was_picked_from(name):
 def test_what_depends_on_how_many_are_picked_is_refused(function):
     program = torch.export.export(Function(function).eval(), (normal(5, 4),))
     with pytest.raises(UserError, match="size depends on the values of its data"):
-        normalise(program, ["x"])
+        normalise(decomposed(program), ["x"], {})
