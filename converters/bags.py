@@ -15,6 +15,8 @@ def embedding_bag(
     positions = torch.arange(indices.shape[0])[None]
     ends = torch.cat([starts[1:], torch.full_like(starts[:1], indices.shape[0])])
     inside = (positions >= starts[:, None]) & (positions < ends[:, None])
+    if padding_idx >= 0:
+        inside = inside & (indices != padding_idx)
     if mode == LARGEST:
         rows = torch.nn.functional.embedding(indices, weight)
         each = torch.where(inside.unsqueeze(-1), rows, torch.full((), LOWEST, dtype=weight.dtype))
@@ -25,7 +27,3 @@ def embedding_bag(
         member = member * per_sample_weights[None]
     sums = member @ torch.nn.functional.embedding(indices, weight)
     return (sums / counts.clamp(min=1.0) if mode == 1 else sums,)
-
-
-def bags_are_whole(node: torch.fx.Node, result: int = 0) -> bool:
-    return result == 0 and (node.args[8] if len(node.args) > 8 else -1) == -1

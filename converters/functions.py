@@ -16,18 +16,6 @@ def running(values, dim, choose, least):
     return values
 
 
-def running_maximum(self, dim):
-    return (running(self, dim, torch.maximum, float("-inf") if self.is_floating_point() else -(2**31)),)
-
-
-def running_minimum(self, dim):
-    return (running(self, dim, torch.minimum, float("inf") if self.is_floating_point() else 2**31 - 1),)
-
-
-def running_product(self, dim, dtype=None):
-    return running(self if dtype is None else self.to(dtype), dim, torch.mul, 1)
-
-
 def expm1(self):
     """tanh(x / 2) (exp(x) + 1), which keeps what exp(x) - 1 loses near 0."""
     return torch.tanh(self * 0.5) * (torch.exp(self) + 1.0)
@@ -36,12 +24,12 @@ def expm1(self):
 def erfinv(self):
     """Giles, Approximating the erfinv function (GPU Computing Gems, 2011): single precision; +-inf at +-1."""
     small = -torch.log(((1.0 - self) * (1.0 + self)).clamp(min=1e-30))
-    centre = _polynomial(
+    centre = polynomial(
         small - 2.5,
         2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
         -0.00417768164, 0.246640727, 1.50140941,
     )  # fmt: skip
-    tail = _polynomial(
+    tail = polynomial(
         torch.sqrt(small.clamp(min=5.0)) - 3.0,
         -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
         0.00943887047, 1.00167406, 2.83297682,
@@ -50,8 +38,8 @@ def erfinv(self):
     return torch.where(torch.abs(self) == 1.0, self * float("inf"), inner)
 
 
-def _polynomial(x, *coefficients):
-    """Highest power first."""
+def polynomial(x, *coefficients):
+    """The value of a polynomial; coefficients of the highest power first."""
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         value = value * x + coefficient
@@ -62,6 +50,11 @@ def erfc(self):
     return 1.0 - torch.erf(self)
 
 
+def copysign(self, other):
+    """The sign of a zero counts as positive: targets do not keep it."""
+    return torch.abs(self) * torch.where(other < 0, -1.0, 1.0)
+
+
 def ndtri(self):
     return math.sqrt(2) * erfinv(2.0 * self - 1.0)
 
@@ -69,6 +62,10 @@ def ndtri(self):
 def distance(x1, x2, p, compute_mode=None):
     """x1 [..., n, size], x2 [..., m, size] -> [..., n, m]"""
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+
+
+def distance_of_tensors(self, other, p=2):
+    return torch.linalg.vector_norm((self - other).reshape(-1), p)
 
 
 def pairs_distance(self, p=2.0):
@@ -92,18 +89,6 @@ def searchsorted(sorted_sequence, self, out_int32=False, right=False, side=None,
         return bucketize(self, sorted_sequence, right=right)
     edges, values = sorted_sequence.unsqueeze(-2), self.unsqueeze(-1)
     return (edges <= values if right else edges < values).to(torch.int32).sum(-1)
-
-
-def histogram(self, bins=100, min=0, max=0):
-    """Counts between edges; the last bin takes its upper edge. Whole numbers are compared with whole edges:
-    half precision is too coarse."""
-    edges = [min + index * (max - min) / bins for index in range(bins + 1)]
-    if not self.is_floating_point():
-        edges = [math.ceil(edge - 1e-9) for edge in edges]
-    low, high = torch.tensor(edges[:-1])[:, None], torch.tensor(edges[1:])[:, None]
-    values = self.reshape(1, -1)
-    last = torch.arange(bins)[:, None] == bins - 1
-    return (((values >= low) & (values < high)) | (last & (values == max))).to(torch.int32).sum(1)
 
 
 def experts_product(input, mat2, offs, bias=None, out_dtype=None):

@@ -27,6 +27,16 @@ def adaptive_average(self, output_size):
     return self
 
 
+def adaptive_maximum(self, output_size):
+    """Axis after axis: the largest of each stretch. Any number of spatial axes, the last ones."""
+    for axis, wanted in enumerate(output_size, self.ndim - len(output_size)):
+        size = self.shape[axis]
+        bounds = [(index * size // wanted, -(-(index + 1) * size // wanted)) for index in range(wanted)]
+        stretches = [self.narrow(axis, low, high - low).amax(axis, keepdim=True) for low, high in bounds]
+        self = torch.cat(stretches, axis)
+    return self
+
+
 def logcumsumexp(self, dim):
     """Each element with all before it: what comes later is masked out of a square, whose rows are summed."""
     if self.ndim == 0:

@@ -109,9 +109,11 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
         run = partial(_run_source, source, own, [name for _, name in names])
         with torch.no_grad(), _weights_dropped_after_use(own):
             answers = answered(affordable(samples, work_of(program), calibrates), run)
+    from .counted import assumed_counts
     from .loops import repeated_steps
 
-    source = replace(source, warnings=(*warnings, *repeated_steps(program)))
+    warnings = (*warnings, *repeated_steps(program), *assumed_counts(exported))
+    source = replace(source, warnings=warnings)
     reference = answers.reference
     outputs = tuple(
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names

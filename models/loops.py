@@ -13,7 +13,7 @@ import torch
 from torch.fx.node import map_arg
 
 from .errors import UserError
-from .graphs import Draft, describe, module_path, source_line
+from .graphs import Draft, describe, is_op, module_path, source_line
 from .simplify import call, depends_on_inputs, evaluate_constant
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def unroll(work: Draft) -> bool:
     """Operators with graphs of their own become what those graphs compute.
 
     1. scan and map: a copy of the graph for each step, the results stacked. 2. while_loop: a copy for each
-    step, where no input decides how many there are. 3. cond: both branches, its condition chooses the result.
+    step, where a constant bounds how many there are. 3. cond: both branches, its condition chooses the
+    result.
     Requires nothing. First, as no other pass looks into nested graphs. Raises UserError for what is left.
     """
     nested = [node for node in work.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
@@ -91,27 +92,70 @@ def _while_loop(
     carried: Sequence[Any],
     further: Sequence[Any] = (),
 ) -> list[Any]:
-    """The carried values once the condition is false, which must be so for every input at the same step."""
-    state = list(carried)
+    """The carried values once the condition is false.
+
+    1. Where every input meets that at the same step, a copy of the body for each. 2. Where data decides, but
+    no later than a counter that the condition asks for too, a copy for each step that may be: `free` counts
+    on as if the data never ended the loop, and from its end on the values stay what they are.
+    """
+    state, free = list(carried), list(carried)
     decided = depends_on_inputs(work)
     computed: dict[Node, Any] = {}
+    active: Node | None = None
     for _ in range(MOST_STEPS):
         before = origin.prev
-        goes_on = _copied(work, origin, condition, [*state, *further])[0]
-        if isinstance(goes_on, torch.fx.Node):
-            _spread(before, origin, decided)
-            if goes_on in decided:
-                break
-            goes_on = evaluate_constant(work, goes_on, computed)
-        if not goes_on:
+        parts = _conjuncts(_copied(work, origin, condition, [*free, *further])[0])
+        _spread(before, origin, decided)
+        known = [part for part in parts if part not in decided]
+        if not known:
+            break
+        if not all(_value(work, part, computed) for part in known):
             return state
+        if active is not None or len(known) < len(parts):  # 2
+            goes_on = _copied(work, origin, condition, [*state, *further])[0]
+            both = aten.logical_and.default
+            active = goes_on if active is None else call(work, origin, both, active, goes_on)
         before = origin.prev
-        state = _copied(work, origin, body, [*state, *further])
+        following = _copied(work, origin, body, [*state, *further])
+        if active is None:  # 1
+            state = free = following
+        else:
+            free = _copied(work, origin, body, [*free, *further])
+            state = [_while(work, origin, active, *pair) for pair in zip(following, state)]
+            numbers = [index for index, value in enumerate(state) if not isinstance(value, torch.fx.Node)]
+            if any(_is_read(origin, index) for index in numbers):
+                break
         _spread(before, origin, decided)
     raise UserError(
         f"The model loops until its data says so: {describe(origin)}. How many steps it takes is not fixed.",
-        "Loop a fixed number of steps (a counter below a constant), or export one step and loop in the app.",
+        "Count its steps and end it by a constant, too: `(step < 20) & (error > tolerance)`; or loop a fixed"
+        " number of steps, or export one step and loop in the app.",
     )
+
+
+def _value(work: Draft, part: Any, computed: dict[Node, Any]) -> Any:
+    return evaluate_constant(work, part, computed) if isinstance(part, torch.fx.Node) else part
+
+
+def _while(work: Draft, origin: Node, active: Node, new: Any, old: Any) -> Any:
+    """A carried value after a step. A number (a count that a constant ends) goes on: once the loop has ended
+    nothing that reads it counts."""
+    return call(work, origin, aten.where.self, active, new, old) if isinstance(new, torch.fx.Node) else new
+
+
+def _is_read(origin: Node, index: int) -> bool:
+    """Whether anybody reads a result after the loop."""
+    return any(user.args[1] == index and user.users for user in origin.users)
+
+
+def _conjuncts(condition: Any) -> list[Any]:
+    """a & b & c -> [a, b, c]"""
+    joins = (aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor)
+    if is_op(condition, *joins):
+        return [part for source in condition.args for part in _conjuncts(source)]
+    if is_op(condition, aten.clone.default, aten.view.default, aten.reshape.default, aten.squeeze.default):
+        return _conjuncts(condition.args[0])
+    return [condition]
 
 
 def _spread(before: Node, end: Node, decided: set[Node]) -> None:

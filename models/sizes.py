@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .counted import count_up_to_minlength
 from .errors import UserError
 from .graphs import Draft, describe, is_op
 from .interpret import compute
@@ -18,7 +19,8 @@ def settle_sizes(work: Draft) -> bool:
     """Make every size a literal; -> whether any was open.
 
     1. Assertions and constraints on open sizes are dropped: they would keep them in the graph.
-    2. What masks pick becomes all elements, where it is put back or added up (`picked`).
+    2. What masks pick becomes all elements, where it is put back or added up (`picked`); counts of integers
+       are as many as their `minlength`.
     3. Numbers that are read out of constants (`int(mask.max())`) become literals.
     4. Fake values, and numbers among them, are computed anew where their sources are known by then.
 
@@ -30,7 +32,8 @@ def settle_sizes(work: Draft) -> bool:
     for node in list(work.graph.nodes):
         if "_assert" in str(node.target) or "sym_constrain" in str(node.target):  # 1
             work.graph.erase_node(node)
-    count_all_that_masks_pick(work)  # 2
+    count_up_to_minlength(work)  # 2
+    count_all_that_masks_pick(work)
     work.graph.eliminate_dead_code()
     dependent = depends_on_inputs(work)
     computed: dict[torch.fx.Node, Any] = {}
@@ -67,9 +70,30 @@ def _recompute(node: torch.fx.Node) -> None:
 def _refuse_open_sizes(work: Draft) -> None:
     open_nodes = [node for node in work.graph.nodes if node.op == "call_function" and _is_open(node)]
     if open_nodes:
+        first = open_nodes[0]
         raise UserError(
             "The model makes tensors whose size depends on the values of its data, first by"
-            f" {describe(open_nodes[0])}.",
-            "Replace what picks a varying number of elements (nonzero, boolean indexing) by masks or"
-            " torch.where, and convert again.",
+            f" {describe(first)}.",
+            _WAYS_OUT.get(first.target, _MASKS),
         )
+
+
+_MASKS = (
+    "Replace what picks a varying number of elements (nonzero, boolean indexing) by masks or torch.where, and"
+    " convert again."
+)
+_WAYS_OUT = {
+    aten.nonzero.default: "Give it a size, torch.nonzero_static(x, size=N), which fills up with -1; or use"
+    " the mask itself: torch.where(mask, a, b). Then convert again.",
+    aten.masked_select.default: "Return the tensor and its mask, or take the first N of"
+    " torch.nonzero_static(mask, size=N); torch.where(mask, a, b) keeps the shape. Then convert again.",
+    aten.index.Tensor: "Return the tensor and its mask, or take the rows of torch.nonzero_static(mask,"
+    " size=N); what is put back under the same mask, or summed, may stay. Then convert again.",
+    aten.bincount.default: "Say how many values there are: torch.bincount(x, minlength=N). Then"
+    " convert again.",
+    **dict.fromkeys(
+        (aten._unique2.default, aten.unique_consecutive.default, aten.unique_dim.default),
+        "Return the sorted tensor and where it changes (x[1:] != x[:-1]), and take the unique ones in the"
+        " app; or count known values with torch.bincount(x, minlength=N). Then convert again.",
+    ),
+}

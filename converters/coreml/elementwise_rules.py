@@ -10,19 +10,16 @@ from typing import Any
 import torch
 
 from ..angles import atan2, hypot
-from ..bits import bitwise_and, bitwise_or, bitwise_xor, low_bits, shift_left, shift_right
+from ..bits import bitwise_and, bitwise_or, bitwise_xor, low_bits
 from ..functions import (
     bucketize,
     distance,
-    erfc,
-    erfinv,
     experts_product,
     expm1,
-    histogram,
-    ndtri,
     pairs_distance,
     searchsorted,
 )
+from ..lacking import always
 from ..orders import median_of_all
 from ..resampling import logcumsumexp
 from ..scatters import product
@@ -30,10 +27,6 @@ from ..scatters import product
 aten = torch.ops.aten
 
 Predicate = Callable[..., bool]
-
-
-def always(*_: Any) -> bool:
-    return True
 
 
 def is_boolean(node: torch.fx.Node) -> bool:
@@ -126,10 +119,6 @@ def acosh(self):
     return torch.log(self + torch.sqrt(self - 1.0) * torch.sqrt(self + 1.0))
 
 
-def copysign(self, other):
-    return torch.abs(self) * torch.where(other < 0, -1.0, 1.0)
-
-
 def isinf(self):
     return torch.abs(self) == float("inf")
 
@@ -211,11 +200,6 @@ def leaves_axes_out_or_is_of_booleans(node: torch.fx.Node) -> bool:
     return leaves_axes_out(node) or has_axes(node) and is_boolean(node.args[0])
 
 
-def has_range(node: torch.fx.Node) -> bool:
-    """Without a range, histc takes it from the data, edges and all."""
-    return len(node.args) == 4 and node.args[2] != node.args[3]
-
-
 def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
     """nn.Bilinear: the sum over `sumdim` of the three factors, each given its missing axes."""
     factors = []
@@ -236,32 +220,24 @@ def has_one_row(node: torch.fx.Node) -> bool:
     return node.args[1].meta["val"].ndim == 1
 
 
-def addmv(self, mat, vec, beta=1, alpha=1):
-    return beta * self + alpha * torch.mv(mat, vec)
-
-
 def filled(self, fill_value, dtype=None, **_):
     """A constant of the type that torch gives it; coremltools takes the type of the number."""
     return torch.full(self.shape, fill_value, dtype=dtype or self.dtype)
+
+
+def where_of_numbers(condition, self, other):
+    """Of values without axes, of which coremltools builds an empty shape."""
+    return torch.where(*(value.reshape(1) for value in (condition, self, other))).reshape(())
+
+
+def is_number(node: torch.fx.Node) -> bool:
+    return node.meta["val"].ndim == 0
 
 
 def fills_with_another_type(node: torch.fx.Node) -> bool:
     number = torch.tensor(node.args[1])
     return number.is_floating_point() != node.meta["val"].is_floating_point() or number.dtype == torch.bool
 
-
-LEFT_SHIFTS = (
-    aten.__lshift__.Scalar,
-    aten.__lshift__.Tensor,
-    aten.bitwise_left_shift.Tensor_Scalar,
-    aten.bitwise_left_shift.Tensor,
-)
-RIGHT_SHIFTS = (
-    aten.__rshift__.Scalar,
-    aten.__rshift__.Tensor,
-    aten.bitwise_right_shift.Tensor_Scalar,
-    aten.bitwise_right_shift.Tensor,
-)
 
 ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.add.Tensor: (add, is_weighted),
@@ -274,19 +250,15 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.hardtanh.default: (hardtanh, always),
     aten.elu.default: (elu, is_scaled),
     aten.trunc.default: (trunc, always),
+    aten.where.self: (where_of_numbers, is_number),
     aten.full_like.default: (filled, fills_with_another_type),
     aten.fmod.Tensor: (fmod, always),
     aten.fmod.Scalar: (fmod, always),
-    aten.hypot.default: (hypot, always),
     aten.atan2.default: (atan2, always),
     aten.asinh.default: (asinh, always),
     aten.acosh.default: (acosh, always),
-    aten.erfc.default: (erfc, always),
-    aten.copysign.Tensor: (copysign, always),
     aten.isinf.default: (isinf, always),
     aten.expm1.default: (expm1, always),
-    aten.erfinv.default: (erfinv, always),
-    aten.special_ndtri.default: (ndtri, always),
     aten.clamp.default: (clamp_whole, is_whole),
     aten.div.Tensor_mode: (whole_quotient, is_whole),
     aten.div.Scalar_mode: (whole_quotient, is_whole),
@@ -295,8 +267,6 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.bitwise_and.Scalar: (and_number, always),
     **dict.fromkeys((aten.bitwise_or.Tensor, aten.bitwise_or.Scalar), (bitwise_or, always)),
     **dict.fromkeys((aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar), (bitwise_xor, always)),
-    **dict.fromkeys(LEFT_SHIFTS, (shift_left, always)),
-    **dict.fromkeys(RIGHT_SHIFTS, (shift_right, always)),
 }
 
 REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
@@ -325,12 +295,10 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.searchsorted.Tensor: (searchsorted, always),
     aten.searchsorted.Scalar: (searchsorted, always),
     aten.median.default: (median_of_all, always),
-    aten.histc.default: (histogram, has_range),
     aten._cdist_forward.default: (distance, always),
     aten._pdist_forward.default: (pairs_distance, always),
     aten._trilinear.default: (trilinear, always),
     aten.linear.default: (linear, has_one_row),
-    aten.addmv.default: (addmv, always),
     "transformers.grouped_mm_fallback.default": (experts_product, always),
     aten._grouped_mm.default: (experts_product, always),
 }

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..bags import bags_are_whole, embedding_bag
-from ..functions import running_maximum, running_minimum
+from ..bags import embedding_bag
+from ..lacking import always
 from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, sort, stable_sort, topk
 from ..sampling import CUBIC, grid_sample
@@ -21,7 +21,6 @@ from ..scatters import (
     index_reduce,
     leading,
     masked_scatter,
-    nonzero_static,
     put,
     puts_plainly,
     scatter,
@@ -31,7 +30,7 @@ from ..scatters import (
 )
 from ..windows import unfold
 from .axes import LARGEST_RANK
-from .elementwise_rules import Predicate, always, has_axes, is_boolean
+from .elementwise_rules import Predicate, has_axes, is_boolean, is_whole
 
 aten = torch.ops.aten
 
@@ -70,11 +69,26 @@ def constant_pad(self, pad, value):
         if before or after:
             self = self.narrow(axis, before, self.shape[axis] - before - after)
     grow = [max(amount, 0) for amount in pad]
-    return torch.constant_pad_nd(self, grow, value) if any(grow) else self.clone()
+    if self.is_floating_point():
+        return torch.constant_pad_nd(self, grow, value) if any(grow) else self.clone()
+    return _joined_on(self, grow, value)
 
 
-def cuts_or_is_boolean(node: torch.fx.Node) -> bool:
-    return any(amount < 0 for amount in node.args[1]) or is_boolean(node)
+def _joined_on(tensor, pad, value):
+    """Padding of integers as tensors of the value: Core ML pads them as real numbers."""
+    for position in range(len(pad) // 2):
+        axis = tensor.ndim - 1 - position
+        edges = []
+        for amount in pad[2 * position : 2 * position + 2]:
+            shape = [*tensor.shape[:axis], amount, *tensor.shape[axis + 1 :]]
+            edges.append([torch.full(shape, value, dtype=tensor.dtype)] if amount else [])
+        tensor = torch.cat([*edges[0], tensor, *edges[1]], axis) if edges != [[], []] else tensor
+    return tensor
+
+
+def cuts_or_is_whole(node: torch.fx.Node) -> bool:
+    """Integers are padded as real numbers, which half precision rounds, truth values not at all."""
+    return any(amount < 0 for amount in node.args[1]) or is_boolean(node) or is_whole(node)
 
 
 def index(self, indices):
@@ -157,17 +171,13 @@ def sorts_whole(node: torch.fx.Node, result: int) -> bool:
     return not value.is_floating_point() and fits(value, (*node.args, -1, -1)[place])
 
 
-def values_only(node: torch.fx.Node, result: int) -> bool:
-    return result == 0
-
-
 INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.cumsum.default: (cumulative_sum, counts_from_the_end),
     aten.unfold.default: (unfold, has_axes),
     aten.diagonal.default: (diagonal, always),
     aten.diagonal_copy.default: (diagonal, always),
     aten.diagonal_scatter.default: (diagonal_scatter, always),
-    aten.constant_pad_nd.default: (pad, cuts_or_is_boolean),
+    aten.constant_pad_nd.default: (pad, cuts_or_is_whole),
     aten.gather.default: (gather, takes_part),
     aten.scatter.src: (scatter, scatters_part),
     aten.scatter.value: (scatter_value, scatters_another_type),
@@ -178,7 +188,6 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.scatter_reduce.two: (scatter_reduce, always),
     aten.index_reduce.default: (index_reduce, always),
     aten.put.default: (put, always),
-    aten.nonzero_static.default: (nonzero_static, always),
     aten.grid_sampler_2d.default: (grid_sample, is_cubic),
     aten.grid_sampler_3d.default: (grid_sample, always),
     aten.linalg_solve_triangular.default: (solve_triangular, is_small),
@@ -187,8 +196,6 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
 }
 
 INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
-    aten.cummax.default: (running_maximum, values_only),
-    aten.cummin.default: (running_minimum, values_only),
     aten.max.dim: (maximum, is_beyond_reductions),
     aten.min.dim: (minimum, is_beyond_reductions),
     aten.sort.stable: (stable_sort, sorts_within_memory),
@@ -196,7 +203,7 @@ INDEXING_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.topk.default: (topk, sorts_whole),
     aten.kthvalue.default: (kth_value, always),
     aten.median.dim: (median, always),
-    aten._embedding_bag.default: (embedding_bag, bags_are_whole),
-    aten._embedding_bag_forward_only.default: (embedding_bag, bags_are_whole),
+    aten._embedding_bag.default: (embedding_bag, always),
+    aten._embedding_bag_forward_only.default: (embedding_bag, always),
     **{operator: (rule, lambda node, result: is_small(node)) for operator, rule in MATRIX_TUPLES.items()},
 }

@@ -18,6 +18,7 @@ from ...models.graphs import Draft, draft, finish, insert, is_op, places_of, ret
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants, views_to_reshapes
 from ..complex_numbers import split_complex_numbers
+from ..lacking import LACKING, LACKING_TUPLES
 from ..wide_integers import split_wide_integers
 from .elementwise_rules import ELEMENTWISE, REDUCTIONS
 from .half_range import fit_half, keep_logarithms_finite, scale_group_norms, scale_roots_of_squares
@@ -30,8 +31,9 @@ from .resize_rules import RESIZE, RESIZE_TUPLES
 
 aten = torch.ops.aten
 
-RULES = {**ELEMENTWISE, **REDUCTIONS, **INDEXING, **POOLING, **RESIZE}
+RULES = {**LACKING, **ELEMENTWISE, **REDUCTIONS, **INDEXING, **POOLING, **RESIZE}
 TUPLES = {
+    **LACKING_TUPLES,
     **INDEXING_TUPLES,
     **POOLING_TUPLES,
     **RESIZE_TUPLES,

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..resampling import adaptive_average
-from ..windows import for_each_axis, overhang, starts_beyond
-from .elementwise_rules import always
+from ..lacking import always
+from ..resampling import adaptive_average, adaptive_maximum
+from ..windows import for_each_axis, largest_in_windows, overhang, starts_beyond
 
 aten = torch.ops.aten
 
@@ -91,7 +91,8 @@ def adaptive_average_3d(self, output_size):
 
 def max_pool(operator):
     """1. One example without its axis. 2. Dilation, and ceil_mode that would have a window too many: the
-    largest of a window's elements, which are slices of the input."""
+    largest of a window's elements, which are slices of the input. 3. Their places, which Core ML does not
+    give."""
 
     def rule(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
         if self.ndim == len(kernel_size) + 1:  # 1
@@ -100,10 +101,13 @@ def max_pool(operator):
         windows = _windows(self, kernel_size, stride, padding, dilation)
         if not _is_beyond_operator(windows, ceil_mode):
             strides, paddings = [each.stride for each in windows], [each.padding for each in windows]
-            return operator(self, list(kernel_size), strides, paddings, [1] * len(windows), ceil_mode)
-        for axis, window in enumerate(windows):  # 2
-            self = _largest(self, 2 + axis, window, ceil_mode)
-        return (self,)
+            values = operator(self, list(kernel_size), strides, paddings, [1] * len(windows), ceil_mode)[0]
+        else:
+            values = self
+            for axis, window in enumerate(windows):  # 2
+                values = _largest(values, 2 + axis, window, ceil_mode)
+        geometry = zip(*[(w.kernel, w.stride, w.padding, w.dilation) for w in windows])
+        return values, largest_in_windows(self, *map(list, geometry), ceil_mode)[1]  # 3
 
     return rule
 
@@ -154,7 +158,7 @@ def max_pool_needs_care(node: torch.fx.Node, result: int = 0) -> bool:
     given = node.args[2:]
     *geometry, ceil_mode = given + defaults[len(given) :]
     windows = _windows(node.args[0].meta["val"], node.args[1], *geometry)
-    return is_alone(node) or (result == 0 and _is_beyond_operator(windows, ceil_mode))
+    return is_alone(node) or result == 1 or _is_beyond_operator(windows, ceil_mode)
 
 
 def is_alone(node: torch.fx.Node) -> bool:
@@ -165,6 +169,11 @@ def is_alone(node: torch.fx.Node) -> bool:
 POOLING_TUPLES = {
     operator: (max_pool(operator), max_pool_needs_care)
     for operator in (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+} | {
+    aten.adaptive_max_pool3d.default: (
+        lambda self, output_size: (adaptive_maximum(self, output_size),),
+        lambda node, result: result == 0,
+    )
 }
 
 POOLING = {

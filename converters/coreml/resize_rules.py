@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .elementwise_rules import Predicate, always
+from ..lacking import always
+from .elementwise_rules import Predicate
 
 aten = torch.ops.aten
 

@@ -35,6 +35,7 @@ from .precision import (
     small_constants,
 )
 from .rules import FIRST_OF_TUPLE, RULES
+from .whole_numbers import sum_whole_numbers
 from .wide import widen
 
 aten = torch.ops.aten
@@ -62,6 +63,7 @@ def lower(
     split_complex_numbers(work, "ExecuTorch's MPS target")
     split_wide_integers(work, "ExecuTorch's MPS target")
     spell_out_missing(work)
+    sum_whole_numbers(work)
     narrow_integers(work)
     exact = small_constants(work) if widen_on is not None else {}
     warnings = set_constants(work, half, dense).warnings

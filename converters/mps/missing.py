@@ -13,19 +13,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, retrace
-from ..bags import bags_are_whole, embedding_bag
-from ..bits import shift_left
+from ..bags import embedding_bag
+from ..counts import running_product
 from ..functions import (
     bucketize,
-    erfinv,
     experts_product,
-    histogram,
-    ndtri,
-    running_maximum,
-    running_minimum,
-    running_product,
     searchsorted,
 )
+from ..lacking import LACKING, LACKING_TUPLES, always
 from ..matrices import MATRIX_TUPLES, cholesky, cholesky_solve, is_small, solve_triangular
 from ..orders import fits, kth_value, median, median_of_all, sort, stable_sort
 from ..resampling import logcumsumexp
@@ -40,6 +35,7 @@ from ..scatters import (
     scatter_reduce,
     scatter_with,
 )
+from ..windows import for_each_axis, largest_in_windows
 
 aten = torch.ops.aten
 Rule = Callable[..., Any]
@@ -77,6 +73,25 @@ def put_at_places(self, indices, values, accumulate=False):
     return torch.index_put(self, [*[None] * axis, index.reshape(-1)], values)
 
 
+def largest_in_volumes(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
+    """The runtime pools pictures only."""
+    stride, padding, dilation = (
+        for_each_axis(numbers, 3) for numbers in (list(stride) or kernel_size, padding, dilation)
+    )
+    return largest_in_windows(self, list(kernel_size), stride, padding, dilation, ceil_mode)
+
+
+def clamp_whole(self, min=None, max=None):
+    """Integers whose bounds the runtime would round."""
+    self = self if min is None else torch.where(self < min, min, self)
+    return self if max is None else torch.where(self > max, max, self)
+
+
+def _has_large_bounds(node: torch.fx.Node) -> bool:
+    bounds = [bound for bound in node.args[1:] if bound is not None]
+    return not node.meta["val"].is_floating_point() and any(abs(bound) > 2**24 for bound in bounds)
+
+
 def sort_or_top(self, dim=-1, descending=False):
     """Long rows by ExecuTorch's kernel, which keeps no order of ties."""
     if self.numel() * self.shape[dim] <= ELEMENTS_SORTED:
@@ -106,16 +121,8 @@ def _is_scaled(node: torch.fx.Node) -> bool:
     return len(node.args) > 2
 
 
-def _always(node: torch.fx.Node) -> bool:
-    return True
-
-
 def _has_axes(node: torch.fx.Node) -> bool:
     return node.args[0].meta["val"].ndim > 0
-
-
-def _gives_values_only(node: torch.fx.Node) -> bool:
-    return _has_axes(node) and all(user.args[1] == 0 for user in node.users)
 
 
 def _sorts(node: torch.fx.Node) -> bool:
@@ -146,51 +153,45 @@ def _divides_no_integers(node: torch.fx.Node) -> bool:
     return node.args[4] != "mean" or node.meta["val"].is_floating_point()
 
 
-def _has_range(node: torch.fx.Node) -> bool:
-    return len(node.args) == 4 and node.args[2] != node.args[3]
-
-
-MISSING: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
-    **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, _always)),
+MISSING: dict[Any, tuple[Rule, Callable[..., bool]]] = {
+    **LACKING,
     aten.add.Scalar: (add_scaled, _is_scaled),
     aten.sub.Scalar: (subtract_scaled, _is_scaled),
-    aten.bucketize.Tensor: (bucketize, _always),
-    aten.searchsorted.Tensor: (searchsorted, _always),
-    aten.searchsorted.Scalar: (searchsorted, _always),
-    aten.histc.default: (histogram, _has_range),
-    aten.logcumsumexp.default: (logcumsumexp, _always),
-    aten.erfinv.default: (erfinv, _always),
-    aten.special_ndtri.default: (ndtri, _always),
-    aten.grid_sampler_3d.default: (grid_sample, _always),
+    aten.clamp.default: (clamp_whole, _has_large_bounds),
+    aten.bucketize.Tensor: (bucketize, always),
+    aten.searchsorted.Tensor: (searchsorted, always),
+    aten.searchsorted.Scalar: (searchsorted, always),
+    aten.logcumsumexp.default: (logcumsumexp, always),
+    aten.grid_sampler_3d.default: (grid_sample, always),
     aten.gather.default: (gather, _has_axes),
-    aten.scatter.reduce: (scatter_with, _always),
-    aten.scatter.value_reduce: (scatter_with, _always),
+    aten.scatter.reduce: (scatter_with, always),
+    aten.scatter.value_reduce: (scatter_with, always),
     aten.scatter_reduce.two: (scatter_reduce, _divides_no_integers),
     aten.index_reduce.default: (index_reduce, _divides_no_integers),
-    aten.copy.default: (copy, _always),
+    aten.copy.default: (copy, always),
     aten.index_put.default: (put_at_places, _puts_otherwise),
-    aten.put.default: (put, _always),
+    aten.put.default: (put, always),
     aten.prod.dim_int: (product, _has_axes),
-    aten.cumprod.default: (running_product, _has_axes),
+    aten.cumprod.default: (running_product, always),
     aten.prod.default: (product_of_all, _has_axes),
-    aten.median.default: (median_of_all, _always),
+    aten.median.default: (median_of_all, always),
     aten.linalg_solve_triangular.default: (solve_triangular, is_small),
     aten.cholesky_solve.default: (cholesky_solve, lambda node: is_small(node, 1)),
     aten.cholesky.default: (lambda self, upper=False: cholesky(self, upper)[0], is_small),
-    "transformers.grouped_mm_fallback.default": (experts_product, _always),
-    aten._grouped_mm.default: (experts_product, _always),
+    "transformers.grouped_mm_fallback.default": (experts_product, always),
+    aten._grouped_mm.default: (experts_product, always),
 }
-MISSING_TUPLES: dict[Any, tuple[Rule, Callable[[torch.fx.Node], bool]]] = {
-    aten.cummax.default: (running_maximum, _gives_values_only),
-    aten.cummin.default: (running_minimum, _gives_values_only),
+MISSING_TUPLES: dict[Any, tuple[Rule, Callable[..., bool]]] = {
+    **LACKING_TUPLES,
+    aten.max_pool3d_with_indices.default: (largest_in_volumes, always),
     aten.sort.default: (sort_or_top, _has_axes),
     aten.sort.stable: (stable_sort, _sorts),
     aten.kthvalue.default: (kth_value, _has_axes),
     aten.median.dim: (median, _has_axes),
-    aten.var_mean.correction: (variance_and_mean, _always),
+    aten.var_mean.correction: (variance_and_mean, always),
     **{operator: (rule, is_small) for operator, rule in MATRIX_TUPLES.items()},
-    aten._embedding_bag.default: (embedding_bag, bags_are_whole),
-    aten._embedding_bag_forward_only.default: (embedding_bag, bags_are_whole),
+    aten._embedding_bag.default: (embedding_bag, always),
+    aten._embedding_bag_forward_only.default: (embedding_bag, always),
 }
 
 
@@ -213,7 +214,7 @@ def _spell_out_once(work: Draft) -> bool:
         if node.target is operator.getitem and getattr(node.args[0], "target", None) in MISSING_TUPLES:
             call, place = node.args
         rules = MISSING if place is None else MISSING_TUPLES
-        rule, applies = rules.get(call.target) or rules.get(str(call.target), (None, _always))
+        rule, applies = rules.get(call.target) or rules.get(str(call.target), (None, always))
         if node.op == "call_function" and rule is not None and applies(call):
             _compute_by(work, node, rule, call, place)
             changed = True

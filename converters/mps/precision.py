@@ -177,7 +177,7 @@ def fit_scalars(work: Draft) -> bool:
         if node.op != "call_function":
             continue
         args = node.args
-        if is_op(node, aten.clamp.default):  # 1
+        if is_op(node, aten.clamp.default) and node.meta["val"].is_floating_point():  # 1
             bounds = [
                 None if limit is not None and abs(limit) > HALF_MAX else limit
                 for limit in [*node.args[1:], None, None][:2]

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..resampling import along
+from ..resampling import adaptive_maximum, along
 from ..windows import for_each_axis
 from .reductions import vector_norm
 
@@ -37,16 +37,6 @@ def average_3d(
         matrix = F.avg_pool2d(units, *window).flatten(1)
         self = along(self, axis, matrix.to(self.dtype))
     return self if divisor_override is None else self * (math.prod(kernel) / divisor_override)
-
-
-def adaptive_maximum(self, output_size):
-    """Axis after axis: the largest of each stretch."""
-    for axis, wanted in enumerate(output_size, self.ndim - 2):
-        size = self.shape[axis]
-        bounds = [(index * size // wanted, -(-(index + 1) * size // wanted)) for index in range(wanted)]
-        stretches = [self.narrow(axis, low, high - low).amax(axis, keepdim=True) for low, high in bounds]
-        self = torch.cat(stretches, axis)
-    return self
 
 
 def smoothed(mode):
@@ -86,4 +76,6 @@ RESAMPLING = {
     aten._cdist_forward.default: distance,
     aten._pdist_forward.default: pair_distances,
 }
-RESAMPLING_TUPLES = {aten.adaptive_max_pool2d.default: adaptive_maximum}
+RESAMPLING_TUPLES = dict.fromkeys(
+    (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), adaptive_maximum
+)

@@ -292,26 +292,30 @@ def _bound(position, size):
 
 
 def pad(self, pad, value=0):
-    """Negative padding (cropping) as slices, and the axes in threes: the runtime pads at most three."""
+    """Negative padding (cropping) as slices, and the axes in threes: the runtime pads at most three. Its
+    value is a float32: integers that it rounds are joined on."""
     for axis in range(len(pad) // 2):
         dim, before, after = self.ndim - 1 - axis, pad[2 * axis], pad[2 * axis + 1]
         if before < 0 or after < 0:
             crop, tail = max(-before, 0), max(-after, 0)
             self = aten.slice.Tensor(self, dim, crop, self.shape[dim] - tail, 1)
     pad = [max(amount, 0) for amount in pad]
+    if not self.is_floating_point() and abs(value) > 2**24:
+        return _joined_on(self, pad, value, 0)
     if len(pad) > 6:
-        self = _pad_far_axes(self, pad[6:], value)
+        self = _joined_on(self, pad[6:], value, 3)
     return aten.constant_pad_nd.default(self, pad[:6], float(value)) if any(pad[:6]) else self
 
 
-def _pad_far_axes(tensor, pad, value):
+def _joined_on(tensor, pad, value, last):
+    """Padding as tensors of the value. last: axes behind the first that is padded."""
     for axis in range(len(pad) // 2):
-        dim = tensor.ndim - 4 - axis
+        dim = tensor.ndim - 1 - last - axis
         shapes = [
             [*tensor.shape[:dim], amount, *tensor.shape[dim + 1 :]] for amount in pad[2 * axis : 2 * axis + 2]
         ]
         before, after = (torch.full(shape, value, dtype=tensor.dtype) for shape in shapes)
-        tensor = torch.cat([before, tensor, after], dim)
+        tensor = torch.cat([part for part in (before, tensor, after) if part.shape[dim]], dim)
     return tensor
 
 

@@ -63,6 +63,18 @@ class CountedLong(torch.nn.Module):
         return x * end
 
 
+class UntilNear(torch.nn.Module):
+    """Newton's square roots: the data ends it, but no later than a count does."""
+
+    def forward(self, x):
+        def goes_on(i, y):
+            return (i < 12) & ((y * y - x.abs()).abs().sum() > 0.05)
+
+        return while_loop(
+            goes_on, lambda i, y: (i + 1, 0.5 * (y + x.abs() / y)), (torch.tensor(0), x.abs() + 1)
+        )
+
+
 class Branch(Layer):
     def forward(self, x):
         return torch.cond(x.sum() > 0, lambda y: self.layer(y), lambda y: torch.log(y.abs()), (x,))
@@ -82,6 +94,7 @@ CASES = {
     "while_loop": (Counted, (1, 4)),
     "while_loop with a number": (CountedByNumber, (1, 4)),
     "while_loop of 400 steps": (CountedLong, (1, 4)),
+    "while_loop that data ends early": (UntilNear, (1, 4)),
     "cond": (Branch, (1, 4)),
     "cond in scan": (BranchInLoop, (6, 4)),
 }

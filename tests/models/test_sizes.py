@@ -52,4 +52,4 @@ def test_a_size_that_the_data_decides_is_refused_with_its_line():
         " (test_sizes"
     )
     assert "float32[2, 6], bool[2, 6] -> float32[u" in text
-    assert text.endswith("by masks or torch.where, and convert again.")
+    assert text.endswith("what is put back under the same mask, or summed, may stay. Then convert again.")
