@@ -99,15 +99,15 @@ def max_pool(operator):
             rest = kernel_size, stride, padding, dilation, ceil_mode
             return tuple(result.squeeze(0) for result in rule(self.unsqueeze(0), *rest))
         windows = _windows(self, kernel_size, stride, padding, dilation)
+        taps, strides = [each.kernel for each in windows], [each.stride for each in windows]
+        paddings, gaps = [each.padding for each in windows], [each.dilation for each in windows]
         if not _is_beyond_operator(windows, ceil_mode):
-            strides, paddings = [each.stride for each in windows], [each.padding for each in windows]
-            values = operator(self, list(kernel_size), strides, paddings, [1] * len(windows), ceil_mode)[0]
+            values = operator(self, taps, strides, paddings, gaps, ceil_mode)[0]
         else:
             values = self
             for axis, window in enumerate(windows):  # 2
                 values = _largest(values, 2 + axis, window, ceil_mode)
-        geometry = zip(*[(w.kernel, w.stride, w.padding, w.dilation) for w in windows])
-        return values, largest_in_windows(self, *map(list, geometry), ceil_mode)[1]  # 3
+        return values, largest_in_windows(self, taps, strides, paddings, gaps, ceil_mode)[1]  # 3
 
     return rule
 
