@@ -73,6 +73,7 @@ def split_wide_integers(work: Draft, target: str) -> bool:
     Requires reshapes instead of views. Before everything that has rules for integers.
     """
     ranges = integer_ranges(work)
+    _multiply_masks_in_real_numbers(work, ranges)
     _scale_before_casts(work, ranges)
     state = Split(work, ranges, _wide(work, ranges), {})
     refused = [describe(node) for node in work.graph.nodes if _is_beyond_rules(node, ranges)]
@@ -138,7 +139,7 @@ def _notices(node: torch.fx.Node, ranges: dict[torch.fx.Node, Range]) -> bool:
     """Whether more than the low 32 bits of what a node takes matter to it, and there is a rule for it."""
     if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
-    if node.target in IN_FLOAT and node.meta["val"].is_floating_point():
+    if _is_in_float(node):
         return True
     if node.target in DIVISIONS:
         return node in ranges and _divisor(node) is not None
@@ -245,6 +246,25 @@ def _factor(node: torch.fx.Node) -> float | None:
     if node.target is aten.div.Tensor:
         return 1 / factor
     return factor if node.target in PRODUCTS and isinstance(factor, float) else None
+
+
+def _multiply_masks_in_real_numbers(work: Draft, ranges: dict[torch.fx.Node, Range]) -> None:
+    """(1 - mask) * -1000000 of whole numbers that only real ones take: the product needs no 64 bits then."""
+    for node in list(work.graph.nodes):
+        if node.target not in PRODUCTS or fits_int32(ranges.get(node, INT32)):
+            continue
+        source, factor = node.args
+        small = isinstance(factor, int) and source in ranges and fits_int32(ranges[source])
+        if small and node.users and all(_is_in_float(user) for user in node.users):
+            retrace(work, node, _product_in_real_numbers, source, factor)
+
+
+def _product_in_real_numbers(source: torch.Tensor, factor: int) -> torch.Tensor:
+    return source.to(torch.float32) * factor
+
+
+def _is_in_float(node: torch.fx.Node) -> bool:
+    return node.target in IN_FLOAT and bool(node.meta["val"].is_floating_point())
 
 
 def _scale_before_casts(work: Draft, ranges: dict[torch.fx.Node, Range]) -> None:

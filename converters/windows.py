@@ -65,7 +65,10 @@ def largest_in_windows(tensor, kernel, stride, padding, dilation, ceil_mode):
             slice(index * gap, index * gap + (count - 1) * step + 1, step)
             for index, gap, count, step in zip(tap, dilation, counts, stride)
         ]
-        here, place = values[(..., *windows)], places[tuple(windows)].expand(*tensor.shape[:2], *counts)
+        here, place = (
+            values[(..., *windows)],
+            places[tuple(windows)].expand(*tensor.shape[: -len(kernel)], *counts),
+        )
         if largest is None:
             largest, where = here, place
             continue
