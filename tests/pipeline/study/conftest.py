@@ -303,6 +303,16 @@ def records_times(run):
         stream.write(f"{begun} {time.monotonic()}\\n")
     return 1.0
 
+def meets_another(run):
+    with RECORD.open("a") as stream:
+        stream.write("here\\n")
+    late = time.monotonic() + 60
+    while len(RECORD.read_text().splitlines()) < 2:
+        if time.monotonic() > late:
+            raise TimeoutError("nobody else came")
+        time.sleep(0.02)
+    return 1.0
+
 def sleeps_on_int4(run):
     time.sleep(60 if "int4" in str(run.path) else 0)
     return 1.0

@@ -90,17 +90,24 @@ def intervals(record):
     return sorted(tuple(map(float, line.split())) for line in record.read_text().splitlines())
 
 
-@pytest.mark.parametrize(("budget_bytes", "overlap"), [(15, False), (20, True)])
-def test_memory_bounds_what_runs_at_once(tiny, record, tmp_path, budget_bytes, overlap):
-    """Each trial is foreseen to need 10 bytes, and sleeps half a second in --eval."""
-    plan = StudyPlan((Subject(tiny / "net.pt2", evaluate="study_evals:records_times"),), tmp_path / "s")
+def run_two(tiny, out, budget_bytes, evaluate):
+    """Two trials on two workers, each foreseen to need 10 bytes."""
+    plan = StudyPlan((Subject(tiny / "net.pt2", evaluate=f"study_evals:{evaluate}"),), out)
     tasks = [
         plan.task(number, 0, "coreml", parse_recipe(recipe)) for number, recipe in enumerate(["int8", "int4"])
     ]
     rows = list(run_here(tasks, 2, lambda task: 10, budget_bytes))
     assert [row.state for row in rows] == ["done", "done"], rows
+
+
+def test_what_does_not_fit_together_runs_one_after_the_other(tiny, record, tmp_path):
+    run_two(tiny, tmp_path / "s", 15, "records_times")
     (_, first_end), (second_begin, _) = intervals(record)
-    assert (second_begin < first_end) == overlap
+    assert second_begin >= first_end
+
+
+def test_what_fits_together_runs_at_once(tiny, record, tmp_path):
+    run_two(tiny, tmp_path / "s", 20, "meets_another")
 
 
 def test_what_fits_nowhere_runs_alone(tiny, tmp_path):
