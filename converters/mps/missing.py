@@ -74,7 +74,7 @@ def put_at_places(self, indices, values, accumulate=False):
 
 
 def largest_in_volumes(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
-    """The runtime pools pictures only."""
+    """The runtime gives no places; values alone are pooled slice by slice (`volume_rules`)."""
     stride, padding, dilation = (
         for_each_axis(numbers, 3) for numbers in (list(stride) or kernel_size, padding, dilation)
     )
@@ -123,6 +123,10 @@ def _is_scaled(node: torch.fx.Node) -> bool:
 
 def _has_axes(node: torch.fx.Node) -> bool:
     return node.args[0].meta["val"].ndim > 0
+
+
+def _gives_places(node: torch.fx.Node) -> bool:
+    return any(user.args[1] == 1 for user in node.users)
 
 
 def _sorts(node: torch.fx.Node) -> bool:
@@ -183,7 +187,7 @@ MISSING: dict[Any, tuple[Rule, Callable[..., bool]]] = {
 }
 MISSING_TUPLES: dict[Any, tuple[Rule, Callable[..., bool]]] = {
     **LACKING_TUPLES,
-    aten.max_pool3d_with_indices.default: (largest_in_volumes, always),
+    aten.max_pool3d_with_indices.default: (largest_in_volumes, _gives_places),
     aten.sort.default: (sort_or_top, _has_axes),
     aten.sort.stable: (stable_sort, _sorts),
     aten.kthvalue.default: (kth_value, _has_axes),
