@@ -19,6 +19,7 @@ again and run on the model's own inputs. What it says is the worst output's PSNR
 
 import argparse
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     import torch
 
     module, inputs, case = made(folder, name)
+    inputs = in_order(module, inputs, case)
     args, kwargs = arguments_of(inputs)
     way, saved = getattr(case, "SAVE", "export"), Path(out) / name
     kept = [tensor.clone() for tensor in leaves(inputs)]
@@ -58,6 +60,7 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     else:
         torch.export.save(exported(case, module, args, kwargs), saved.with_suffix(".pt2"))
     module, inputs, case = made(folder, name)  # with its buffers as they were
+    inputs = in_order(module, inputs, case)
     args, kwargs = arguments_of(inputs)
     with torch.no_grad():
         answers = [leaf.detach() for leaf in leaves(module(*args, **kwargs))]
@@ -77,6 +80,14 @@ def made(folder: str, name: str) -> tuple[Any, Any, Any]:
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), inputs) if isinstance(inputs, dict) else (tuple(inputs), {})
+
+
+def in_order(module: Any, inputs: Any, case: Any) -> Any:
+    """Of a Hugging Face folder nobody knows how the inputs were given: they come as `forward` takes them."""
+    if getattr(case, "SAVE", "") != "hf" or not isinstance(inputs, dict):
+        return inputs
+    taken = [name for name in inspect.signature(module.forward).parameters if name in inputs]
+    return {name: inputs[name] for name in [*taken, *(name for name in inputs if name not in taken)]}
 
 
 def exported(case: Any, module: Any, args: tuple, kwargs: dict) -> Any:

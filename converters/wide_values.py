@@ -90,8 +90,13 @@ def reads(node: Node, wide: set[Node]) -> bool:
     return any(source in wide for source in node.all_input_nodes)
 
 
-def wide_warning(kept: int, total: int) -> str:
-    """kept: operators in float32, of `total`."""
+def wide_warning(kept: int, total: int, beyond: bool) -> str:
+    """kept: operators in float32, of `total`; beyond: whether numbers of any are beyond half precision."""
+    if not beyond:
+        return (
+            f"{kept} of {total} operators compute in float32, as half precision does not tell apart what the"
+            " model chooses between\nThe Neural Engine has no float32: they run on the CPU or the GPU."
+        )
     range_text = f"numbers to {RESERVE * LARGEST:.0f}, angles to {LARGEST_ANGLE:.0f}"
     return (
         f"{kept} of {total} operators compute in float32, as half precision ({range_text}) does not hold what"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .choice import choose
 from .conversion import convert
@@ -28,10 +28,16 @@ from .store import open_cache
 from .yardstick import yardstick_of
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from ..converters.artifact import WrittenArtifact
     from ..models.capture import Captured
     from ..models.source import Samples, Source
+    from ..quantization.compress import Compressed
+    from ..quantization.schemes import Recipe
     from .plan import Plan
-    from .report.records import Report
+    from .report.records import BudgetSummary, Report
+    from .yardstick import Yardstick
 
 
 def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = None) -> Report:
@@ -39,13 +45,11 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
     written to the plan's folder. source: what makes one of a model that is in memory, instead of the plan's
     file.
 
-    Where an artifact fails because half precision does not hold its numbers, all is done once more, and those
-    numbers are computed in float32.
+    Where half precision does not hold an artifact's numbers, or chooses another candidate, all is done once
+    more, and those numbers are computed in float32.
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
-    from ..quantization.compress import compress
-
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
@@ -58,44 +62,85 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
             key = captured_key(plan, estimator.calibration, captured)
             if report := recall(cache, key, plan, folder, stages):
                 return _publish(report, plan, folder, stages)
+        earlier = None
         for widen in (False, True):
-            choice = choose(plan, captured, folder, stages)
-            for recipe in choice.attempts(stages):
-                with stages("compress") as step:
-                    compressed = compress(captured, recipe, lambda done, total, name: step(name))
-                    compressed = replace(compressed, widen=widen)
-                    rounded = compressed.rounded  # traced here: not in the second thread
-                with computing(yardstick_of, compressed, plan.targets, rounded) as result:
-                    written = []
-                    for target in plan.targets:
-                        with stages("convert") as step:
-                            written.append(convert(compressed, target, plan, folder, step, choice.templates))
-                    if choice.accepts(written):
-                        with stages("probe"):
-                            yardstick = result()
-                        break
-                for artifact in written:
-                    remove(artifact.path)
-            budget = choice.settle(recipe, folder)
-            foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-            owners = _referred_to(captured.source.module, captured.program, compressed)
-            del captured, compressed, choice, rounded, result
-            if any(owner() is not None for owner in owners):
+            pressed = _press(plan, captured, folder, stages, widen, earlier)
+            del captured
+            if any(owner() is not None for owner in pressed.owners):
                 gc.collect()  # the model's weights, before an artifact is run
-            examinations = []
-            for artifact in written:
-                last = artifact is written[-1]
-                examinations.append(examine(artifact, yardstick, estimator, stages, last))
-            if widen or not any(facts.overflows for facts in examinations):
+            last = pressed.artifacts[-1]
+            examinations = [
+                examine(artifact, pressed.yardstick, estimator, stages, artifact is last)
+                for artifact in pressed.artifacts
+            ]
+            if widen or not any(facts.falls_short for facts in examinations):
                 break
-            for artifact in written:
+            for artifact in pressed.artifacts:
                 remove(artifact.path)
             captured, _ = _capture(plan, stages, source, samples)
+            earlier = pressed
+        yardstick, budget = pressed.yardstick, pressed.budget
         judgements = [judge(facts, yardstick, plan.min_psnr, budget) for facts in examinations]
-        findings = Findings(yardstick, examinations, judgements, budget, foreseen)
+        findings = Findings(yardstick, examinations, judgements, budget, pressed.foreseen)
         report = compose(findings, stages.records, folder)
         remember(cache, key, plan, report, folder)
         return _publish(report, plan, folder, stages)
+
+
+class Pressed(NamedTuple):
+    """Artifacts that one recipe gave, all that is known of them before one is run, and who held the model's
+    weights until then."""
+
+    recipe: Recipe
+    artifacts: list[WrittenArtifact]
+    yardstick: Yardstick
+    budget: BudgetSummary | None
+    foreseen: Mapping[str, int | None]
+    owners: list[weakref.ref[Any]]
+
+
+def _press(
+    plan: Plan, captured: Captured, folder: Path, stages: Stages, widen: bool, earlier: Pressed | None
+) -> Pressed:
+    """Choose a recipe, compress, convert; with the next recipe where a budget shows to be missed. widen:
+    what half precision loses is computed in float32; earlier: what was made without that."""
+    from ..quantization.compress import compress
+
+    choice = choose(plan, captured, folder, stages)
+    for recipe in choice.attempts(stages):
+        with stages("compress") as step:
+            compressed = compress(captured, recipe, lambda done, total, name: step(name))
+            compressed = replace(compressed, widen=widen)
+            rounded = compressed.rounded  # traced here: not in the second thread
+        known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
+        with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
+            artifacts = []
+            for target in plan.targets:
+                with stages("convert") as step:
+                    artifacts.append(convert(compressed, target, plan, folder, step, choice.templates))
+            if choice.accepts(artifacts):
+                with stages("probe"):
+                    yardstick = result()
+                break
+        for artifact in artifacts:
+            remove(artifact.path)
+    budget = choice.settle(recipe, folder)
+    foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
+    owners = _referred_to(captured.source.module, captured.program, compressed)
+    return Pressed(recipe, artifacts, yardstick, budget, foreseen, owners)
+
+
+def _yardstick(
+    compressed: Compressed,
+    targets: Sequence[str],
+    rounded: ExportedProgram,
+    known: Yardstick | None,
+    proceed: Callable[..., None],
+) -> Yardstick:
+    """known: of the same recipe; only its weights were let go."""
+    if known is not None:
+        return replace(known, decisions=compressed.decisions, weights=compressed.weights)
+    return yardstick_of(compressed, targets, rounded, proceed=proceed)
 
 
 def _capture(

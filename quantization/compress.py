@@ -63,7 +63,7 @@ class Decision:
 class Compressed:
     """`weights` holds only what was compressed, by name in the program's state dict; tied names share one
     CompressedWeight. widen: whether half-precision artifacts compute in float32 what half precision does not
-    hold on the samples."""
+    hold on the samples, or does not tell apart where they choose."""
 
     captured: Captured
     recipe: Recipe

@@ -21,6 +21,7 @@ from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
 from ..artifact import Realised, WrittenArtifact
+from ..scores import scores
 from ..wide_values import beyond_half, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
@@ -181,9 +182,10 @@ def _lower(compressed: Any) -> Lowered:
     if not compressed.widen:
         return Lowered(program, given, ct.precision.FLOAT16, ())
     dense = {name: weight.dense for name, weight in compressed.weights.items()}
-    precision, kept = keep_in_float32(program, beyond_half(program, compressed.captured, dense))
+    beyond = beyond_half(program, compressed.captured, dense)
+    precision, kept = keep_in_float32(program, beyond | scores(program))
     total = sum(node.op == "call_function" for node in program.graph.nodes)
-    return Lowered(program, given, precision, (wide_warning(kept, total),) if kept else ())
+    return Lowered(program, given, precision, (wide_warning(kept, total, bool(beyond)),) if kept else ())
 
 
 def _in_its_operators(compressed: Any) -> tuple[Any, bool]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...models.graphs import Draft, copy_graph, finish, is_op
+from ..scores import scores
 from ..wide_values import beyond_half, reads, wide_warning
 from .precision import SCALAR, scalar
 
@@ -16,16 +17,18 @@ aten = torch.ops.aten
 
 
 def widen(work: Draft, captured: Any, exact: Mapping[str, torch.Tensor]) -> list[str]:
-    """What has results beyond half precision on the captured samples, and what reads them, computes in
-    float32. exact: small constants as the source has them, by their qualified names. -> what the user should
-    know.
+    """What has results beyond half precision on the captured samples, or scores what is chosen between, and
+    what reads such results, computes in float32. exact: small constants as the source has them, by their
+    qualified names. -> what the user should know.
 
     1. Casts of what is float32 now go. 2. Numbers that such an operator reads are cast before it, 3. its
     result is cast back, unless it is beyond half precision itself: then all that read it are such operators.
     Requires constants that are folded and types that the operators agree on (`agree_types`).
     """
-    beyond = {node.name for node in beyond_half(_in_float32(work), captured, {})}
-    wide = {node for node in work.graph.nodes if node.name in beyond}
+    exact_program = _in_float32(work)
+    beyond = beyond_half(exact_program, captured, {})
+    names = {node.name for node in beyond | scores(exact_program)}
+    wide = {node for node in work.graph.nodes if node.name in names}
     operators = [node for node in work.graph.nodes if node.op == "call_function"]
     for node in operators:  # of several results that are read apart: all of them in float32
         if isinstance(node.meta["val"], tuple | list) and reads(node, wide):
@@ -46,7 +49,7 @@ def widen(work: Draft, captured: Any, exact: Mapping[str, torch.Tensor]) -> list
         _compute_in_float32(node)
         if was_half and node not in wide:
             _narrow(work, node)  # 3
-    return [wide_warning(len(kept), len(operators))] if kept else []
+    return [wide_warning(len(kept), len(operators), bool(beyond))] if kept else []
 
 
 def _in_float32(work: Draft) -> Any:

@@ -28,7 +28,7 @@ from ..estimates import estimator_of
 from ..examine import examine
 from ..judge import judge
 from ..loading import load_model
-from ..output import REPORT_FILE, DiskFull, staged
+from ..output import REPORT_FILE, DiskFull, remove, staged
 from ..report.compose import Findings, compose
 from ..report.records import Artifact, Report
 from ..report.summaries import worst_cosine, worst_psnr_db
@@ -164,15 +164,21 @@ def _finished_row(task: Task) -> StudyRow:
     plan = task.subject.plan(task.target, task.recipe, task.folder)
     estimator = estimator_of(plan)
     with staged(task.folder, force=True, keep=False) as folder:
-        with stages("compress"):
-            compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
-            yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
-        with stages("convert") as step:
-            written = convert(compressed, task.target, plan, folder, step, ready.templates)
+        for widen in (False, True):  # as `convert` does
+            with stages("compress"):
+                compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
+                compressed = replace(compressed, widen=widen)
+                yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
+            with stages("convert") as step:
+                templates = {} if widen else ready.templates
+                written = convert(compressed, task.target, plan, folder, step, templates)
+            del compressed
+            release_memory()  # graphs refer to themselves, and would keep weights
+            examination = examine(written, yardstick, estimator, stages)
+            if widen or not examination.falls_short:
+                break
+            remove(written.path)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
-        del compressed
-        release_memory()  # graphs refer to themselves, and would keep weights
-        examination = examine(written, yardstick, estimator, stages)
         judgement = judge(examination, yardstick, plan.min_psnr, None)
         report = compose(
             Findings(yardstick, [examination], [judgement], None, foreseen), stages.records, folder

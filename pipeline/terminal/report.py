@@ -190,13 +190,15 @@ def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
 
 
 def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:
-    """A line for each output of which some were set apart."""
+    """A line for each artifact of whose outputs some were set apart."""
     for artifact in artifacts:
-        for error in artifact.validation.conversion:
-            if told := summaries.near_ties_text(error):
-                what = f"{artifact.target}, output {error.output}: {told}"
-                why = "the source itself chooses otherwise there when its numbers are rounded"
-                out.print(line((clean(f"{what}; {why}."), "dim")))
+        counted = {error.output: error.near_ties or 0 for error in artifact.validation.conversion}
+        told = [f"{summaries.count_text(count)} in {output}" for output, count in counted.items() if count]
+        if told:
+            why = (
+                "near ties set apart, where the source itself chooses otherwise when its numbers are rounded"
+            )
+            out.print(line((clean(f"{artifact.target}: {why}: {', '.join(told)}."), "dim")))
 
 
 def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""Models whose numbers half precision does not hold: the operators that have them compute in float32."""
+"""Models whose numbers half precision does not hold, or does not tell apart where they choose: the operators
+that have them compute in float32."""
 
 import numpy as np
 import pytest
@@ -79,3 +80,55 @@ def test_large_angles_compute_in_float32(tmp_path, target):
     (answer,) = runner([points.numpy()]).values()
     assert np.abs(answer - expected).max() < 0.01 * np.abs(expected).max()
     assert any(node.outputs[0].dtype == "float16" for node in all_nodes(runner.graph))
+
+
+class Quantized(nn.Module):
+    """Residual vector quantization: the nearest of a book's rows, then of another one's what is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.books = nn.Parameter(torch.randn(2, 64, 16))
+
+    def forward(self, x):
+        rest, chosen = torch.tanh(self.encode(x)) * 3, []
+        for book in self.books:
+            distances = rest.pow(2).sum(-1, keepdim=True) - 2 * rest @ book.t() + book.pow(2).sum(-1)
+            code = distances.argmin(-1)
+            chosen.append(nn.functional.embedding(code, book))
+            rest = rest - chosen[-1]
+        return self.decode(sum(chosen))
+
+
+class Queries(nn.Module):
+    """As RT-DETR selects its queries: the places of the best scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(16, 32), nn.LayerNorm(32)
+        self.scores, self.boxes = nn.Linear(32, 5), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.norm(torch.relu(self.first(x)))
+        best = torch.topk(self.scores(x).max(-1).values, 20, dim=1).indices
+        return torch.gather(self.boxes(x), 1, best.unsqueeze(-1).expand(-1, -1, 4))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("make", [Quantized, Queries])
+def test_what_is_chosen_by_is_computed_in_float32(tmp_path, target, make):
+    """In half precision alone some of the rows come out as another candidate's."""
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(1, 400, 16)
+    report = cidermill.convert(net, (x,), target=target, out=tmp_path / "out", cache=False)
+    artifact = report.artifacts[0]
+    assert report.verdict == "pass"
+    assert any("what the model chooses between" in " ".join(text.split()) for text in artifact.warnings)
+    runner = cidermill.open_runner(tmp_path / "out" / artifact.path, host="reference")
+    with torch.no_grad():
+        expected = net(x).numpy()
+    (answer,) = runner([x.numpy()]).values()
+    others = np.abs(answer - expected).max(-1) > 0.01 * np.abs(expected).max()
+    assert others.sum() <= 1
+    types = {value.dtype for node in all_nodes(runner.graph) for value in node.outputs}
+    assert {"float16", "float32"} <= types, "the rest stays in half precision"
