@@ -10,6 +10,7 @@ interpreters, `reserve` by code that allocates in other ways; outside of a Meter
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ..models.errors import UserError
 
@@ -179,6 +180,22 @@ def reserve(size: int) -> None:
     """Code that is not torch's is about to allocate `size` bytes."""
     if (meter := CURRENT_METER.get()) is not None:
         meter.require_memory(max(size, 0))
+
+
+@contextmanager
+def announced(size: int, work: float) -> Iterator[Callable[[], None]]:
+    """The block allocates at most `size` bytes and takes `work` multiply-adds, which is looked at once
+    instead of for each operation: of a recurrent layer that would take longer than the layer.
+
+    -> what each turn of a loop in it calls, which raises OverAllowance once the time is up."""
+    meter = CURRENT_METER.get()
+    if meter is None:
+        yield lambda: None
+        return
+    meter.require_memory(size)
+    meter.require_time(work)
+    with _disable_current_modes():
+        yield meter.require_time
 
 
 def cost(func: Any, args: tuple, kwargs: dict) -> tuple[int, float]:

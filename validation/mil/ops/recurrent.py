@@ -1,7 +1,11 @@
 """MIL recurrent layers: x [steps, batch, inputs], weights with their gates stacked along the first axis."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
 
+from ...resources import ELEMENT_COST, announced
 from .arguments import scalar
 
 ACTIVATIONS = {
@@ -19,6 +23,18 @@ ACTIVATIONS = {
 
 def _steps(x: torch.Tensor, direction: str) -> list[torch.Tensor]:
     return list(x.flip(0) if direction == "reverse" else x)
+
+
+def _looping(
+    given: torch.Tensor, weight_hh: torch.Tensor, *others: torch.Tensor | None
+) -> AbstractContextManager[Callable[[], None]]:
+    """What the steps over `given` [steps, batch, gates] allocate and take, told the meter in one piece.
+    others: what may make a step's results larger."""
+    known = [given[:1], *(tensor for tensor in others if tensor is not None)]
+    rows = max(tensor.numel() // max(tensor.shape[-1], 1) for tensor in known)
+    steps, gates = given.shape[0], weight_hh.shape[0]
+    work = steps * (rows * gates * (weight_hh.shape[-1] + ELEMENT_COST) + ELEMENT_COST * weight_hh.numel())
+    return announced(4 * given.itemsize * steps * rows * gates, work)
 
 
 def _sequence(states: list[torch.Tensor], output_sequence: bool) -> torch.Tensor:
@@ -41,11 +57,14 @@ def rnn(
     output_sequence=False,
     activation="tanh",
 ):
-    h, states = initial_h, []
-    for step in _steps(x, direction):
-        total = step @ weight_ih.T + h @ weight_hh.T
-        h = ACTIVATIONS[activation](total if bias is None else total + bias)
-        states.append(h)
+    h, states, turned = initial_h, [], weight_hh.T
+    given = x @ weight_ih.T if bias is None else x @ weight_ih.T + bias
+    steps = _steps(given, direction)
+    with _looping(given, weight_hh, h) as turn:
+        for step in steps:
+            turn()
+            h = ACTIVATIONS[activation](step + h @ turned)
+            states.append(h)
     return _sequence(states, output_sequence), h
 
 
@@ -66,16 +85,19 @@ def gru(
     state, not the state."""
     outer, inner, size = ACTIVATIONS[recurrent_activation], ACTIVATIONS[activation], initial_h.shape[-1]
     hidden_bias = torch.zeros(3 * size) if bias is None else bias
-    given = torch.zeros(3 * size) if input_bias is None else input_bias
     h, states = initial_h, []
-    for step in _steps(x, direction):
-        x_r, x_o, x_z = (step @ weight_ih.T + given).chunk(3, -1)
-        w_r, w_o, w_z = weight_hh.chunk(3, 0)
-        b_r, b_o, b_z = hidden_bias.chunk(3)
-        r, z = outer(x_r + h @ w_r.T + b_r), outer(x_z + h @ w_z.T + b_z)
-        o = inner(x_o + (r * (h @ w_o.T + b_o) if reset_after else (r * h) @ w_o.T + b_o))
-        h = (1 - z) * o + z * h
-        states.append(h)
+    given = x @ weight_ih.T if input_bias is None else x @ weight_ih.T + input_bias
+    w_r, w_o, w_z = (weight.T for weight in weight_hh.chunk(3, 0))
+    b_r, b_o, b_z = hidden_bias.chunk(3)
+    steps = _steps(given, direction)
+    with _looping(given, weight_hh, h, hidden_bias) as turn:
+        for step in steps:
+            turn()
+            x_r, x_o, x_z = step.chunk(3, -1)
+            r, z = outer(x_r + h @ w_r + b_r), outer(x_z + h @ w_z + b_z)
+            o = inner(x_o + (r * (h @ w_o + b_o) if reset_after else (r * h) @ w_o + b_o))
+            h = (1 - z) * o + z * h
+            states.append(h)
     return _sequence(states, output_sequence), h
 
 
@@ -87,14 +109,17 @@ def _lstm_pass(
     peep = None if peephole is None else peephole.chunk(3)
     states, turned = [], weight_hh.T
     given = x @ weight_ih.T  # of all steps at once: what a runner spends on a step is the calls
-    for step in _steps(given if bias is None else given + bias, direction):
-        i, f, o, z = (step + h @ turned).chunk(4, -1)
-        if peep is not None:
-            i, f = i + peep[0] * c, f + peep[1] * c
-        c = outer(f) * c + outer(i) * cell(z)
-        c = c if clip is None else c.clamp(-scalar(clip), scalar(clip))
-        h = outer(o if peep is None else o + peep[2] * c) * final(c)
-        states.append(h)
+    steps = _steps(given if bias is None else given + bias, direction)
+    with _looping(given, weight_hh, h, c, bias, peephole) as turn:
+        for step in steps:
+            turn()
+            i, f, o, z = (step + h @ turned).chunk(4, -1)
+            if peep is not None:
+                i, f = i + peep[0] * c, f + peep[1] * c
+            c = outer(f) * c + outer(i) * cell(z)
+            c = c if clip is None else c.clamp(-scalar(clip), scalar(clip))
+            h = outer(o if peep is None else o + peep[2] * c) * final(c)
+            states.append(h)
     return states, c
 
 
