@@ -28,6 +28,7 @@ from .patched import (
 )
 from .quiet import quiet
 from .recurrent_shapes import shapes_of_recurrent_layers
+from .remembered_overrides import remembered_overrides
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Limit, Samples, Source, TensorSpec, refuse_complex
 from .state import changed_inputs, changes_itself, leave_inputs, refuse_mutation
@@ -132,7 +133,7 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     for operator in kept_composites():
         table.pop(operator, None)
     table.update(unchecked_matrices())
-    with operators_listed_once(), shapes_of_recurrent_layers():
+    with operators_listed_once(), remembered_overrides(), shapes_of_recurrent_layers():
         try:
             program: ExportedProgram = exported.run_decompositions(table)
         except RuntimeError as error:

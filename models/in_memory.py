@@ -159,8 +159,9 @@ def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
     converted = any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
     elsewhere = any(tensor.device.type != "cpu" for tensor in tensors)
     stay = [] if converted or elsewhere else model.parameters()
+    known = {id(tensor): tensor for tensor in stay} | _computed(model)
     try:
-        own = copy.deepcopy(model, {id(tensor): tensor for tensor in stay})
+        own = copy.deepcopy(model, known)
     except Exception as error:  # whatever the module's parts raise
         raise UserError(
             f"{name_of(model)} cannot be copied, and cidermill works on a copy: {type(error).__name__}:"
@@ -168,6 +169,17 @@ def _private(model: torch.nn.Module) -> tuple[torch.nn.Module, bool]:
             "Save it with torch.export.save and give the path.",
         ) from error
     return own.cpu() if elsewhere else own, converted
+
+
+def _computed(model: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """By identity: copies of what modules have computed and kept, as those of weight_norm keep a weight.
+    torch copies no tensor that has a gradient's history."""
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    return {
+        id(value): value.detach().clone()
+        for value in kept
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 def _as_float32(inputs: Examples | None) -> Examples | None:

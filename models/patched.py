@@ -22,7 +22,7 @@ Garbage collector: at rest during large imports (`lasting_imports`).
 Random numbers: numpy's global sequence, from which a pass of coremltools draws (`own_random_numbers`).
 Interpreter: how soon threads take turns, while two of them share a conversion (`quick_turns`).
 Operators that torch.export decomposes: listed once while a model is captured or lowered
-    (`operators_listed_once`).
+    (`operators_listed_once`), and overridden from memory (`remembered_overrides`).
 Recurrent layers: torch.export computes their shapes alone, while a model is captured (`recurrent_shapes`).
 Mamba and RWKV of transformers: take the parallel form of their scan while a model is captured
     (`parallel_scans`).

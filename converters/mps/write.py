@@ -13,6 +13,7 @@ from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
 from ...models.patched import operators_listed_once
 from ...models.quiet import quiet
+from ...models.remembered_overrides import remembered_overrides
 from ..artifact import WrittenArtifact
 from . import delegate as mps_delegate
 from .activations import activation_warnings
@@ -31,7 +32,7 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     `progress` is told each step's name."""
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
-    with quiet(), operators_listed_once():
+    with quiet(), operators_listed_once(), remembered_overrides():
         tell("lower")
         work, warnings = lower(
             compressed.captured.program,

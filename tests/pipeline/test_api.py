@@ -397,3 +397,14 @@ def test_a_tensor_that_is_no_buffer_and_changes(tmp_path):
 def test_a_number_beyond_all_floats(linear, tmp_path):
     with pytest.raises(cidermill.UserError, match="min_psnr is too large a number"):
         cidermill.convert(linear, (torch.ones(1, 64),), min_psnr=10**400, out=tmp_path / "out")
+
+
+def test_a_module_that_keeps_what_it_has_computed(tmp_path):
+    """torch.nn.utils.weight_norm leaves the weight of the last call on the module, with a history of gradients."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = torch.nn.utils.weight_norm(torch.nn.Conv1d(4, 8, 3))
+    net(torch.randn(1, 4, 16))
+    assert not net.weight.is_leaf
+    report = cidermill.convert(net, (torch.randn(1, 4, 16),), out=tmp_path / "out", cache=False)
+    assert report.verdict == "pass"
