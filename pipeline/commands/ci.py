@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...models.errors import UserError
+from .shared import telling
 
 if TYPE_CHECKING:
     from ..gate.ci import JudgedModel
@@ -44,8 +45,9 @@ def publish(models: Sequence[JudgedModel], ci: bool, junit: Path | None, as_json
 def announce(annotations: Sequence[str], summary: str, as_json: bool) -> None:
     """What --ci asks for. With --json the annotations go to standard error, where GitHub reads them as
     well."""
-    for text in annotations:
-        click.echo(text, err=as_json)
+    with telling():
+        for text in annotations:
+            click.echo(text, err=as_json)
     path = os.environ.get(SUMMARY)
     if not path:
         return

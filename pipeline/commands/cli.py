@@ -20,7 +20,7 @@ from .cache import cache
 from .convert import convert
 from .gate import check, diff
 from .machine import calibrate, doctor
-from .shared import CONTEXT
+from .shared import CONTEXT, leave_output
 from .study import study
 from .tuning import tune
 
@@ -55,6 +55,8 @@ def _run(command: click.Command, name: str) -> None:
         if isinstance(done.code, int):
             exit_quickly(done.code)
         raise
+    except OSError as error:  # of click's own texts: the commands answer for theirs
+        exit_quickly(leave_output(error.strerror or str(error)))
 
 
 def exit_quickly(code: int) -> None:

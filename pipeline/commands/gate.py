@@ -1,13 +1,19 @@
 """`cidermill check` and `cidermill diff`: gates of a release. Options enter; results are told, and the exit
 code says whether they pass."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..exit_codes import FAIL, PASS
 from .ci import announce, ci_option, junit_option, write_junit
 from .shared import CONTEXT, exits_with_user_errors, json_option, quiet_option, tell
+
+if TYPE_CHECKING:
+    from ..gate.difference import Difference
 
 
 @click.command(context_settings=CONTEXT)
@@ -119,9 +125,9 @@ def diff(
     from ..gate.diff_tables import markdown as markdown_text
     from ..terminal.gate import show_diff
 
-    result = differences.diff(a, b, device)
-    if markdown and not as_json and not quiet:
+    def show_markdown(result: Difference) -> None:
         click.echo(markdown_text(result), nl=False)
-    else:
-        tell(result, as_json, quiet, show_diff)
+
+    result = differences.diff(a, b, device)
+    tell(result, as_json, quiet, show_markdown if markdown else show_diff)
     return 1 if exit_code and result.different else 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..exit_codes import FAIL, PASS
-from .shared import CONTEXT, exits_with_user_errors, json_option, tell
+from .shared import CONTEXT, exits_with_user_errors, json_option, tell, telling
 
 
 @click.command(context_settings=CONTEXT)
@@ -50,8 +50,9 @@ def doctor(as_json: bool) -> int:
     from ..terminal.report import show_doctor
 
     findings = examine()
-    if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
-    else:
-        show_doctor(findings)
+    with telling():
+        if as_json:
+            click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+        else:
+            show_doctor(findings)
     return PASS if all(finding.ok for finding in findings) else FAIL

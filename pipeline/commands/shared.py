@@ -1,11 +1,13 @@
 """What every command shares: its options, how it tells what it found, and how errors become messages and exit
 codes."""
 
+import errno
 import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from ...models.errors import UserError
-from ..exit_codes import BAD_INPUT, DEFECT
+from ..exit_codes import BAD_INPUT, DEFECT, UNTOLD
 from ..option import Option
 from ..options import OPTIONS
 from ..signals import Stopped, ends_in_order
@@ -35,10 +37,12 @@ def tell(result: Result, as_json: bool, quiet: bool, show: Callable[[Result], An
     failed says why in one line on standard error all the same."""
     from ..report.json_files import json_text
 
-    if as_json:
-        click.echo(json_text(result), nl=False)
-    elif not quiet:
-        show(result)
+    if as_json or not quiet:
+        with telling():
+            if as_json:
+                click.echo(json_text(result), nl=False)
+            else:
+                show(result)
     elif reason := failure(result):
         click.echo(reason, err=True)
 
@@ -71,6 +75,8 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
         except Stopped as stopped:
             click.echo(f"interrupted; {(*stopped.args, 'nothing was written')[1]}", err=True)
             code = 128 + stopped.args[0]
+        except Untold as error:
+            code = leave_output(str(error))
         except Exception:
             traceback.print_exc()
             click.echo(
@@ -82,6 +88,33 @@ def exits_with_user_errors(command: Callable[..., int]) -> Callable[..., None]:
         sys.exit(code)
 
     return wrapped
+
+
+class Untold(Exception):
+    """Standard output takes no more."""
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """What is written inside goes to standard output alone: raises Untold where that takes no more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # who read it has left: click ends in order
+            raise
+        raise Untold(error.strerror) from error
+
+
+def leave_output(reason: str) -> int:
+    """Say that standard output takes no more, and let go of what it has not taken. -> the exit code"""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    click.echo(
+        f"error: standard output cannot be written to: {reason}\n→ What was made is written; only what would"
+        " stand here is lost.",
+        err=True,
+    )
+    return UNTOLD
 
 
 def table_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -400,7 +400,7 @@ def test_a_number_beyond_all_floats(linear, tmp_path):
 
 
 def test_a_module_that_keeps_what_it_has_computed(tmp_path):
-    """torch.nn.utils.weight_norm leaves the weight of the last call on the module, with a history of gradients."""
+    """torch.nn.utils.weight_norm leaves the weight of the last call on the module, with its history."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         net = torch.nn.utils.weight_norm(torch.nn.Conv1d(4, 8, 3))

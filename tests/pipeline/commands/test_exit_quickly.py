@@ -79,3 +79,16 @@ def test_the_console_scripts_end_so(name):
 
     (script,) = entry_points(group="console_scripts", name=name)
     assert script.module == "cidermill.pipeline.commands.cli" and script.attr.endswith("_main")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--json"], ["doctor"]])
+def test_a_full_standard_output_is_one_message(arguments):
+    script = "from cidermill.pipeline.commands.cli import cidermill_main; cidermill_main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 74
+    assert done.stderr.startswith("error: standard output cannot be written to: No space left on device\n")
+    assert "Traceback" not in done.stderr
