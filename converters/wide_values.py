@@ -4,18 +4,20 @@ out, for targets that can compute those in float32."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..models.interpret import Values, input_tensors, prepare, run_nodes
 from ..models.quiet import quiet
+from .scores import scores
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
     from ..models.capture import Captured
+    from ..quantization.compress import Compressed
 
 RESERVE = 2.0  # other inputs than the samples may give numbers this much larger
 LARGEST = torch.finfo(torch.float16).max / RESERVE
@@ -23,6 +25,21 @@ LARGEST_ANGLE = 8.0  # radians; from here on half precision is off by 0.004 and 
 MOST_BEFORE = 40  # operators that an angle may come from: more are a network, not a formula
 aten = torch.ops.aten
 SINES = (aten.sin.default, aten.cos.default)
+
+
+class Wide(NamedTuple):
+    """What computes in float32; beyond: whether numbers of any are beyond half precision."""
+
+    nodes: set[Node]
+    beyond: bool
+
+
+def wide_values(
+    program: ExportedProgram, compressed: Compressed, dense: Mapping[str, Callable[[], torch.Tensor]]
+) -> Wide:
+    """As `beyond_half`, and what the program chooses by, as far as `compressed` asks for each."""
+    beyond = beyond_half(program, compressed.captured, dense) if compressed.widen else set()
+    return Wide(beyond | (scores(program) if compressed.exact_choices else set()), bool(beyond))
 
 
 def beyond_half(

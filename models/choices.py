@@ -68,7 +68,7 @@ def near_ties(
         answers = evaluate(captured.program, captured, dense, tap=_rounding(run, scale, proceed))
         for masks, want, have in zip(changed, exact, answers):
             for name, mask in masks.items():
-                mask |= jumps(want[name], have[name])
+                mask |= _jumps(want[name], have[name])
     return tuple(changed)
 
 
@@ -119,7 +119,7 @@ def _rounding(run: int, scale: float, proceed: Tap | None) -> Tap:
     return tap
 
 
-def jumps(want: np.ndarray, have: np.ndarray) -> np.ndarray:
+def _jumps(want: np.ndarray, have: np.ndarray) -> np.ndarray:
     """Where whole numbers differ; where floating-point ones changed by far more than most of them did."""
     if want.dtype.kind != "f":
         differs: np.ndarray = want != have

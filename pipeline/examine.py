@@ -15,7 +15,7 @@ from ..validation.judge.compare import TOLERANCE_DB, compare
 from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
 from .classifiers import without_labels
-from .half_precision import flips, overflows
+from .half_precision import overflows
 from .measurements import add_measured
 from .report.records import Latency, Placement, Validation
 from .yardstick import Batches
@@ -38,8 +38,8 @@ class Examination:
     is judged yet.
 
     placement, latency: estimates, with what this machine measured; answers: what the artifact gave for each
-    sample; notes: where the platform's runtime is known to do something else; falls_short: half precision
-    loses in it what float32 in some operators would keep.
+    sample; notes: where the platform's runtime is known to do something else; overflows: half precision does
+    not hold its numbers.
     """
 
     artifact: WrittenArtifact
@@ -49,7 +49,7 @@ class Examination:
     latency: Latency
     answers: Batches
     notes: tuple[str, ...]
-    falls_short: bool = False
+    overflows: bool = False
 
 
 def examine(
@@ -77,15 +77,12 @@ def examine(
         validation = compared(
             runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
         )
-        short = runner.precision != "float32" and (
-            flips(expected, answers, yardstick.near_ties)
-            or overflows(artifact.path, runner, validation, given)
-        )
+        overflow = overflows(artifact.path, runner, validation, given)
         validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
     with stages("place"):
         estimates = estimator(runner.file_graph, artifact.target)
         estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
-    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, short)
+    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, overflow)
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:

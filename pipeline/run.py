@@ -14,6 +14,7 @@ from .conversion import convert
 from .conversion_cache import captured_key, conversion_key, recall, remember
 from .estimates import estimator_of
 from .examine import examine
+from .half_precision import hangs_on_ties
 from .judge import judge
 from .limits import limited
 from .loading import load_source, with_samples
@@ -45,8 +46,8 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
     written to the plan's folder. source: what makes one of a model that is in memory, instead of the plan's
     file.
 
-    Where half precision does not hold an artifact's numbers, or chooses another candidate, all is done once
-    more, and those numbers are computed in float32.
+    Where an artifact fails because half precision does not hold its numbers, all is done once more, and those
+    numbers are computed in float32.
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
@@ -73,7 +74,7 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
                 examine(artifact, pressed.yardstick, estimator, stages, artifact is last)
                 for artifact in pressed.artifacts
             ]
-            if widen or not any(facts.falls_short for facts in examinations):
+            if widen or not any(facts.overflows for facts in examinations):
                 break
             for artifact in pressed.artifacts:
                 remove(artifact.path)
@@ -103,7 +104,8 @@ def _press(
     plan: Plan, captured: Captured, folder: Path, stages: Stages, widen: bool, earlier: Pressed | None
 ) -> Pressed:
     """Choose a recipe, compress, convert; with the next recipe where a budget shows to be missed. widen:
-    what half precision loses is computed in float32; earlier: what was made without that."""
+    what half precision does not hold is computed in float32; earlier: what was made without that."""
+    from ..converters.scores import scores
     from ..quantization.compress import compress
 
     choice = choose(plan, captured, folder, stages)
@@ -114,6 +116,9 @@ def _press(
             rounded = compressed.rounded  # traced here: not in the second thread
         known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
         with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
+            if scores(captured.program):
+                with stages("probe"):
+                    compressed = replace(compressed, exact_choices=hangs_on_ties(result()))
             artifacts = []
             for target in plan.targets:
                 with stages("convert") as step:

@@ -63,7 +63,7 @@ class Decision:
 class Compressed:
     """`weights` holds only what was compressed, by name in the program's state dict; tied names share one
     CompressedWeight. widen: whether half-precision artifacts compute in float32 what half precision does not
-    hold on the samples, or does not tell apart where they choose."""
+    hold on the samples; exact_choices: what they choose by."""
 
     captured: Captured
     recipe: Recipe
@@ -72,6 +72,12 @@ class Compressed:
     activations: ActivationPlan | None = None
     warnings: tuple[str, ...] = ()
     widen: bool = False
+    exact_choices: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether operators of a half-precision artifact may compute in float32."""
+        return self.widen or self.exact_choices
 
     @cached_property
     def rounded(self) -> ExportedProgram:

@@ -21,8 +21,7 @@ from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
 from ..artifact import Realised, WrittenArtifact
-from ..scores import scores
-from ..wide_values import beyond_half, wide_warning
+from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
 from .lower import lower
@@ -128,7 +127,7 @@ def _template(
 ) -> Template:
     """The template that fits, made where there is none; kept where another recipe could fill it: not where
     this one has changed the graph."""
-    unchanged = compressed.activations is None and not compressed.widen
+    unchanged = compressed.activations is None and not compressed.mixed
     shared = templates is not None and unchanged and compressed.captured is templates.captured
     key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
     if shared and key in templates.held:
@@ -179,13 +178,13 @@ def _lower(compressed: Any) -> Lowered:
     program, given = _in_its_operators(compressed)
     if compressed.recipe.compute == "float32":
         return Lowered(program, given, ct.precision.FLOAT32, ())
-    if not compressed.widen:
+    if not compressed.mixed:
         return Lowered(program, given, ct.precision.FLOAT16, ())
     dense = {name: weight.dense for name, weight in compressed.weights.items()}
-    beyond = beyond_half(program, compressed.captured, dense)
-    precision, kept = keep_in_float32(program, beyond | scores(program))
+    wide = wide_values(program, compressed, dense)
+    precision, kept = keep_in_float32(program, wide.nodes)
     total = sum(node.op == "call_function" for node in program.graph.nodes)
-    return Lowered(program, given, precision, (wide_warning(kept, total, bool(beyond)),) if kept else ())
+    return Lowered(program, given, precision, (wide_warning(kept, total, wide.beyond),) if kept else ())
 
 
 def _in_its_operators(compressed: Any) -> tuple[Any, bool]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.export import ExportedProgram
 
-from ...models.capture import Captured
 from ...models.graphs import Draft, draft, is_op, retrace
 from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
@@ -36,7 +35,7 @@ from .precision import (
 )
 from .rules import FIRST_OF_TUPLE, RULES
 from .whole_numbers import sum_whole_numbers
-from .wide import widen
+from .wide import FindWide, widen
 
 aten = torch.ops.aten
 
@@ -49,10 +48,10 @@ class Lowered(NamedTuple):
 
 
 def lower(
-    program: ExportedProgram, half: bool, dense: Dense = lambda name: None, widen_on: Captured | None = None
+    program: ExportedProgram, half: bool, dense: Dense = lambda name: None, find_wide: FindWide | None = None
 ) -> Lowered:
-    """half: compute in float16; dense: gives compressed weights; widen_on: whose samples show what float16
-    does not hold, None where all computes in it. The program itself is not changed.
+    """half: compute in float16; dense: gives compressed weights; find_wide: finds what computes in float32
+    all the same, None where nothing does. The program itself is not changed.
 
     A pass changes the draft in place and returns whether it changed anything. Where its place in the order
     matters, its docstring says what it requires.
@@ -65,7 +64,7 @@ def lower(
     spell_out_missing(work)
     sum_whole_numbers(work)
     narrow_integers(work)
-    exact = small_constants(work) if widen_on is not None else {}
+    exact = small_constants(work) if find_wide is not None else {}
     warnings = set_constants(work, half, dense).warnings
     if half:
         cast_borders(work)
@@ -81,8 +80,8 @@ def lower(
     agree_types(work)
     fold_constants(work)
     limit_constants(work)
-    if half and widen_on is not None:
-        warnings += widen(work, widen_on, exact)
+    if half and find_wide is not None:
+        warnings += widen(work, find_wide, exact)
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
     index_in_64_bits(work)
     lay_out_views(work)

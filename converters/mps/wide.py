@@ -1,33 +1,31 @@
 """Operators that compute in float32 in a half-precision MPS program: a lowered draft in, the same with what
-half precision does not hold in float32 out."""
+half precision does not hold, or does not tell apart, in float32 out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
+from torch.export import ExportedProgram
 
 from ...models.graphs import Draft, copy_graph, finish, is_op
-from ..scores import scores
-from ..wide_values import beyond_half, reads, wide_warning
+from ..wide_values import Wide, reads, wide_warning
 from .precision import SCALAR, scalar
 
 aten = torch.ops.aten
+FindWide = Callable[[ExportedProgram], Wide]
 
 
-def widen(work: Draft, captured: Any, exact: Mapping[str, torch.Tensor]) -> list[str]:
-    """What has results beyond half precision on the captured samples, or scores what is chosen between, and
-    what reads such results, computes in float32. exact: small constants as the source has them, by their
-    qualified names. -> what the user should know.
+def widen(work: Draft, find_wide: FindWide, exact: Mapping[str, torch.Tensor]) -> list[str]:
+    """What `find_wide` finds in the program in float32, and what reads such results, computes in float32.
+    exact: small constants as the source has them, by their qualified names. -> what the user should know.
 
     1. Casts of what is float32 now go. 2. Numbers that such an operator reads are cast before it, 3. its
     result is cast back, unless it is beyond half precision itself: then all that read it are such operators.
     Requires constants that are folded and types that the operators agree on (`agree_types`).
     """
-    exact_program = _in_float32(work)
-    beyond = beyond_half(exact_program, captured, {})
-    names = {node.name for node in beyond | scores(exact_program)}
+    nodes, beyond = find_wide(_in_float32(work))
+    names = {node.name for node in nodes}
     wide = {node for node in work.graph.nodes if node.name in names}
     operators = [node for node in work.graph.nodes if node.op == "call_function"]
     for node in operators:  # of several results that are read apart: all of them in float32
@@ -49,10 +47,10 @@ def widen(work: Draft, captured: Any, exact: Mapping[str, torch.Tensor]) -> list
         _compute_in_float32(node)
         if was_half and node not in wide:
             _narrow(work, node)  # 3
-    return [wide_warning(len(kept), len(operators), bool(beyond))] if kept else []
+    return [wide_warning(len(kept), len(operators), beyond)] if kept else []
 
 
-def _in_float32(work: Draft) -> Any:
+def _in_float32(work: Draft) -> ExportedProgram:
     """The same program in float32, its operators under the same names."""
     graph, constants = copy_graph(work.graph), {}
     for number, node in enumerate(graph.nodes):

@@ -15,6 +15,7 @@ from ...models.patched import operators_listed_once
 from ...models.quiet import quiet
 from ...models.remembered_overrides import remembered_overrides
 from ..artifact import WrittenArtifact
+from ..wide_values import wide_values
 from . import delegate as mps_delegate
 from .activations import activation_warnings
 from .lower import lower
@@ -32,13 +33,14 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     `progress` is told each step's name."""
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
+    find_wide = functools.partial(wide_values, compressed=compressed, dense={})
     with quiet(), operators_listed_once(), remembered_overrides():
         tell("lower")
         work, warnings = lower(
             compressed.captured.program,
             half,
             functools.partial(_dense, compressed.weights),
-            compressed.captured if compressed.widen else None,
+            find_wide if compressed.mixed else None,
         )
         realised = place_weights(work, compressed.weights, half)
         tell("delegate")

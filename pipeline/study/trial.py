@@ -26,6 +26,7 @@ from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
 from ..estimates import estimator_of
 from ..examine import examine
+from ..half_precision import hangs_on_ties
 from ..judge import judge
 from ..loading import load_model
 from ..output import REPORT_FILE, DiskFull, remove, staged
@@ -169,13 +170,13 @@ def _finished_row(task: Task) -> StudyRow:
                 compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
                 compressed = replace(compressed, widen=widen)
                 yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
+                compressed = replace(compressed, exact_choices=hangs_on_ties(yardstick))
             with stages("convert") as step:
-                templates = {} if widen else ready.templates
-                written = convert(compressed, task.target, plan, folder, step, templates)
+                written = convert(compressed, task.target, plan, folder, step, ready.templates)
             del compressed
             release_memory()  # graphs refer to themselves, and would keep weights
             examination = examine(written, yardstick, estimator, stages)
-            if widen or not examination.falls_short:
+            if widen or not examination.overflows:
                 break
             remove(written.path)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
