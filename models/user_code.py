@@ -1,6 +1,7 @@
 """`package.module:attribute` -> the Python object of that name, for `--model-class`, `--samples` and
 `--eval`."""
 
+import functools
 import importlib
 import os
 import sys
@@ -74,23 +75,33 @@ def _modules_of_user(text: str) -> list[str]:
     installed."""
     package = text.partition(":")[0].partition(".")[0]
     ours = __name__.partition(".")[0]
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    here, others = os.getcwd(), {os.path.realpath(folder) for folder in installed}
+
+    def lies_here(name: str) -> bool:
+        file = getattr(sys.modules[name], "__file__", None)
+        if not isinstance(file, str):
+            return False
+        folder = _folder_of(os.path.dirname(os.path.abspath(file)))
+        return _is_inside(folder, here) and not any(_is_inside(folder, other) for other in others)
+
     return [
         name
         for name in sorted(sys.modules)
         if name.partition(".")[0] == package
-        or (name.partition(".")[0] not in (ours, "__main__") and _is_here(_file_of(name)))
+        or (name.partition(".")[0] not in (ours, "__main__") and lies_here(name))
     ]
+
+
+@functools.cache  # thousands of modules lie in hundreds of folders
+def _folder_of(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _is_inside(folder: str, outer: str) -> bool:
+    return folder == outer or folder.startswith(outer.rstrip(os.sep) + os.sep)
 
 
 def _file_of(name: str) -> Path | None:
     file = getattr(sys.modules[name], "__file__", None)
     return Path(file).resolve() if isinstance(file, str) else None
-
-
-def _is_here(file: Path | None) -> bool:
-    installed = (sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return (
-        file is not None
-        and file.is_relative_to(Path.cwd())
-        and not any(file.is_relative_to(Path(folder).resolve()) for folder in installed)
-    )
