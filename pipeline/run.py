@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
     from ..converters.artifact import WrittenArtifact
     from ..models.capture import Captured
+    from ..models.interpret import Tap
     from ..models.source import Samples, Source
     from ..quantization.compress import Compressed
     from ..quantization.schemes import Recipe
+    from .choice import Choice, Given
     from .plan import Plan
     from .report.records import BudgetSummary, Report
     from .yardstick import Yardstick
@@ -51,6 +53,8 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
+    from ..quantization.compress import compress
+
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
@@ -65,24 +69,32 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
                 return _publish(report, plan, folder, stages)
         earlier = None
         for widen in (False, True):
-            pressed = _press(plan, captured, folder, stages, widen, earlier)
-            del captured
+            choice = choose(plan, captured, folder, stages)
+            for recipe in choice.attempts(stages):
+                with stages("compress") as step:
+                    compressed = compress(captured, recipe, lambda done, total, name: step(name))
+                    compressed = replace(compressed, widen=widen)
+                if pressed := _press(plan, compressed, choice, folder, stages, earlier):
+                    break
+            else:
+                raise RuntimeError("no attempt was accepted, not even the last")
+            del captured, compressed, choice
+            foreseen = pressed.foreseen
             if any(owner() is not None for owner in pressed.owners):
                 gc.collect()  # the model's weights, before an artifact is run
-            last = pressed.artifacts[-1]
-            examinations = [
-                examine(artifact, pressed.yardstick, estimator, stages, artifact is last)
-                for artifact in pressed.artifacts
-            ]
+            artifacts, yardstick, budget = pressed.artifacts, pressed.yardstick, pressed.budget
+            examinations = []
+            for artifact in artifacts:
+                last = artifact is artifacts[-1]
+                examinations.append(examine(artifact, yardstick, estimator, stages, last))
             if widen or not any(facts.overflows for facts in examinations):
                 break
-            for artifact in pressed.artifacts:
+            for artifact in artifacts:
                 remove(artifact.path)
             captured, _ = _capture(plan, stages, source, samples)
             earlier = pressed
-        yardstick, budget = pressed.yardstick, pressed.budget
         judgements = [judge(facts, yardstick, plan.min_psnr, budget) for facts in examinations]
-        findings = Findings(yardstick, examinations, judgements, budget, pressed.foreseen)
+        findings = Findings(yardstick, examinations, judgements, budget, foreseen)
         report = compose(findings, stages.records, folder)
         remember(cache, key, plan, report, folder)
         return _publish(report, plan, folder, stages)
@@ -101,34 +113,33 @@ class Pressed(NamedTuple):
 
 
 def _press(
-    plan: Plan, captured: Captured, folder: Path, stages: Stages, widen: bool, earlier: Pressed | None
-) -> Pressed:
-    """Choose a recipe, compress, convert; with the next recipe where a budget shows to be missed. widen:
-    what half precision does not hold is computed in float32; earlier: what was made without that."""
+    plan: Plan,
+    compressed: Compressed,
+    choice: Given | Choice,
+    folder: Path,
+    stages: Stages,
+    earlier: Pressed | None,
+) -> Pressed | None:
+    """Convert to every target, while what the artifacts are compared with is computed. -> None where a budget
+    shows to be missed. earlier: what was made in half precision alone."""
     from ..converters.scores import scores
-    from ..quantization.compress import compress
 
-    choice = choose(plan, captured, folder, stages)
-    for recipe in choice.attempts(stages):
-        with stages("compress") as step:
-            compressed = compress(captured, recipe, lambda done, total, name: step(name))
-            compressed = replace(compressed, widen=widen)
-            rounded = compressed.rounded  # traced here: not in the second thread
-        known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
-        with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
-            if scores(captured.program):
-                with stages("probe"):
-                    compressed = replace(compressed, exact_choices=hangs_on_ties(result()))
-            artifacts = []
-            for target in plan.targets:
-                with stages("convert") as step:
-                    artifacts.append(convert(compressed, target, plan, folder, step, choice.templates))
-            if choice.accepts(artifacts):
-                with stages("probe"):
-                    yardstick = result()
-                break
-        for artifact in artifacts:
-            remove(artifact.path)
+    captured, recipe, rounded = compressed.captured, compressed.recipe, compressed.rounded
+    known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
+    with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
+        if scores(captured.program):
+            with stages("probe"):
+                compressed = replace(compressed, exact_choices=hangs_on_ties(result()))
+        artifacts = []
+        for target in plan.targets:
+            with stages("convert") as step:
+                artifacts.append(convert(compressed, target, plan, folder, step, choice.templates))
+        if not choice.accepts(artifacts):
+            for artifact in artifacts:
+                remove(artifact.path)
+            return None
+        with stages("probe"):
+            yardstick = result()
     budget = choice.settle(recipe, folder)
     foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
     owners = _referred_to(captured.source.module, captured.program, compressed)
@@ -140,7 +151,7 @@ def _yardstick(
     targets: Sequence[str],
     rounded: ExportedProgram,
     known: Yardstick | None,
-    proceed: Callable[..., None],
+    proceed: Tap | None = None,
 ) -> Yardstick:
     """known: of the same recipe; only its weights were let go."""
     if known is not None:

@@ -19,6 +19,21 @@ os.environ.update(
     CIDERMILL_CACHE="off",
 )
 TESTS = Path(__file__).resolve().parent
+SLOW_CASES = [
+    line for line in (TESTS / "slow_cases.txt").read_text().splitlines() if not line.startswith("#")
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the slow cases. A line that names none of a test's cases is wrong."""
+    cases = {item.nodeid.removeprefix("tests/"): item for item in items}
+    functions = {case.partition("[")[0] for case in cases}
+    for case in SLOW_CASES:
+        if case in cases:
+            cases[case].add_marker(pytest.mark.slow)
+        elif case.partition("[")[0] in functions and len(items) > 1000:
+            raise pytest.UsageError(f"tests/slow_cases.txt: {case} is no case of its test")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", help="test files, such as iOS14/test_conv.py; default all")
     parser.add_argument("--sample", action="store_true", help="one case of every test function")
+    parser.add_argument("--functions", type=int, help="so many of the test functions, always the same")
     parser.add_argument("--all-opsets", action="store_true", help="every case in each opset that has it")
     add_options(parser)
     return parser.parse_args()
@@ -49,10 +50,11 @@ def main() -> int:
     cases = run_cases(
         [TESTS / name for name in arguments.files] or [TESTS],
         arguments,
-        ["--sample", "1"] if arguments.sample else [],
+        (["--sample", "1"] if arguments.sample else [])
+        + (["--functions", str(arguments.functions)] if arguments.functions else []),
         {"RUN_BACKWARD_COMPATIBILITY": "1" if arguments.all_opsets else "0"},
     )
-    complete = not (arguments.files or arguments.sample)
+    complete = not (arguments.files or arguments.sample or arguments.functions)
     problems = judge(cases, explained_failures(FAILURES.read_text()), FAILURES.name, complete)
     print(*problems, summary(cases), sep="\n")
     return 1 if problems or not cases else 0
