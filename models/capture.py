@@ -188,7 +188,8 @@ def normalise(
 
 
 def _export(source: Source, samples: Samples) -> ExportedProgram:
-    """Where the module decides by data, it is tried again with the numbers of its buffers known."""
+    """Where the module decides by data, it is tried again with the numbers of its buffers known, then with
+    those that it makes."""
     from .known_numbers import numbers_of_buffers
 
     inputs = as_called(samples.batches[0])
@@ -196,8 +197,9 @@ def _export(source: Source, samples: Samples) -> ExportedProgram:
         return _traced(source.module, inputs)
     except Exception as error:
         if _decides_by_data(error):
-            with suppress(Exception), numbers_of_buffers(source.module):
-                return _traced(source.module, inputs)
+            for made in (False, True):
+                with suppress(Exception), numbers_of_buffers(source.module, made):
+                    return _traced(source.module, inputs)
         raise _explain(error, source) from error
 
 
@@ -213,7 +215,8 @@ def _traced(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Exporte
 
 def _decides_by_data(error: Exception) -> bool:
     kind = type(error).__name__
-    return "DataDependent" in kind or "data-dependent" in str(error) or kind == "UserError"
+    as_size = kind == "TypeError" and "got FakeTensor" in str(error)  # zeros(tensor, 3)
+    return "DataDependent" in kind or "data-dependent" in str(error) or kind == "UserError" or as_size
 
 
 def _explain(error: Exception, source: Source) -> UserError:

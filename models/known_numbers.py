@@ -2,7 +2,8 @@
 
 Codecs keep the stride and the kernel of a convolution as tensors and compute the padding from them. To
 torch.export a buffer is data, by which no graph may decide; but no input changes these, so the numbers that
-they hold are as good as written in the code.
+they hold are as good as written in the code. So are integers that the forward itself makes of sizes and of
+other numbers (`torch.full((batch,), steps)`, the lengths of packed sequences).
 """
 
 from __future__ import annotations
@@ -16,26 +17,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .packed_sequences import on_padded
 from .patched import replaced
 
+FACTORIES = (torch.tensor, torch.as_tensor, torch.full, torch.ones, torch.zeros, torch.arange)
 _MOST_NUMBERS = 64  # in one buffer: sizes, strides, levels; more are a table, which an input looks up
 
 
 @contextmanager
-def numbers_of_buffers(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, its forward reads small buffers of integers as the numbers that they hold now.
+def numbers_of_buffers(module: torch.nn.Module, made: bool = False) -> Iterator[None]:
+    """Inside, its forward reads small buffers of integers as the numbers that they hold now; `made`: those
+    that it makes are known too, unless it writes into them.
 
     Raises RuntimeError at the end where forward has changed one of them: it is state then, no number.
     """
     before = _numbers(module)
-    if not before:
+    if not before and not made:
         yield
         return
     known = {key: tensor.clone() for key, tensor in before.items()}
     own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with replaced(torch.nn.Module, "__getattr__", _attributes(known)), _KnownTensors():
+        with replaced(torch.nn.Module, "__getattr__", _attributes(known)), _KnownTensors(made):
             return own(*args, **kwargs)
 
     module.forward = forward
@@ -69,7 +73,12 @@ def _attributes(known: dict[tuple[int, str], torch.Tensor]) -> Any:
 
 class _KnownTensors(TorchFunctionMode):
     """What is computed from known tensors alone is computed at once, untraced, and is known too. Known
-    numbers in a list, a tuple or a slice of a traced operator (padding, where it cuts) become Python's."""
+    numbers in a list, a tuple or a slice of a traced operator (padding, where it cuts) become Python's.
+    made: integers of a factory (`FACTORIES`) are known. Packed sequences of known lengths are padded ones."""
+
+    def __init__(self, made: bool):
+        super().__init__()
+        self.made = made
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,12 +86,30 @@ class _KnownTensors(TorchFunctionMode):
         if tensors and all(map(_is_known, tensors)):
             with _disable_current_modes():
                 return function(*args, **kwargs)
+        if _fills(function) and args and _is_known(args[0]):
+            raise RuntimeError("The forward fills a tensor, which is no number, with what inputs decide.")
+        if self.made and function in FACTORIES and not tensors:
+            return _made(function, args, kwargs)
+        if (padded := on_padded(function, args, _is_known)) is not NotImplemented:
+            return padded
         return function(
             *(_plain(value) for value in args), **{name: _plain(value) for name, value in kwargs.items()}
         )
 
 
-def _is_known(tensor: torch.Tensor) -> bool:
+def _fills(function: Any) -> bool:
+    name = getattr(function, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _made(function: Any, args: Any, kwargs: Any) -> Any:
+    """Integers are known; real numbers are traced, as the forward may go on to fill them."""
+    with _disable_current_modes():
+        tensor = function(*args, **kwargs)
+    return function(*args, **kwargs) if tensor.is_floating_point() or not _is_known(tensor) else tensor
+
+
+def _is_known(tensor: Any) -> bool:
     """Neither traced nor a weight."""
     return type(tensor) is torch.Tensor and tensor.numel() <= _MOST_NUMBERS
 

@@ -229,3 +229,14 @@ def test_where_nearly_everything_is_a_near_tie_nothing_is_proven():
     (error,) = compare([{"y": codes}], [{"y": codes[::-1]}], [{"y": apart}])
     assert verdict([error], 40) == "fail" and "100 of its 100 elements are near ties" in error.problem
     assert verdict(compare([{"y": codes}], [{"y": codes}], [{"y": apart}]), 40) == "pass"
+
+
+def test_near_ties_that_fell_alike_are_judged():
+    """A mean over an output of which everything is chosen (the entropy of a router, a codebook's use)."""
+    apart = [{"y": np.ones((), bool)}] * 2
+    want = [{"y": np.float32(2.0)}, {"y": np.float32(0.5)}]
+    (error,) = compare(want, [{"y": np.float32(2.001)}, {"y": np.float32(0.5)}], apart)
+    assert verdict([error], 40) == "pass" and not error.near_ties
+    assert verdict([error], 80) == "fail"
+    (error,) = compare(want, [{"y": np.float32(2.001)}, {"y": np.float32(0.51)}], apart)
+    assert verdict([error], 40) == "fail" and "2 of its 2 elements are near ties" in error.problem
