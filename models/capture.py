@@ -188,8 +188,7 @@ def normalise(
 
 
 def _export(source: Source, samples: Samples) -> ExportedProgram:
-    """Where the module decides by data, it is tried again with the numbers of its buffers known, then with
-    those that it makes."""
+    """Where the module decides by data, it is tried again with its buffers' numbers known, then its own."""
     from .known_numbers import numbers_of_buffers
 
     inputs = as_called(samples.batches[0])
@@ -215,8 +214,8 @@ def _traced(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Exporte
 
 def _decides_by_data(error: Exception) -> bool:
     kind = type(error).__name__
-    as_size = kind == "TypeError" and "got FakeTensor" in str(error)  # zeros(tensor, 3)
-    return "DataDependent" in kind or "data-dependent" in str(error) or kind == "UserError" or as_size
+    sign = "got FakeTensor" if kind == "TypeError" else "data-dependent"  # zeros(tensor, 3); a branch
+    return "DataDependent" in kind or kind == "UserError" or sign in str(error)
 
 
 def _explain(error: Exception, source: Source) -> UserError:

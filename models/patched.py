@@ -35,6 +35,7 @@ Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
     noop_elimination._match_pattern              keeps the floor of x // 1 (`pass_guards`)
     fuse_conv_scale._try_to_transform            keeps constants over a convolution (`pass_guards`)
+    fuse_conv_bias._try_to_transform             negates a copy of a constant (`pass_guards`)
     fuse_pow2_sqrt._match_pattern                keeps sqrt(x^2) (`pass_guards`)
 Operators of coremltools' frontend: those of recurrent layers, while a package is written
     (`converters.coreml.recurrent`).

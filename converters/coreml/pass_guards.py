@@ -3,6 +3,9 @@
 1. `noop_elimination` takes floor_div(x, 1) for x, whatever numbers x holds. 2. `fuse_conv_scale` takes
 constant / conv for conv / constant. 3. `fuse_pow2_sqrt` takes sqrt(x^2) for x, negative or not.
 
+An array that a pass changes in place: 5. `fuse_conv_bias` negates the constant c of conv(x) - c where it lies,
+which is the source's own memory and is read again.
+
 And a value that is inferred as another type: 4. `concat` of less than ten elements stands for unknown ones by
 symbols, and a slice of it that holds constants alone becomes integers, of real numbers too.
 """
@@ -10,6 +13,8 @@ symbols, and a slice of it that holds constants alone becomes integers, of real 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import numpy as np
 
 from ...models.patched import replaced
 
@@ -22,7 +27,7 @@ def sound_passes() -> Iterator[None]:
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.ops.defs.iOS15.tensor_operation import concat
     from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
-    from coremltools.converters.mil.mil.passes.defs.optimize_conv import fuse_conv_scale
+    from coremltools.converters.mil.mil.passes.defs.optimize_conv import fuse_conv_bias, fuse_conv_scale
 
     # the package has the pass's class under its module's name
     powers = importlib.import_module("coremltools.converters.mil.backend.mil.passes.fuse_pow2_sqrt")
@@ -51,6 +56,8 @@ def sound_passes() -> Iterator[None]:
             stack.enter_context(
                 replaced(owner, name, staticmethod(guarded) if isinstance(owner, type) else guarded)
             )
+        fuses = _on_a_copy(fuse_conv_bias._try_to_transform)  # 5
+        stack.enter_context(replaced(fuse_conv_bias, "_try_to_transform", staticmethod(fuses)))
         infer = concat.value_inference
         stack.enter_context(
             replaced(concat, "value_inference", lambda op: None if mixes_real_numbers(op) else infer(op))
@@ -61,3 +68,20 @@ def sound_passes() -> Iterator[None]:
 def _guarded(match: Callable[..., Any], refuses: Callable[..., bool], answer: Any) -> Callable[..., Any]:
     """`match`, which says `answer` where `refuses` holds for its arguments."""
     return lambda *arguments: answer if refuses(*arguments) else match(*arguments)
+
+
+def _on_a_copy(transform: Callable[..., bool]) -> Callable[..., bool]:
+    """`transform`, which may change the constant that it subtracts from a convolution."""
+
+    def transform_copy(convolution: Any, subtraction: Any) -> bool:
+        constant = subtraction.y._sym_val
+        if subtraction.op_type != "sub" or not isinstance(subtraction.y.val, np.ndarray):
+            return transform(convolution, subtraction)
+        original = constant.val
+        constant.val = original.copy()
+        try:
+            return transform(convolution, subtraction)
+        finally:
+            constant.val = original
+
+    return transform_copy

@@ -22,6 +22,15 @@ KEPT = {
     "constants over a convolution": (lambda x: CHANNELS / (F.conv2d(x, KERNEL) + 20), IMAGE),
     "a convolution over constants": (lambda x: F.conv2d(x, KERNEL) / CHANNELS, IMAGE),
 }
+OFFSETS = torch.tensor([0.5, -1, 2]).reshape(3, 1, 1)
+KEPT["the sign of what is subtracted from a convolution"] = (
+    lambda x: (F.conv2d(x, KERNEL) - OFFSETS, F.conv2d(x, KERNEL.flip(0), OFFSETS.flatten()) - OFFSETS),
+    IMAGE,
+)
+KEPT["the sign of what is subtracted after a scale"] = (
+    lambda x: F.conv_transpose2d(x, KERNEL.transpose(0, 1)) * CHANNELS - OFFSETS,
+    IMAGE,
+)
 PIECES = torch.tensor([[0.5, -1.0]])
 KEPT["constants in a piece of what is joined"] = (
     lambda x: (torch.cat([PIECES, x], 1)[:, 0] * x[:, 0], torch.cat([PIECES, x], 1)[:, 1:] * 2),
@@ -51,3 +60,9 @@ def test_factors_of_sums(agrees, name):
 
 def test_factors_of_whole_numbers(agrees):
     agrees("coreml", lambda i: (torch.add(i, i * i, alpha=3), torch.sub(i, 2, alpha=2)), I)
+
+
+def test_what_is_subtracted_from_a_convolution_stays_in_the_source(press):
+    subtracted = OFFSETS.clone()
+    press("coreml", lambda x: F.conv2d(x, KERNEL) - subtracted, IMAGE)
+    assert torch.equal(subtracted, OFFSETS)
