@@ -3,8 +3,8 @@
 1. `noop_elimination` takes floor_div(x, 1) for x, whatever numbers x holds. 2. `fuse_conv_scale` takes
 constant / conv for conv / constant. 3. `fuse_pow2_sqrt` takes sqrt(x^2) for x, negative or not.
 
-An array that a pass changes in place: 5. `fuse_conv_bias` negates the constant c of conv(x) - c where it lies,
-which is the source's own memory and is read again.
+An array that a pass changes in place: 5. `fuse_conv_bias` negates the constant c of conv(x) - c where it
+lies, which is the source's own memory and is read again.
 
 And a value that is inferred as another type: 4. `concat` of less than ten elements stands for unknown ones by
 symbols, and a slice of it that holds constants alone becomes integers, of real numbers too.
