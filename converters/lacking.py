@@ -21,9 +21,9 @@ from .counts import (
     running_maximum,
     running_minimum,
 )
-from .functions import copysign, distance_of_tensors, erfc, erfinv, ndtri
+from .functions import copysign, distance_of_tensors, erfc, erfinv, leaky, ndtri, not_training
 from .products import addbmm, addmv
-from .scatters import nonzero_static
+from .scatters import diagonal_scatter, nonzero_static
 from .special import (
     digamma,
     erfcx,
@@ -77,6 +77,7 @@ LACKING: Rows = {
     aten.histc.default: (histogram, always),
     aten.nanmedian.default: (nanmedian_of_all, always),
     aten.nonzero_static.default: (nonzero_static, always),
+    aten.diagonal_scatter.default: (diagonal_scatter, always),
     **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), (shift_left, always)),
     **dict.fromkeys(
         (aten.bitwise_left_shift.Tensor_Scalar, aten.bitwise_left_shift.Tensor), (shift_left, always)
@@ -92,4 +93,5 @@ LACKING_TUPLES: Rows = {
     aten.nanmedian.dim: (nanmedian, always),
     aten.cummax.default: (running_maximum, always),
     aten.cummin.default: (running_minimum, always),
+    aten.rrelu_with_noise_functional.default: (leaky, not_training),
 }

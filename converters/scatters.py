@@ -227,3 +227,12 @@ def nonzero_static(self, size, fill_value=-1):
         columns.append(torch.floor_divide(rest, stride) if stride > 1 else rest)
         rest = torch.remainder(rest, stride) if stride > 1 else rest
     return torch.where(known.unsqueeze(1), torch.stack(columns, 1), fill_value)
+
+
+def diagonal_scatter(self, src, offset=0, dim1=0, dim2=1):
+    """Rows and columns on the diagonal take their element of src, all others stay."""
+    matrix = self.movedim((dim1, dim2), (-2, -1))
+    rows, columns = torch.arange(matrix.shape[-2])[:, None], torch.arange(matrix.shape[-1])[None]
+    picks = torch.arange(matrix.shape[-2]) + min(offset, 0)
+    spread = torch.index_select(src, -1, picks.clamp(0, src.shape[-1] - 1)).unsqueeze(-1)
+    return torch.where(columns - rows == offset, spread, matrix).movedim((-2, -1), (dim1, dim2))

@@ -45,15 +45,6 @@ def diagonal(self, offset=0, dim1=0, dim2=1):
     return flat[..., start : start + (length - 1) * (columns + 1) + 1 : columns + 1]
 
 
-def diagonal_scatter(self, src, offset=0, dim1=0, dim2=1):
-    """Rows and columns on the diagonal take their element of src, all others stay."""
-    matrix = self.movedim((dim1, dim2), (-2, -1))
-    rows, columns = torch.arange(matrix.shape[-2])[:, None], torch.arange(matrix.shape[-1])[None]
-    picks = torch.arange(matrix.shape[-2]) + min(offset, 0)
-    spread = torch.index_select(src, -1, picks.clamp(0, src.shape[-1] - 1)).unsqueeze(-1)
-    return torch.where(columns - rows == offset, spread, matrix).movedim((-2, -1), (dim1, dim2))
-
-
 def pad(self, pad, value=0.0):
     """Negative padding cuts; what is left of it pads. coremltools makes real numbers of padded truth
     values."""
@@ -176,7 +167,6 @@ INDEXING: dict[Any, tuple[Callable, Predicate]] = {
     aten.unfold.default: (unfold, has_axes),
     aten.diagonal.default: (diagonal, always),
     aten.diagonal_copy.default: (diagonal, always),
-    aten.diagonal_scatter.default: (diagonal_scatter, always),
     aten.constant_pad_nd.default: (pad, cuts_or_is_whole),
     aten.gather.default: (gather, takes_part),
     aten.scatter.src: (scatter, scatters_part),

@@ -46,15 +46,6 @@ def variance_and_mean(self, dim=None, correction=1, keepdim=False):
     )
 
 
-def leaky(self, noise, lower=0.125, upper=1 / 3, training=False, generator=None):
-    """Randomised leaky ReLU outside training: the mean slope."""
-    return torch.where(self >= 0, self, self * ((lower + upper) / 2)), noise
-
-
-def not_training(node: torch.fx.Node, result: int) -> bool:
-    return not (len(node.args) > 4 and node.args[4])
-
-
 RESIZE: dict[Any, tuple[Callable, Predicate]] = {
     aten._upsample_bilinear2d_aa.default: (bilinear_antialias, always),
     aten._upsample_bicubic2d_aa.default: (bicubic_antialias, always),
@@ -62,5 +53,4 @@ RESIZE: dict[Any, tuple[Callable, Predicate]] = {
 
 RESIZE_TUPLES: dict[Any, tuple[Callable, Predicate]] = {
     aten.var_mean.correction: (variance_and_mean, always),
-    aten.rrelu_with_noise_functional.default: (leaky, not_training),
 }

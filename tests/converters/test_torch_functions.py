@@ -41,6 +41,13 @@ CASES = {
         whole(-3, 4, 4, 6),
         Y,
     ),
+    "diagonals that are replaced": (
+        lambda x, y: (
+            torch.diagonal_scatter(x, y[0, :4]), torch.diagonal_scatter(x, y[1, :3], -1), F.rrelu(x),
+        ),
+        X,
+        Y,
+    ),
     "the larger of numbers and NaN": (each(torch.fmax, torch.fmin), X, Y),
     "sums with products": (
         lambda x, a, b, v: (
