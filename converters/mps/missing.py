@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...models.graphs import Draft, retrace
+from ..angles import atan2
 from ..bags import embedding_bag
 from ..counts import running_product
 from ..functions import (
@@ -159,6 +160,7 @@ def _divides_no_integers(node: torch.fx.Node) -> bool:
 
 MISSING: dict[Any, tuple[Rule, Callable[..., bool]]] = {
     **LACKING,
+    aten.atan2.default: (atan2, always),
     aten.add.Scalar: (add_scaled, _is_scaled),
     aten.sub.Scalar: (subtract_scaled, _is_scaled),
     aten.clamp.default: (clamp_whole, _has_large_bounds),

@@ -11,7 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..angles import atan2
 from ..resampling import adaptive_average, along
 from ..windows import for_each_axis, overhang, unfold
 from .integer_rules import INTEGER_RULES
@@ -469,7 +468,6 @@ RULES = {
     aten.log1p.default: log1p,
     aten.expm1.default: expm1,
     aten.trunc.default: trunc,
-    aten.atan2.default: atan2,
     aten.maximum.default: maximum,
     aten.clamp.Tensor: clamp_tensor,
     aten.sum.dim_IntList: total,

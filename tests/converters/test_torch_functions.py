@@ -48,6 +48,12 @@ CASES = {
         X,
         Y,
     ),
+    "angles of points that are broadcast": (
+        lambda y, x, z: (torch.atan2(y, x), torch.atan2(x, z)),
+        normal(5, 1),
+        normal(6),
+        normal(2, 5, 6),
+    ),
     "the larger of numbers and NaN": (each(torch.fmax, torch.fmin), X, Y),
     "sums with products": (
         lambda x, a, b, v: (
