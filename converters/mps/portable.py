@@ -87,7 +87,7 @@ def index_in_64_bits(work: Draft) -> bool:
 def refusal(node: torch.fx.Node) -> str | None:
     """Why ExecuTorch's kernel does not compute this use of an operator; None where it does."""
     name = node.target.__name__.removeprefix("aten.").partition(".")[0]
-    limits = (_known_types, _few_axes, *LIMITS.get(name, ()))
+    limits = (_no_gradient, _known_types, _few_axes, *LIMITS.get(name, ()))
     return next((reason for limit in limits if (reason := limit(node)) is not None), None)
 
 
@@ -108,6 +108,11 @@ def _type_name(dtype: torch.dtype) -> str:
 
 def _every_tensor(node: torch.fx.Node) -> list[torch.Tensor]:
     return [*_tensors(node.args), *_tensors(node.meta["val"])]
+
+
+def _no_gradient(node: torch.fx.Node) -> str | None:
+    gradient = "_backward" in node.target.__name__
+    return "it computes a gradient, which the reference runner does not prove" if gradient else None
 
 
 def _known_types(node: torch.fx.Node) -> str | None:

@@ -267,3 +267,17 @@ def test_the_portable_part_of_a_program_runs_in_the_runtime(recipe, tmp_path):
         for result, want in zip(results, answer, strict=True):
             tolerance = 1e-3 if want.dtype == HALF else 1e-5 if want.is_floating_point() else 0
             torch.testing.assert_close(result, want, rtol=tolerance, atol=tolerance, msg=call.op)
+
+
+def test_gradients_are_refused_in_words(tmp_path):
+    """Kernels for them exist; the reference runner has none of its own, and would end in an error."""
+
+    def gradient(grad, x, weight):
+        sizes = [2], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False]
+        return torch.ops.aten.convolution_backward(grad, x, weight, *sizes)[0]
+
+    arrays = random(1, 2, 3, 3), random(1, 2, 5, 5), random(2, 2, 3, 3)
+    with pytest.raises(UnsupportedOperators, match="it computes a gradient"):
+        write_pte(
+            compress(captured_of(gradient, *arrays), parse_recipe("float16")), tmp_path / "gradient.pte"
+        )
