@@ -44,7 +44,6 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     import torch
 
     module, inputs, case = made(folder, name)
-    inputs = in_order(module, inputs, case)
     args, kwargs = arguments_of(inputs)
     way, saved = getattr(case, "SAVE", "export"), Path(out) / name
     kept = [tensor.clone() for tensor in leaves(inputs)]
@@ -60,7 +59,6 @@ def save(folder: str, name: str, out: str, peer: str) -> None:
     else:
         torch.export.save(exported(case, module, args, kwargs), saved.with_suffix(".pt2"))
     module, inputs, case = made(folder, name)  # with its buffers as they were
-    inputs = in_order(module, inputs, case)
     args, kwargs = arguments_of(inputs)
     with torch.no_grad():
         answers = [leaf.detach() for leaf in leaves(module(*args, **kwargs))]
@@ -75,7 +73,8 @@ def made(folder: str, name: str) -> tuple[Any, Any, Any]:
     sys.path.insert(0, folder)
     case = importlib.import_module(name)
     torch.manual_seed(0)
-    return *case.make(), case
+    module, inputs = case.make()
+    return module, in_order(module, inputs, case), case
 
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

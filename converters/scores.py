@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..models.choices import is_choice
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-CHOOSING = frozenset(
+SELECTING = frozenset(
     """
         argmax argmin topk sort max min kthvalue median bucketize searchsorted round floor ceil trunc
-        floor_divide remainder fmod
+        floor_divide remainder fmod _to_copy
     """.split()
 )
 PRODUCTS = frozenset("mm bmm addmm baddbmm linear matmul _cdist_forward cdist".split())
@@ -30,7 +32,7 @@ MOST = 40  # operators before one choice: more are a network, not a formula
 def scores(program: ExportedProgram) -> set[Node]:
     """What each choice on which a real number hangs is made by."""
     deciding = _behind_real_numbers(program)
-    choices = [node for node in program.graph.nodes if node in deciding and _chooses_by_real_numbers(node)]
+    choices = [node for node in program.graph.nodes if node in deciding and is_choice(node, SELECTING)]
     return {node for choice in choices for node in _scored_by(choice)}
 
 
@@ -65,18 +67,6 @@ def _behind_real_numbers(program: ExportedProgram) -> set[Node]:
         if node in behind:
             behind.update(node.all_input_nodes)
     return {node for node in behind if node.op == "call_function"}
-
-
-def _chooses_by_real_numbers(node: Node) -> bool:
-    kind, result = _kind(node), node.meta["val"]
-    if kind not in CHOOSING and not (kind == "_to_copy" and not _is_floating(node)):
-        return False
-    if isinstance(result, tuple | list):  # values and their places: the values alone do not jump
-        if not any(user.args[1] == 1 and user.users for user in node.users):
-            return False
-    elif kind in ("max", "min"):
-        return False
-    return any(_is_floating(source) for source in node.all_input_nodes)
 
 
 def _kind(node: Node) -> str:

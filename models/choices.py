@@ -7,7 +7,7 @@ a right conversion may land on the other side: such elements are told apart from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +43,7 @@ SPREAD = 8.0  # times the usual change: noise does not scatter as far, even over
 
 def chooses(program: ExportedProgram) -> bool:
     """Whether a floating-point number decides something in it."""
-    return any(node.op == "call_function" and _chooses(node) for node in program.graph.nodes)
+    return any(node.op == "call_function" and is_choice(node) for node in program.graph.nodes)
 
 
 def near_ties(
@@ -72,9 +72,11 @@ def near_ties(
     return tuple(changed)
 
 
-def _chooses(node: Node) -> bool:
+def is_choice(node: Node, kinds: Collection[str] = CHOOSING) -> bool:
+    """Whether the operator is of these kinds (of `CHOOSING` and their like) and its result jumps where a
+    floating-point number that it reads changes a little."""
     kind = getattr(node.target, "_opname", "")
-    if kind not in CHOOSING:
+    if kind not in kinds:
         return False
     reads = any(_floating(source.meta.get("val")) for source in node.all_input_nodes)
     result = node.meta.get("val")

@@ -4,6 +4,7 @@ some operators should compute in float32, out."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from ..validation.judge.compare import converted
 
 if TYPE_CHECKING:
+    from ..quantization.compress import Compressed
     from ..validation.runner import Runner
     from .report.records import Validation
     from .yardstick import Yardstick
@@ -21,14 +23,22 @@ LARGEST_ANGLE = 8.0  # radians; from here on half precision is off by 0.004 and 
 SINES = ("sin", "cos", "MPSSin", "MPSCos")
 
 
-def hangs_on_ties(yardstick: Yardstick) -> bool:
-    """Whether a real number of the source's answers hangs on a near tie: half precision may choose another of
-    two candidates there."""
-    return any(
+def chooses_in_half(compressed: Compressed) -> bool:
+    """Whether half precision decides something on which a real number of the outputs hangs."""
+    from ..converters.scores import scores
+
+    return compressed.recipe.compute != "float32" and bool(scores(compressed.captured.program))
+
+
+def with_exact_choices(compressed: Compressed, yardstick: Yardstick) -> Compressed:
+    """The model with `exact_choices` where a real number of its source's answers hangs on a near tie: half
+    precision may choose another of two candidates there."""
+    hangs = any(
         bool(apart.any()) and np.issubdtype(want[name].dtype, np.floating)
         for want, masks in zip(yardstick.reference, yardstick.near_ties)
         for name, apart in masks.items()
     )
+    return replace(compressed, exact_choices=hangs and chooses_in_half(compressed))
 
 
 def overflows(path: Path, runner: Runner, validation: Validation, samples: Sequence[Any]) -> bool:

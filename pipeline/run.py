@@ -14,7 +14,7 @@ from .conversion import convert
 from .conversion_cache import captured_key, conversion_key, recall, remember
 from .estimates import estimator_of
 from .examine import examine
-from .half_precision import hangs_on_ties
+from .half_precision import chooses_in_half, with_exact_choices
 from .judge import judge
 from .limits import limited
 from .loading import load_source, with_samples
@@ -122,14 +122,12 @@ def _press(
 ) -> Pressed | None:
     """Convert to every target, while what the artifacts are compared with is computed. -> None where a budget
     shows to be missed. earlier: what was made in half precision alone."""
-    from ..converters.scores import scores
-
     captured, recipe, rounded = compressed.captured, compressed.recipe, compressed.rounded
     known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
     with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
-        if scores(captured.program):
+        if chooses_in_half(compressed):
             with stages("probe"):
-                compressed = replace(compressed, exact_choices=hangs_on_ties(result()))
+                compressed = with_exact_choices(compressed, result())
         artifacts = []
         for target in plan.targets:
             with stages("convert") as step:

@@ -56,6 +56,8 @@ def _run(command: click.Command, name: str) -> None:
             exit_quickly(done.code)
         raise
     except OSError as error:  # of click's own texts: the commands answer for theirs
+        if error.filename is not None:
+            raise
         exit_quickly(leave_output(error.strerror or str(error)))
 
 

@@ -26,7 +26,7 @@ from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
 from ..estimates import estimator_of
 from ..examine import examine
-from ..half_precision import hangs_on_ties
+from ..half_precision import with_exact_choices
 from ..judge import judge
 from ..loading import load_model
 from ..output import REPORT_FILE, DiskFull, remove, staged
@@ -170,7 +170,7 @@ def _finished_row(task: Task) -> StudyRow:
                 compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
                 compressed = replace(compressed, widen=widen)
                 yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
-                compressed = replace(compressed, exact_choices=hangs_on_ties(yardstick))
+                compressed = with_exact_choices(compressed, yardstick)
             with stages("convert") as step:
                 written = convert(compressed, task.target, plan, folder, step, ready.templates)
             del compressed

@@ -108,9 +108,10 @@ def _lstm_pass(
     outer, cell, final = (ACTIVATIONS[name] for name in activations)
     peep = None if peephole is None else peephole.chunk(3)
     states, turned = [], weight_hh.T
-    given = x @ weight_ih.T  # of all steps at once: what a runner spends on a step is the calls
-    steps = _steps(given if bias is None else given + bias, direction)
-    with _looping(given, weight_hh, h, c, bias, peephole) as turn:
+    # of all steps at once: what a runner spends on a step is the calls
+    given = x @ weight_ih.T if bias is None else x @ weight_ih.T + bias
+    steps = _steps(given, direction)
+    with _looping(given, weight_hh, h, c, peephole) as turn:
         for step in steps:
             turn()
             i, f, o, z = (step + h @ turned).chunk(4, -1)
