@@ -97,7 +97,7 @@ def fuzz(arguments: argparse.Namespace) -> Counter[str]:
     reasons: Counter[str] = Counter()
     start = time.monotonic()
     indices = arguments.only or range(arguments.start, arguments.start + arguments.count)
-    programs = texts_of(arguments.seed, indices)
+    programs = (each for each in texts_of(arguments.seed, indices) if answers_all_inputs(*each))
     while group := list(itertools.islice(programs, arguments.together)):
         makes = [functools.partial(_model, index, text) for index, text in group]
         for (index, text), ending in zip(group, press_all(makes, arguments.target)):
@@ -111,6 +111,18 @@ def fuzz(arguments: argparse.Namespace) -> Counter[str]:
     for reason, count in reasons.most_common():
         print(f"  refused {count}: {reason}")
     return ends
+
+
+def answers_all_inputs(index: int, text: str) -> bool:
+    """Whether the source takes the numbers that the judge draws: some look things up in tables that are too
+    short for them."""
+    model = _model(index, text)
+    try:
+        for values in (model.inputs, *pressing.own_inputs(model)):
+            pressing.answers(model.module, values)
+    except IndexError:
+        return False
+    return True
 
 
 def _model(index: int, text: str) -> pressing.Model:

@@ -28,7 +28,6 @@ REPORT_FILE = "report.json"  # what makes a folder an output of ours
 _ASIDE = "-earlier"
 # coremltools' C++ speaks so
 _NATIVE_WRITERS = re.compile(r"filesystem error|MIL FileWriter|writing data|No space left", re.IGNORECASE)
-_SILENTLY_LOST = ".mlpackage/Manifest.json"  # where there is no space for it, coremltools' C++ says nothing
 _usual_temporary_folder = tempfile.gettempdir
 _thread = threading.local()  # temporary: where this thread's temporary files go, if not where all others' do
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -268,10 +267,6 @@ def _disk_error(error: Exception, out: Path) -> Exception:
             return _unwritable(out, "the disk is full")
         if isinstance(cause, RuntimeError) and _NATIVE_WRITERS.search(str(cause)):
             return _unwritable(out, f"the disk is full or failing: {str(cause).strip()[:120]}")
-        if isinstance(cause, FileNotFoundError) and str(cause.filename).endswith(_SILENTLY_LOST):
-            return _unwritable(
-                out, "the disk is full or failing: the last file of a package could not be written"
-            )
         cause = cause.__cause__ or cause.__context__
     return error
 

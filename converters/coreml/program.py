@@ -1,5 +1,5 @@
 """A lowered program enters; a MIL program with a place for each compressed weight leaves, which is filled
-with weights and written as a package.
+with weights and specified for a package.
 
 coremltools' passes take most of a conversion and look at compressed weights only from outside. So they run
 once, with places of the weights' shapes, and one program serves every recipe that compresses the same
@@ -108,16 +108,13 @@ def _replace(mil: MilProgram, build: Callable[[str, Any, type], Any]) -> None:
         _remove(main, earlier)
 
 
-def write_package(mil: MilProgram, package: Path, weights_folder: Path) -> Any:
-    """Write the program and its weights as an ML Program package; weights_folder: an empty folder to build
-    them in. -> its specification."""
+def specify(mil: MilProgram, weights_folder: Path) -> Any:
+    """Write the program's weights into an empty folder. -> the specification that refers to them"""
     from coremltools.converters.mil.backend.mil.load import load
-    from coremltools.models.utils import _create_mlpackage
 
     specification = load(mil.program, str(weights_folder), specification_version=mil.specification)
     if (blob := weights_folder / "weight.bin").exists():
         count_records(blob)
-    _create_mlpackage(specification, str(weights_folder), str(package))
     return specification
 
 

@@ -1,12 +1,10 @@
 """Compressed -> .mlpackage: the graph through coremltools' converter, every weight written from its own
 codes, identical bytes every time."""
 
-import hashlib
 import json
 import math
 import shutil
 import tempfile
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ import numpy as np
 import torch
 
 from ... import __version__
-from ...models.digest import Content, add_files, files_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
@@ -25,15 +22,16 @@ from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
 from .lower import lower
+from .package import finish_package, start_package
 from .program import (
     OTHER_OPERATORS,
     MilProgram,
     empty,
     fill,
     first_of_each,
+    specify,
     with_places,
     with_weights,
-    write_package,
 )
 from .recurrent import recurrent_translators
 from .storage import scheme_of, storable, stored_bits
@@ -83,19 +81,16 @@ def write_mlpackage(
         weights = {name: weight for name, (weight, _) in forms.items()}
         template = _template(compressed, weights, deployment_target, templates)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as name:
-            folder = Path(name)
-            (folder / "weights").mkdir()
+            package = Path(name) / "model.mlpackage"
             if template.mil.places:
                 fill(template.mil, weights)
-            spec = write_package(template.mil, folder / "model.mlpackage", folder / "weights")
+            specification = specify(template.mil, start_package(package))
             if templates is not None:
                 empty(template.mil)
-            size, digest = _make_reproducible(
-                folder / "model.mlpackage",
-                spec,
-                template.metadata | {"cidermill.recipe": compressed.recipe.name},
-            )
-            shutil.move(folder / "model.mlpackage", path)
+            own = template.metadata | {"cidermill.recipe": compressed.recipe.name}
+            specification.description.metadata.userDefined.update(own)
+            size, digest = finish_package(package, specification)
+            shutil.move(package, path)
     realised = {
         name: Realised(scheme_of(weight), stored_bits(weight) / math.prod(weight.shape), reason)
         for name, (weight, reason) in forms.items()
@@ -244,27 +239,3 @@ def _module_map(program: Any) -> str:
         if node.op == "call_function" and (path := module_path(node)):
             places.setdefault(f"{path} ({source_line(node)})", []).append(node.name)
     return json.dumps(places, separators=(",", ":"))
-
-
-def _make_reproducible(package: Path, spec: Any, metadata: dict[str, str]) -> Content:
-    """Write the metadata, the protobuf with its maps in order, and the manifest with identifiers that follow
-    from the contents."""
-    spec.description.metadata.userDefined.update(metadata)
-    model = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
-    model.write_bytes(spec.SerializeToString(deterministic=True))
-    manifest = json.loads((package / "Manifest.json").read_text())
-    total = hashlib.sha256()
-    # Manifest.json, the last by name, takes its identifiers from the others
-    size_bytes = add_files(total, files_of(package)[:-1], package)
-    entries = manifest["itemInfoEntries"]
-    derived = {
-        old: str(uuid.uuid5(uuid.NAMESPACE_OID, total.hexdigest() + entry["path"]))
-        for old, entry in entries.items()
-    }
-    manifest["itemInfoEntries"] = {
-        derived[old]: entries[old] for old in sorted(entries, key=lambda key: entries[key]["path"])
-    }
-    manifest["rootModelIdentifier"] = derived[manifest["rootModelIdentifier"]]
-    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
-    size_bytes += add_files(total, [package / "Manifest.json"], package)
-    return Content(size_bytes, total.hexdigest())

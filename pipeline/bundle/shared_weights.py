@@ -10,7 +10,6 @@ https://apple.github.io/coremltools/docs-guides/source/multifunction-models.html
 import hashlib
 import json
 import struct
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...models.digest import content_of
+from ...converters.coreml.package import finish_package, start_package
 from ...models.samples import synthetic
 from ...models.source import TensorSpec
 from ...validation.mil.blob import PIECE_BYTES, RECORD_BYTES, Blob, open_blob, read_bytes
@@ -29,11 +28,6 @@ from .deliverables import Variant, slug, unique
 FIRST_SPECIFICATION = 9  # iOS18, macOS15: the first with several functions
 # of the smaller's weights: below that, two models are strangers that happen to have some biases in common
 LEAST_SHARE = 0.5
-STEM = "com.apple.CoreML"
-ENTRIES = {
-    f"{STEM}/model.mlmodel": ("model.mlmodel", "CoreML Model Specification"),
-    f"{STEM}/weights": ("weights", "CoreML Model Weights"),
-}
 
 
 @dataclass(frozen=True)
@@ -111,20 +105,18 @@ def proposals(variants: Sequence[Variant], weights: Sequence[Sequence[Weight]]) 
 def merge(members: Sequence[tuple[str, Path]], out: Path) -> None:
     """Write one package with a function for each of (name, package of one function); the first is the
     default."""
-    folder = out / "Data" / STEM
-    (folder / "weights").mkdir(parents=True)
+    weights_folder = start_package(out)
     models = [parse_model(locate_model(package)) for _, package in members]
     merged = type(models[0])()
     merged.specificationVersion = models[0].specificationVersion
     merged.description.defaultFunctionName = members[0][0]
     merged.mlProgram.version = models[0].mlProgram.version
     places: dict[tuple[str, int], int] = {}
-    with (folder / "weights" / "weight.bin").open("wb") as stream:
+    with (weights_folder / "weight.bin").open("wb") as stream:
         _write_weights([package for _, package in members], stream, places)
     for (name, package), model in zip(members, models):
         _add_function(merged, name, str(package), model, places)
-    (folder / "model.mlmodel").write_bytes(merged.SerializeToString(deterministic=True))
-    _write_manifest(out)
+    finish_package(out, merged)
 
 
 def differences(name: str, package: Path, merged: Path) -> str:
@@ -230,22 +222,6 @@ def _add_function(
     told[MODULE_MAP] = json.dumps(
         json.loads(own.get(MODULE_MAP, "{}")) | json.loads(told.get(MODULE_MAP, "{}")), separators=(",", ":")
     )
-
-
-def _write_manifest(package: Path) -> None:
-    """With identifiers derived from the content, as `converters` derives a single package's."""
-    digest = content_of(package / "Data").sha256
-    keys = {path: str(uuid.uuid5(uuid.NAMESPACE_OID, digest + path)) for path in ENTRIES}
-    entries = {
-        keys[path]: {"author": STEM, "description": text, "name": name, "path": path}
-        for path, (name, text) in ENTRIES.items()
-    }
-    manifest = {
-        "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": entries,
-        "rootModelIdentifier": keys[f"{STEM}/model.mlmodel"],
-    }
-    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4))
 
 
 def _decoded(constant: Any) -> Any:

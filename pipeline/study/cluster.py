@@ -125,7 +125,10 @@ def _result(task: Task, future: Any) -> tuple[StudyRow, bytes]:
         return result
     error = future.exception()
     if isinstance(error, DiskFull):
-        raise error
+        raise UserError(
+            "A worker of the cluster has no space left for the temporary files of a trial.",
+            f"Free some space there, or give the workers another TMPDIR. {AGAIN}",
+        )
     return failed_row(task, f"The cluster could not finish it: {type(error).__name__}: {error}"), b""
 
 

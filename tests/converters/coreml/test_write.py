@@ -206,6 +206,19 @@ def test_bytes_do_not_depend_on_when_coremltools_writer_is_destroyed(captured, t
     assert held and with_held.sha256 == usual.sha256
 
 
+def test_nothing_is_lost_where_another_thread_holds_the_frames_of_a_conversion(captured, tmp_path):
+    """As the profiler in each of Dask's workers does."""
+    compressed = compress(captured, parse_recipe("int8"))
+    usual = write_mlpackage(compressed, tmp_path / "usual.mlpackage")
+    frames = []
+    sys.setprofile(lambda frame, event, argument: frames.append(frame) if event == "call" else None)
+    try:
+        watched = write_mlpackage(compressed, tmp_path / "watched.mlpackage")
+    finally:
+        sys.setprofile(None)
+    assert len(frames) > 1000 and watched.sha256 == usual.sha256
+
+
 @pytest.mark.parametrize(
     ("recipe", "bits"), [("int8", 8.0), ("int4:block32", 4.5), ("palettize4", 4.0), ("float16", 16.0)]
 )

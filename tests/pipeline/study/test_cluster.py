@@ -1,6 +1,7 @@
 """The same study on a real Dask cluster: a scheduler and two workers, processes of their own on this machine,
 one of which is killed."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,8 +30,8 @@ class Cluster:
     def __init__(self, folder):
         self.folder, self.address, self.processes = folder, f"tcp://127.0.0.1:{free_port()}", []
 
-    def start(self, kind, *arguments):
-        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *FLAGS[kind], *arguments]
+    def start(self, kind, *arguments, before=()):
+        command = [*before, sys.executable, "-m", "distributed.cli.dask_" + kind, *FLAGS[kind], *arguments]
         with (self.folder / f"{kind}-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         self.processes.append(process)
@@ -39,8 +40,8 @@ class Cluster:
     def start_scheduler(self):
         return self.start("scheduler", "--port", self.address.rpartition(":")[2])
 
-    def start_worker(self):
-        return self.start("worker", self.address)
+    def start_worker(self, **how):
+        return self.start("worker", self.address, **how)
 
     def wait_for(self, workers):
         from distributed import Client
@@ -139,6 +140,24 @@ def test_a_cluster_without_workers(study, tiny, tmp_path, monkeypatch):
     assert result.exit_code == 2 and f"The cluster at {empty.address} has no workers" in result.stderr, (
         result.output
     )
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit, which only Linux has")
+def test_a_worker_whose_disk_is_full(study, tiny, rows_of, leftovers, tmp_path):
+    """No file of its may be longer than 10 kB."""
+    small = Cluster(tmp_path)
+    small.start_scheduler()
+    small.start_worker(before=("prlimit", "--fsize=10000"))
+    arguments = [tiny / "net.pt2", "--recipes", "int8", "--out", tmp_path / "s"]
+    try:
+        small.wait_for(1)
+        result = study(*arguments, "--cluster", small.address)
+    finally:
+        small.stop()
+    assert result.exit_code == 2, result.output
+    assert "A worker of the cluster has no space left" in result.stderr and "goes on" in result.stderr
+    assert "Traceback" not in result.stderr and not rows_of(tmp_path / "s") and not leftovers(tmp_path / "s")
+    assert study(*arguments).exit_code == 0
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "nonsense://x", "127.0.0.1"])
