@@ -14,6 +14,8 @@ from .source import Samples
 # Multiply-adds that further samples may take (see `work_of`): some seconds on two cores, in source,
 # compressed graph and runner together
 FURTHER_WORK = 20_000_000_000
+# next to the usual peak: what smaller numbers float32 leaves of those that cancel out
+ROUNDING = 1e-6
 
 Answer = dict[str, np.ndarray]  # outputs by name
 
@@ -37,8 +39,8 @@ def affordable(samples: Samples, work: int, calibrates: bool) -> Samples:
 
 
 def answered(samples: Samples, run: Callable[[dict[str, np.ndarray]], Answer]) -> Answered:
-    """What the source answers. A further sample that it fails on, or answers with NaN, is left out: it was no
-    fair question."""
+    """What the source answers. A further sample that it fails on, or answers with NaN or
+    rounding errors, is left out: it was no fair question."""
     reference, left_out = [], list(samples.left_out)
     for index, batch in enumerate(samples.batches):
         with blaming(samples, index):
@@ -53,6 +55,8 @@ def answered(samples: Samples, run: Callable[[dict[str, np.ndarray]], Answer]) -
             continue
         if _has_nan(answer) and not any(map(_has_nan, reference)):
             left_out.append(f"{kind}: the model gives NaN")
+        elif any(_is_noise(name, answer, reference) for name in answer):
+            left_out.append(f"{kind}: the model gives rounding errors of zero")
         else:
             kept.append((batch, kind))
             further.append(answer)
@@ -63,6 +67,14 @@ def answered(samples: Samples, run: Callable[[dict[str, np.ndarray]], Answer]) -
         left_out=tuple(left_out),
     )
     return Answered(samples, tuple(reference), tuple(further))
+
+
+def _is_noise(name: str, answer: Answer, reference: list[Answer]) -> bool:
+    """Whether an output is what float32 leaves of numbers that cancel out, next to those of other samples."""
+    if answer[name].dtype.kind != "f" or not answer[name].any():
+        return False
+    usual = max(np.abs(other[name]).max(initial=0.0) for other in reference)
+    return bool(np.abs(answer[name]).max() <= ROUNDING * usual)
 
 
 def _has_nan(answer: Answer) -> bool:

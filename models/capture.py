@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .answers import affordable, answered
-from .composites import kept_composites, unchecked_matrices
+from .composites import kept_composites, own_decompositions
 from .errors import UserError
 from .mapped import Reading
 from .patched import (
@@ -132,7 +132,7 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     table = torch.export.default_decompositions()
     for operator in kept_composites():
         table.pop(operator, None)
-    table.update(unchecked_matrices())
+    table.update(own_decompositions())
     with operators_listed_once(), remembered_overrides(), shapes_of_recurrent_layers():
         try:
             program: ExportedProgram = exported.run_decompositions(table)

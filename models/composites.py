@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def unchecked_matrices() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
-    """Decompositions of what raises where a matrix is singular, without raising: torch traces that as an
-    effect, which no artifact has."""
+def own_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """What raises where a matrix is singular, without raising: torch traces that as an effect, which no
+    artifact has. Affine grids with a side of one, for which torch 2.13 makes a tensor in a way that it does
+    not decompose."""
     import torch
 
     aten = torch.ops.aten
     return {
+        aten.affine_grid_generator.default: _affine_grid,
         aten.linalg_inv.default: lambda A: aten.linalg_inv_ex.default(A)[0],
         aten.inverse.default: lambda self: aten.linalg_inv_ex.default(self)[0],
         aten.linalg_solve.default: lambda A, B, left=True: aten._linalg_solve_ex.default(A, B, left=left)[0],
@@ -24,6 +26,21 @@ def unchecked_matrices() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
             self, upper=upper
         )[0],
     }
+
+
+def _affine_grid(theta: torch.Tensor, size: list[int], align_corners: bool) -> torch.Tensor:
+    """theta: [batch, axes, axes + 1]; size: [batch, channels, *sides] -> [batch, *sides, axes]"""
+    import torch
+
+    batch, _, *sides = size
+    kind, lines = theta.dtype, []
+    for side in sides:
+        end = 0.0 if side == 1 else 1.0 if align_corners else (side - 1) / side
+        lines.append(torch.linspace(-end, end, side, dtype=kind))
+    axes = torch.meshgrid(*lines, indexing="ij")
+    places = torch.stack([*reversed(axes), torch.ones(sides, dtype=kind)], -1)
+    moved = (places.view(-1, len(sides) + 1, 1) * theta.mT.unsqueeze(1)).sum(-2)
+    return moved.view(batch, *sides, len(sides))
 
 
 def kept_composites() -> set[torch._ops.OpOverload]:

@@ -103,9 +103,9 @@ def _exactly(example: torch.Tensor) -> Limit:
 
 def _limit(trace: _Tracing | None, spec: TensorSpec, example: torch.Tensor | None) -> Limit | None:
     """1. Indices that are written in their order, or computed, stay as in the example. 2. Elements that index
-    tables are bounded by those. 3. Others stay as in the example; pixels and sound take all that their type
-    holds."""
-    free = None if example is None else _exactly(example)
+    tables are bounded by those. 3. Others stay as in the example, unless it is nothing but zeros, which would
+    prove nothing; pixels and sound take all that their type holds."""
+    free = None if example is None or not example.any() else _exactly(example)
     if example is not None and example.dtype in NARROW:  # 3
         free = Limit(*NARROW[example.dtype])
     if trace is None or spec.name not in trace.places:

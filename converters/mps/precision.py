@@ -119,10 +119,13 @@ class Finite(NamedTuple):
 
 
 def _finite(value: torch.Tensor, dtype: torch.dtype) -> Finite:
-    """In `dtype`, values beyond its range as +-3e4."""
+    """In `dtype`, values beyond its range as +-3e4; an epsilon, which would vanish as a whole, as the least
+    number that does not."""
     largest = torch.finfo(dtype).max
     if all_within(value, -largest, largest):
-        return Finite(value.to(dtype), False)
+        cast = value.to(dtype)
+        vanished = dtype == torch.float16 and not cast.any() and value.all()
+        return Finite(value.sign().to(dtype) * HALF_TINY if vanished else cast, False)
     beyond = value.abs() > largest
     limited = bool((beyond & (value > -1e30)).any())
     return Finite(torch.where(beyond, value.sign() * -MASKED, value).to(dtype), limited)

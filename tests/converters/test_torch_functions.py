@@ -101,6 +101,24 @@ CASES = {
         ),
         PICTURE,
     ),
+    "affine grids with sides of one": (
+        lambda x, y: (
+            F.affine_grid(x, [2, 1, 1, 5]),
+            F.affine_grid(x, [2, 1, 4, 1], align_corners=True),
+            F.affine_grid(y, [2, 1, 3, 1, 2]),
+        ),
+        normal(2, 2, 3),
+        normal(2, 3, 4),
+    ),
+    "epsilons below half precision": (
+        lambda x, zeros: (
+            F.cosine_similarity(x, zeros),
+            zeros / torch.maximum(zeros.norm(dim=-1, keepdim=True), torch.tensor(1e-9)),
+            x / torch.maximum(x.norm(dim=-1, keepdim=True), torch.tensor(1e-9)),
+        ),
+        normal(3, 4),
+        torch.zeros(3, 4),
+    ),
     "places of the largest": (lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True), PICTURE),
     "max pools over volumes": (
         lambda x: (F.max_pool3d(x, 2, 1, dilation=2), F.max_pool3d(x, 2, 2, 1, ceil_mode=True)),

@@ -57,6 +57,11 @@ class Ways(nn.Module):
         return picked.sum() + one_hot.sum() + sums.sum(0)
 
 
+class Flipped(torch.nn.Module):
+    def forward(self, ids):
+        return ids.flip(-1) + 1
+
+
 class Hashed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -143,6 +148,12 @@ def test_integers_that_no_table_bounds_stay_as_in_the_example(tmp_path):
     assert all(batch["ids"].tolist() == ids.tolist() for batch in runs_on_synthetic(source))
     source = source_of(Hashed(), (ids,))
     assert all(batch["ids"].tolist() == ids.tolist() for batch in runs_on_synthetic(source))
+
+
+def test_an_example_of_zeros_proves_nothing():
+    source = source_of(Flipped(), (torch.zeros(1, 9, dtype=torch.long),))
+    batches = runs_on_synthetic(source)
+    assert {value for batch in batches for value in batch["ids"].flatten()} == {0, 1}
 
 
 def test_a_synthetic_index_out_of_range_says_samples(tmp_path):

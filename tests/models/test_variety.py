@@ -171,6 +171,19 @@ def test_a_further_sample_that_the_source_cannot_answer_is_left_out():
         answered(Samples("real", samples.batches), lambda batch: [][1])
 
 
+def test_a_further_sample_that_cancels_out_is_left_out():
+    """A layer norm over rows with a one in each: their sums are zero but for rounding."""
+    spec = TensorSpec("x", (2, 6, 6), "float32")
+
+    def run(batch):
+        norm = torch.nn.functional.layer_norm(torch.from_numpy(batch["x"]), (6, 6))
+        return {"y": norm.sum(-1).numpy(), "x": batch["x"]}
+
+    answers = answered(drawn(spec), run)
+    assert answers.samples.kinds == ("uniform from 0 to 1", "small numbers")
+    assert answers.samples.left_out == ("one-hot: the model gives rounding errors of zero",)
+
+
 def test_capture_answers_further_samples_apart():
     source = source_of(Named(torch.relu, torch.nn.Linear(6, 5)), TensorSpec("x", (4, 6), "float32"))
     captured = capture(*with_samples(source, None))
