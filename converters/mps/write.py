@@ -18,6 +18,7 @@ from ..artifact import WrittenArtifact
 from ..wide_values import wide_values
 from . import delegate as mps_delegate
 from .activations import activation_warnings
+from .edge_passes import as_edge_program, delegates_by_shape
 from .lower import lower
 from .portable import refusal
 from .weights import place_weights
@@ -34,7 +35,7 @@ def write_pte(compressed: Any, path: Path, progress: Callable[[str], None] | Non
     tell = progress or (lambda step: None)
     half = compressed.recipe.compute != "float32"
     find_wide = functools.partial(wide_values, compressed=compressed, dense={})
-    with quiet(), operators_listed_once(), remembered_overrides():
+    with quiet(), operators_listed_once(), remembered_overrides(), delegates_by_shape():
         tell("lower")
         work, warnings = lower(
             compressed.captured.program,
@@ -77,11 +78,11 @@ def to_edge_program(
 ) -> tuple[Any, list[str]]:
     """A lowered program -> (EdgeProgramManager with its delegates, descriptions of the operators left outside
     them)."""
-    from executorch.exir import EdgeCompileConfig, to_edge
+    from executorch.exir import EdgeCompileConfig
     from executorch.exir.backend.backend_details import CompileSpec
 
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
-    edge = to_edge(program, constant_methods=constant_methods, compile_config=config)
+    edge = as_edge_program(program, constant_methods, config)
     outside = [
         node
         for node in edge.exported_program().graph.nodes
