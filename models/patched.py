@@ -30,8 +30,8 @@ Attributes of torch.nn.Module: small buffers of integers are the numbers that th
     without (`known_numbers`).
 Distributions of torch: do not check their parameters while a model is captured (`unchecked_distributions`).
 Masks of torch.nn.Transformer: not asked for their values while a model is captured (`masks_as_given`).
-Passes of ExecuTorch: those that change nothing are left out, and delegates are not traced into, while a program is
-    written (`converters.mps.edge_passes`).
+Passes of ExecuTorch: those that change nothing are left out, and delegates are not traced into, while a
+    program is written (`converters.mps.edge_passes`).
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)

@@ -16,6 +16,7 @@ from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators, Us
 from cidermill.validation import open_runner
 from cidermill.validation.pte.coreml_read import unflatten
 from cidermill.validation.pte.read import open_program
+from tests.validation.pte.test_read import quick_lowering
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -26,8 +27,7 @@ def lowered(modules, inputs, path, config=None, partitioner=None, specs=None):
     handlers = list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), quick_lowering():
             from executorch.exir import EdgeCompileConfig, to_edge
 
             exported = {name: torch.export.export(module.eval(), inputs) for name, module in modules.items()}

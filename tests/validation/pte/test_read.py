@@ -6,16 +6,27 @@ import random
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cidermill.converters.mps.edge_passes import lean_passes
 from cidermill.models.errors import UnreadableArtifact, UnsupportedOperators
+from cidermill.models.patched import operators_listed_once
+from cidermill.models.remembered_overrides import remembered_overrides
 from cidermill.validation.graph import OperatorFailed
 from cidermill.validation.pte.aten_ops import find_kernel
 from cidermill.validation.pte.read import open_program
 from cidermill.validation.pte.run import run_program
+
+
+@contextmanager
+def quick_lowering():
+    """The same bytes in half the time (tests/converters/mps/test_edge_passes.py)."""
+    with operators_listed_once(), remembered_overrides(), lean_passes():
+        yield
 
 
 def lower(module, inputs, path, mps=None, portable_methods=None, config=None, dynamic_shapes=None):
@@ -24,8 +35,7 @@ def lower(module, inputs, path, mps=None, portable_methods=None, config=None, dy
     logging.disable(logging.CRITICAL)
     handlers = list(logging.root.handlers)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), quick_lowering():
             from executorch.exir import EdgeCompileConfig, to_edge
 
             program = torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic_shapes)
