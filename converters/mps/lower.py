@@ -38,6 +38,7 @@ from .whole_numbers import sum_whole_numbers
 from .wide import FindWide, widen
 
 aten = torch.ops.aten
+ASKED_BY_PLACE = (aten.hardtanh.default, aten.constant_pad_nd.default)
 
 
 class Lowered(NamedTuple):
@@ -57,6 +58,7 @@ def lower(
     matters, its docstring says what it requires.
     """
     work = draft(program)
+    spell_out_arguments(work)
     take_steps(work)
     drop_masks_of_ones(work)
     split_complex_numbers(work, "ExecuTorch's MPS target")
@@ -87,6 +89,25 @@ def lower(
     lay_out_views(work)
     work.graph.eliminate_dead_code()
     return Lowered(work, warnings)
+
+
+def spell_out_arguments(work: Draft) -> bool:
+    """Arguments that have a place stand there, 1. also where they were given by name, 2. or left out, where
+    ExecuTorch's serializer takes them to be there. Requires nothing."""
+    changed = False
+    for node in work.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        places = [one for one in node.target._schema.arguments if not one.kwarg_only]
+        named = [index for index, one in enumerate(places) if one.name in node.kwargs]  # 1
+        count = len(places) if node.target in ASKED_BY_PLACE else max(named, default=-1) + 1  # 2
+        missing = places[len(node.args) : count]
+        if missing:
+            node.args = (*node.args, *[node.kwargs.get(one.name, one.default_value) for one in missing])
+            names = {one.name for one in places}
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
+            changed = True
+    return changed
 
 
 def drop_masks_of_ones(work: Draft) -> bool:

@@ -101,6 +101,16 @@ CASES = {
         ),
         PICTURE,
     ),
+    "arguments by name, or left out": (
+        lambda x: (
+            torch.ops.aten.hardtanh.default(x),
+            torch.ops.aten.hardtanh.default(x, max_val=0.5),
+            torch.ops.aten.constant_pad_nd.default(x, [1, 1]),
+            torch.ops.aten.avg_pool2d.default(x, [2, 2], padding=[1, 1], count_include_pad=False),
+            torch.ops.aten.cat.default([x, x], dim=1),
+        ),
+        PICTURE,
+    ),
     "affine grids with sides of one": (
         lambda x, y: (
             F.affine_grid(x, [2, 1, 1, 5]),
