@@ -4,6 +4,7 @@ A rule has the parameters of its ATen operator and returns what the operator ret
 `REDUCTIONS` map an operator to (rule, predicate): a node is replaced where the predicate holds for it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,13 @@ def whole_quotient(self, other, *, rounding_mode):
     return torch.floor_divide(torch.abs(self), size) * sign
 
 
+def quotient_by_number(self, other, *, rounding_mode):
+    if not self.is_floating_point() and isinstance(other, int) and rounding_mode:
+        return whole_quotient(self, other, rounding_mode=rounding_mode)
+    quotient = self / other
+    return getattr(quotient, rounding_mode)() if rounding_mode else quotient
+
+
 def no_axis(node: torch.fx.Node) -> bool:
     return len(node.args) < 2 or node.args[1] is None
 
@@ -68,11 +76,13 @@ def hardtanh(self, min_val=-1.0, max_val=1.0):
 
 def elu(self, alpha=1.0, scale=1.0, input_scale=1.0):
     """selu and celu; coremltools ignores the scales."""
+    alpha, scale, input_scale = float(alpha), float(scale), float(input_scale)
     return scale * torch.where(self > 0, self, alpha * (torch.exp(self.clamp(max=0.0) * input_scale) - 1.0))
 
 
 def is_scaled(node: torch.fx.Node) -> bool:
-    return any(value != 1 for value in node.args[2:])
+    """Or has a whole number for alpha (its default is one), which coremltools does not take."""
+    return any(value != 1 for value in node.args[2:]) or not isinstance(node.args[-1], float)
 
 
 def add(self, other, alpha=1):
@@ -178,6 +188,18 @@ def leaves_axes_out(node: torch.fx.Node) -> bool:
     return has_axes(node) and (len(node.args) < 2 or node.args[1] in (None, []))
 
 
+def variance(self, dim=None, *, correction=None, keepdim=False):
+    dim = dim or list(range(self.ndim))
+    count, correction = math.prod(self.shape[axis] for axis in dim), 1 if correction is None else correction
+    factor = count / (count - correction) if count > correction else math.nan
+    return self.var(dim, correction=0, keepdim=keepdim) * factor
+
+
+def leaves_the_usual_out(node: torch.fx.Node) -> bool:
+    """The correction (it is one then) or, with an empty list, the axes: coremltools asks for both."""
+    return node.kwargs.get("correction") is None or node.args[1:2] == ([],)
+
+
 def total(self, dim=None, keepdim=False, dtype=None):
     """Truth values are counted in integers; coremltools counts them in real numbers, which half precision
     rounds and which index nothing."""
@@ -261,7 +283,7 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.expm1.default: (expm1, always),
     aten.clamp.default: (clamp_whole, is_whole),
     aten.div.Tensor_mode: (whole_quotient, is_whole),
-    aten.div.Scalar_mode: (whole_quotient, is_whole),
+    aten.div.Scalar_mode: (quotient_by_number, always),
     aten.relu.default: (lambda self: clamp_whole(self, 0), is_whole),
     aten.bitwise_and.Tensor: (bitwise_and, is_whole),
     aten.bitwise_and.Scalar: (and_number, always),
@@ -281,6 +303,7 @@ REDUCTIONS: dict[Any, tuple[Callable, Predicate]] = {
     aten.sum.dim_IntList: (total, leaves_axes_out_or_is_of_booleans),
     aten.mean.default: (over_all_axes(torch.mean), has_axes),
     aten.mean.dim: (over_all_axes(torch.mean), leaves_axes_out),
+    aten.var.correction: (variance, leaves_the_usual_out),
     aten.max.default: (largest, has_axes),
     aten.min.default: (smallest, has_axes),
     aten.amax.default: (largest, leaves_axes_out_or_is_of_booleans),
