@@ -87,8 +87,12 @@ def lower(
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
     index_in_64_bits(work)
     lay_out_views(work)
-    work.graph.eliminate_dead_code()
+    work.graph.eliminate_dead_code(_is_border)  # random numbers too, which torch would keep
     return Lowered(work, warnings)
+
+
+def _is_border(node: torch.fx.Node) -> bool:
+    return node.op in ("placeholder", "output")
 
 
 def spell_out_arguments(work: Draft) -> bool:

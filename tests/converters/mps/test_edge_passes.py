@@ -37,6 +37,7 @@ MODELS = {
         "int8",
     ),
     "beside the delegate": (Function(lambda x: x.sort(-1)[1] * 2 + x.cumsum(-1).flip(0)), ROWS, "float16"),
+    "unused random numbers": (Function(lambda x: F.rrelu(x) + 1), ROWS, "float16"),
     "norms and masks": (Function(norms_and_masks), ROWS, "float16"),
     "whole numbers": (Function(lambda k: (k // 2 + 3 * k, k / 4, k.float().mean() + k)), WHOLE, "float32"),
 }
