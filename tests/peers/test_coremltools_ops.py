@@ -26,7 +26,7 @@ def run_script(*arguments, **environment):
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("functions", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("functions", [30, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_one_case_of_a_test_function(functions):
     done = run_script("--functions", str(functions))
     assert done.returncode == 0, done.stdout + done.stderr

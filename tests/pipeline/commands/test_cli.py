@@ -321,6 +321,11 @@ def test_doctor():
     }
 
 
+def press(arguments):
+    result = CliRunner().invoke(convert, arguments)
+    assert result.exit_code == 0, result.output
+
+
 def test_same_input_same_bytes(models, tmp_path):
     """Two runs of the whole command in two processes give the same artifacts."""
     digests = []
@@ -337,10 +342,10 @@ def test_same_input_same_bytes(models, tmp_path):
 
 def test_killed_while_it_works_the_earlier_output_stays_and_the_next_run_clears_up(models, tmp_path):
     out = tmp_path / "out"
-    command = [CONVERT, str(models / "good.pt"), "--quiet", "--out", str(out)]
-    subprocess.run(command, check=True)
+    options = [str(models / "good.pt"), "--quiet", "--out", str(out)]
+    press(options)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    child = subprocess.Popen([*command, "--quant", "int8"])
+    child = subprocess.Popen([CONVERT, *options, "--quant", "int8"])
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.cidermill-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -349,7 +354,7 @@ def test_killed_while_it_works_the_earlier_output_stays_and_the_next_run_clears_
     assert child.wait() == -signal.SIGKILL
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert list(tmp_path.glob(".out.cidermill-*")), "the kill came too late to show anything"
-    subprocess.run([*command, "--quant", "int8"], check=True)
+    press([*options, "--quant", "int8"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((out / "report.json").read_text())["artifacts"][0]["recipe"] == "int8"
 
@@ -357,7 +362,7 @@ def test_killed_while_it_works_the_earlier_output_stays_and_the_next_run_clears_
 def test_a_full_disk(models, tmp_path):
     """The limit on file size stands in for a disk with 20 kB left; the earlier output is kept."""
     out = tmp_path / "out"
-    subprocess.run([CONVERT, str(models / "good.pt"), "--quiet", "--out", str(out)], check=True)
+    press([str(models / "good.pt"), "--quiet", "--out", str(out)])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     script = f"""
 import resource, signal, sys
