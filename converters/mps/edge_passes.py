@@ -35,9 +35,8 @@ def lean_passes() -> Iterator[None]:
 def delegates_by_shape() -> Iterator[None]:
     """Inside, passes that trace over a delegate take what its own graph says of its results, instead of
     computing shapes for each of its operators."""
-    module = import_module(
-        "torch._higher_order_ops.executorch_call_delegate"
-    )  # an operator is called so, too
+    # not by `from ... import`, which gives the operator of the same name
+    module = import_module("torch._higher_order_ops.executorch_call_delegate")
     with replaced(module, "call_delegate_cpu", _results_of_delegate):
         yield
 
