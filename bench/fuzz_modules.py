@@ -120,7 +120,7 @@ def answers_all_inputs(index: int, text: str) -> bool:
     try:
         for values in (model.inputs, *pressing.own_inputs(model)):
             pressing.answers(model.module, values)
-    except IndexError:
+    except (IndexError, RuntimeError):
         return False
     return True
 
