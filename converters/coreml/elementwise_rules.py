@@ -50,6 +50,27 @@ def clamp_whole(self, min=None, max=None):
     return self * 1 if (min, max) == (None, None) else self
 
 
+def becomes_truth_of_whole(node: torch.fx.Node) -> bool:
+    """Of integers that may have been real numbers before; those of an input never were."""
+    whole = [source for source in node.all_input_nodes if is_whole(source)]
+    return is_boolean(node) and not all(map(_comes_in_whole, whole))
+
+
+def _comes_in_whole(node: torch.fx.Node) -> bool:
+    while node.op == "call_function" and len(node.all_input_nodes) == 1 and is_whole(node):
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder" and is_whole(node)
+
+
+def truth(self, **options):
+    """Of integers: a cast of a cast is one cast to coremltools, and 0.3 becomes true instead of zero."""
+    return self != 0
+
+
+def on_truths(operator):
+    return lambda *operands: operator(*(one if one.dtype == torch.bool else one != 0 for one in operands))
+
+
 def whole_quotient(self, other, *, rounding_mode):
     """Of integers, in integers."""
     if rounding_mode == "floor":
@@ -281,6 +302,11 @@ ELEMENTWISE: dict[Any, tuple[Callable, Predicate]] = {
     aten.acosh.default: (acosh, always),
     aten.isinf.default: (isinf, always),
     aten.expm1.default: (expm1, always),
+    aten._to_copy.default: (truth, becomes_truth_of_whole),
+    aten.logical_not.default: (lambda self: self == 0, becomes_truth_of_whole),
+    aten.logical_and.default: (on_truths(torch.logical_and), becomes_truth_of_whole),
+    aten.logical_or.default: (on_truths(torch.logical_or), becomes_truth_of_whole),
+    aten.logical_xor.default: (on_truths(torch.logical_xor), becomes_truth_of_whole),
     aten.clamp.default: (clamp_whole, is_whole),
     aten.div.Tensor_mode: (whole_quotient, is_whole),
     aten.div.Scalar_mode: (quotient_by_number, always),

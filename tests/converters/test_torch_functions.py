@@ -101,6 +101,17 @@ CASES = {
         ),
         PICTURE,
     ),
+    "truth values of whole numbers": (
+        lambda x: (
+            (x * 4).int().bool(),
+            torch.where(x.long().reshape(-1).bool(), x.reshape(-1), -x.reshape(-1)),
+            torch.logical_not(x.int()),
+            torch.logical_and(x.int(), x > -1),
+            torch.logical_or(x.int(), x.long() - 1),
+            torch.logical_xor(x.int(), x > 0),
+        ),
+        X,
+    ),
     "arguments by name, or left out": (
         lambda x: (
             torch.ops.aten.hardtanh.default(x),
