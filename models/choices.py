@@ -64,11 +64,15 @@ def near_ties(
     runs = 1 + max(1, min(MOST_RUNS, FURTHER_WORK // work_of(captured.program)))
     exact = evaluate(captured.program, captured, dense, tap=proceed)
     changed = [{name: np.zeros(array.shape, bool) for name, array in answer.items()} for answer in exact]
+    most = [dict.fromkeys(answer, np.inf) for answer in exact]
     for run in range(runs):
         answers = evaluate(captured.program, captured, dense, tap=_rounding(run, scale, proceed))
-        for masks, want, have in zip(changed, exact, answers):
+        for masks, limits, want, have in zip(changed, most, exact, answers):
             for name, mask in masks.items():
-                mask |= _jumps(want[name], have[name])
+                usual = min(_usual_change(want[name], have[name]), limits[name])
+                mask |= _jumps(want[name], have[name], usual)
+                if run == 0:  # in which equal numbers keep their order: also where nearly all are equal
+                    limits[name] = FARTHER * usual
     return tuple(changed)
 
 
@@ -121,17 +125,28 @@ def _rounding(run: int, scale: float, proceed: Tap | None) -> Tap:
     return tap
 
 
-def _jumps(want: np.ndarray, have: np.ndarray) -> np.ndarray:
-    """Where whole numbers differ; where floating-point ones changed by far more than most of them did."""
+def _usual_change(want: np.ndarray, have: np.ndarray) -> float:
+    """The median; of floating-point numbers that are not zero, as a zero may be one that nothing moves."""
+    if want.dtype.kind != "f":
+        return 0.0
+    change = _change(want, have)
+    moved = change[np.isfinite(change) & (want != 0)]
+    return float(np.median(moved)) if moved.size else 0.0
+
+
+def _jumps(want: np.ndarray, have: np.ndarray, usual: float) -> np.ndarray:
+    """Where whole numbers differ; where floating-point ones changed by far more than is usual."""
     if want.dtype.kind != "f":
         differs: np.ndarray = want != have
         return differs
-    with np.errstate(invalid="ignore"):
-        change = np.abs(have.astype(np.float64) - want)
-    known = np.isfinite(change)
+    change = _change(want, have)
     peak = np.abs(want[np.isfinite(want)]).max(initial=0.0)
-    most = change[known & (want != 0)]  # a zero may be one that nothing moves
-    usual = np.median(most) if most.size else 0.0
     lost = np.isfinite(want) != np.isfinite(have)
-    jumps: np.ndarray = lost | (known & (change > max(JUMP * peak, SPREAD * usual)))
+    jumps: np.ndarray = lost | (np.isfinite(change) & (change > max(JUMP * peak, SPREAD * usual)))
     return jumps
+
+
+def _change(want: np.ndarray, have: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        change: np.ndarray = np.abs(have.astype(np.float64) - want)
+    return change

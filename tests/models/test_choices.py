@@ -79,6 +79,15 @@ def test_the_order_of_equal_numbers_is_nowhere_laid_down():
     assert not ties(lambda x: x.topk(2).indices, np.array([[0.5, 1.0, 0.0, 0.25]])).any()
 
 
+def test_equal_numbers_nearly_everywhere_are_near_ties():
+    """Then most of what is looked up changes; rows of zeros look up any two of five, others one."""
+    table = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    rows = np.eye(12, 5, -3)
+    found = ties(lambda x: table[x.topk(2).indices], rows)
+    assert found[rows.any(-1), 0].sum() == 0
+    assert found[rows.any(-1), 1].mean() > 0.9 and found[~rows.any(-1)].mean() > 0.9
+
+
 def test_an_unsteady_network_is_no_near_tie():
     """A difference of large numbers loses digits everywhere: nothing jumps, so nothing is set apart, although
     the graph chooses as well."""
