@@ -112,3 +112,9 @@ def leaky(self, noise, lower=0.125, upper=1 / 3, training=False, generator=None)
 
 def not_training(node: torch.fx.Node, result: int = 0) -> bool:
     return not (len(node.args) > 4 and node.args[4])
+
+
+def unbiased(count, correction):
+    """What the mean square of `count` deviations is multiplied by; correction: None stands for one."""
+    left = count - (1 if correction is None else correction)
+    return count / left if left > 0 else math.inf

@@ -14,7 +14,7 @@ from .source import Samples
 # Multiply-adds that further samples may take (see `work_of`): some seconds on two cores, in source,
 # compressed graph and runner together
 FURTHER_WORK = 20_000_000_000
-# next to the usual peak: what smaller numbers float32 leaves of those that cancel out
+# relative to their peak: numbers that differ by less are one, but for float32's rounding
 ROUNDING = 1e-6
 
 Answer = dict[str, np.ndarray]  # outputs by name

@@ -69,8 +69,8 @@ def near_ties(
         answers = evaluate(captured.program, captured, dense, tap=_rounding(run, scale, proceed))
         for masks, limits, want, have in zip(changed, most, exact, answers):
             for name, mask in masks.items():
-                usual = min(_usual_change(want[name], have[name]), limits[name])
-                mask |= _jumps(want[name], have[name], usual)
+                jumps, usual = _jumps(want[name], have[name], limits[name])
+                mask |= jumps
                 if run == 0:  # in which equal numbers keep their order: also where nearly all are equal
                     limits[name] = FARTHER * usual
     return tuple(changed)
@@ -125,28 +125,17 @@ def _rounding(run: int, scale: float, proceed: Tap | None) -> Tap:
     return tap
 
 
-def _usual_change(want: np.ndarray, have: np.ndarray) -> float:
-    """The median; of floating-point numbers that are not zero, as a zero may be one that nothing moves."""
+def _jumps(want: np.ndarray, have: np.ndarray, most: float) -> tuple[np.ndarray, float]:
+    """Where whole numbers differ; where floating-point ones changed by far more than is usual. -> (where, the
+    usual change: the median, `most` at the most)"""
     if want.dtype.kind != "f":
-        return 0.0
-    change = _change(want, have)
-    moved = change[np.isfinite(change) & (want != 0)]
-    return float(np.median(moved)) if moved.size else 0.0
-
-
-def _jumps(want: np.ndarray, have: np.ndarray, usual: float) -> np.ndarray:
-    """Where whole numbers differ; where floating-point ones changed by far more than is usual."""
-    if want.dtype.kind != "f":
-        differs: np.ndarray = want != have
-        return differs
-    change = _change(want, have)
-    peak = np.abs(want[np.isfinite(want)]).max(initial=0.0)
-    lost = np.isfinite(want) != np.isfinite(have)
-    jumps: np.ndarray = lost | (np.isfinite(change) & (change > max(JUMP * peak, SPREAD * usual)))
-    return jumps
-
-
-def _change(want: np.ndarray, have: np.ndarray) -> np.ndarray:
+        return want != have, 0.0
     with np.errstate(invalid="ignore"):
-        change: np.ndarray = np.abs(have.astype(np.float64) - want)
-    return change
+        change = np.abs(have.astype(np.float64) - want)
+    known = np.isfinite(change)
+    peak = np.abs(want[np.isfinite(want)]).max(initial=0.0)
+    moved = change[known & (want != 0)]  # a zero may be one that nothing moves
+    usual = min(float(np.median(moved)), most) if moved.size else 0.0
+    lost = np.isfinite(want) != np.isfinite(have)
+    jumps: np.ndarray = lost | (known & (change > max(JUMP * peak, SPREAD * usual)))
+    return jumps, usual

@@ -19,6 +19,7 @@ from ..functions import (
     expm1,
     pairs_distance,
     searchsorted,
+    unbiased,
 )
 from ..lacking import always
 from ..orders import median_of_all
@@ -102,8 +103,9 @@ def elu(self, alpha=1.0, scale=1.0, input_scale=1.0):
 
 
 def is_scaled(node: torch.fx.Node) -> bool:
-    """Or has a whole number for alpha (its default is one), which coremltools does not take."""
-    return any(value != 1 for value in node.args[2:]) or not isinstance(node.args[-1], float)
+    """Or has a whole number for alpha, as its default is one, which coremltools does not take."""
+    alpha = node.args[1] if len(node.args) > 1 else 1
+    return isinstance(alpha, int) or any(value != 1 for value in node.args[2:])
 
 
 def add(self, other, alpha=1):
@@ -211,9 +213,8 @@ def leaves_axes_out(node: torch.fx.Node) -> bool:
 
 def variance(self, dim=None, *, correction=None, keepdim=False):
     dim = dim or list(range(self.ndim))
-    count, correction = math.prod(self.shape[axis] for axis in dim), 1 if correction is None else correction
-    factor = count / (count - correction) if count > correction else math.nan
-    return self.var(dim, correction=0, keepdim=keepdim) * factor
+    count = math.prod(self.shape[axis] for axis in dim)
+    return self.var(dim, correction=0, keepdim=keepdim) * unbiased(count, correction)
 
 
 def leaves_the_usual_out(node: torch.fx.Node) -> bool:

@@ -11,6 +11,7 @@ import torch
 from ...models.graphs import Draft, is_op, retrace
 from ...models.mapped import Reading
 from ...models.tensors import all_within
+from ..functions import unbiased
 from .elementwise_rules import log_softmax
 
 aten = torch.ops.aten
@@ -148,8 +149,7 @@ def _root_variance(x, dims, correction, keepdim, epsilon, inverse):
     )
     count = math.prod(x.shape[axis] for axis in dims)
     centred = x - x.mean(dims, keepdim=True)
-    factor = count / (count - correction) if count > correction else math.inf
-    return _root_mean_square(centred, dims, keepdim, epsilon, inverse, factor)
+    return _root_mean_square(centred, dims, keepdim, epsilon, inverse, unbiased(count, correction))
 
 
 FILLED = {

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from ..functions import unbiased
+
 aten = torch.ops.aten
 
 
@@ -36,8 +38,8 @@ def variance(self, dim=None, correction=1, keepdim=False):
     count = math.prod(self.shape[axis] for axis in dims)
     wide = self.float()
     centred = wide - wide.mean(dims, keepdim=True)
-    factor = count / (count - (1 if correction is None else correction))
-    return ((centred * centred).mean(dims, keepdim=keepdim) * factor).to(self.dtype)
+    mean = (centred * centred).mean(dims, keepdim=keepdim)
+    return (mean * unbiased(count, correction)).to(self.dtype)
 
 
 def batch_norm_of_batch(input, weight, bias, training, momentum, eps):

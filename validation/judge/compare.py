@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET, UnsetType
 
+from ...models.answers import ROUNDING
 from ...models.decibels import decibels
 
 # Least conversion PSNR by compute precision (docs/design.md, "The report"). 8-bit activations: where half
@@ -26,8 +27,6 @@ LIMIT_DB = 200.0
 AGREEMENT = 0.99
 # the least share of an output that must be no near tie, for the rest to show anything
 LEAST_JUDGED = 0.1
-# floats spread less than this, relative to their peak, are one constant and its float32 rounding noise
-ROUNDING = 1e-6
 
 Arrays = Mapping[str, np.ndarray]
 

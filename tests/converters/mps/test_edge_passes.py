@@ -14,7 +14,7 @@ from cidermill.models.in_memory import source_of
 from cidermill.models.source import Samples
 from cidermill.quantization.compress import compress
 from cidermill.quantization.recipe import parse_recipe
-from tests.converters.conftest import Function
+from tests.converters.conftest import Function, as_array
 
 G = torch.Generator().manual_seed(0)
 IMAGE, ROWS, WHOLE = (
@@ -47,7 +47,7 @@ MODELS = {
 def test_the_file_is_the_same_with_all_passes(tmp_path, monkeypatch, name):
     module, example, recipe = MODELS[name]
     source = source_of(torch.export.export(module.eval(), (example,)), None)
-    arrays = {source.inputs[0].name: (example.int() if example.dtype == torch.int64 else example).numpy()}
+    arrays = {source.inputs[0].name: as_array(example)}
     compressed = compress(capture(source, Samples("synthetic", (arrays,), 0)), parse_recipe(recipe))
     seen = []
     own = edge_passes._is_decomposed
