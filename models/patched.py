@@ -13,7 +13,7 @@ Output: sys.stdout, sys.stderr, warnings and logging are silenced (`quiet.quiet`
 Temporary files: of a thread that writes an output they go beside it (`tempfile.gettempdir`, by
 `pipeline.output`).
 Hidden modules: libraries that coremltools would import for its other frontends (`converters.coreml.tools`).
-Postponed modules: `POSTPONED`, while transformers and torch.export are imported.
+Postponed modules: `POSTPONED`, while transformers, torch.export and ExecuTorch are imported.
 Index of transformers' models: read once instead of twice while transformers is imported
     (`transformers_imports.one_index`).
 Graph modules of torch.fx: their Python code is written when it is first called, while a model is captured
@@ -35,6 +35,7 @@ Passes of ExecuTorch: those that change nothing are left out, and delegates are 
 Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
+    Block._propagate_nonreplaceable_vars         looks for compressed weights where there are some (`passes`)
     noop_elimination._match_pattern              keeps the floor of x // 1 (`pass_guards`)
     fuse_conv_scale._try_to_transform            keeps constants over a convolution (`pass_guards`)
     fuse_conv_bias._try_to_transform             negates a copy of a constant (`pass_guards`)
@@ -56,7 +57,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-POSTPONED = (  # of which transformers 5 and torch 2.13 import functions that a conversion never calls; 2 s
+POSTPONED = (  # of which these libraries import functions that a conversion never calls; 2.5 s
+    "torch._inductor.fx_passes.post_grad",  # executorch.exir: operators that change their arguments
     "networkx",  # torch._functorch: memory budgets of activation checkpointing
     "scipy.optimize",  # transformers.loss: matching of boxes
     "sklearn.metrics",  # transformers.generation: assisted decoding

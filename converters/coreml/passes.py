@@ -13,6 +13,7 @@ from ...models.patched import replaced
 
 BACKEND = "backend_mlprogram"  # coremltools' name for the passes that it runs before a program is written
 TO_16_BITS = "common::add_int16_cast"
+COMPRESSED = "constexpr_"  # how the types of operations begin that hold compressed weights
 CONVOLUTIONS = ("conv", "conv_transpose")
 WORKS_ON = {  # pass -> types of operations, without any of which it changes nothing
     "torch::torch_tensor_assign_to_core": ("torch_tensor_assign",),
@@ -49,6 +50,7 @@ WORKS_ON = {  # pass -> types of operations, without any of which it changes not
     "common::fuse_prelu": ("relu",),
     "common::prelu_to_lrelu": ("prelu",),
     "common::merge_consecutive_relus": ("relu",),
+    "common::reduce_transposes": ("transpose",),
     "common::fuse_transpose_matmul": ("matmul",),
     "common::fuse_stack_split": ("stack",),
     "common::guard_negative_gather_indices": ("gather", "gather_nd"),
@@ -78,12 +80,31 @@ def lean_passes() -> Iterator[None]:
     """coremltools leaves passes out that have nothing to look for, and validates a program once at the end.
 
     Its own `apply_pipeline` (9.0) validates after each pass, which takes half as long as the passes. What a
-    pass breaks is found all the same.
+    pass breaks is found all the same. Whenever a pass leaves a block, coremltools also looks up for each
+    variable which compressed weights it is computed from.
     """
+    from coremltools.converters.mil.mil import Block
     from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
 
-    with replaced(PassPipelineManager, "apply_pipeline", staticmethod(_apply_pipeline)):
+    with (
+        replaced(PassPipelineManager, "apply_pipeline", staticmethod(_apply_pipeline)),
+        replaced(Block, "_propagate_nonreplaceable_vars", _find_compressed),
+    ):
         yield
+
+
+def _find_compressed(block: Any) -> None:
+    """In place of `Block._propagate_nonreplaceable_vars`: no inputs are looked through before the first
+    compressed weight."""
+    some = block.outer_op is not None  # what is outside may be compressed
+    for operation in block.operations:
+        some = some or bool(operation.blocks) or operation.op_type.startswith(COMPRESSED)
+        for inner in operation.blocks:
+            _find_compressed(inner)
+        for variable in operation.outputs or ():
+            variable._reset_nonreplaceable_vars_upstream()
+            if some:
+                variable._set_nonreplaceable_vars_upstream()
 
 
 def _apply_pipeline(program: Any, pipeline: Any) -> None:

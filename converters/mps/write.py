@@ -11,7 +11,7 @@ import torch
 from ...models.digest import content_of
 from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, finish
-from ...models.patched import operators_listed_once
+from ...models.patched import lasting_imports, operators_listed_once, postponed_modules
 from ...models.quiet import quiet
 from ...models.remembered_overrides import remembered_overrides
 from ..artifact import WrittenArtifact
@@ -78,8 +78,9 @@ def to_edge_program(
 ) -> tuple[Any, list[str]]:
     """A lowered program -> (EdgeProgramManager with its delegates, descriptions of the operators left outside
     them)."""
-    from executorch.exir import EdgeCompileConfig
-    from executorch.exir.backend.backend_details import CompileSpec
+    with lasting_imports(), postponed_modules():
+        from executorch.exir import EdgeCompileConfig
+        from executorch.exir.backend.backend_details import CompileSpec
 
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
     edge = as_edge_program(program, constant_methods, config)
