@@ -6,6 +6,7 @@ torch.fft and torch.stft end in three operators: from complex to complex, from r
 
 import math
 
+import numpy as np
 import torch
 
 from .pairs import Pair, multiply, pair_of
@@ -98,7 +99,7 @@ def _transform_in_two(number: Pair, axis: int, sign: float, scale: float) -> Pai
     lead = rows.re.shape[:-1]
     grid = Pair(*[part.reshape(*lead, first, rest) for part in rows])
     grid = _transform(grid, -2, sign, scale**0.5)
-    turns = torch.arange(first)[:, None] * torch.arange(rest)
+    turns = np.arange(first)[:, None] * np.arange(rest)
     grid = multiply(grid, Pair(*_cos_and_sin(turns, points, sign)))
     grid = _transform(grid, -1, sign, scale**0.5)
     return Pair(*[part.transpose(-1, -2).reshape(*lead, points).movedim(-1, axis) for part in grid])
@@ -121,23 +122,24 @@ def _largest_prime(number: int) -> int:
 
 def _waves(count: int, points: int, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of sign 2 pi jk / points [points, count]"""
-    return _cos_and_sin(torch.arange(points)[:, None] * torch.arange(count), points, sign)
+    return _cos_and_sin(np.arange(points)[:, None] * np.arange(count), points, sign)
 
 
-def _cos_and_sin(turns: torch.Tensor, points: int, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _cos_and_sin(turns: np.ndarray, points: int, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Of sign 2 pi turns / points, with exact zeros: the sine of half a turn makes the highest frequency real
     (with 1.2e-16 there, `angle` gives pi or -pi by chance). turns: integers of any size
 
-    All angles are brought into the first quarter as integers, which also makes mirror images equal.
+    All angles are brought into the first quarter as integers, which also makes mirror images equal. By numpy,
+    so that a trace has the tables as constants, not what computes them.
     """
-    turns = torch.remainder(turns, points)
-    folded = torch.minimum(turns, points - turns)
-    quarter = torch.where(4 * folded > points, points - 2 * folded, 2 * folded)
-    angle = quarter.to(torch.float64) * (math.pi / points)
-    cos = torch.where(4 * folded == points, 0.0, torch.cos(angle))
-    cos = torch.where(4 * folded > points, -cos, cos)
-    sin = torch.sin(angle) * torch.where(2 * turns > points, -sign, sign)
-    return cos.float(), (sin + 0.0).float()
+    turns = turns % points
+    folded = np.minimum(turns, points - turns)
+    quarter = np.where(4 * folded > points, points - 2 * folded, 2 * folded)
+    angle = quarter * (math.pi / points)
+    cos = np.where(4 * folded == points, 0.0, np.cos(angle))
+    cos = np.where(4 * folded > points, -cos, cos)
+    sin = np.sin(angle) * np.where(2 * turns > points, -sign, sign)
+    return torch.from_numpy(cos.astype(np.float32)), torch.from_numpy((sin + 0.0).astype(np.float32))
 
 
 def _scale(shape: torch.Size, dim: list[int], normalization: int) -> float:

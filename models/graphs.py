@@ -23,6 +23,8 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
+from .patched import lazy_graph_modules
+
 aten = torch.ops.aten
 
 
@@ -230,7 +232,8 @@ def _write(work: Draft, before: torch.fx.Node, function: Callable[..., Any], arg
             filled[index] = tensor
         return function(*filled)
 
-    traced = make_fx(call, tracing_mode="real")(*[fakes[index] for index in positions])
+    with lazy_graph_modules():
+        traced = make_fx(call, tracing_mode="real")(*[fakes[index] for index in positions])
     traced.graph.eliminate_dead_code()
     mapping: dict[torch.fx.Node, torch.fx.Node] = {}
     sources = iter([args[index] for index in positions])
