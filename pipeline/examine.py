@@ -53,36 +53,46 @@ class Examination:
 
 
 def examine(
-    artifact: WrittenArtifact, yardstick: Yardstick, estimator: Estimator, stages: Stages, last: bool = True
-) -> Examination:
-    """Open the saved bytes, run and audit them, estimate placement and latency and, on macOS, measure them.
-
-    last: no other artifact is compared with the yardstick's weights, which are let go one by one as the
-    decoded ones take their place in memory.
-    """
+    artifacts: Sequence[WrittenArtifact], yardstick: Yardstick, estimator: Estimator, stages: Stages
+) -> list[Examination]:
+    """Open the saved bytes of each, run and audit them, estimate placement and latency and, on macOS, measure
+    them. The yardstick's weights are let go one by one as the last artifact's take their place in memory."""
     from ..validation.judge.audit import audit
     from ..validation.runners import open_runner
 
-    with stages("validate"):
-        batches = yardstick.samples.batches
-        runner = open_runner(artifact.path, host="reference", keep_weights=len(batches) > TOGETHER)
-        made = yardstick.weights
-        weights = audit(artifact.path, yardstick.decisions, artifact.realised, made, runner, consume=last)
-        answers = []
-        given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
-        for start in range(0, len(batches), TOGETHER):
-            together = runner.each(given[start : start + TOGETHER])
-            answers += [named(answer, yardstick.output_names) for answer in together]
-        expected = yardstick.expected[artifact.target]
-        validation = compared(
-            runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+    examinations = []
+    for artifact in artifacts:
+        with stages("validate"):
+            batches = yardstick.samples.batches
+            runner = open_runner(artifact.path, host="reference", keep_weights=len(batches) > TOGETHER)
+            made = yardstick.weights
+            weights = audit(
+                artifact.path,
+                yardstick.decisions,
+                artifact.realised,
+                made,
+                runner,
+                consume=artifact is artifacts[-1],
+            )
+            answers = []
+            given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
+            for start in range(0, len(batches), TOGETHER):
+                together = runner.each(given[start : start + TOGETHER])
+                answers += [named(answer, yardstick.output_names) for answer in together]
+            expected = yardstick.expected[artifact.target]
+            validation = compared(
+                runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+            )
+            overflow = overflows(artifact.path, runner, validation, given)
+            validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
+        with stages("place"):
+            estimates = estimator(runner.file_graph, artifact.target)
+            estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
+        examinations.append(
+            Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, overflow)
         )
-        overflow = overflows(artifact.path, runner, validation, given)
-        validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
-    with stages("place"):
-        estimates = estimator(runner.file_graph, artifact.target)
-        estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
-    return Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, overflow)
+        del runner  # and the weights that it has decoded
+    return examinations
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:

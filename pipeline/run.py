@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ..models.source import Samples, Source
     from ..quantization.compress import Compressed
     from ..quantization.schemes import Recipe
-    from .choice import Choice, Given
     from .plan import Plan
     from .report.records import BudgetSummary, Report
     from .yardstick import Yardstick
@@ -53,8 +52,6 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
-    from ..quantization.compress import compress
-
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
@@ -67,94 +64,22 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
             key = captured_key(plan, estimator.calibration, captured)
             if report := recall(cache, key, plan, folder, stages):
                 return _publish(report, plan, folder, stages)
-        earlier = None
-        for widen in (False, True):
-            choice = choose(plan, captured, folder, stages)
-            for recipe in choice.attempts(stages):
-                with stages("compress") as step:
-                    compressed = compress(captured, recipe, lambda done, total, name: step(name))
-                    compressed = replace(compressed, widen=widen)
-                if pressed := _press(plan, compressed, choice, folder, stages, earlier):
-                    break
-            else:
-                raise RuntimeError("no attempt was accepted, not even the last")
-            del captured, compressed, choice
-            foreseen = pressed.foreseen
-            if any(owner() is not None for owner in pressed.owners):
-                gc.collect()  # the model's weights, before an artifact is run
-            artifacts, yardstick, budget = pressed.artifacts, pressed.yardstick, pressed.budget
-            examinations = []
-            for artifact in artifacts:
-                last = artifact is artifacts[-1]
-                examinations.append(examine(artifact, yardstick, estimator, stages, last))
-            if widen or not any(facts.overflows for facts in examinations):
-                break
-            for artifact in artifacts:
-                remove(artifact.path)
+        pressed = _press(plan, captured, folder, stages)
+        del captured
+        _let_go(pressed.owners)
+        examinations = examine(pressed.artifacts, pressed.yardstick, estimator, stages)
+        if any(facts.overflows for facts in examinations):
             captured, _ = _capture(plan, stages, source, samples)
-            earlier = pressed
+            pressed = _press(plan, captured, folder, stages, earlier=pressed)
+            del captured
+            _let_go(pressed.owners)
+            examinations = examine(pressed.artifacts, pressed.yardstick, estimator, stages)
+        yardstick, budget = pressed.yardstick, pressed.budget
         judgements = [judge(facts, yardstick, plan.min_psnr, budget) for facts in examinations]
-        findings = Findings(yardstick, examinations, judgements, budget, foreseen)
+        findings = Findings(yardstick, examinations, judgements, budget, pressed.foreseen)
         report = compose(findings, stages.records, folder)
         remember(cache, key, plan, report, folder)
         return _publish(report, plan, folder, stages)
-
-
-class Pressed(NamedTuple):
-    """Artifacts that one recipe gave, all that is known of them before one is run, and who held the model's
-    weights until then."""
-
-    recipe: Recipe
-    artifacts: list[WrittenArtifact]
-    yardstick: Yardstick
-    budget: BudgetSummary | None
-    foreseen: Mapping[str, int | None]
-    owners: list[weakref.ref[Any]]
-
-
-def _press(
-    plan: Plan,
-    compressed: Compressed,
-    choice: Given | Choice,
-    folder: Path,
-    stages: Stages,
-    earlier: Pressed | None,
-) -> Pressed | None:
-    """Convert to every target, while what the artifacts are compared with is computed. -> None where a budget
-    shows to be missed. earlier: what was made in half precision alone."""
-    captured, recipe, rounded = compressed.captured, compressed.recipe, compressed.rounded
-    known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
-    with computing(_yardstick, compressed, plan.targets, rounded, known) as result:
-        if chooses_in_half(compressed):
-            with stages("probe"):
-                compressed = with_exact_choices(compressed, result())
-        artifacts = []
-        for target in plan.targets:
-            with stages("convert") as step:
-                artifacts.append(convert(compressed, target, plan, folder, step, choice.templates))
-        if not choice.accepts(artifacts):
-            for artifact in artifacts:
-                remove(artifact.path)
-            return None
-        with stages("probe"):
-            yardstick = result()
-    budget = choice.settle(recipe, folder)
-    foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-    owners = _referred_to(captured.source.module, captured.program, compressed)
-    return Pressed(recipe, artifacts, yardstick, budget, foreseen, owners)
-
-
-def _yardstick(
-    compressed: Compressed,
-    targets: Sequence[str],
-    rounded: ExportedProgram,
-    known: Yardstick | None,
-    proceed: Tap | None = None,
-) -> Yardstick:
-    """known: of the same recipe; only its weights were let go."""
-    if known is not None:
-        return replace(known, decisions=compressed.decisions, weights=compressed.weights)
-    return yardstick_of(compressed, targets, rounded, proceed=proceed)
 
 
 def _capture(
@@ -170,6 +95,77 @@ def _capture(
             source, samples = with_samples(source, plan.samples)
     with stages("capture"):
         return capture(source, samples, plan.calibrates), samples
+
+
+class Pressed(NamedTuple):
+    """Artifacts that one recipe gave, all that is known of them before one is run, and who held the model's
+    weights until then."""
+
+    recipe: Recipe
+    artifacts: list[WrittenArtifact]
+    yardstick: Yardstick
+    budget: BudgetSummary | None
+    foreseen: Mapping[str, int | None]
+    owners: list[weakref.ref[Any]]
+
+
+def _press(
+    plan: Plan, captured: Captured, folder: Path, stages: Stages, earlier: Pressed | None = None
+) -> Pressed:
+    """Choose a recipe, compress, and convert to every target, while what the artifacts are compared with is
+    computed. earlier: what was made in half precision alone, and is replaced."""
+    from ..quantization.compress import compress
+
+    _remove(earlier.artifacts if earlier else ())
+    choice = choose(plan, captured, folder, stages)
+    for recipe in choice.attempts(stages):
+        with stages("compress") as step:
+            compressed = compress(captured, recipe, lambda done, total, name: step(name))
+            compressed = replace(compressed, widen=earlier is not None)
+        known = earlier.yardstick if earlier is not None and earlier.recipe == recipe else None
+        with computing(_yardstick, compressed, plan.targets, compressed.rounded, known) as result:
+            if chooses_in_half(compressed):
+                with stages("probe"):
+                    compressed = with_exact_choices(compressed, result())
+            artifacts = []
+            for target in plan.targets:
+                with stages("convert") as step:
+                    artifacts.append(convert(compressed, target, plan, folder, step, choice.templates))
+            if choice.accepts(artifacts):
+                with stages("probe"):
+                    yardstick = result()
+                break
+            _remove(artifacts)
+    else:
+        raise RuntimeError("no attempt was accepted, not even the last")
+    budget = choice.settle(recipe, folder)
+    foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
+    owners = _referred_to(captured.source.module, captured.program, compressed)
+    return Pressed(recipe, artifacts, yardstick, budget, foreseen, owners)
+
+
+def _remove(artifacts: Sequence[WrittenArtifact]) -> None:
+    for artifact in artifacts:
+        remove(artifact.path)
+
+
+def _let_go(owners: Sequence[weakref.ref[Any]]) -> None:
+    """The model's weights, before an artifact is run."""
+    if any(owner() is not None for owner in owners):
+        gc.collect()
+
+
+def _yardstick(
+    compressed: Compressed,
+    targets: Sequence[str],
+    rounded: ExportedProgram,
+    known: Yardstick | None,
+    proceed: Tap | None = None,
+) -> Yardstick:
+    """known: of the same recipe; only its weights were let go."""
+    if known is not None:
+        return replace(known, decisions=compressed.decisions, weights=compressed.weights)
+    return yardstick_of(compressed, targets, rounded, proceed=proceed)
 
 
 def _referred_to(*owners: Any) -> list[weakref.ref[Any]]:

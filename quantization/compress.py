@@ -190,6 +190,7 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 def _compress_tensor(
     tensor: Tensor, role: Role | str, recipe: Recipe, evidence: Evidence, cache: WeightCache | None
 ) -> tuple[CompressedWeight | None, Decision]:
+    """One weight through its kernels, or from the cache; None where it stays as it is."""
     if not recipe.compresses:
         return None, _left(tensor, recipe, "")
     if isinstance(role, str):
@@ -197,23 +198,6 @@ def _compress_tensor(
     data = tensor.data.detach().float().contiguous()
     if _largest(data) > LARGEST_FLOAT16:
         return None, _left(tensor, recipe, f"holds values beyond float16's largest, {LARGEST_FLOAT16:g}")
-    entry = _through_kernels(tensor, data, role, recipe, evidence, cache)
-    bits = entry.weight.bits_per_weight()
-    return entry.weight, Decision(
-        tensor.name, tuple(data.shape), recipe.words, entry.realised, bits, entry.reason, entry.snr_db
-    )
-
-
-def _through_kernels(
-    tensor: Tensor,
-    data: torch.Tensor,
-    role: Role,
-    recipe: Recipe,
-    evidence: Evidence,
-    cache: WeightCache | None,
-) -> CachedWeight:
-    """One weight through its kernels, or from the cache. data: the tensor's, as `compress_weight`
-    takes it."""
     key = key_of(cache, tensor.data, role, recipe, evidence) if cache else ""
     entry = read_weight(cache, key, tensor.name) if cache else None
     if entry is None:
@@ -221,7 +205,10 @@ def _through_kernels(
         entry = CachedWeight(weight, realised.words, reason, snr_db(data, weight))
         if cache:
             write_weight(cache, key, entry)
-    return entry
+    bits = entry.weight.bits_per_weight()
+    return entry.weight, Decision(
+        tensor.name, tuple(data.shape), recipe.words, entry.realised, bits, entry.reason, entry.snr_db
+    )
 
 
 def _calibrated(

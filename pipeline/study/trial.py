@@ -25,7 +25,7 @@ from ...models.user_code import import_afresh
 from ..conversion import convert, templates_of
 from ..conversion_cache import code_digest
 from ..estimates import estimator_of
-from ..examine import examine
+from ..examine import Examination, examine
 from ..half_precision import with_exact_choices
 from ..judge import judge
 from ..loading import load_model
@@ -38,7 +38,7 @@ from ..stages import Stages, release_memory
 from ..step import silent
 from ..store import fetch, make_room, open_cache, store
 from ..targets import find_target
-from ..yardstick import FirstRun, first_run, yardstick_of
+from ..yardstick import FirstRun, Yardstick, first_run, yardstick_of
 from .pictures import pictures_of, write_pictures
 from .plan import Subject, Task
 from .records import StudyRow, TrialLatency
@@ -46,6 +46,7 @@ from .records import StudyRow, TrialLatency
 if TYPE_CHECKING:
     from ...models.capture import Captured
     from ...quantization.weight_cache import WeightCache
+    from ..plan import Plan
 
 PICTURES = "pictures.npz"
 EVAL_HINT = (
@@ -154,31 +155,39 @@ def _template_maker(task: Task) -> Callable[..., None] | None:
     return find_target(task.target).make_template
 
 
+def _examined(
+    task: Task, ready: Prepared, plan: Plan, folder: Path, stages: Stages, widen: bool = False
+) -> tuple[Examination, Yardstick]:
+    """The artifact of a trial, written and run. widen: numbers that half precision does not hold are computed
+    in float32."""
+    from ...quantization.compress import compress
+
+    with stages("compress"):
+        compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
+        compressed = replace(compressed, widen=widen)
+        yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
+        compressed = with_exact_choices(compressed, yardstick)
+    with stages("convert") as step:
+        written = convert(compressed, task.target, plan, folder, step, ready.templates)
+    del compressed
+    release_memory()  # graphs refer to themselves, and would keep weights
+    (examination,) = examine([written], yardstick, estimator_of(plan), stages)
+    return examination, yardstick
+
+
 def _finished_row(task: Task) -> StudyRow:
     """The row of a trial that was made, with the figures that it is compared by and the one of --eval."""
-    from ...quantization.compress import compress
     from ..predict import sizes_from_shapes
 
     if (artifact := _earlier_artifact(task)) and task.earlier:
         return _evaluated(replace(task.earlier, eval_sha256=_eval_code(task)), task.subject, artifact)
     ready, stages = prepared(task.subject), Stages(silent)
     plan = task.subject.plan(task.target, task.recipe, task.folder)
-    estimator = estimator_of(plan)
     with staged(task.folder, force=True, keep=False) as folder:
-        for widen in (False, True):  # as `convert` does
-            with stages("compress"):
-                compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
-                compressed = replace(compressed, widen=widen)
-                yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
-                compressed = with_exact_choices(compressed, yardstick)
-            with stages("convert") as step:
-                written = convert(compressed, task.target, plan, folder, step, ready.templates)
-            del compressed
-            release_memory()  # graphs refer to themselves, and would keep weights
-            examination = examine(written, yardstick, estimator, stages)
-            if widen or not examination.overflows:
-                break
-            remove(written.path)
+        examination, yardstick = _examined(task, ready, plan, folder, stages)
+        if examination.overflows:  # once more, as `convert` does
+            remove(examination.artifact.path)
+            examination, yardstick = _examined(task, ready, plan, folder, stages, widen=True)
         foreseen = sizes_from_shapes(ready.captured, plan.recipe, plan.targets, plan.deployment_target)
         judgement = judge(examination, yardstick, plan.min_psnr, None)
         report = compose(

@@ -66,7 +66,7 @@ def test_nothing_is_traced_in_the_second_thread(blocks, tmp_path, monkeypatch, r
         return trace(self, *arguments)
 
     monkeypatch.setattr(proxy_tensor._MakefxTracer, "trace", watched)
-    for turn in range(3):
+    for turn in range(2):
         report = cidermill.convert(
             blocks, (torch.zeros(1, 64),), target=["coreml", "executorch-mps"], quant=recipe,
             out=tmp_path / str(turn), min_psnr=1,

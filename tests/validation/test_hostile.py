@@ -623,7 +623,7 @@ def test_a_sample_of_damaged_files_ends_in_order(tmp_path):
         sys.executable,
         str(BENCH / "fuzz.py"),
         "--files",
-        "80",
+        "200",
         "--seed",
         "7",
         "--quick",
