@@ -102,3 +102,13 @@ def ct():
         warnings.simplefilter("ignore")
         import coremltools
     return coremltools
+
+
+@pytest.fixture(autouse=True)
+def numbers_of_its_own(request):
+    """A test draws the same numbers whichever tests ran before it: a module's generators begin anew."""
+    import torch
+
+    for value in vars(request.module).values() if request.module else ():
+        if isinstance(value, torch.Generator):
+            value.manual_seed(value.initial_seed())

@@ -313,7 +313,10 @@ def assert_same(result, tolerance=1e-5):
         )
 
 
-def test_distributions_do_not_check_traced_parameters():
+def test_distributions_do_not_check_traced_parameters(monkeypatch):
+    # torch._dynamo turns it off for good when it first compiles something
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
     class Forecast(torch.nn.Module):
         def forward(self, x):
             return torch.distributions.Normal(x, x.exp()).log_prob(torch.ones(3))
