@@ -12,7 +12,6 @@ judged: figures to compare two versions by.
 import argparse
 import ast
 import contextlib
-import importlib.metadata
 import sys
 import tempfile
 from collections import Counter
@@ -118,11 +117,11 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def convert(arguments: list[str]) -> None:
-    """`convert` in this process, as its console script finds it."""
-    entries = importlib.metadata.entry_points(group="console_scripts", name="cidermill")
-    command = next(iter(entries)).load()
+    """`cidermill convert` in this process."""
+    from cidermill.pipeline.commands.cli import main as cidermill
+
     with contextlib.suppress(SystemExit):
-        command(["convert", *arguments], standalone_mode=False)
+        cidermill(["convert", *arguments], standalone_mode=False)
 
 
 def main() -> int:
