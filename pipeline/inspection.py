@@ -4,6 +4,8 @@ leave."""
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec import UNSET
+
 from ..models.errors import UnreadableArtifact, UserError
 from ..validation.estimate.devices import Device
 from .estimates import estimate_shapes
@@ -23,6 +25,7 @@ def inspect_artifact(
 ) -> Inspection:
     """Placement, latency and sizes of any artifact; on macOS measured too, unless `measure` is False."""
     from ..models.digest import content_of
+    from ..validation.borders import Feature, describe_input
     from ..validation.judge.audit import audit
     from ..validation.runners import open_to_read
     from .corrections import load_calibration
@@ -58,4 +61,6 @@ def inspect_artifact(
         compression,
         placement,
         latency,
+        tuple(describe_input(value, runner.features.get(value.name, Feature())) for value in runner.inputs),
+        (runner.package.stages if runner.package is not None else ()) or UNSET,
     )

@@ -74,9 +74,7 @@ def check_inputs(
     if not isinstance(given, dict):
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise UserError(f"{owner} was given a {type(given).__name__}, not its inputs by name", hint)
-        if len(given) != len(declared):
-            raise UserError(f"{owner} takes {len(declared)} inputs, {len(given)} were given", hint)
-        given = dict(zip(declared, given))
+        given = named_in_order(given, values, features, owner, hint)
     given = {**defaults(tuple(value for value in values if value.name not in given), features), **given}
     problems = [f"{name} is missing" for name in declared if name not in given]
     problems += [f"{name} is not an input" for name in given if name not in declared]
@@ -99,6 +97,17 @@ def check_inputs(
     if problems:
         raise UserError(f"inputs do not fit {owner}: {'; '.join(problems)}", hint)
     return {name: to_tensor(array, declared[name].dtype) for name, array in arrays.items()}
+
+
+def named_in_order(
+    given: Sequence[Any], values: tuple[Value, ...], features: dict[str, Feature], owner: str, hint: str
+) -> dict[str, Any]:
+    """A sequence of all inputs, or of those that may not be left out, by name."""
+    names = [value.name for value in values]
+    required = [name for name in names if features.get(name, Feature()).default is None]
+    if len(given) not in (len(names), len(required)):
+        raise UserError(f"{owner} takes {len(names)} inputs, {len(given)} were given", hint)
+    return dict(zip(names if len(given) == len(names) else required, given))
 
 
 def defaults(values: tuple[Value, ...], features: dict[str, Feature]) -> dict[str, np.ndarray]:

@@ -40,6 +40,22 @@ class Compression:
     bytes: dict[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PipelineStage:
+    """A model inside of a pipeline. inputs, outputs: names of the features that it takes and gives. Of a
+    nonMaximumSuppression also how many labels it holds, its thresholds where nothing else is given, and
+    whether boxes of one class only suppress each other."""
+
+    name: str
+    type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    labels: int | UnsetType = UNSET
+    iou_threshold: float | UnsetType = UNSET
+    confidence_threshold: float | UnsetType = UNSET
+    per_class: bool | UnsetType = UNSET
+
+
 @dataclass(frozen=True)
 class UnitShare:
     """A unit's part of a program: number of operations, share (0..1) of their time, and of an estimate the

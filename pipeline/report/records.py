@@ -23,6 +23,7 @@ from ...validation.records import (
     Machine,
     MeasuredTimes,
     Origin,
+    PipelineStage,
     PlacedOperation,
     PlannedOperation,
     UnitShare,
@@ -321,7 +322,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them."""
+    """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them;
+    takes: each input in words; stages: of a pipeline, in order."""
 
     target: str
     path: str
@@ -332,3 +334,5 @@ class Inspection:
     compression: Compression
     placement: Placement
     latency: Latency
+    takes: tuple[str, ...] = ()
+    stages: tuple[PipelineStage, ...] | UnsetType = UNSET

@@ -4,6 +4,9 @@ order, out."""
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
+from ...validation.records import PipelineStage
 from ..report import summaries
 from ..report.records import Inspection, Latency, Placement, ShapeLatency
 from .measured import measured_parts
@@ -24,6 +27,10 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
     kinds = [f"{clean(kind)} {summaries.size_text(size)}" for kind, size in sizes if size]
     if kinds:
         yield line(("bytes: ", "dim"), (", ".join(kinds), ""))
+    if inspection.takes:
+        yield line(("takes: ", "dim"), (", ".join(map(clean, inspection.takes)), ""))
+    for stage in inspection.stages or ():
+        yield line((f"stage {clean(stage.name)}: ", "dim"), (_stage_text(stage, console), ""))
     yield from _placement(inspection.placement, console)
     yield from _latency(inspection.latency, console)
     yield from measured_parts(inspection.placement, inspection.latency, console)
@@ -31,6 +38,20 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
     if groups:
         rows = [[clean(group.realised), str(group.count), group.bits] for group in groups]
         yield table(console, ["weights stored as", "weights", "per weight"], rows)
+
+
+def _stage_text(stage: PipelineStage, console: "Console") -> str:
+    """A pipeline's stage in words: "nonMaximumSuppression, scores, boxes -> confidence, coordinates; 80
+    labels"."""
+    takes, gives = (clean(", ".join(features)) for features in (stage.inputs, stage.outputs))
+    rules = [
+        f"{stage.labels} labels" if stage.labels else "",
+        f"overlap above {stage.iou_threshold:g}" if stage.iou_threshold is not UNSET else "",
+        f"confidence from {stage.confidence_threshold:g}" if stage.confidence_threshold is not UNSET else "",
+        "within a class" if stage.per_class else "",
+    ]
+    about = "; ".join(filter(None, [f"{takes} {arrow(console)} {gives}", ", ".join(filter(None, rules))]))
+    return f"{clean(stage.type)}, {about}"
 
 
 def _placement(placement: Placement, console: "Console") -> "Iterator[RenderableType]":

@@ -21,14 +21,14 @@ UNKNOWN_TO_ENGINE = frozenset(
         sliding_windows crop_resize crop scatter scatter_along_axis scatter_nd lstm gru rnn random_bernoulli
         random_categorical random_normal random_uniform argsort non_zero range_1d non_maximum_suppression
         shape fill fill_like while_loop cond make_list list_gather list_length list_read list_scatter
-        list_write classify custom_layer torch_tensor_assign
+        list_write classify custom_layer torch_tensor_assign nonMaximumSuppression
     """.split()
 )
 CPU_ONLY = frozenset(
     """
         crop_resize non_zero range_1d sliding_windows non_maximum_suppression lstm gru rnn while_loop cond
         make_list list_gather list_length list_read list_scatter list_write classify shape affine
-        random_bernoulli random_categorical random_normal random_uniform
+        random_bernoulli random_categorical random_normal random_uniform nonMaximumSuppression
     """.split()
 )
 KNOWN_TO_ENGINE = frozenset(

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..resources import free_bytes, in_words
 
 MANIFEST_BYTES = 16 << 20
 PARSED_FACTOR = 32  # bytes of memory for a byte of protobuf, where an attacker fills it with empty messages
+AND_PIPELINES = " and pipelines of them and of nonMaximumSuppression"
 PROTO_PACKAGE = "cidermill_coreml_proto"
 
 
@@ -105,8 +107,8 @@ def inside(package: Path, folder: Path, name: str) -> Path:
     return target
 
 
-def parse_model(path: Path) -> Any:
-    """-> Model protobuf that holds an ML Program."""
+def parse_model(path: Path, kinds: Sequence[str] = ("mlProgram",)) -> Any:
+    """-> Model protobuf that holds an ML Program, or another of the `kinds` of models."""
     from google.protobuf.message import DecodeError
 
     size = path.stat().st_size
@@ -128,10 +130,10 @@ def parse_model(path: Path) -> Any:
         raise UnreadableArtifact(
             f"{path} is truncated or corrupt: it holds no model", "convert the model again"
         )
-    if kind != "mlProgram":
+    if kind not in kinds:
         raise UnreadableArtifact(
             f"{path} holds a {kind} (specification version {model.specificationVersion}); only ML Programs"
-            " (iOS15 and later) can be read",
+            f" (iOS15 and later){AND_PIPELINES if len(kinds) > 1 else ''} can be read",
             "convert the model again from its source",
         )
     return model

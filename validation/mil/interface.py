@@ -8,8 +8,11 @@ and fixed dimensions.
 from typing import Any
 
 from ..borders import Feature
+from ..graph import Value
 
 # ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
+SCALARS = {"doubleType": "float64", "int64Type": "int64"}
 IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "F"}
 
 
@@ -55,3 +58,36 @@ def image_feature(image: Any) -> Feature:
 def bounds(sizes: Any) -> tuple[int, int | None]:
     """-> (least, greatest) of a range of sizes; a negative upper bound is none."""
     return sizes.lowerBound, None if sizes.upperBound < 0 else sizes.upperBound
+
+
+def described_value(name: str, kind: Any) -> Value | None:
+    """What a description says of a feature that no program declares, None where that is not enough."""
+    which = kind.WhichOneof("Type")
+    if which in SCALARS:
+        return Value(name, SCALARS[which], ())
+    feature = feature_of(kind)
+    sizes = feature.shapes or (feature.usual,)
+    ranked = len({len(shape) for shape in sizes}) == 1
+    shape: tuple[int | None, ...] = (
+        tuple(low if low == high else None for low, high in feature.ranges)
+        if feature.ranges
+        else tuple(column[0] if len(set(column)) == 1 else None for column in zip(*sizes))
+    )
+    dtype = ARRAY_TYPES.get(kind.multiArrayType.dataType, "") if which == "multiArrayType" else "float32"
+    known = which in ("imageType", "multiArrayType") and dtype and ranked and shape
+    return Value(name, dtype, shape) if known else None
+
+
+def difference(one: Any, other: Any) -> tuple[str, str] | None:
+    """What sets two types of features apart, in words, None where they agree in all that both state."""
+    kinds = one.WhichOneof("Type"), other.WhichOneof("Type")
+    if kinds[0] != kinds[1] or kinds[0] not in ("imageType", "multiArrayType"):
+        return None if kinds[0] == kinds[1] else (str(kinds[0]), str(kinds[1]))
+    features = feature_of(one), feature_of(other)
+    fixed = all(feature.usual and not feature.shapes and not feature.ranges for feature in features)
+    types = [ARRAY_TYPES.get(kind.multiArrayType.dataType, "unknown") for kind in (one, other)]
+    about = [feature.channels or dtype for feature, dtype in zip(features, types)]
+    if about[0] == about[1] and not (fixed and features[0].usual != features[1].usual):
+        return None
+    texts = [f"{text} {list(feature.usual)}" for text, feature in zip(about, features)]
+    return texts[0], texts[1]

@@ -20,9 +20,11 @@ import torch
 from ...models.errors import UnreadableArtifact, UserError
 from ..borders import Feature
 from ..graph import Graph, Node, Ref, Value, misuse
+from ..records import PipelineStage
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
 from .files import coreml_protos, inside, locate_model, parse_model
 from .interface import features_of
+from .stages import KINDS, PROGRAM, join_stages
 
 MODULE_MAP = "cidermill.modules"
 BLOCKS = {"cond": 2, "while_loop": 2}
@@ -35,7 +37,8 @@ CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has
 
 @dataclass(frozen=True)
 class Package:
-    """An ML Program as it is on disk. `features`: function -> input -> what the description says of it."""
+    """An ML Program, or a pipeline as one program, as it is on disk. `features`: function -> input -> what
+    the description says of it; stages: of a pipeline, in order."""
 
     path: Path
     specification_version: int
@@ -48,6 +51,7 @@ class Package:
     features: dict[str, dict[str, Feature]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()
+    stages: tuple[PipelineStage, ...] = ()
 
 
 def read_package(path: str | Path) -> Package:
@@ -80,26 +84,21 @@ def read_package(path: str | Path) -> Package:
 
 def _read_package(path: Path) -> Package:
     model_path = locate_model(path)
-    model = parse_model(model_path)
-    program = model.mlProgram
-    if not program.functions:
-        raise UnreadableArtifact(
-            f"{model_path} is truncated or corrupt: it holds no program", "convert the model again"
-        )
+    model = parse_model(model_path, KINDS)
     reader = _Reader(path, model_path.parent)
-    places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
-    functions = {
-        name: with_places(reader.function(function), places)
-        for name, function in sorted(program.functions.items())
-    }
+    return (_read_program if model.WhichOneof("Type") == PROGRAM else _read_pipeline)(model, reader)
+
+
+def _read_program(model: Any, reader: "_Reader") -> Package:
+    functions = program_functions(model, reader)
     name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
     graph = functions[name]
     states = {value.name for value in reader.states}
     return Package(
-        path=path,
+        path=reader.package,
         specification_version=model.specificationVersion,
         functions=functions,
-        opsets={key: function.opset for key, function in program.functions.items()},
+        opsets={key: function.opset for key, function in model.mlProgram.functions.items()},
         default_function=name,
         inputs=tuple(value for value in graph.inputs if value.name not in states),
         outputs=tuple(graph.values[output] for output in graph.outputs),
@@ -108,6 +107,51 @@ def _read_package(path: Path) -> Package:
         metadata=dict(model.description.metadata.userDefined),
         weights=tuple(blob.path for blob in reader.blobs.values()),
     )
+
+
+def _read_pipeline(model: Any, reader: "_Reader") -> Package:
+    """A pipeline is one function, `main`."""
+
+    def program_graph(stage: Any) -> Graph:
+        functions = program_functions(stage, reader)
+        if reader.states:
+            raise UnreadableArtifact(
+                f"{reader.package} is a pipeline with a stage that keeps a state,"
+                f" {reader.states[0].name!r}, which cannot be run here",
+                "take the stage by itself",
+            )
+        default = stage.description.defaultFunctionName
+        return functions[default or ("main" if "main" in functions else next(iter(functions)))]
+
+    joined = join_stages(model, program_graph, str(reader.package))
+    graph = joined.graph
+    return Package(
+        path=reader.package,
+        specification_version=model.specificationVersion,
+        functions={"main": graph},
+        opsets={},
+        default_function="main",
+        inputs=graph.inputs,
+        outputs=tuple(graph.values[output] for output in graph.outputs),
+        states=(),
+        features={"main": joined.features},
+        metadata=dict(model.description.metadata.userDefined),
+        weights=tuple(blob.path for blob in reader.blobs.values()),
+        stages=joined.stages,
+    )
+
+
+def program_functions(model: Any, reader: "_Reader") -> dict[str, Graph]:
+    """The functions of a model that holds an ML Program, by name."""
+    functions = model.mlProgram.functions
+    if not functions:
+        raise UnreadableArtifact(
+            f"{reader.package} is truncated or corrupt: it holds no program", "convert the model again"
+        )
+    places = operation_places(model.description.metadata.userDefined.get(MODULE_MAP, ""))
+    return {
+        name: with_places(reader.function(function), places) for name, function in sorted(functions.items())
+    }
 
 
 def operation_places(text: str) -> dict[str, tuple[str, str]]:

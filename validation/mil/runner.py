@@ -89,10 +89,7 @@ def core_ml_runner(path: Path, opening: Opening) -> Runner:
     pictures = {name: feature.channels for name, feature in border.features.items() if feature.channels}
 
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: State) -> dict[str, Any]:
-        arrays = {
-            name: to_picture(tensor, pictures[name]) if name in pictures else tensor.numpy()
-            for name, tensor in tensors.items()
-        }
+        arrays = {name: _for_core_ml(tensor, pictures.get(name, "")) for name, tensor in tensors.items()}
         results = model.predict(arrays, state=state) if border.states else model.predict(arrays)
         return {value.name: np.asarray(results[value.name]) for value in border.outputs}
 
@@ -109,6 +106,13 @@ def core_ml_runner(path: Path, opening: Opening) -> Runner:
         package=package,
         native_state=model.make_state if border.states else None,
     )
+
+
+def _for_core_ml(tensor: torch.Tensor, channels: str) -> Any:
+    """A picture, a number (a threshold of a pipeline) or an array, as Core ML's own `predict` takes it."""
+    if channels:
+        return to_picture(tensor, channels)
+    return tensor.numpy() if tensor.ndim else tensor.item()
 
 
 def readable_package(path: Path, error: Exception) -> Runner:

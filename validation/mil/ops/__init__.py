@@ -19,6 +19,7 @@ from .recurrent import RECURRENT
 from .reduction import REDUCTIONS
 from .resize import RESIZE
 from .shape import SHAPE
+from .suppression import SUPPRESSION
 
 OPS: dict[str, Callable[..., Any]] = {
     **ELEMENTWISE,
@@ -30,6 +31,7 @@ OPS: dict[str, Callable[..., Any]] = {
     **CONSTEXPR,
     **RECURRENT,
     **STATES_AND_LISTS,
+    **SUPPRESSION,
 }
 
 # Operators whose results are among their inputs' values, so that rounding them again changes nothing.
