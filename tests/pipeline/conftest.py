@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from cidermill.pipeline.commands.cli import main
 from cidermill.pipeline.commands.schemas import RECORDS, schema_path
 from cidermill.pipeline.report import json_files
-from cidermill.pipeline.report.records import Report
+from cidermill.pipeline.report.records import Inspection, Report
 from cidermill.pipeline.study import journal
 from cidermill.pipeline.study.records import StudyRow
 from cidermill.pipeline.study.results import SCHEMA as STUDY
@@ -288,6 +288,14 @@ def written_files_fit_their_schemas():
 @pytest.fixture
 def sample_report(report_content) -> Report:
     return Report.from_json(report_content)
+
+
+@pytest.fixture
+def sample_inspection(sample_report) -> Inspection:
+    """What `inspect` would say of the report's first artifact."""
+    made = sample_report.artifacts[0]
+    about = (made.compression, made.placement, made.latency)
+    return Inspection(made.target, made.path, made.size_bytes, made.sha256, (), (), *about)
 
 
 @pytest.fixture

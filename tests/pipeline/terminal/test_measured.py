@@ -32,14 +32,15 @@ CRASHED = {
 
 
 @pytest.fixture
-def shown(sample_report, capsys, monkeypatch):
+def shown(sample_inspection, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def show(latency, placement):
-        artifact = sample_report.artifacts[0]
-        latency = replace(artifact.latency, measured=msgspec.convert(latency, MeasuredLatency | str))
-        placement = replace(artifact.placement, measured=msgspec.convert(placement, MeasuredPlacement | str))
-        terminal.show_inspection(replace(artifact, latency=latency, placement=placement))
+        latency = replace(sample_inspection.latency, measured=msgspec.convert(latency, MeasuredLatency | str))
+        placement = replace(
+            sample_inspection.placement, measured=msgspec.convert(placement, MeasuredPlacement | str)
+        )
+        terminal.show_inspection(replace(sample_inspection, latency=latency, placement=placement))
         return " ".join(capsys.readouterr().out.split())
 
     return show

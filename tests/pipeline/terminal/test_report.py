@@ -150,11 +150,11 @@ def test_names_are_neither_markup_nor_control_codes(sample_report, tmp_path, cap
     assert "[bold]layer[0][/bold] ?[2J" in out and "next [red]" in out and ESCAPE not in out
 
 
-def test_ascii_console(sample_report, tmp_path, monkeypatch):
+def test_ascii_console(sample_report, sample_inspection, tmp_path, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     terminal.show_report(sample_report, tmp_path)
-    terminal.show_inspection(sample_report.artifacts[0])
+    terminal.show_inspection(sample_inspection)
     sys.stdout.flush()
     assert b"4.12 ms (2.88-5.97)" in raw.getvalue()
 
@@ -218,8 +218,8 @@ def test_validation(sample_report, capsys):
     assert "At least 40 dB are asked: fail" in out and "→ Try more." in out
 
 
-def test_inspection(sample_report, capsys):
-    terminal.show_inspection(sample_report.artifacts[0])
+def test_inspection(sample_inspection, capsys):
+    terminal.show_inspection(sample_inspection)
     out = capsys.readouterr().out
     assert "bytes: weights 86.5 MB, graph 610 kB" in out and "Placement on iPhone 15 Pro (estimate)" in out
     assert (
