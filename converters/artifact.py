@@ -1,4 +1,4 @@
-"""WrittenArtifact: a file or package and what it is."""
+"""WrittenArtifact: a file or package and what it is; About: what it says of itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,21 @@ class Realised(NamedTuple):
     scheme: str
     bits_per_weight: float
     reason: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What an artifact says of itself to people, "" and nothing where that is not known.
+
+    own: further entries by their keys; features: of inputs and outputs, by their names.
+    """
+
+    author: str = ""
+    license: str = ""
+    description: str = ""
+    version: str = ""
+    own: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

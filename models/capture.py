@@ -18,6 +18,7 @@ from .answers import affordable, answered
 from .composites import kept_composites, own_decompositions
 from .errors import UserError
 from .mapped import Reading
+from .naming import name_placeholders
 from .patched import (
     lazy_graph_modules,
     masks_as_given,
@@ -38,7 +39,6 @@ from .work import work_of
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
     from .graphs import Draft
 
@@ -417,22 +417,7 @@ def _name_inputs(work: Draft, program: ExportedProgram, names: list[str]) -> Non
             f"The program takes {len(tensors)} tensors ({listed}), but {len(names)} inputs are described:"
             f" {', '.join(names)}."
         )
-    clashing = {node for node in work.graph.nodes if node.name in names and node not in tensors}
-    for node in clashing:
-        _rename(work, node, f"{node.name}_value")
-    for node, name in zip(tensors, names):
-        _rename(work, node, name)
-
-
-def _rename(work: Draft, node: Node, name: str) -> None:
-    if node.name == name:
-        return
-    constant = work.constants.pop(node.name, None)
-    node.name = name
-    if node.op == "placeholder":
-        node.target = name
-    if constant is not None:
-        work.constants[name] = constant
+    name_placeholders(work, tensors, names)
 
 
 def _accept_int32(work: Draft) -> None:

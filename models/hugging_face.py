@@ -15,6 +15,7 @@ from .configured_inputs import inputs_of
 from .digest import content_of_files
 from .errors import UserError
 from .inputs import InputSpec, in_order, override
+from .model_card import read_card
 from .nested import by_path
 from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
@@ -73,7 +74,8 @@ def load_folder(folder: Path, options: LoadOptions) -> Source:
         hint = "Correct --input, or leave it out to take the model's default."
         try_once(module, inputs, limits, str(folder), hint)
     sha256 = content.result().sha256
-    return Source(folder, "hugging-face", sha256, module, inputs, limits=limits, warnings=warnings)
+    card = read_card(folder)
+    return Source(folder, "hugging-face", sha256, module, inputs, limits=limits, warnings=warnings, card=card)
 
 
 def _load_model(

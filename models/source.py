@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -56,6 +57,7 @@ class Source:
     output_names: tuple[str, ...] = ()  # where the model's own code names them
     limits: dict[str, Limit] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
+    card: Mapping[str, str] = field(default_factory=dict)  # "author", "license": as the model's card says
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .metadata import about
 from .targets import TARGETS, find_target
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from ..models.capture import Captured
     from ..quantization.compress import Compressed
     from .plan import Plan
+    from .targets.target import Target
 
 
 def convert(
@@ -25,7 +28,16 @@ def convert(
     """
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
-    return target.write(compressed, path, plan.deployment_target, templates.get(name), step)
+    told = about(plan, compressed.captured.source.card)
+    written = target.write(compressed, path, plan.deployment_target, templates.get(name), told, step)
+    return _with_what_is_left_out(written, target, plan)
+
+
+def _with_what_is_left_out(written: WrittenArtifact, target: Target, plan: Plan) -> WrittenArtifact:
+    if not plan.metadata or "metadata" not in target.refused:
+        return written
+    warning = f"{target.title} has no place for metadata: what --metadata says is not in this artifact."
+    return replace(written, warnings=(*written.warnings, warning))
 
 
 def templates_of(captured: Captured) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def captured_key(plan: Plan, calibration: Calibration | None, captured: Captured
     source = {
         "program": digest_model(str(program.graph_module.code), {**program.state_dict, **program.constants}),
         "borders": f"{captured.inputs} {captured.outputs} {captured.source.sha256}",
+        "card": dict(captured.source.card),
     }
     return digest_json(
         {

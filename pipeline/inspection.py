@@ -1,8 +1,11 @@
 """`cidermill inspect`: any artifact enters; where its operations run, how long they take and what it holds
 leave."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
@@ -11,6 +14,9 @@ from ..validation.estimate.devices import Device
 from .estimates import estimate_shapes
 from .report.records import Inspection
 from .targets import refuse, target_of
+
+if TYPE_CHECKING:
+    from ..validation.runner import Runner
 
 # what an operator without its arguments raises where something is asked of it
 UNFIT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
@@ -63,4 +69,14 @@ def inspect_artifact(
         latency,
         tuple(describe_input(value, runner.features.get(value.name, Feature())) for value in runner.inputs),
         (runner.package.stages if runner.package is not None else ()) or UNSET,
+        _metadata(runner),
     )
+
+
+def _metadata(runner: Runner) -> dict[str, str]:
+    """What a package says of itself, without the map of operations to modules, which is as long as the
+    model."""
+    from ..validation.mil.read import MODULE_MAP
+
+    said = {} if runner.package is None else runner.package.metadata
+    return {key: text for key, text in said.items() if key != MODULE_MAP}

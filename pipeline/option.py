@@ -3,7 +3,7 @@
 
 import difflib
 import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,6 +32,7 @@ class Option:
 
     parse: what was given -> the field's value, a tuple where the option is repeatable; raises UserError.
     objects: what Python may give besides, which is not parsed.
+    table: KEY=VALUE, in `cidermill.toml` and Python a table as well ({"author": "Jane"}).
     negatable: there is `--no-NAME` too. shows_default: in `--help`.
     """
 
@@ -44,6 +45,7 @@ class Option:
     default: Any = None
     shows_default: bool = True
     repeatable: bool = False
+    table: bool = False
     required: bool = False
     negatable: bool = False
     parse: Callable[[Any], Any] = as_given
@@ -130,9 +132,23 @@ def nearest_key(name: str, options: Iterable[Option], others: Mapping[str, str] 
 
 def several(option: Option, value: Any) -> tuple[Any, ...]:
     """The values of an option, each on its own."""
+    if option.table and isinstance(value, Mapping):
+        return tuple(_entries(option, value))
     if option.repeatable and isinstance(value, list | tuple):
         return tuple(value)
     return (value,)
+
+
+def _entries(option: Option, table: Mapping[Any, Any]) -> Iterator[Any]:
+    """{"describe": {"image": "A photo"}} -> "describe.image=A photo"; what is no text stays as it is, for
+    `Option.problem`."""
+    for key, value in table.items():
+        if not isinstance(key, str) or "=" in key:
+            raise UserError(f"{option.name}: {key!r} cannot be a key.", option.expects(option.name))
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{text}" for text in _entries(option, value))
+        else:
+            yield f"{key}={value}" if isinstance(value, str) else value
 
 
 def _by_option(options: tuple[Option, ...], given: Mapping[str, Any]) -> dict[str, Any]:

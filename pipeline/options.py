@@ -13,6 +13,8 @@ from ..models.inputs import parse_inputs
 from ..quantization.recipe_file import load_recipe
 from .device_choice import choose_devices
 from .layer_schemes import parse_schemes
+from .metadata import parse_metadata
+from .names import parse_names
 from .option import Option
 from .quantities import parse_budget, parse_latency_limits, parse_size
 from .targets import DEFAULT_TARGET, TARGETS
@@ -217,6 +219,26 @@ CONVERT = (
         "Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.",
         bool,
         default=False,
+    ),
+    Option(
+        "name",
+        "names",
+        "Another name for an input or an output of the artifact; --input and --samples keep the model's own."
+        " Repeatable.",
+        metavar="OLD=NEW",
+        repeatable=True,
+        table=True,
+        parse=parse_names,
+    ),
+    Option(
+        "metadata",
+        "metadata",
+        "What a Core ML artifact says of itself: author, license, description, version, a KEY of your own, or"
+        " describe.NAME for an input or output. Repeatable.",
+        metavar="KEY=VALUE",
+        repeatable=True,
+        table=True,
+        parse=parse_metadata,
     ),
     Option("out", "out", "Where the results go.  [default: NAME-artifacts]", Path, metavar="DIR"),
     Option(

@@ -29,7 +29,8 @@ class Plan:
     `recipe` is it. sensitivity: a table measured earlier. max_size_bytes, max_latency, min_ane_share (of the
     operations' estimated time, 0..1): limits that fail the verdict of an artifact that breaks one.
     calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this
-    machine, where it can run them. out: None for a folder that is called after the model.
+    machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
+    (key, text), as given. out: None for a folder that is called after the model.
     """
 
     model: Path
@@ -54,6 +55,8 @@ class Plan:
     calibration: Path | None = None
     measure: bool = True
     cache: bool = True
+    names: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.targets:
@@ -61,6 +64,8 @@ class Plan:
                 require_extra(extra, f"--target {name}")
         if self.min_ane_share is not None:
             refuse("min_ane_share", self.targets)
+        if self.metadata:
+            refuse("metadata", self.targets)
         self._check_choice()
         for recipe in (self.recipe, *self.schemes):
             check_held(recipe, self.targets, self.deployment_target)

@@ -17,7 +17,7 @@ from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
-from ..artifact import Realised, WrittenArtifact
+from ..artifact import About, Realised, WrittenArtifact
 from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
@@ -37,6 +37,8 @@ from .recurrent import recurrent_translators
 from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
 from .wide import keep_in_float32
+
+NOTHING_SAID = About()
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ class Templates:
 
 
 def write_mlpackage(
-    compressed: Any, path: Path, deployment_target: str = DEFAULT_TARGET, templates: Templates | None = None
+    compressed: Any,
+    path: Path,
+    deployment_target: str = DEFAULT_TARGET,
+    templates: Templates | None = None,
+    about: About = NOTHING_SAID,
 ) -> WrittenArtifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
-    templates: where one fits, the graph is not converted again; the bytes are the same with and without.
+    about: what the package says of itself; templates: where one fits, the graph is not converted again; the
+    bytes are the same with and without.
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
     import_coremltools()
@@ -87,8 +94,9 @@ def write_mlpackage(
             specification = specify(template.mil, start_package(package))
             if templates is not None:
                 empty(template.mil)
-            own = template.metadata | {"cidermill.recipe": compressed.recipe.name}
+            own = {**about.own, **template.metadata, "cidermill.recipe": compressed.recipe.name}
             specification.description.metadata.userDefined.update(own)
+            _say(specification.description, about, compressed.captured)
             size, digest = finish_package(package, specification)
             shutil.move(package, path)
     realised = {
@@ -160,6 +168,18 @@ def _metadata(program: Any) -> dict[str, str]:
     }
     ours = {"cidermill.version": __version__, "cidermill.modules": _module_map(program)}
     return {**{f"com.github.apple.coremltools.{key}": value for key, value in entries.items()}, **ours}
+
+
+def _say(description: Any, about: About, captured: Any) -> None:
+    """Put into a package's description what it has a place for."""
+    metadata = description.metadata
+    metadata.author, metadata.license = about.author, about.license
+    metadata.shortDescription, metadata.versionString = about.description, about.version
+    if not about.features:
+        return
+    specs = (*captured.inputs, *captured.outputs)  # coremltools has other names for some: in order
+    for spec, feature in zip(specs, (*description.input, *description.output), strict=True):
+        feature.shortDescription = about.features.get(spec.name, "")
 
 
 def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[Any, str]]:

@@ -40,6 +40,7 @@ from .keys import Setting, Settings, blamed, option_keys, read_settings, told
 FILE = "cidermill.toml"
 SUMMARY = "build.json"  # in Config.out
 TABLES = ("defaults", "models")
+VARIANT_NAME = 'Each variant needs a name of its own: name = "small". Inputs and outputs have `names`.'
 EXAMPLE = 'The least that a file says:\n  [models.encoder]\n  path = "encoder.pt"\n  quant = "int8"'
 _DEFAULT_OUT = "build"
 _NAME = re.compile(r"\w[\w.-]*")
@@ -190,7 +191,7 @@ def _variant(
     name = entry.get("name")
     if not isinstance(name, str):
         problem = "a variant has no name" if name is None else f"name = {told(name)} is not text in quotes"
-        raise UserError(f"{where}: {problem}.", 'Each variant needs a name of its own: name = "small".')
+        raise UserError(f"{where}: {problem}.", VARIANT_NAME)
     _check_name(where, name)
     here = f"{where} {name}"
     return _job(

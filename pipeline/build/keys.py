@@ -13,6 +13,7 @@ from ..option import Option, nearest_key, several
 from ..options import OPTIONS
 
 NOT_KEYS = ("dry-run",)  # the command says it, not the file
+ALSO_CALLED = {"name": "names"}  # option -> another key for it: a variant's `name` is its own
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ Settings = dict[str, Setting]  # by the option's name, so that `no-measure` repl
 
 def option_keys() -> dict[str, Option]:
     """Every key -> the option of `convert` that it sets."""
-    return {
-        key: option for option in OPTIONS["convert"] if option.name not in NOT_KEYS for key in option.keys
-    }
+    options = [option for option in OPTIONS["convert"] if option.name not in NOT_KEYS]
+    keys = {key: option for option in options for key in option.keys}
+    return keys | {ALSO_CALLED[option.name]: option for option in options if option.name in ALSO_CALLED}
 
 
 def read_settings(where: str, table: dict[str, Any], others: Iterable[str] = ()) -> Settings:

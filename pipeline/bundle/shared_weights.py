@@ -116,6 +116,7 @@ def merge(members: Sequence[tuple[str, Path]], out: Path) -> None:
         _write_weights([package for _, package in members], stream, places)
     for (name, package), model in zip(members, models):
         _add_function(merged, name, str(package), model, places)
+    _say(merged.description.metadata, [model.description.metadata for model in models])
     finish_package(out, merged)
 
 
@@ -222,6 +223,14 @@ def _add_function(
     told[MODULE_MAP] = json.dumps(
         json.loads(own.get(MODULE_MAP, "{}")) | json.loads(told.get(MODULE_MAP, "{}")), separators=(",", ":")
     )
+
+
+def _say(merged: Any, members: Sequence[Any]) -> None:
+    """What all members say of themselves, in the fields of which a package has one."""
+    for field in ("author", "license", "shortDescription", "versionString"):
+        texts = {getattr(member, field) for member in members}
+        if len(texts) == 1:
+            setattr(merged, field, texts.pop())
 
 
 def _decoded(constant: Any) -> Any:

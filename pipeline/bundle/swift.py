@@ -19,18 +19,9 @@ from typing import Any
 
 from ... import __version__
 from ...models.errors import UserError
+from ..words import SWIFT_CONTEXTUAL, SWIFT_RESERVED
 from .deliverables import Feature, Model, unique, version
 
-KEYWORDS = set(
-    """
-        associatedtype class deinit enum extension fileprivate func import init inout internal let open
-        operator private precedencegroup protocol public rethrows static struct subscript typealias var break
-        case catch continue default defer do else fallthrough for guard if in repeat return throw switch where
-        while Any as await false is nil self Self super throws true try Type Protocol async actor some any
-        each macro package consuming borrowing nonisolated isolated indirect lazy mutating
-    """.split()
-    # https://docs.swift.org/swift-book/documentation/the-swift-programming-language/lexicalstructure/#Keywords-and-Punctuation
-)
 SHARED = "ModelVariant ModelDevice ModelFeature ModelError ModelSupport ModelRuntime Input Output"
 BORROWED = """
     Array Bool Bundle CChar CGImage CVPixelBuffer ClosedRange CoreGraphics CoreML CoreVideo Dictionary
@@ -40,7 +31,7 @@ BORROWED = """
     Result Scalar Sendable Set String Swift Task UInt64 URL Void
 """
 # names that a model or a value must not take from the code around it
-RESERVED = KEYWORDS | set(SHARED.split()) | set(BORROWED.split())
+RESERVED = SWIFT_RESERVED | SWIFT_CONTEXTUAL | set(SHARED.split()) | set(BORROWED.split())
 # in arrays of values
 ELEMENTS = {
     "float16": "Float",

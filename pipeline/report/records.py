@@ -323,7 +323,8 @@ class Comparison:
 @dataclass(frozen=True)
 class Inspection:
     """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them;
-    takes: each input in words; stages: of a pipeline, in order."""
+    takes: each input in words; stages: of a pipeline, in order; metadata: what it says of itself, by the keys
+    of `--metadata`."""
 
     target: str
     path: str
@@ -336,3 +337,4 @@ class Inspection:
     latency: Latency
     takes: tuple[str, ...] = ()
     stages: tuple[PipelineStage, ...] | UnsetType = UNSET
+    metadata: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .target import AppRuntime, Cost, Refusal, Target
 
 if TYPE_CHECKING:
-    from ...converters.artifact import WrittenArtifact
+    from ...converters.artifact import About, WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
     from ...quantization.schemes import Recipe
@@ -28,6 +28,10 @@ REFUSED = {
         "--min-ane-share is of Core ML: an ExecuTorch MPS program never runs on the Neural Engine.",
         "Leave it out, or add --target coreml.",
     ),
+    "metadata": Refusal(
+        "--metadata is of Core ML: an ExecuTorch program has no place for it.",
+        "Leave it out, or add --target coreml.",
+    ),
     "compute_units": Refusal(
         "--compute-units {value} is of Core ML; {artifact} is an ExecuTorch program.",
         "Leave it out: the file itself says what is delegated to the GPU.",
@@ -36,7 +40,12 @@ REFUSED = {
 
 
 def write(
-    compressed: Compressed, path: Path, deployment_target: str, templates: Any, step: Callable[[str], None]
+    compressed: Compressed,
+    path: Path,
+    deployment_target: str,
+    templates: Any,
+    about: About,
+    step: Callable[[str], None],
 ) -> WrittenArtifact:
     from ...converters.mps.write import write_pte
 

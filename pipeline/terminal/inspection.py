@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 UNIT_STYLES = {"ane": "green", "gpu": "magenta", "cpu": "yellow"}
 MOST_REASONS = 8
+MOST_CHARACTERS = 200  # of an entry of metadata
 
 
 def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[RenderableType]":
@@ -31,6 +32,9 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
         yield line(("takes: ", "dim"), (", ".join(map(clean, inspection.takes)), ""))
     for stage in inspection.stages or ():
         yield line((f"stage {clean(stage.name)}: ", "dim"), (_stage_text(stage, console), ""))
+    if inspection.metadata:
+        rows = [[clean(key), _short(text)] for key, text in inspection.metadata.items()]
+        yield table(console, ["metadata", ""], rows)
     yield from _placement(inspection.placement, console)
     yield from _latency(inspection.latency, console)
     yield from measured_parts(inspection.placement, inspection.latency, console)
@@ -52,6 +56,11 @@ def _stage_text(stage: PipelineStage, console: "Console") -> str:
     ]
     about = "; ".join(filter(None, [f"{takes} {arrow(console)} {gives}", ", ".join(filter(None, rules))]))
     return f"{clean(stage.type)}, {about}"
+
+
+def _short(text: str) -> str:
+    """--json has all of a licence's text."""
+    return clean(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ...")
 
 
 def _placement(placement: Placement, console: "Console") -> "Iterator[RenderableType]":

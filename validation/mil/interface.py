@@ -22,6 +22,23 @@ def features_of(description: Any, function: str) -> dict[str, Feature]:
     return {entry.name: feature_of(entry.type) for entry in part.input}
 
 
+def metadata_of(description: Any) -> dict[str, str]:
+    """What a model says of itself to people: "author", "license", "description" and "version" as far as it
+    has them, "describe.NAME" of inputs and outputs, and the entries of its author's own."""
+    said = description.metadata
+    standard = {
+        "author": said.author,
+        "license": said.license,
+        "description": said.shortDescription,
+        "version": said.versionString,
+    }
+    borders = (description, *description.functions)
+    features = [feature for border in borders for feature in (*border.input, *border.output)]
+    described = {f"describe.{feature.name}": feature.shortDescription for feature in features}
+    texts = {key: text for key, text in {**standard, **described}.items() if text}
+    return texts | {key: text for key, text in sorted(said.userDefined.items()) if key not in texts}
+
+
 def feature_of(kind: Any) -> Feature:
     which = kind.WhichOneof("Type")
     if which == "imageType":

@@ -45,6 +45,9 @@ KEYS = {
     "sensitivity": ('"table.json"\nbudget = "12MB"', "sensitivity", Path("table.json")),
     "out": ('"elsewhere"', "out", Path("elsewhere")),
     "force": ("true", "force", True),
+    "name": ('["x=image"]', "names", (("x", "image"),)),
+    "names": ('{ x = "image" }', "names", (("x", "image"),)),
+    "metadata": ('{ author = "Jane" }', "metadata", (("author", "Jane"),)),
     "cache": ("false", "cache", False),
     "no-cache": ("true", "cache", False),
 }
@@ -56,7 +59,13 @@ OPTIONS = {
     for word in (*option.opts, *option.secondary_opts)
     if word.startswith("--")
 }
-HERE = sorted(OPTIONS - NO_KEYS)
+HERE = sorted((OPTIONS - NO_KEYS) | {"names"})
+PLACES = [
+    (table, key)
+    for table in ("[defaults]", "[models.net]", "[[models.net.variants]]")
+    for key in HERE
+    if (table, key) != ("[[models.net.variants]]", "name")  # which is the variant's own
+]
 
 
 def write(folder, text):
@@ -69,8 +78,7 @@ def plans(folder, text):
     return {job.name: job.plan for job in read_config(write(folder, text)).jobs}
 
 
-@pytest.mark.parametrize("key", HERE)
-@pytest.mark.parametrize("table", ["[defaults]", "[models.net]", "[[models.net.variants]]"])
+@pytest.mark.parametrize(("table", "key"), PLACES)
 def test_every_option_of_convert_is_a_key(tmp_path, key, table):
     value, field, wanted = KEYS[key]
     model = '[models.net]\npath = "net.pt"\n'

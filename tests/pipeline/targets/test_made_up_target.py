@@ -31,7 +31,7 @@ from cidermill.validation.runners import FORMATS, Format, open_runner
 PROGRAM = "program.pt2"  # a member of the archive beside the weights
 
 
-def write(compressed, path, deployment_target, templates, step):
+def write(compressed, path, deployment_target, templates, about, step):
     program, stored = compressed.captured.program, io.BytesIO()
     torch.export.save(program, stored)
     weights = {name: tensor.detach().numpy() for name, tensor in program.state_dict.items()}

@@ -218,6 +218,13 @@ def test_validation(sample_report, capsys):
     assert "At least 40 dB are asked: fail" in out and "→ Try more." in out
 
 
+def test_metadata_of_an_inspected_package(sample_inspection, capsys):
+    metadata = {"author": f"Jane {ESCAPE}[2J", "license": "all rights " * 50}
+    terminal.show_inspection(replace(sample_inspection, metadata=metadata))
+    out = words(capsys.readouterr().out)
+    assert "author Jane ?[2J" in out and "license all rights all" in out and "..." in out
+
+
 def test_inspection(sample_inspection, capsys):
     terminal.show_inspection(sample_inspection)
     out = capsys.readouterr().out

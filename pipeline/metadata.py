@@ -1,0 +1,75 @@
+"""`--metadata KEY=VALUE` and what is known of a model without it: texts and a captured model enter, what an
+artifact says of itself leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..converters.artifact import About
+from ..models.errors import UserError
+
+if TYPE_CHECKING:
+    from ..models.capture import Captured
+    from .plan import Plan
+
+OURS = ("cidermill.", "com.github.apple.coremltools")  # how the keys begin that conversions write
+DESCRIBE = "describe."
+STANDARD = ("author", "license", "description", "version")  # Core ML has a place for each
+SOURCE = "cidermill.source"
+EXAMPLE = 'Write --metadata KEY=VALUE, as in --metadata author="Jane Doe".'
+
+
+def parse_metadata(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """ "author=Jane" -> ("author", "Jane"), each key once. Raises UserError."""
+    pairs = tuple(_pair(text) for text in texts)
+    keys = [key for key, _ in pairs]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--metadata {twice} is given twice.", "Leave one of them out.")
+    return pairs
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--metadata {text!r} is no KEY=VALUE.", EXAMPLE)
+    if key.startswith(OURS):
+        raise UserError(
+            f"--metadata {key}: keys that begin with {' or '.join(OURS)} are written by the conversion.",
+            "Choose another key.",
+        )
+    if key == DESCRIBE:
+        raise UserError(
+            f"--metadata {text!r} does not say what it describes.", "Write describe.NAME=TEXT of an input."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--metadata {key.encode('utf-8', 'replace').decode()} holds bytes that are no text in UTF-8.",
+            "Give it in UTF-8.",
+        ) from error
+    return key, value
+
+
+def check_described(plan: Plan, captured: Captured) -> None:
+    """Raises UserError where `--metadata describe.NAME` is of no input or output. captured: with the names
+    that the artifact will have."""
+    from ..models.naming import border_text
+
+    known = {spec.name for spec in (*captured.inputs, *captured.outputs)}
+    for key, _ in plan.metadata:
+        if key.startswith(DESCRIBE) and (name := key.removeprefix(DESCRIBE)) not in known:
+            raise UserError(
+                f"--metadata {key}: the artifact has no input or output {name!r}.", border_text(captured)
+            )
+
+
+def about(plan: Plan, card: Mapping[str, str]) -> About:
+    """What an artifact says of itself: what the user gave, before what the model's card says. An empty value
+    leaves an entry out."""
+    given = {SOURCE: plan.name, **card, **dict(plan.metadata)}
+    told = {key: value for key, value in given.items() if value}
+    features = {key.removeprefix(DESCRIBE): text for key, text in told.items() if key.startswith(DESCRIBE)}
+    own = {key: text for key, text in told.items() if key not in STANDARD and not key.startswith(DESCRIBE)}
+    return About(**{key: told.get(key, "") for key in STANDARD}, own=own, features=features)

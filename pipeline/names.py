@@ -1,0 +1,40 @@
+"""`--name OLD=NEW`: the texts enter, the pairs of names leave."""
+
+import re
+
+from ..models.errors import UserError
+from .words import MIL_RESERVED, SWIFT_RESERVED
+
+EXAMPLE = "Write --name OLD=NEW, as in --name input_1=image."
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def parse_names(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """ "x=image" -> ("x", "image"), each name once. Raises UserError, also for what is no identifier in Swift
+    and Core ML."""
+    pairs = tuple(_pair(text) for text in texts)
+    for position, what in enumerate(("renamed", "given")):
+        names = [pair[position] for pair in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(
+                f"--name: {twice!r} is {what} twice.", "Each input and output has one name of its own."
+            )
+    return pairs
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old:
+        raise UserError(f"--name {text!r} does not say which name becomes which.", EXAMPLE)
+    if _IDENTIFIER.fullmatch(new) is None:
+        raise UserError(
+            f"--name {text}: {new!r} is no name that Core ML and Swift can use.",
+            f"Give letters of a to z, digits and _, and no digit first. {EXAMPLE}",
+        )
+    if new in SWIFT_RESERVED | MIL_RESERVED:
+        of_whom = "Swift" if new in SWIFT_RESERVED else "Core ML"
+        raise UserError(
+            f"--name {text}: {new!r} is a word of {of_whom}, which no input or output can be called.",
+            f"Choose another, such as {new}_value.",
+        )
+    return old, new
