@@ -168,6 +168,11 @@ def older_compressed(mb, x):
     return x
 
 
+def detector(mb, x):
+    both = mb.sigmoid(x=mb.linear(x=x, weight=RNG.standard_normal((7, 16)).astype(np.float32)))
+    return mb.split(x=both, split_sizes=[3, 4], axis=1)
+
+
 PROGRAMS: dict[str, tuple[Callable, tuple, str]] = {
     "conv": (conv_net, IMAGE, "iOS17"),
     "resize": (resizing, IMAGE, "iOS16"),
@@ -180,7 +185,11 @@ PROGRAMS: dict[str, tuple[Callable, tuple, str]] = {
     "state": (stateful, ((4, 16), "fp16"), "iOS18"),
     "compressed": (compressed, ROWS, "iOS18"),
     "older": (older_compressed, ROWS, "iOS16"),
+    "detector": (detector, ROWS, "iOS16"),
 }
+
+
+MADE_OVER = ("functions", "classifier", "pipeline")  # some of PROGRAMS with another specification
 
 
 def write_program(name: str, folder: Path) -> None:
@@ -414,6 +423,35 @@ def add_classes(folder: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def add_suppression(folder: Path) -> None:
+    """The detector once more, as the first stage of a pipeline that ends in non-maximum suppression."""
+    from cidermill.validation.mil.files import coreml_protos
+
+    path = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / MODEL
+    program, whole = coreml_protos()[0].Model(), coreml_protos()[0].Model()
+    program.ParseFromString(path.read_bytes())
+    whole.specificationVersion = program.specificationVersion
+    whole.pipeline.models.add().CopyFrom(program)
+    last = whole.pipeline.models.add(specificationVersion=5)
+    whole.description.input.extend(program.description.input)
+    threshold = whole.description.input.add(name="least")
+    threshold.type.doubleType.SetInParent()
+    rules = last.nonMaximumSuppression
+    rules.confidenceInputFeatureName, rules.coordinatesInputFeatureName = (
+        entry.name for entry in program.description.output
+    )
+    rules.confidenceOutputFeatureName, rules.coordinatesOutputFeatureName = "confidence", "boxes"
+    rules.confidenceThresholdInputFeatureName = "least"
+    rules.iouThreshold, rules.confidenceThreshold, rules.pickTop.perClass = 0.4, 0.2, True
+    rules.stringClassLabels.vector.extend(["cat", "dog", "cow"])
+    last.description.input.extend(program.description.output)
+    for name, entry in zip(("confidence", "boxes"), program.description.output):
+        for description in (last.description, whole.description):
+            output = description.output.add(name=name)
+            output.type.multiArrayType.dataType = entry.type.multiArrayType.dataType
+    path.write_bytes(whole.SerializeToString(deterministic=True))
+
+
 def build_corpus(folder: Path, quick: bool = False) -> list[Path]:
     """-> the folders written, in order; what exists already is kept. quick: without those that need a whole
     conversion."""
@@ -427,6 +465,8 @@ def build_corpus(folder: Path, quick: bool = False) -> list[Path]:
         add_description(folder / "functions")
         write_program("attention", folder / "classifier")
         add_classes(folder / "classifier")
+        write_program("detector", folder / "pipeline")
+        add_suppression(folder / "pipeline")
         programs = {
             name: source for name, source in pte_sources().items() if not (quick and source[2] == "coreml")
         }
@@ -435,5 +475,5 @@ def build_corpus(folder: Path, quick: bool = False) -> list[Path]:
         conversions = {} if quick else CONVERTED
         for name, options in conversions.items():
             convert(folder / name, *options)
-        done.write_text("\n".join([*PROGRAMS, "functions", "classifier", *programs, *conversions]))
+        done.write_text("\n".join([*PROGRAMS, *MADE_OVER, *programs, *conversions]))
     return [folder / name for name in done.read_text().split()]

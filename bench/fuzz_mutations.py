@@ -184,7 +184,12 @@ def blob_values(model: Any) -> list[Any]:
 def edit_model(package: Path, rng: np.random.Generator) -> str:
     """One to three changes to the program's messages."""
     model = open_model(package)
-    done = [pick(rng, EDITS)(model, rng) for _ in range(int(rng.integers(1, 4)))]
+    stages = model.pipeline.models if model.HasField("pipeline") else []
+    if stages and rng.random() < 0.7:
+        done = [edit_pipeline(model, rng) for _ in range(int(rng.integers(1, 3)))]
+    else:
+        edited = stages[0] if stages else model
+        done = [pick(rng, EDITS)(edited, rng) for _ in range(int(rng.integers(1, 4)))]
     (package / MODEL).write_bytes(model.SerializeToString(deterministic=True))
     return "; ".join(done)
 
@@ -385,6 +390,43 @@ def edit_interface(model: Any, rng: np.random.Generator) -> str:
     else:
         program.functions[pick(rng, ("", "other", "a\nb"))].CopyFrom(program.functions[name])
     return f"interface {how}"
+
+
+def edit_pipeline(model: Any, rng: np.random.Generator) -> str:
+    """The stages, what they say of their features, the rules of the last one."""
+    stages = model.pipeline.models
+    how = pick(rng, ("name", "name", "type", "shape", "stage", "stage", "order", "rules", "rules", "labels"))
+    descriptions = [model.description, *(stage.description for stage in stages)]
+    entry = pick(rng, [entry for part in descriptions for entry in (*part.input, *part.output)])
+    rules = (
+        stages[-1].nonMaximumSuppression if stages and stages[-1].HasField("nonMaximumSuppression") else None
+    )
+    if how == "name" and entry is not None:
+        entry.name = pick(rng, ("x", "confidence", "boxes", "", "nobody"))
+    elif how == "type" and entry is not None:
+        kinds = ("imageType", "doubleType", "int64Type", "stringType", "dictionaryType", "stateType")
+        getattr(entry.type, pick(rng, kinds)).SetInParent()
+    elif how == "shape" and entry is not None:
+        array = entry.type.multiArrayType
+        array.dataType = pick(rng, (0, 65552, 65568, 65600, 131104))
+        array.shape.append(wrapped(weird(rng), 8))
+    elif how == "stage":
+        added = stages.add()
+        getattr(
+            added, pick(rng, ("scaler", "neuralNetwork", "identity", "mlProgram", "pipeline"))
+        ).SetInParent()
+        added.description.CopyFrom(pick(rng, descriptions))
+    elif how == "order" and len(stages) > 1:
+        first = type(model)()
+        first.CopyFrom(stages[0])
+        del stages[0]
+        stages.add().CopyFrom(first)
+    elif how == "labels" and rules is not None:
+        rules.int64ClassLabels.vector.extend(range(int(rng.integers(5))))
+    elif rules is not None:
+        rules.iouThreshold, rules.confidenceThreshold = (pick(rng, (*FLOATS, 0.3)) for _ in range(2))
+        rules.coordinatesInputFeatureName = pick(rng, ("boxes", "confidence", "nobody", ""))
+    return f"pipeline {how}"
 
 
 EDITS = (
