@@ -354,7 +354,7 @@ def _earlier_table(plan: Plan, captured: Captured, measured_on: MeasuredOn) -> S
     if plan.sensitivity is not None:
         table = read_table(plan.sensitivity)
         if different := fits(table, captured, measured_on):
-            hint = "Leave --sensitivity out to measure anew, or repeat --input and --samples."
+            hint = "Leave --sensitivity out to measure anew, or repeat --input, --samples and --name."
             raise UserError(f"{plan.sensitivity} was measured on {different}.", hint)
         return table
     try:

@@ -1,5 +1,6 @@
 """`--name OLD=NEW`: the texts enter, the pairs of names leave."""
 
+import keyword
 import re
 
 from ..models.errors import UserError
@@ -31,10 +32,18 @@ def _pair(text: str) -> tuple[str, str]:
             f"--name {text}: {new!r} is no name that Core ML and Swift can use.",
             f"Give letters of a to z, digits and _, and no digit first. {EXAMPLE}",
         )
-    if new in SWIFT_RESERVED | MIL_RESERVED:
-        of_whom = "Swift" if new in SWIFT_RESERVED else "Core ML"
+    if of_whom := _word_of(new):
         raise UserError(
-            f"--name {text}: {new!r} is a word of {of_whom}, which no input or output can be called.",
+            f"--name {text}: {new!r} is a word of {of_whom} which no input or output can be called.",
             f"Choose another, such as {new}_value.",
         )
     return old, new
+
+
+def _word_of(name: str) -> str:
+    """The language in which a name means something else, "" where there is none."""
+    if name in SWIFT_RESERVED:
+        return "Swift"
+    if name in MIL_RESERVED:
+        return "Core ML"
+    return "Python, as which torch.fx writes graphs," if keyword.iskeyword(name) else ""

@@ -198,6 +198,7 @@ REFUSED = {
     "other letters": ("--name x=größe", "'größe' is no name"),
     "a line end": ("--name 'x=a\n'", "is no name that Core ML and Swift can use"),
     "a word of Swift": ("--name x=class", "'class' is a word of Swift"),
+    "a word of Python": ("--name x=lambda", "'lambda' is a word of Python"),
     "a word of Core ML": ("--name x=state", "'state' is a word of Core ML"),
     "metadata without =": ("--metadata author", "--metadata 'author' is no KEY=VALUE"),
     "no key": ("--metadata =Jane", "--metadata '=Jane' is no KEY=VALUE"),
