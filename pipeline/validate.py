@@ -3,13 +3,14 @@ verdict leave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
+from .detectors import SUPPRESSION_NOTE, is_suppressed, unsuppressed
 from .examine import check_artifact
 from .judge import judge_validation
 from .loading import Given, load_model, with_samples
@@ -18,6 +19,7 @@ from .step import Show, silent
 
 if TYPE_CHECKING:
     from ..models.source import Source
+    from ..validation.runner import Runner
 
 
 def validate_artifact(
@@ -48,6 +50,7 @@ def validate_artifact(
         captured = capture(source, chosen, calibrates=False)
     judged = captured.judged
     answers = judged.reference
+    runner, notes = _facing(runner, artifact, answers[0])
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
     with show("validate"):
         validation = run_unvouched(
@@ -58,8 +61,20 @@ def validate_artifact(
     if tolerance is not None:
         validation = replace(validation, tolerance_db=tolerance)
     judgement = judge_validation(validation, None)
-    warnings = (*judgement.advice, *runner.notes)
+    warnings = (*judgement.advice, *runner.notes, *notes)
     return Comparison(str(artifact), str(against), judgement.verdict, validation, warnings)
+
+
+def _facing(runner: Runner, artifact: Path, reference: Mapping[str, Any]) -> tuple[Runner, tuple[str, ...]]:
+    """The artifact as it is to be compared with a model that gives `reference`, and what is to be said of
+    that."""
+    from ..validation.runners import open_runner
+
+    if not is_suppressed(runner):
+        return runner, ()
+    seen_through = runner if runner.kind == "reference" else open_runner(artifact, host="reference")
+    before = unsuppressed(seen_through, reference)
+    return (runner, ()) if before is None else (before, (SUPPRESSION_NOTE,))
 
 
 def run_unvouched(artifact: Path, run: Callable[[], Validation]) -> Validation:

@@ -593,3 +593,59 @@ def test_inspect_refuses_in_words(changed):
     result = CliRunner().invoke(main, ["inspect", str(changed(scaler))])
     assert result.exit_code == 2 and "is a pipeline whose stage model1 is a scaler" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.fixture
+def source(tmp_path):
+    """source(module) -> the file of an exported program of pictures"""
+
+    def save(module):
+        program = torch.export.export(module.eval(), (as_input(picture()),))
+        torch.export.save(program, tmp_path / "net.pt2")
+        return str(tmp_path / "net.pt2")
+
+    return save
+
+
+def test_validate_compares_all_boxes(saved, source):
+    arguments = ["validate", str(saved), "--against", source(Detector()), "--json"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["verdict"] == "pass" and "what enters non-maximum suppression" in found["warnings"][-1]
+    errors = found["validation"]["conversion"]
+    assert [error["shape"] for error in errors] == [[BOXES, CLASSES], [BOXES, 4]]
+    assert all(error["psnr_db"] > 100 for error in errors)
+
+
+class Other(Detector):
+    def forward(self, image):
+        confidence, coordinates = super().forward(image)
+        return confidence, coordinates * 0.5
+
+
+def test_validate_notices_other_boxes(saved, source):
+    result = CliRunner().invoke(main, ["validate", str(saved), "--against", source(Other()), "--json"])
+    assert result.exit_code == 1, result.output
+    first, second = json.loads(result.output)["validation"]["conversion"]
+    assert first["psnr_db"] > 100 and second["psnr_db"] < 40
+
+
+class Third(Detector):
+    def forward(self, image):
+        return super().forward(image)[0]
+
+
+def test_validate_says_that_outputs_differ(saved, source):
+    result = CliRunner().invoke(main, ["validate", str(saved), "--against", source(Third())])
+    assert (
+        result.exit_code == 2 and "returns 2 outputs (confidence, coordinates), the model 1" in result.output
+    )
+
+
+def test_validate_refuses_in_words(changed, source):
+    result = CliRunner().invoke(
+        main, ["validate", str(changed(without_outputs)), "--against", source(Detector())]
+    )
+    assert result.exit_code == 2 and "is no pipeline that Core ML would run" in result.output
+    assert "Traceback" not in result.output
