@@ -251,24 +251,24 @@ def _first_layer(model: torch.nn.Module) -> torch.nn.Module | None:
 
 def _takes(layer: torch.nn.Module) -> tuple[str, str] | None:
     """-> (what the layer takes in words, a shape as --input writes it). Reads weights, so that TorchScript
-    layers answer too."""
+    layers answer too; somebody's own class of the same name need not have them."""
     kind, weight = _kind(layer), getattr(layer, "weight", None)
-    if kind in ("Conv1d", "Conv2d", "Conv3d") and weight is not None:
-        channels = weight.shape[1] * getattr(layer, "groups", 1)
-        return f"{channels} channels", f"1x{channels}x{_SPATIAL[weight.ndim - 2]}"
-    if kind == "Linear" and weight is not None:
-        return f"{weight.shape[1]} features", f"1x{weight.shape[1]}"
-    if kind in ("Embedding", "EmbeddingBag") and weight is not None:
-        return f"integers below {weight.shape[0]}", f"1x{_TOKENS}:int32"
-    if kind in ("LSTM", "GRU", "RNN"):
+    shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else ()
+    if kind in ("Conv1d", "Conv2d", "Conv3d") and len(shape) == int(kind[-2]) + 2:
+        channels = shape[1] * getattr(layer, "groups", 1)
+        return f"{channels} channels", f"1x{channels}x{_SPATIAL[len(shape) - 2]}"
+    if kind == "Linear" and len(shape) == 2:
+        return f"{shape[1]} features", f"1x{shape[1]}"
+    if kind in ("Embedding", "EmbeddingBag") and len(shape) == 2:
+        return f"integers below {shape[0]}", f"1x{_TOKENS}:int32"
+    if kind in ("LSTM", "GRU", "RNN") and hasattr(layer, "input_size") and hasattr(layer, "batch_first"):
         size, first = layer.input_size, layer.batch_first
         return f"sequences of {size} features", f"1x{_TOKENS}x{size}" if first else f"{_TOKENS}x1x{size}"
-    if kind == "MultiheadAttention":
+    if kind == "MultiheadAttention" and hasattr(layer, "embed_dim"):
         return f"sequences of {layer.embed_dim} features", f"1x{_TOKENS}x{layer.embed_dim}"
-    if kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
-        mean: Any = layer.running_mean
-        channels, rank = mean.shape[0], int(kind[-2])
-        return f"{channels} channels", f"1x{channels}x{_SPATIAL[rank]}"
-    if kind == "LayerNorm" and weight is not None:
-        return f"features of shape {tuple(weight.shape)}", "x".join(["1", *map(str, weight.shape)])
+    mean = getattr(layer, "running_mean", None)  # none where no statistics are kept
+    if kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d") and isinstance(mean, torch.Tensor):
+        return f"{len(mean)} channels", f"1x{len(mean)}x{_SPATIAL[int(kind[-2])]}"
+    if kind == "LayerNorm" and shape:
+        return f"features of shape {shape}", "x".join(["1", *map(str, shape)])
     return None

@@ -107,8 +107,9 @@ def judge_capture(captured: Sequence[OutputError]) -> Judgement:
 
 
 def stored_size(examination: Examination, parameters: int) -> BudgetUse:
-    """What a budget is compared with. parameters: elements of all tensors of the model."""
-    bits = 8 * tensor_bytes(examination.compression.bytes) / parameters
+    """What a budget is compared with. parameters: elements of all tensors of the model, of which it may have
+    none."""
+    bits = 8 * tensor_bytes(examination.compression.bytes) / max(parameters, 1)
     return BudgetUse(examination.artifact.size_bytes, bits)
 
 

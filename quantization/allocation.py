@@ -96,6 +96,8 @@ def _milp(
     from scipy.sparse import csr_array, kron
 
     layers, schemes = shape
+    if not layers:  # scipy refuses a problem without variables
+        return np.zeros(0, dtype=np.int64)
     extra = len(cost) - layers * schemes
     one_each = csr_array(kron(np.eye(layers), np.ones((1, schemes))))
     one_each.resize((layers, len(cost)))

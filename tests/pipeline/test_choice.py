@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import cidermill
 from cidermill.models.errors import UserError
 from cidermill.pipeline.choice import to_recipe
 from cidermill.pipeline.commands.cli import convert
@@ -203,3 +204,9 @@ def test_exact_names_even_with_wildcards_in_them():
     int8, half = parse_recipe("int8"), parse_recipe("float16")
     recipe = to_recipe({"a[0].weight": (10, half), "a0.weight": (1000, int8), "b*": (10, half)})
     assert recipe.name == "int8; a[[]0].weight=float16; b[*]=float16"
+
+
+@pytest.mark.parametrize("budget", [dict(min_psnr=30, schemes="int8,int4"), dict(budget="4bpw")])
+def test_a_model_without_weights_has_nothing_to_choose(tmp_path, budget):
+    report = cidermill.convert(torch.nn.ReLU(), (torch.randn(2, 3),), out=tmp_path / "out", **budget)
+    assert report.verdict == "pass" and report.artifacts[0].recipe == "float16"

@@ -80,3 +80,8 @@ def test_hundreds_of_layers_take_seconds():
     found = least_error(problem, bits[:, 0].sum(axis=0) / 2)
     assert problem.total_bits(found) <= bits[:, 0].sum() / 2
     assert problem.worst(found) < errors[:, 1].sum()  # better than the one scheme for all that fits
+
+
+def test_a_model_without_layers_has_nothing_to_choose():
+    nothing = Problem(np.zeros((0, 2, 1)), np.zeros((0, 2, 1)))
+    assert least_bits(nothing, 1e-3).shape == least_error(nothing, np.array([8.0])).shape == (0,)
