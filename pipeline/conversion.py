@@ -28,7 +28,7 @@ def convert(
     """
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
-    told = about(plan, compressed.captured.source.card)
+    told = about(plan, compressed.captured.source)
     written = target.write(compressed, path, plan.deployment_target, templates.get(name), told, step)
     return _with_what_is_left_out(written, target, plan)
 

@@ -3,7 +3,6 @@ artifact says of itself leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..converters.artifact import About
@@ -11,6 +10,7 @@ from ..models.errors import UserError
 
 if TYPE_CHECKING:
     from ..models.capture import Captured
+    from ..models.source import Source
     from .plan import Plan
 
 OURS = ("cidermill.", "com.github.apple.coremltools")  # how the keys begin that conversions write
@@ -65,10 +65,13 @@ def check_described(plan: Plan, captured: Captured) -> None:
             )
 
 
-def about(plan: Plan, card: Mapping[str, str]) -> About:
+def about(plan: Plan, source: Source) -> About:
     """What an artifact says of itself: what the user gave, before what the model's card says. An empty value
-    leaves an entry out."""
-    given = {SOURCE: plan.name, **card, **dict(plan.metadata)}
+    leaves an entry out.
+
+    Only a published model's name is told: one module gives equal bytes from memory and from any file."""
+    name = {SOURCE: plan.name} if source.format == "hugging-face" else {}
+    given = {**name, **source.card, **dict(plan.metadata)}
     told = {key: value for key, value in given.items() if value}
     features = {key.removeprefix(DESCRIBE): text for key, text in told.items() if key.startswith(DESCRIBE)}
     own = {key: text for key, text in told.items() if key not in STANDARD and not key.startswith(DESCRIBE)}

@@ -30,7 +30,7 @@ OPTIONS = """
 """
 COREMLTOOLS = "com.github.apple.coremltools"
 KEYS = [  # of userDefined where nothing is asked for
-    *(f"cidermill.{key}" for key in ("modules", "recipe", "source", "version")),
+    *(f"cidermill.{key}" for key in ("modules", "recipe", "version")),
     *(f"{COREMLTOOLS}.{key}" for key in ("source", "source_dialect", "version")),
 ]
 
@@ -151,7 +151,7 @@ def test_inspect_shows_them(made):
     expected = {
         "author": "Jane Doe", "license": "MIT", "description": "Sums of rows", "version": "2.1",
         "store.page": "https://example.org/?a=b", "describe.relu": "Eight numbers", "describe.linear": "Sums",
-        "cidermill.source": "net", "cidermill.recipe": "int8",
+        "cidermill.recipe": "int8",
     }  # fmt: skip
     assert expected.items() <= package.metadata.items()
     assert "cidermill.modules" not in package.metadata and program.metadata == {}
@@ -173,12 +173,11 @@ def test_a_bundle_takes_the_new_names(made, tmp_path):
     assert "relu: relu, linear_weight: linear_weight" in swift
 
 
-def test_without_the_options_only_the_source_is_told(model, tmp_path, ct):
+def test_without_the_options_a_package_is_as_before(model, tmp_path, ct):
     run(plan_from(model, {"out": tmp_path / "out", "cache": False}))
     described = description(tmp_path / "out/net.mlpackage", ct)
     assert features(described) == (["x", "mask"], ["rows", "total"])
     assert sorted(userdefined(described)) == KEYS
-    assert userdefined(described)["cidermill.source"] == "net"
     told = described.metadata
     assert not any((told.author, told.license, told.shortDescription, told.versionString))
 
