@@ -10,13 +10,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.utils import _pytree as pytree
 
+from ...models.graphs import Draft, retrace
 from ...models.patched import replaced
 
 NUMBERS = (int, float, bool)
@@ -66,6 +69,28 @@ def as_edge_program(program: Any, constant_methods: dict[str, Any], config: Any)
             return to_edge(program, constant_methods=constant_methods, compile_config=config)
         edge = _generate_edge_program(config, program, preserve_ops=[])
     return EdgeProgramManager({"forward": edge}, constant_methods, config)
+
+
+def take_apart(work: Draft) -> bool:
+    """Operators that a rule has written and that ExecuTorch takes apart: for the sake of one of them it would
+    trace the whole program. After everything that writes operators."""
+    from executorch.exir.tracer import _default_decomposition_table
+
+    table = _default_decomposition_table()
+    changed = False
+    for node in list(work.graph.nodes):
+        if node.op != "call_function" or node.target not in table:
+            continue
+        if isinstance(node.meta["val"], torch.Tensor):
+            flat, form = pytree.tree_flatten((node.args, node.kwargs))
+            retrace(work, node, partial(_call, table[node.target], form), *flat)
+            changed = True
+    return changed
+
+
+def _call(function: Callable[..., Any], form: pytree.TreeSpec, *flat: Any) -> Any:
+    args, kwargs = pytree.tree_unflatten(flat, form)
+    return function(*args, **kwargs)
 
 
 def _is_decomposed(program: Any) -> bool:

@@ -19,6 +19,7 @@ from ...models.recurrent import take_steps
 from ...models.simplify import drop_no_ops, fold_constants
 from ..complex_numbers import split_complex_numbers
 from ..wide_integers import split_wide_integers
+from .edge_passes import take_apart
 from .missing import spell_out_missing
 from .overlaps import add_overlaps
 from .portable import index_in_64_bits, sum_in_float32
@@ -87,6 +88,7 @@ def lower(
     drop_no_ops(work)  # casts that the rules and `agree_types` wrote without need
     index_in_64_bits(work)
     lay_out_views(work)
+    take_apart(work)
     work.graph.eliminate_dead_code(_is_border)  # random numbers too, which torch would keep
     return Lowered(work, warnings)
 

@@ -40,6 +40,7 @@ MODELS = {
     "unused random numbers": (Function(lambda x: F.rrelu(x) + 1), ROWS, "float16"),
     "norms and masks": (Function(norms_and_masks), ROWS, "float16"),
     "whole numbers": (Function(lambda k: (k // 2 + 3 * k, k / 4, k.float().mean() + k)), WHOLE, "float32"),
+    "stacked by a rule": (Function(lambda x: torch.view_as_real(torch.fft.rfft(x)) + 1), ROWS, "float16"),
 }
 
 
@@ -57,6 +58,7 @@ def test_the_file_is_the_same_with_all_passes(tmp_path, monkeypatch, name):
     monkeypatch.setattr(edge_passes, "_is_decomposed", lambda program: False)
     monkeypatch.setattr(edge_passes, "lean_passes", nullcontext)
     monkeypatch.setattr("cidermill.converters.mps.write.delegates_by_shape", nullcontext)
+    monkeypatch.setattr("cidermill.converters.mps.lower.take_apart", lambda work: False)
     assert write_pte(compressed, tmp_path / "whole.pte").sha256 == lean.sha256
 
 
