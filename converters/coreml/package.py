@@ -31,7 +31,8 @@ def finish_package(package: Path, specification: Any) -> Content:
     total = hashlib.sha256()
     size_bytes = add_files(total, files_of(package), package)
     manifest = package / "Manifest.json"
-    manifest.write_text(json.dumps(_manifest(total.hexdigest()), indent=4))
+    # as coremltools puts it down, which it does to every package that it reads
+    manifest.write_text(json.dumps(_manifest(total.hexdigest()), indent=4, sort_keys=True) + "\n")
     size_bytes += add_files(total, [manifest], package)
     return Content(size_bytes, total.hexdigest())
 

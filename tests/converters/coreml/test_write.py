@@ -13,6 +13,7 @@ import torch
 from cidermill.converters.coreml.deployment import check_target, operators_of, target_named
 from cidermill.converters.coreml.write import write_mlpackage
 from cidermill.models.capture import capture
+from cidermill.models.digest import content_of
 from cidermill.models.errors import UnsupportedOperators, UserError
 from cidermill.models.evaluate import evaluate
 from cidermill.models.source import Samples, Source, TensorSpec
@@ -204,6 +205,15 @@ def test_bytes_do_not_depend_on_when_coremltools_writer_is_destroyed(captured, t
     monkeypatch.setattr(load, "BlobWriter", lambda path: held.append(writer(path)) or held[-1])
     with_held = write_mlpackage(compressed, tmp_path / "held.mlpackage")
     assert held and with_held.sha256 == usual.sha256
+
+
+def test_a_package_stays_as_it_is_when_coremltools_reads_it(captured, tmp_path):
+    """Its reader puts the manifest down again, in its own form: checksums and signatures would be void."""
+    import coremltools as ct
+
+    written = write_mlpackage(compress(captured, parse_recipe("int8")), tmp_path / "net.mlpackage")
+    ct.utils.load_spec(str(written.path))
+    assert content_of(written.path).sha256 == written.sha256
 
 
 def test_nothing_is_lost_where_another_thread_holds_the_frames_of_a_conversion(captured, tmp_path):
