@@ -12,6 +12,7 @@ import numpy as np
 
 from ..validation.borders import as_array
 from ..validation.graph import Ref
+from ..validation.mil.suppression import OP as SUPPRESSION
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ..validation.graph import Tap, Value
     from ..validation.runner import Runner, State
 
-SUPPRESSION = "nonMaximumSuppression"
 SUPPRESSION_NOTE = "Compared is what enters non-maximum suppression, as the model gives all of its boxes."
 
 

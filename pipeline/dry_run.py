@@ -16,7 +16,7 @@ from ..quantization.layers import compress_weight
 from ..quantization.schemes import Recipe
 from .forecast import Forecast, RecipeForecast
 from .loading import load_model
-from .metadata import check_described
+from .names import as_artifacts_say
 from .predict import predict_size
 from .step import Show
 from .targets import find_target
@@ -38,7 +38,6 @@ class Probe:
 def forecast(plan: Plan, show: Show) -> Forecast:
     """`--dry-run`: load and capture the model, and say what each recipe would give; writes nothing."""
     from ..models.capture import capture
-    from ..models.naming import renamed
 
     recipes = plan.schemes or (plan.recipe,)
     with show("load"):
@@ -49,8 +48,7 @@ def forecast(plan: Plan, show: Show) -> Forecast:
         started = time.perf_counter()
         captured = capture(source, samples, plan.calibrates)
         capture_seconds = time.perf_counter() - started
-        captured = renamed(captured, dict(plan.names))
-        check_described(plan, captured)
+        captured = as_artifacts_say(plan, captured)
     with show("probe", len(recipes)) as step:
         rows, probe = [], Probe(capture_seconds, first_run(captured).seconds)
         for recipe in recipes:

@@ -1,10 +1,19 @@
-"""`--name OLD=NEW`: the texts enter, the pairs of names leave."""
+"""`--name OLD=NEW`: the texts enter, the pairs of names leave; a captured model enters, the same under them
+leaves."""
+
+from __future__ import annotations
 
 import keyword
 import re
+from typing import TYPE_CHECKING
 
 from ..models.errors import UserError
+from .metadata import check_described
 from .words import MIL_RESERVED, SWIFT_RESERVED
+
+if TYPE_CHECKING:
+    from ..models.capture import Captured
+    from .plan import Plan
 
 EXAMPLE = "Write --name OLD=NEW, as in --name input_1=image."
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -21,6 +30,16 @@ def parse_names(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
                 f"--name: {twice!r} is {what} twice.", "Each input and output has one name of its own."
             )
     return pairs
+
+
+def as_artifacts_say(plan: Plan, captured: Captured) -> Captured:
+    """A captured model by the names that its artifacts will have. Raises UserError for names, also in
+    `--metadata`, that do not fit it."""
+    from ..models.naming import renamed
+
+    captured = renamed(captured, dict(plan.names))
+    check_described(plan, captured)
+    return captured
 
 
 def _pair(text: str) -> tuple[str, str]:

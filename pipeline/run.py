@@ -18,7 +18,7 @@ from .half_precision import chooses_in_half, with_exact_choices
 from .judge import judge
 from .limits import limited
 from .loading import load_source, with_samples
-from .metadata import check_described
+from .names import as_artifacts_say
 from .output import remove, staged
 from .predict import sizes_from_shapes
 from .report.compose import Findings, compose, with_earlier
@@ -89,16 +89,13 @@ def _capture(
     """The plan's model as a graph, by the names that its artifacts will have, and what it was run on.
     samples: of an earlier time: an iterator gives its own only once."""
     from ..models.capture import capture
-    from ..models.naming import renamed
 
     with stages("load"):
         source = load_source(plan) if make_source is None else make_source()
         if samples is None:
             source, samples = with_samples(source, plan.samples)
     with stages("capture"):
-        captured = renamed(capture(source, samples, plan.calibrates), dict(plan.names))
-        check_described(plan, captured)
-        return captured, samples
+        return as_artifacts_say(plan, capture(source, samples, plan.calibrates)), samples
 
 
 class Pressed(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -71,12 +71,18 @@ def as_edge_program(program: Any, constant_methods: dict[str, Any], config: Any)
     return EdgeProgramManager({"forward": edge}, constant_methods, config)
 
 
+@cache
+def _decompositions() -> Any:
+    """ExecuTorch's own, operator -> function; it takes 0.16 s to list them."""
+    from executorch.exir.tracer import _default_decomposition_table
+
+    return _default_decomposition_table()
+
+
 def take_apart(work: Draft) -> bool:
     """Operators that a rule has written and that ExecuTorch takes apart: for the sake of one of them it would
     trace the whole program. After everything that writes operators."""
-    from executorch.exir.tracer import _default_decomposition_table
-
-    table = _default_decomposition_table()
+    table = _decompositions()
     changed = False
     for node in list(work.graph.nodes):
         if node.op != "call_function" or node.target not in table:
@@ -95,9 +101,7 @@ def _call(function: Callable[..., Any], form: pytree.TreeSpec, *flat: Any) -> An
 
 def _is_decomposed(program: Any) -> bool:
     """Whether no operator has a decomposition that `to_edge` would take it apart by."""
-    from executorch.exir.tracer import _default_decomposition_table
-
-    table = _default_decomposition_table()
+    table = _decompositions()
     return all(
         isinstance(node.target, torch._ops.OpOverload)
         and node.target not in table

@@ -10,9 +10,10 @@ from typing import Any
 from ..borders import Feature
 from ..graph import Value
 
-# ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
+# ArrayFeatureType.ArrayDataType -> numpy's name
 ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 SCALARS = {"doubleType": "float64", "int64Type": "int64"}
+# ImageFeatureType.ColorSpace -> PIL mode, or order of the channels
 IMAGE_CHANNELS = {10: "L", 20: "RGB", 30: "BGR", 40: "F"}
 
 

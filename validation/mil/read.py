@@ -91,7 +91,7 @@ def _read_package(path: Path) -> Package:
 
 def _read_program(model: Any, reader: "_Reader") -> Package:
     functions = program_functions(model, reader)
-    name = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions)))
+    name = default_function(model, functions)
     graph = functions[name]
     states = {value.name for value in reader.states}
     return Package(
@@ -120,8 +120,7 @@ def _read_pipeline(model: Any, reader: "_Reader") -> Package:
                 f" {reader.states[0].name!r}, which cannot be run here",
                 "take the stage by itself",
             )
-        default = stage.description.defaultFunctionName
-        return functions[default or ("main" if "main" in functions else next(iter(functions)))]
+        return functions[default_function(stage, functions)]
 
     joined = join_stages(model, program_graph, str(reader.package))
     graph = joined.graph
@@ -139,6 +138,12 @@ def _read_pipeline(model: Any, reader: "_Reader") -> Package:
         weights=tuple(blob.path for blob in reader.blobs.values()),
         stages=joined.stages,
     )
+
+
+def default_function(model: Any, functions: dict[str, Graph]) -> str:
+    """The name of the function that runs where none is asked for."""
+    name: str = model.description.defaultFunctionName
+    return name or ("main" if "main" in functions else next(iter(functions)))
 
 
 def program_functions(model: Any, reader: "_Reader") -> dict[str, Graph]:
