@@ -1,4 +1,5 @@
-"""WrittenArtifact: a file or package and what it is; About: what it says of itself."""
+"""WrittenArtifact: a file or package and what it is; Interface: what an app sees of it; About: what it says
+of itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,14 @@ class About:
     version: str = ""
     own: Mapping[str, str] = field(default_factory=dict)
     features: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What an app sees of an artifact beyond the names, shapes and types of a captured model. about: what it
+    says of itself."""
+
+    about: About = field(default_factory=About)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..converters.artifact import Interface
 from .metadata import about
 from .targets import TARGETS, find_target
 
@@ -28,8 +29,8 @@ def convert(
     """
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
-    told = about(plan, compressed.captured.source)
-    written = target.write(compressed, path, plan.deployment_target, templates.get(name), told, step)
+    interface = Interface(about(plan, compressed.captured.source))
+    written = target.write(compressed, path, plan.deployment_target, templates.get(name), interface, step)
     return _with_what_is_left_out(written, target, plan)
 
 

@@ -17,7 +17,7 @@ from ...models.errors import UnsupportedOperators
 from ...models.graphs import describe, draft, finish, module_path, source_line
 from ...models.patched import exclusive, own_random_numbers
 from ...models.quiet import quiet
-from ..artifact import About, Realised, WrittenArtifact
+from ..artifact import About, Interface, Realised, WrittenArtifact
 from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
 from .deployment import DEFAULT_TARGET, generation, operators_of
@@ -38,7 +38,7 @@ from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
 from .wide import keep_in_float32
 
-NOTHING_SAID = About()
+NOTHING_MORE = Interface()
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def write_mlpackage(
     path: Path,
     deployment_target: str = DEFAULT_TARGET,
     templates: Templates | None = None,
-    about: About = NOTHING_SAID,
+    interface: Interface = NOTHING_MORE,
 ) -> WrittenArtifact:
     """Write a `Compressed` model as an ML Program package at `path` (which must not exist).
 
-    about: what the package says of itself; templates: where one fits, the graph is not converted again; the
+    interface: what an app sees of it; templates: where one fits, the graph is not converted again; the
     bytes are the same with and without.
     Raises UnsupportedOperators with every operator that coremltools has no translation for.
     """
@@ -94,9 +94,9 @@ def write_mlpackage(
             specification = specify(template.mil, start_package(package))
             if templates is not None:
                 empty(template.mil)
-            own = {**about.own, **template.metadata, "cidermill.recipe": compressed.recipe.name}
+            own = {**interface.about.own, **template.metadata, "cidermill.recipe": compressed.recipe.name}
             specification.description.metadata.userDefined.update(own)
-            _say(specification.description, about, compressed.captured)
+            _say(specification.description, interface.about, compressed.captured)
             size, digest = finish_package(package, specification)
             shutil.move(package, path)
     realised = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .target import AppRuntime, Cost, Target
 
 if TYPE_CHECKING:
-    from ...converters.artifact import About, WrittenArtifact
+    from ...converters.artifact import Interface, WrittenArtifact
     from ...converters.coreml.write import Templates
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
@@ -35,12 +35,12 @@ def write(
     path: Path,
     deployment_target: str,
     templates: Templates | None,
-    about: About,
+    interface: Interface,
     step: Callable[[str], None],
 ) -> WrittenArtifact:
     from ...converters.coreml.write import write_mlpackage
 
-    return write_mlpackage(compressed, path, deployment_target, templates, about)
+    return write_mlpackage(compressed, path, deployment_target, templates, interface)
 
 
 def templates(captured: Captured) -> Templates:

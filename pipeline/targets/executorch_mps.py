@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .target import AppRuntime, Cost, Refusal, Target
 
 if TYPE_CHECKING:
-    from ...converters.artifact import About, WrittenArtifact
+    from ...converters.artifact import Interface, WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
     from ...quantization.schemes import Recipe
@@ -44,7 +44,7 @@ def write(
     path: Path,
     deployment_target: str,
     templates: Any,
-    about: About,
+    interface: Interface,
     step: Callable[[str], None],
 ) -> WrittenArtifact:
     from ...converters.mps.write import write_pte

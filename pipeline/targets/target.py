@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...converters.artifact import About, WrittenArtifact
+    from ...converters.artifact import Interface, WrittenArtifact
     from ...models.capture import Captured
     from ...quantization.compress import Compressed
     from ...quantization.schemes import Recipe
@@ -79,9 +79,9 @@ class Target:
     extra: of cidermill, without which nothing is written ("": every installation writes it).
 
     check_recipe(recipe, deployment target): raises UserError where its operators cannot hold the recipe.
-    write(compressed, path, deployment target, templates, about, step): the artifact; about: what it says of
-    itself, as far as the format has a place for it; templates: what several conversions of one captured
-    program share, made by `templates(captured)` and filled before the first by
+    write(compressed, path, deployment target, templates, interface, step): the artifact; interface: what an
+    app sees of it, as far as the format has a place for that; templates: what several conversions of one
+    captured program share, made by `templates(captured)` and filled before the first by
     `make_template(compressed, deployment target, templates)`, both None where there is nothing to share.
 
     footprint(form, name, recipe, deployment target): bits of the tensors that hold a weight of that name and
@@ -106,7 +106,7 @@ class Target:
     runtime: str
     libraries: tuple[str, ...]
     cost: Cost
-    write: Callable[[Compressed, Path, str, Any, About, Callable[[str], None]], WrittenArtifact]
+    write: Callable[[Compressed, Path, str, Any, Interface, Callable[[str], None]], WrittenArtifact]
     footprint: Callable[[CompressedWeight, str, Recipe, str], tuple[int, float]]
     graph_bytes: Callable[[Captured, Recipe, int], int]
     place: Callable[[Graph, Sequence[Device], str, str], list[tuple[PlacedProgram, DeviceLatency]]]

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 import zlib
 from itertools import islice, zip_longest
@@ -36,6 +37,7 @@ MACOS = (15, 5)
 KINDS = ("fp16", "TORCHEXPORT")  # words in the names of cases that differ in kind
 LARGEST_SPECIFICATION = 10
 TIMED = frozenset({"test_efficient_type_inference"})  # fails where the machine is slow, whoever predicts
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in the name of a case
 FOLDERS = ("mil/ops/tests/", "frontend/torch/test/")
 COUNTS = dict.fromkeys(("predictions", "comparisons", "disagreements", "conversions", "refusals"), 0)
 # (relative to the value, relative to the largest value of the result; inputs count up to 1). Half precision
@@ -239,7 +241,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep the ML Program cases (some tests name their backend themselves) that do not measure time."""
+    """Keep the ML Program cases (some tests name their backend themselves) that do not measure time.
+
+    Some cases are called after an object's address: without it every process calls them the same.
+    """
+    for item in items:
+        item._nodeid = ADDRESS.sub("", item.nodeid)
     kept = [item for item in items if "neuralnetwork" not in item.nodeid and item.originalname not in TIMED]
     if config.getoption("--functions"):
         kept = of_functions(kept, config.getoption("--functions"))
