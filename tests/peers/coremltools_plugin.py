@@ -240,13 +240,15 @@ def pytest_configure(config):
         config.pluginmanager.register(Cases(Path(config.getoption("--cases"))))
 
 
-def pytest_collection_modifyitems(config, items):
-    """Keep the ML Program cases (some tests name their backend themselves) that do not measure time.
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_parametrize_id(val, argname):
+    """As coremltools calls its cases, without the addresses in which processes differ."""
+    text = f"{argname}={val!s}"
+    return ADDRESS.sub("", text) if ADDRESS.search(text) else None
 
-    Some cases are called after an object's address: without it every process calls them the same.
-    """
-    for item in items:
-        item._nodeid = ADDRESS.sub("", item.nodeid)
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the ML Program cases (some tests name their backend themselves) that do not measure time."""
     kept = [item for item in items if "neuralnetwork" not in item.nodeid and item.originalname not in TIMED]
     if config.getoption("--functions"):
         kept = of_functions(kept, config.getoption("--functions"))
