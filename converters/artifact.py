@@ -1,10 +1,15 @@
 """WrittenArtifact: a file or package and what it is; Interface: what an app sees of it; About: what it says
 of itself."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ..models.classes import Classes
 
 
 class Realised(NamedTuple):
@@ -34,9 +39,10 @@ class About:
 @dataclass(frozen=True)
 class Interface:
     """What an app sees of an artifact beyond the names, shapes and types of a captured model. about: what it
-    says of itself."""
+    says of itself; classes: what the entries of an output are called, of a classifier."""
 
     about: About = field(default_factory=About)
+    classes: Classes | None = None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from .classes import Classes
     from .graphs import Draft
 
 
@@ -50,7 +51,7 @@ class Captured:
     `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the
     order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
     to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`,
-    `further_reference[i]` those for `samples.further[i]`.
+    `further_reference[i]` those for `samples.further[i]`. `classes`: what one output's entries are called.
     """
 
     source: Source
@@ -60,6 +61,7 @@ class Captured:
     samples: Samples
     reference: tuple[dict[str, np.ndarray], ...]
     further_reference: tuple[dict[str, np.ndarray], ...] = ()
+    classes: Classes | None = None
 
     @property
     def judged(self) -> Captured:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .targets.target import Target
 
+LEFT_OUT = {  # field of a plan -> what is said where a target has no place for it
+    "metadata": "{target} has no place for metadata: what --metadata says is not in this artifact.",
+    "labels": "{target} has no place for labels: this artifact gives the probabilities in their order.",
+}
+
 
 def convert(
     compressed: Compressed, name: str, plan: Plan, folder: Path, step: Callable[[str], None],
@@ -29,16 +34,18 @@ def convert(
     """
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
-    interface = Interface(about(plan, compressed.captured.source))
+    interface = Interface(about(plan, compressed.captured.source), compressed.captured.classes)
     written = target.write(compressed, path, plan.deployment_target, templates.get(name), interface, step)
     return _with_what_is_left_out(written, target, plan)
 
 
 def _with_what_is_left_out(written: WrittenArtifact, target: Target, plan: Plan) -> WrittenArtifact:
-    if not plan.metadata or "metadata" not in target.refused:
-        return written
-    warning = f"{target.title} has no place for metadata: what --metadata says is not in this artifact."
-    return replace(written, warnings=(*written.warnings, warning))
+    warnings = [
+        LEFT_OUT[option].format(target=target.title)
+        for option in LEFT_OUT
+        if getattr(plan, option) and option in target.refused
+    ]
+    return replace(written, warnings=(*written.warnings, *warnings))
 
 
 def templates_of(captured: Captured) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..models.source import Samples, TensorSpec
 from ..validation.judge.compare import TOLERANCE_DB, compare
 from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
-from .classifiers import without_labels
+from .classifiers import check_classes, label_of, without_labels
 from .half_precision import overflows
 from .measurements import add_measured
 from .report.records import Latency, Placement, Validation
@@ -22,6 +22,7 @@ from .yardstick import Batches
 
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
+    from ..validation.judge.labels import LabelCheck
     from ..validation.runner import Runner
     from .estimates import Estimator
     from .stages import Stages
@@ -39,7 +40,7 @@ class Examination:
 
     placement, latency: estimates, with what this machine measured; answers: what the artifact gave for each
     sample; notes: where the platform's runtime is known to do something else; overflows: half precision does
-    not hold its numbers.
+    not hold its numbers; labels: of a classifier.
     """
 
     artifact: WrittenArtifact
@@ -50,6 +51,7 @@ class Examination:
     answers: Batches
     notes: tuple[str, ...]
     overflows: bool = False
+    labels: LabelCheck | None = None
 
 
 def examine(
@@ -74,12 +76,16 @@ def examine(
                 runner,
                 consume=artifact is artifacts[-1],
             )
-            answers = []
+            expected = yardstick.expected[artifact.target]
+            answers, labels = [], []
             given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
             for start in range(0, len(batches), TOGETHER):
                 together = runner.each(given[start : start + TOGETHER])
-                answers += [named(answer, yardstick.output_names) for answer in together]
-            expected = yardstick.expected[artifact.target]
+                answers += [
+                    named(without_labels(answer, runner, wanted), yardstick.output_names)
+                    for answer, wanted in zip(together, expected[start:])
+                ]
+                labels += [label_of(answer, yardstick.classes) for answer in together]
             validation = compared(
                 runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
             )
@@ -89,7 +95,16 @@ def examine(
             estimates = estimator(runner.file_graph, artifact.target)
             estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
         examinations.append(
-            Examination(artifact, validation, weights, *estimates, tuple(answers), runner.notes, overflow)
+            Examination(
+                artifact,
+                validation,
+                weights,
+                *estimates,
+                tuple(answers),
+                runner.notes,
+                overflow,
+                check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db),
+            )
         )
         del runner  # and the weights that it has decoded
     return examinations
@@ -119,10 +134,9 @@ def check_artifact(
 ) -> Validation:
     """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
     outputs = list(expected[0])
-    shape = np.shape(expected[0][outputs[0]])
     answers = [
-        named(without_labels(runner(arranged(batch, runner, inputs)), runner, shape), outputs)
-        for batch in samples.batches
+        named(without_labels(runner(arranged(batch, runner, inputs)), runner, wanted), outputs)
+        for batch, wanted in zip(samples.batches, expected)
     ]
     return compared(runner, samples, expected, reference, answers, near_ties)
 
@@ -164,8 +178,8 @@ def arranged(
 
 
 def named(answer: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-    """One answer of an artifact under the model's output names: by name where the file has them, else in
-    order."""
+    """One answer of an artifact under the model's output names: by name where the file has them, those that
+    it calls otherwise in order."""
     if set(outputs) <= set(answer):
         return {name: answer[name] for name in outputs}
     if len(answer) != len(outputs):
@@ -174,4 +188,5 @@ def named(answer: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np
             f" ({', '.join(outputs)}).",
             "Compare it with the model that it was made from.",
         )
-    return dict(zip(outputs, answer.values()))
+    others = iter([array for name, array in answer.items() if name not in outputs])
+    return {name: answer[name] if name in answer else next(others) for name in outputs}

@@ -14,6 +14,7 @@ from ..validation.records import Verdict
 from .report.records import BudgetUse
 
 if TYPE_CHECKING:
+    from ..validation.judge.labels import LabelCheck
     from .examine import Examination
     from .report.records import BudgetSummary, Validation
     from .yardstick import Batches, Yardstick
@@ -46,6 +47,8 @@ def judge(
     validation, native = examination.validation, examination.validation.native
     judgements = [judge_capture(yardstick.captured), Judgement(*audit.judge(examination.compression))]
     judgements.append(judge_validation(validation, min_psnr))
+    if examination.labels is not None:
+        judgements.append(judge_labels(examination.labels))
     if native and not isinstance(native, str):
         judgements.append(judge_validation(native, min_psnr))
     if budget is not None:
@@ -72,6 +75,21 @@ def judge_validation(validation: Validation, min_psnr: float | None) -> Judgemen
     ]
     passed = verdict(validation.conversion, validation.tolerance_db) == "pass" and not budget
     return Judgement("pass" if passed else "fail", conversion + budget)
+
+
+def judge_labels(labels: LabelCheck) -> Judgement:
+    """Of a classifier: its file has the labels that were asked for, and gives them as the source would."""
+    if labels.passed:
+        return Judgement("pass", [])
+    wrong = labels.samples - labels.agreed - labels.near_ties
+    if labels.problem:
+        advice = f"The artifact's labels are not those asked for: {labels.problem}.\nConvert it again."
+    else:
+        advice = (
+            f"The artifact gives another label than the model on {wrong} of {labels.samples} samples.\nSee"
+            " how far its probabilities are from the model's."
+        )
+    return Judgement("fail", [advice])
 
 
 def poor(validation: Validation) -> list[OutputError]:

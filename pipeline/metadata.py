@@ -58,6 +58,7 @@ def check_described(plan: Plan, captured: Captured) -> None:
     from ..models.naming import border_text
 
     known = {spec.name for spec in (*captured.inputs, *captured.outputs)}
+    known |= {captured.classes.label} if captured.classes is not None else set()
     for key, _ in plan.metadata:
         if key.startswith(DESCRIBE) and (name := key.removeprefix(DESCRIBE)) not in known:
             raise UserError(

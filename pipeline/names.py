@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..models.errors import UserError
+from .labels import as_classifier
 from .metadata import check_described
 from .words import MIL_RESERVED, SWIFT_RESERVED
 
@@ -33,11 +34,14 @@ def parse_names(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def as_artifacts_say(plan: Plan, captured: Captured) -> Captured:
-    """A captured model by the names that its artifacts will have. Raises UserError for names, also in
-    `--metadata`, that do not fit it."""
+    """A captured model by the names that its artifacts will have, and with probabilities where they name
+    classes. Raises UserError for names, also in `--metadata`, and labels that do not fit it."""
     from ..models.naming import renamed
 
-    captured = renamed(captured, dict(plan.names))
+    names = dict(plan.names)
+    if plan.labels is not None:
+        captured, names = as_classifier(plan.labels, captured, names)
+    captured = renamed(captured, names)
     check_described(plan, captured)
     return captured
 

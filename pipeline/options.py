@@ -12,6 +12,7 @@ from ..models.errors import UserError
 from ..models.inputs import parse_inputs
 from ..quantization.recipe_file import load_recipe
 from .device_choice import choose_devices
+from .labels import parse_labels
 from .layer_schemes import parse_schemes
 from .metadata import parse_metadata
 from .names import parse_names
@@ -239,6 +240,15 @@ CONVERT = (
         repeatable=True,
         table=True,
         parse=parse_metadata,
+    ),
+    Option(
+        "labels",
+        "labels",
+        "Make a classifier of it: a file with a line for each class, or auto for the id2label of a Hugging"
+        " Face folder; a softmax is added where OUTPUT gives logits.",
+        metavar="FILE|auto[:OUTPUT]",
+        parse=parse_labels,
+        objects=(list, tuple),
     ),
     Option("out", "out", "Where the results go.  [default: NAME-artifacts]", Path, metavar="DIR"),
     Option(

@@ -13,6 +13,7 @@ from ..quantization.recipe import add
 from ..quantization.schemes import Recipe
 from ..validation.estimate.devices import Device
 from .device_choice import default_devices
+from .labels import LabelsOption, given_labels
 from .layer_schemes import check_held, default_schemes
 from .option import parse_options
 from .options import OPTIONS
@@ -30,7 +31,8 @@ class Plan:
     operations' estimated time, 0..1): limits that fail the verdict of an artifact that breaks one.
     calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this
     machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
-    (key, text), as given. out: None for a folder that is called after the model.
+    (key, text), as given; labels: of a classifier's classes. out: None for a folder that is called after the
+    model.
     """
 
     model: Path
@@ -57,6 +59,7 @@ class Plan:
     cache: bool = True
     names: tuple[tuple[str, str], ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
+    labels: LabelsOption | None = None
 
     def __post_init__(self) -> None:
         for name in self.targets:
@@ -64,8 +67,9 @@ class Plan:
                 require_extra(extra, f"--target {name}")
         if self.min_ane_share is not None:
             refuse("min_ane_share", self.targets)
-        if self.metadata:
-            refuse("metadata", self.targets)
+        for option in ("metadata", "labels"):
+            if getattr(self, option):
+                refuse(option, self.targets)
         self._check_choice()
         for recipe in (self.recipe, *self.schemes):
             check_held(recipe, self.targets, self.deployment_target)
@@ -122,10 +126,11 @@ def plan_of(model: Any, fields: Mapping[str, Any]) -> Plan:
     recipe = add(fields.pop("recipe"), fields.pop("palettize"), fields.pop("prune"))
     devices = fields.pop("devices").devices(limit.device for limit in fields["max_latency"])
     schemes = fields.pop("schemes")
+    labels = given_labels(fields.pop("labels"))
     if schemes is None and fields["budget"] is not None:
         schemes = default_schemes(fields["targets"], fields["deployment_target"])
     path = Path(model) if isinstance(model, str | os.PathLike) else model
-    return Plan(path, recipe=recipe, devices=devices, schemes=schemes or (), **fields)
+    return Plan(path, recipe=recipe, devices=devices, schemes=schemes or (), labels=labels, **fields)
 
 
 def model_name(model: Path) -> str:

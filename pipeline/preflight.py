@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.errors import UserError
+from .labels import check_labels
 from .plan import Plan
 
 
@@ -40,6 +41,7 @@ def check_files(plan: Plan) -> None:
             f"--sensitivity {plan.sensitivity} is not a file.",
             "Name the sensitivity.json of an earlier run, or leave it out.",
         )
+    check_labels(plan)
     if plan.calibration is not None:
         estimator_of(plan)  # reads it
     if not plan.dry_run:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
+from .classifiers import as_classes, label_advice
 from .detectors import SUPPRESSION_NOTE, is_suppressed, unsuppressed
 from .examine import check_artifact
 from .judge import judge_validation
@@ -20,6 +21,7 @@ from .step import Show, silent
 if TYPE_CHECKING:
     from ..models.source import Source
     from ..validation.runner import Runner
+    from .yardstick import Batches
 
 
 def validate_artifact(
@@ -49,8 +51,10 @@ def validate_artifact(
     with show("capture"):
         captured = capture(source, chosen, calibrates=False)
     judged = captured.judged
-    answers = judged.reference
+    answers: Batches = judged.reference
     runner, notes = _facing(runner, artifact, answers[0])
+    answers, more_notes = as_classes(runner, answers)
+    mislabelled = label_advice(runner, captured.source)
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
     with show("validate"):
         validation = run_unvouched(
@@ -61,8 +65,9 @@ def validate_artifact(
     if tolerance is not None:
         validation = replace(validation, tolerance_db=tolerance)
     judgement = judge_validation(validation, None)
-    warnings = (*judgement.advice, *runner.notes, *notes)
-    return Comparison(str(artifact), str(against), judgement.verdict, validation, warnings)
+    warnings = (*mislabelled, *judgement.advice, *runner.notes, *notes, *more_notes)
+    verdict = "fail" if mislabelled else judgement.verdict
+    return Comparison(str(artifact), str(against), verdict, validation, warnings)
 
 
 def _facing(runner: Runner, artifact: Path, reference: Mapping[str, Any]) -> tuple[Runner, tuple[str, ...]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from ..models.capture import Captured
+    from ..models.classes import Classes
     from ..models.interpret import Tap
     from ..models.source import Samples, Source, TensorSpec
     from ..quantization.compress import Compressed, Decision
@@ -47,7 +48,8 @@ class Yardstick:
     expected: target -> what a perfect conversion answers; captured: how far the captured graph is from the
     source before any compression (empty where nothing was compressed: `expected` is the reference then);
     decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters;
-    near_ties: for each sample, which elements of the outputs hang on a near tie.
+    near_ties: for each sample, which elements of the outputs hang on a near tie; classes: of a
+    classifier.
     """
 
     source: SourceFacts
@@ -61,6 +63,7 @@ class Yardstick:
     weights: dict[str, CompressedWeight]
     parameters: int
     near_ties: Batches = ()
+    classes: Classes | None = None
 
     @property
     def output_names(self) -> list[str]:
@@ -109,6 +112,7 @@ def yardstick_of(
         compressed.weights,
         _parameters(model.source),
         near_ties(model, makers, compressed.recipe.compute, proceed),
+        model.classes,
     )
 
 

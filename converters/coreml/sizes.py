@@ -1,6 +1,7 @@
 """How large a Core ML package will be: the form of a weight, or a captured graph, enters; bytes of the file
 that `write` makes leave, from shapes alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...models.graphs import module_path, source_line
@@ -15,6 +16,7 @@ from .storage import storable, stored_bits
 # counts. Fixed, for each axis of each operation's result, for each character of the tensors' names and of the
 # map of modules, for each convolution or pooling (strides, padding and dilations are constants of their own).
 GRAPH = (4600, 75, 3.8, 3.4, 240)
+CLASSIFICATION, LABEL = 190, 16  # bytes beside the labels' own
 SMALL_BYTES = (
     5_000_000  # below it the graph is counted after lowering, as it will be written: a moment's work
 )
@@ -56,7 +58,13 @@ def graph_bytes(captured: Any, recipe: Recipe, dense_bytes: int) -> int:
     """Of the graph, its names, metadata and padding. dense_bytes: what all tensors take in half precision."""
     fixed, *sizes = GRAPH
     counts = _graph_counts(captured, dense_bytes)
-    return round(fixed + sum(size * count for size, count in zip(sizes, counts)) + len(recipe.name))
+    labels = _labels_bytes(captured.classes.labels) if captured.classes is not None else 0
+    return round(fixed + sum(size * count for size, count in zip(sizes, counts)) + len(recipe.name)) + labels
+
+
+def _labels_bytes(labels: Sequence[Any]) -> int:
+    """Of a classification and its list (a message of its own for each label), as protobuf writes them."""
+    return CLASSIFICATION + sum(LABEL + len(str(label).encode()) for label in labels)
 
 
 def _graph_counts(captured: Any, dense_bytes: int) -> tuple[int, int, int, int]:

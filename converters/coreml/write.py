@@ -20,6 +20,7 @@ from ...models.quiet import quiet
 from ..artifact import About, Interface, Realised, WrittenArtifact
 from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
+from .classifier import array_names, classify
 from .deployment import DEFAULT_TARGET, generation, operators_of
 from .lower import lower
 from .package import finish_package, start_package
@@ -97,6 +98,8 @@ def write_mlpackage(
             own = {**interface.about.own, **template.metadata, "cidermill.recipe": compressed.recipe.name}
             specification.description.metadata.userDefined.update(own)
             _say(specification.description, interface.about, compressed.captured)
+            if interface.classes is not None:
+                classify(specification, interface.classes, interface.about.features)
             size, digest = finish_package(package, specification)
             shutil.move(package, path)
     realised = {
@@ -154,7 +157,11 @@ def _template(
 
 def _outputs(captured: Any) -> list:
     ct = import_coremltools()
-    return [ct.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type) for spec in captured.outputs]
+    name = array_names(captured.classes)
+    return [
+        ct.TensorType(name=name.get(spec.name, spec.name), dtype=np.dtype(spec.dtype).type)
+        for spec in captured.outputs
+    ]
 
 
 def _metadata(program: Any) -> dict[str, str]:

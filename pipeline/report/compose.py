@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ... import __version__
 from ...models.errors import UserError
@@ -18,6 +18,7 @@ from .records import (
     SCHEMA,
     Artifact,
     BudgetSummary,
+    ClassifierSummary,
     PredictedSize,
     Report,
     SampleSummary,
@@ -131,6 +132,22 @@ def _artifact(examination: Examination, judgement: Judgement, findings: Findings
         latency=examination.latency,
         warnings=tuple(dict.fromkeys(warnings)),
         predicted=UNSET if foreseen is None else PredictedSize(foreseen[written.target]),
+        classifier=_classifier(examination, findings.yardstick),
+    )
+
+
+def _classifier(examination: Examination, yardstick: Yardstick) -> ClassifierSummary | UnsetType:
+    classes, labels = yardstick.classes, examination.labels
+    if classes is None or labels is None:
+        return UNSET
+    return ClassifierSummary(
+        classes.label,
+        classes.probabilities,
+        labels.classes,
+        classes.scores,
+        labels.samples,
+        labels.agreed,
+        labels.near_ties,
     )
 
 

@@ -191,6 +191,22 @@ class PredictedSize:
 
 
 @dataclass(frozen=True)
+class ClassifierSummary:
+    """An artifact that names classes. label, probabilities: its outputs; classes: how many there are; scores:
+    "probabilities" where the model gives them, "independent" where it gives numbers between 0 and 1 of
+    classes of which several may hold, "softmax added", "sigmoid added"; agreed: of `samples`, how many got
+    the label that the source's probabilities ask for; near_ties: how many of the others are undecided."""
+
+    label: str
+    probabilities: str
+    classes: int
+    scores: str
+    samples: int
+    agreed: int
+    near_ties: int
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file or package that was made. path: relative to the report's folder; a warning's first line says
     what is the matter, its further lines what to do about it."""
@@ -208,6 +224,7 @@ class Artifact:
     warnings: tuple[str, ...]
     predicted: PredictedSize | UnsetType = UNSET
     limits: tuple[Limit, ...] | UnsetType = UNSET
+    classifier: ClassifierSummary | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -324,7 +341,7 @@ class Comparison:
 class Inspection:
     """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them;
     takes: each input in words; stages: of a pipeline, in order; metadata: what it says of itself, by the keys
-    of `--metadata`."""
+    of `--metadata`; classes: the labels of a classifier or a detector, in their order."""
 
     target: str
     path: str
@@ -338,3 +355,4 @@ class Inspection:
     takes: tuple[str, ...] = ()
     stages: tuple[PipelineStage, ...] | UnsetType = UNSET
     metadata: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | tuple[int, ...] | UnsetType = UNSET

@@ -328,6 +328,27 @@ def partitions_text(placement: Placement) -> str:
     return f"{partitions}, {operations} beside {'them' if placement.partitions > 1 else 'it'} on the CPU"
 
 
+SCORES = {  # of `ClassifierSummary` -> in words
+    "probabilities": "the model gives probabilities",
+    "independent": "the model gives numbers between 0 and 1 that do not sum to 1, which are kept",
+    "softmax added": "a softmax was added to the model's logits",
+    "sigmoid added": "a sigmoid was added to the model's logits, as several classes may hold at once",
+}
+
+
+def classifier_text(artifact: Artifact) -> str:
+    """ "3 classes: classLabel, classLabel_probs; a softmax was added to the model's logits; the label is the
+    source's on 9 of 9 samples" of a classifier, else ""."""
+    made = artifact.classifier
+    if not made:
+        return ""
+    undecided = f", {made.near_ties} undecided" if made.near_ties else ""
+    return (
+        f"{made.classes} classes in {made.label} and {made.probabilities}; {SCORES[made.scores]}; the label"
+        f" is the source's on {made.agreed} of {made.samples} samples{undecided}"
+    )
+
+
 @dataclass(frozen=True)
 class WeightGroup:
     """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over

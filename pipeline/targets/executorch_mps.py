@@ -32,6 +32,10 @@ REFUSED = {
         "--metadata is of Core ML: an ExecuTorch program has no place for it.",
         "Leave it out, or add --target coreml.",
     ),
+    "labels": Refusal(
+        "--labels is of Core ML: an ExecuTorch program has no place for them.",
+        "Leave it out, or add --target coreml.",
+    ),
     "compute_units": Refusal(
         "--compute-units {value} is of Core ML; {artifact} is an ExecuTorch program.",
         "Leave it out: the file itself says what is delegated to the GPU.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 UNIT_STYLES = {"ane": "green", "gpu": "magenta", "cpu": "yellow"}
 MOST_REASONS = 8
+MOST_LABELS = 5
 MOST_CHARACTERS = 200  # of an entry of metadata
 
 
@@ -30,6 +31,8 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
         yield line(("bytes: ", "dim"), (", ".join(kinds), ""))
     if inspection.takes:
         yield line(("takes: ", "dim"), (", ".join(map(clean, inspection.takes)), ""))
+    if inspection.classes:
+        yield line(("labels: ", "dim"), (_labels_text(inspection.classes), ""))
     for stage in inspection.stages or ():
         yield line((f"stage {clean(stage.name)}: ", "dim"), (_stage_text(stage, console), ""))
     if inspection.metadata:
@@ -42,6 +45,12 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
     if groups:
         rows = [[clean(group.realised), str(group.count), group.bits] for group in groups]
         yield table(console, ["weights stored as", "weights", "per weight"], rows)
+
+
+def _labels_text(labels: Sequence[str] | Sequence[int]) -> str:
+    """ "1000 (tench, goldfish, ...)" """
+    named = ", ".join(_short(str(label)) for label in labels[:MOST_LABELS])
+    return f"{len(labels)} ({named}{', ...' if len(labels) > MOST_LABELS else ''})"
 
 
 def _stage_text(stage: PipelineStage, console: "Console") -> str:

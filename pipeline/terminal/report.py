@@ -179,6 +179,7 @@ def render_artifacts(report: Report, out: "Console") -> None:
         out.print(line((clean(told), "dim")))
     _print_near_ties(report.artifacts, out)
     _print_partitions(report.artifacts, out)
+    _print_classifiers(report.artifacts, out)
 
 
 def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
@@ -187,6 +188,12 @@ def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
         if told := summaries.partitions_text(artifact.placement):
             what = f"{artifact.target} {summaries.recipe_text(artifact.recipe)}: {told}"
             out.print(line((clean(f"{what}; each call of a delegate takes a launch."), "dim")))
+
+
+def _print_classifiers(artifacts: Sequence[Artifact], out: "Console") -> None:
+    for artifact in artifacts:
+        if told := summaries.classifier_text(artifact):
+            out.print(line((clean(f"{artifact.target}: {told}."), "dim")))
 
 
 def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:

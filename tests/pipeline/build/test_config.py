@@ -11,6 +11,7 @@ from cidermill.models.inputs import InputSpec
 from cidermill.pipeline.build.config import read_config, select
 from cidermill.pipeline.build.keys import option_keys
 from cidermill.pipeline.commands.cli import convert
+from cidermill.pipeline.labels import LabelsOption
 from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.quantities import Budget, LatencyLimit
 from cidermill.quantization.recipe import parse_recipe
@@ -48,6 +49,7 @@ KEYS = {
     "name": ('["x=image"]', "names", (("x", "image"),)),
     "names": ('{ x = "image" }', "names", (("x", "image"),)),
     "metadata": ('{ author = "Jane" }', "metadata", (("author", "Jane"),)),
+    "labels": ('"labels.txt"', "labels", LabelsOption(("cat", "dog"), origin="labels.txt")),
     "cache": ("false", "cache", False),
     "no-cache": ("true", "cache", False),
 }
@@ -81,6 +83,7 @@ def plans(folder, text):
 @pytest.mark.parametrize(("table", "key"), PLACES)
 def test_every_option_of_convert_is_a_key(tmp_path, key, table):
     value, field, wanted = KEYS[key]
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
     model = '[models.net]\npath = "net.pt"\n'
     texts = {
         "[defaults]": f"[defaults]\n{key} = {value}\n{model}",
