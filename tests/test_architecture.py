@@ -23,7 +23,7 @@ LEAVES = {"build", "bundle", "commands", "gate", "study", "terminal"}
 MOST_LINES = 450
 # Operator tables are as long as the specification that they follow
 TABLES = (
-    "converters/mps/rules.py", "validation/mil/ops/", "validation/pte/aten_ops.py",
+    "pipeline/options.py", "converters/mps/rules.py", "validation/mil/ops/", "validation/pte/aten_ops.py",
     "validation/pte/kernels.py", "validation/pte/mps_ops.py",
 )  # fmt: skip
 

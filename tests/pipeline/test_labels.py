@@ -14,7 +14,11 @@ from cidermill import convert, inspect, open_runner, validate
 from cidermill.converters.coreml import write
 from cidermill.models.errors import UserError
 from cidermill.pipeline.commands.cli import convert as convert_command
+from cidermill.pipeline.dry_run import forecast
 from cidermill.pipeline.labels import LabelsOption, parse_labels
+from cidermill.pipeline.plan import plan_from
+from cidermill.pipeline.run import run
+from cidermill.pipeline.step import silent
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 LABELS = ["zebra", "ant", "mole", "bee", "cat"]
@@ -119,13 +123,16 @@ def test_softmax_is_added_to_logits_only(tmp_path, last, scores):
 
 
 def test_labels_are_foreseen(tmp_path):
-    sizes = {}
+    model = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Net(classes=1000).eval(), (X,)), model)
+    sizes = []
     for width in (3, 40):
         labels = [f"{number}".rjust(width, "x") for number in range(1000)]
-        made_of = made(Net(classes=1000), tmp_path / str(width), labels=labels).artifacts[0]
-        sizes[width] = np.array([made_of.size_bytes, made_of.predicted.size_bytes])
-        assert abs(sizes[width][1] / sizes[width][0] - 1) < 0.02
-    real, foreseen = sizes[40] - sizes[3]
+        plan = plan_from(model, {"labels": labels, "out": tmp_path / str(width), "cache": False})
+        foreseen = forecast(plan, silent).recipes[0].size_bytes["coreml"]
+        sizes.append(np.array([run(plan).artifacts[0].size_bytes, foreseen]))
+        assert abs(sizes[-1][1] / sizes[-1][0] - 1) < 0.02
+    real, foreseen = sizes[1] - sizes[0]
     assert abs(foreseen - real) < 100
 
 
