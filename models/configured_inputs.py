@@ -54,11 +54,7 @@ def _default_names(main: str, parameters: list[str], config: Any) -> list[str]:
     names = [main]
     if main == "input_ids":
         names += [name for name in _TEXT_COMPANIONS if name in parameters]
-        if (
-            "pixel_values" in parameters
-            and not getattr(config, "is_encoder_decoder", False)
-            and _is_two_towers(config)
-        ):
+        if "pixel_values" in parameters and (_is_two_towers(config) or _describes_pictures(config)):
             names.append("pixel_values")
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         names.append("decoder_input_ids")
@@ -72,6 +68,16 @@ def _is_two_towers(config: Any) -> bool:
         hasattr(config, "vision_config")
         and hasattr(config, "text_config")
         and (hasattr(config, "projection_dim") or hasattr(config.text_config, "projection_size"))
+        and not getattr(config, "is_encoder_decoder", False)
+    )
+
+
+def _describes_pictures(config: Any) -> bool:
+    """Florence and its kin, encoder-decoders whose text stands beside a picture."""
+    return (
+        getattr(config, "is_encoder_decoder", False)
+        and hasattr(config, "vision_config")
+        and getattr(config, "image_token_id", None) is not None
     )
 
 
@@ -83,12 +89,13 @@ def _text_shape(folder: Path, config: Any) -> tuple[int, ...]:
 
 
 def _decoder_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    most = (
-        getattr(config, "max_target_positions", None)
-        or getattr(config, "max_position_embeddings", None)
-        or TOKENS
-    )
-    return (1, min(TOKENS, most))
+    decoder = config.get_text_config(decoder=True)  # of a model that reads pictures too, a part of it
+    counts = [
+        getattr(part, key, None)
+        for part in (config, decoder)
+        for key in ("max_target_positions", "max_position_embeddings")
+    ]
+    return (1, min(TOKENS, next((count for count in counts if count), TOKENS)))
 
 
 def _image_shape(folder: Path, config: Any) -> tuple[int, ...]:

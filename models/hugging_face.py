@@ -7,16 +7,17 @@ runs, nothing is downloaded.
 
 import inspect
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .configured_inputs import inputs_of
+from .configured_inputs import TOKENS, inputs_of
 from .digest import content_of_files
 from .errors import UserError
 from .inputs import InputSpec, in_order, override
 from .model_card import read_card
-from .nested import by_path
+from .parts import Part, parts_of, tensors_by_name
 from .patched import lasting_imports, postponed_modules
 from .pickles import imported_names, torch_only
 from .quiet import quiet, transformers_offline
@@ -67,21 +68,31 @@ def load_folder(folder: Path, options: LoadOptions) -> Source:
     with ThreadPoolExecutor(1) as beside:  # hashing is as long as loading, and releases the interpreter lock
         files = sorted((folder / "config.json", *weight_files(folder)), key=lambda file: file.name)
         content = beside.submit(content_of_files, files, folder)
-        module, inputs, limits, warnings = _load_model(folder, options.inputs)
+        loaded = _load_model(folder, options.inputs)
     if options.inputs:
         from .forward import try_once
 
         hint = "Correct --input, or leave it out to take the model's default."
-        try_once(module, inputs, limits, str(folder), hint)
+        try_once(loaded.module, loaded.inputs, loaded.limits, str(folder), hint)
     sha256 = content.result().sha256
     card = read_card(folder)
-    return Source(folder, "hugging-face", sha256, module, inputs, limits=limits, warnings=warnings, card=card)
+    return Source(
+        folder, "hugging-face", sha256, loaded.module, loaded.inputs, limits=loaded.limits,
+        warnings=loaded.warnings, card=card, parts=loaded.parts,
+    )  # fmt: skip
 
 
-def _load_model(
-    folder: Path, given: tuple[InputSpec, ...]
-) -> tuple[Any, tuple[TensorSpec, ...], dict[str, Limit], tuple[str, ...]]:
-    """-> (module, inputs, integer limits, warnings)."""
+class Loaded(NamedTuple):
+    """A folder's model, by input and output names. limits: of integer inputs."""
+
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    limits: dict[str, Limit]
+    warnings: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+def _load_model(folder: Path, given: tuple[InputSpec, ...]) -> Loaded:
     settings, files = _settings(folder), weight_files(folder)
     for file in files:
         _check_weights(file)
@@ -97,7 +108,8 @@ def _load_model(
         inputs = override(model_class.__name__, defaults, given)
         model, warnings = _load(folder, model_class, config, files[-1].suffix == ".safetensors")
     module = _by_names(model)
-    return module, inputs, _limits(module, config, inputs), warnings
+    limits = _limits(module, config, inputs) | _picture_tokens(model, inputs)
+    return Loaded(module, inputs, limits, warnings, parts_of(model, inputs))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -272,12 +284,7 @@ def _by_names(model: Any) -> Any:
     def call(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         answer = model.forward(**inputs)
         named = {"output": answer} if isinstance(answer, torch.Tensor) else answer  # a vocoder's waveform
-        returned = {
-            path.replace(".", "_"): leaf
-            for name, value in named.items()
-            for path, leaf in by_path(value, name)
-            if isinstance(leaf, torch.Tensor)
-        }
+        returned = tensors_by_name(named)
         if not returned:
             hint = "Wrap it in a module that does and torch.export.save that."
             raise UserError(f"{type(model).__name__} returns no tensor by name.", hint)
@@ -298,6 +305,40 @@ def _limits(module: Any, config: Any, inputs: tuple[TensorSpec, ...]) -> dict[st
     rows = {spec.name: getattr(text, sizes[spec.name], None) for spec in inputs if spec.name in sizes}
     known = {name: Limit(0, size) for name, size in rows.items() if size}
     return integer_limits(module, inputs, known, {})
+
+
+def _picture_tokens(model: Any, inputs: tuple[TensorSpec, ...]) -> dict[str, Limit]:
+    """A text beside a picture begins with as many tokens that stand for it as the picture has features; no
+    other token is one."""
+    import numpy as np
+    import torch
+
+    specs = {spec.name: spec for spec in inputs}
+    token = getattr(model.config, "image_token_id", None)
+    features = getattr(model, "get_image_features", None)
+    if token is None or features is None or not {"input_ids", "pixel_values"} <= specs.keys():
+        return {}
+    with torch.no_grad():
+        pictures = features(torch.zeros(specs["pixel_values"].shape))
+    count = sum(len(part) for part in _features(pictures))
+    shape, size = specs["input_ids"].shape, model.config.get_text_config().vocab_size
+    if count >= shape[-1]:
+        raise UserError(
+            f"input_ids are {shape[-1]} tokens, and the picture alone takes {count}.",
+            f"Give more: --input input_ids:1x{count + TOKENS}:int32.",
+        )
+    low, high = np.zeros(shape, np.int64), np.full(shape, token, np.int64)
+    if token < size // 2:
+        low, high = np.full(shape, token + 1, np.int64), np.full(shape, size, np.int64)
+    low[..., :count], high[..., :count] = token, token + 1
+    return {"input_ids": Limit(low, high)}
+
+
+def _features(answer: Any) -> Iterable[Any]:
+    """What the text gets of each picture, [features, width]: some classes return them at once, some by
+    picture, in a record of outputs or by themselves."""
+    pooled = getattr(answer, "pooler_output", answer)
+    return pooled if isinstance(pooled, (list, tuple)) else pooled.reshape(-1, *pooled.shape[-1:])[None]
 
 
 def _some(names: list[str]) -> str:

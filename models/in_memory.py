@@ -21,12 +21,14 @@ from .forward import bind, for_inference, propose, try_once, vocabulary
 from .hugging_face import by_names_, is_hugging_face
 from .inputs import AT_BORDER, DTYPES, InputSpec
 from .nested import by_path
+from .parts import Part, parts_of
 from .programs import open_program
 from .source import Source, TensorSpec
 
 # tensors or arrays, in order or by name; or InputSpecs
 Examples = Sequence[Any] | Mapping[str, Any]
 _CALLED = {"int64": "int32"}  # at the border of an artifact
+NO_PARTS: tuple[Part, ...] = ()
 _HINT = "Give a tuple of example tensors, or {name: tensor}, as the model is called."
 
 
@@ -86,14 +88,14 @@ def _of_module(model: torch.nn.Module, inputs: Examples | None) -> Source:
     given = specs_of(_as_float32(inputs) if converted else inputs)
     own, warnings = for_inference(own, title)
     bound = bind(own, given, title)
-    module, specs = bound.module, bound.inputs
+    module, specs, parts = bound.module, bound.inputs, NO_PARTS
     if module is own and is_hugging_face(own):
-        module = by_names_(own)
+        module, parts = by_names_(own), parts_of(own, specs)
     limits = vocabulary(bound, own, _named(inputs, specs))
     try_once(module, specs, limits, title, f"About the shapes: {propose(own)}")
     warnings = (*warnings, *bound.warnings)
     sha256 = digest_model(_structure(model), {**dict(own.named_parameters()), **dict(own.named_buffers())})
-    return Source(Path(title), "module", sha256, module, specs, limits=limits, warnings=warnings)
+    return Source(Path(title), "module", sha256, module, specs, limits=limits, warnings=warnings, parts=parts)
 
 
 def _named(inputs: Examples | None, specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the command line reads this file for --help, which must not
     import torch
     from torch.export import ExportedProgram
 
+    from .parts import Part
+
 
 NORMAL = "normal"  # what the kind of the first synthetic samples is called
 
@@ -58,6 +60,8 @@ class Source:
     limits: dict[str, Limit] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
     card: Mapping[str, str] = field(default_factory=dict)  # "author", "license": as the model's card says
+    parts: tuple[Part, ...] = ()  # that an app may run apart, in order
+    part: str = ""  # the one of them that this is, "" of a whole model
 
 
 @dataclass(frozen=True)

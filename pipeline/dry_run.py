@@ -38,12 +38,15 @@ class Probe:
 def forecast(plan: Plan, show: Show) -> Forecast:
     """`--dry-run`: load and capture the model, and say what each recipe would give; writes nothing."""
     from ..models.capture import capture
+    from ..models.parts import part_source
 
     recipes = plan.schemes or (plan.recipe,)
     with show("load"):
         source, samples = load_model(
             plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
         )
+        for name in plan.parts:
+            source, samples = part_source(source, samples, name)
     with show("capture"):
         started = time.perf_counter()
         captured = capture(source, samples, plan.calibrates)

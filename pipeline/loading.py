@@ -37,11 +37,14 @@ def load_source(plan: Plan) -> Source:
 
 
 def with_samples(source: Source, samples: Given) -> tuple[Source, Samples]:
-    """A source and the inputs to run it on: the user's samples, else synthetic ones from a fixed seed, with
-    further ones of other kinds for verdicts."""
+    """A source and the inputs to run it on: the user's samples, or those that were made before, else
+    synthetic ones from a fixed seed, with further ones of other kinds for verdicts."""
     from ..models.samples import given_samples, load_samples, synthetic
+    from ..models.source import Samples
     from ..models.variety import KINDS, diversified
 
+    if isinstance(samples, Samples):
+        return source, samples
     if samples is None or (isinstance(samples, str) and not samples):
         drawn = synthetic(source.inputs, SYNTHETIC_SAMPLES + KINDS, limits=source.limits)
         return source, diversified(drawn, source.inputs, SYNTHETIC_SAMPLES)

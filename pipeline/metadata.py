@@ -3,6 +3,7 @@ artifact says of itself leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..converters.artifact import About
@@ -52,6 +53,11 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def described(metadata: Sequence[tuple[str, str]]) -> list[str]:
+    """Inputs and outputs that are described."""
+    return [key.removeprefix(DESCRIBE) for key, _ in metadata if key.startswith(DESCRIBE)]
+
+
 def check_described(plan: Plan, captured: Captured) -> None:
     """Raises UserError where `--metadata describe.NAME` is of no input or output. captured: with the names
     that the artifact will have."""
@@ -59,10 +65,11 @@ def check_described(plan: Plan, captured: Captured) -> None:
 
     known = {spec.name for spec in (*captured.inputs, *captured.outputs)}
     known |= {captured.classes.label} if captured.classes is not None else set()
-    for key, _ in plan.metadata:
-        if key.startswith(DESCRIBE) and (name := key.removeprefix(DESCRIBE)) not in known:
+    for name in described(plan.metadata):
+        if name not in known and not plan.beside:
             raise UserError(
-                f"--metadata {key}: the artifact has no input or output {name!r}.", border_text(captured)
+                f"--metadata {DESCRIBE}{name}: the artifact has no input or output {name!r}.",
+                border_text(captured),
             )
 
 

@@ -1,5 +1,5 @@
-"""`--name OLD=NEW`: the texts enter, the pairs of names leave; a captured model enters, the same under them
-leaves."""
+"""`--name OLD=NEW` and `--part`: texts enter, names leave; a captured model enters, the same under the names
+of its artifacts leaves."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 EXAMPLE = "Write --name OLD=NEW, as in --name input_1=image."
+PARTS_EXAMPLE = "Write --part encoder,decoder, or --part text,image."
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -33,12 +34,23 @@ def parse_names(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
+def parse_parts(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """("encoder,decoder",) -> ("encoder", "decoder"), each once. Raises UserError."""
+    names = tuple(name.strip() for text in texts for name in text.split(","))
+    if not all(names):
+        raise UserError(f"--part {','.join(texts)!r} names a part that is empty.", PARTS_EXAMPLE)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--part names {twice} twice.", PARTS_EXAMPLE)
+    return names
+
+
 def as_artifacts_say(plan: Plan, captured: Captured) -> Captured:
     """A captured model by the names that its artifacts will have, and with probabilities where they name
     classes. Raises UserError for names, also in `--metadata`, and labels that do not fit it."""
     from ..models.naming import renamed
 
-    names = dict(plan.names)
+    own = {spec.name for spec in (*captured.inputs, *captured.outputs)}
+    names = {old: new for old, new in plan.names if old in own or not plan.beside}
     if plan.labels is not None:
         captured, names = as_classifier(plan.labels, captured, names)
     captured = renamed(captured, names)

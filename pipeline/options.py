@@ -15,7 +15,7 @@ from .device_choice import choose_devices
 from .labels import parse_labels
 from .layer_schemes import parse_schemes
 from .metadata import parse_metadata
-from .names import parse_names
+from .names import parse_names, parse_parts
 from .option import Option
 from .quantities import parse_budget, parse_latency_limits, parse_size
 from .targets import DEFAULT_TARGET, TARGETS
@@ -215,6 +215,15 @@ CONVERT = (
     ),
     Option("sensitivity", "sensitivity", "The sensitivity.json of an earlier run.", Path, metavar="FILE"),
     Option(
+        "part",
+        "parts",
+        "Parts of a Hugging Face model, each of which becomes an artifact of its own: encoder,decoder of"
+        " Whisper and T5, text,image of CLIP and SigLIP. Repeatable.",
+        metavar="LIST",
+        repeatable=True,
+        parse=parse_parts,
+    ),
+    Option(
         "dry-run",
         "dry_run",
         "Print the size, time and memory to expect, for --quant or for each of --schemes; write nothing.",
@@ -266,6 +275,12 @@ VALIDATE = (
     SAMPLES,
     MODEL_CLASS,
     TRUST_PICKLE,
+    Option(
+        "part",
+        "part",
+        "The part of a Hugging Face model that ARTIFACT holds: encoder, decoder, text or image.",
+        metavar="NAME",
+    ),
     Option(
         "tolerance",
         "tolerance",

@@ -31,8 +31,9 @@ class Plan:
     operations' estimated time, 0..1): limits that fail the verdict of an artifact that breaks one.
     calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this
     machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
-    (key, text), as given; labels: of a classifier's classes. out: None for a folder that is called after the
-    model.
+    (key, text), as given; labels: of a classifier's classes. parts: of the model, instead of the whole;
+    beside: the part is one of several that one run makes, so names and metadata may be of another. out: None
+    for a folder that is called after the model.
     """
 
     model: Path
@@ -60,6 +61,8 @@ class Plan:
     names: tuple[tuple[str, str], ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     labels: LabelsOption | None = None
+    parts: tuple[str, ...] = ()
+    beside: bool = False
 
     def __post_init__(self) -> None:
         for name in self.targets:
@@ -70,9 +73,19 @@ class Plan:
         for option in ("metadata", "labels"):
             if getattr(self, option):
                 refuse(option, self.targets)
+        if len(self.parts) > 1:
+            self._check_parts()
         self._check_choice()
         for recipe in (self.recipe, *self.schemes):
             check_held(recipe, self.targets, self.deployment_target)
+
+    def _check_parts(self) -> None:
+        for given, option in ((self.chooses, "--budget"), (self.dry_run, "--dry-run")):
+            if given:
+                raise UserError(
+                    f"{option} is for one model, and --part names {len(self.parts)}.",
+                    f"Give each part a run of its own, with --part {self.parts[0]} first.",
+                )
 
     def _check_choice(self) -> None:
         if self.schemes and not self.dry_run and self.budget is None and self.min_psnr is None:
@@ -104,7 +117,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The stem that artifacts are called by."""
-        return model_name(self.model)
+        return "-".join((model_name(self.model), *(self.parts if len(self.parts) == 1 else ())))
 
     @property
     def folder(self) -> Path:

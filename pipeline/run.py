@@ -20,6 +20,7 @@ from .limits import limited
 from .loading import load_source, with_samples
 from .names import as_artifacts_say
 from .output import remove, staged
+from .parts import run_parts
 from .predict import sizes_from_shapes
 from .report.compose import Findings, compose, with_earlier
 from .report.write import write_report
@@ -53,6 +54,8 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
 
     Raises UserError (nothing is written then); a failed verdict is in the report, not an error.
     """
+    if len(plan.parts) > 1:
+        return run_parts(plan, show, source, run)
     estimator = estimator_of(plan)
     cache = open_cache() if plan.cache else None
     stages = Stages(show)
@@ -86,16 +89,20 @@ def run(plan: Plan, show: Show = silent, source: Callable[[], Source] | None = N
 def _capture(
     plan: Plan, stages: Stages, make_source: Callable[[], Source] | None, samples: Samples | None = None
 ) -> tuple[Captured, Samples]:
-    """The plan's model as a graph, by the names that its artifacts will have, and what it was run on.
-    samples: of an earlier time: an iterator gives its own only once."""
+    """The plan's model as a graph, by the names that its artifacts will have, and what the
+    whole was run on. samples: of an earlier time: an iterator gives its own only once."""
     from ..models.capture import capture
+    from ..models.parts import part_source
 
     with stages("load"):
         source = load_source(plan) if make_source is None else make_source()
         if samples is None:
             source, samples = with_samples(source, plan.samples)
+        given = samples
+        for name in plan.parts:
+            source, given = part_source(source, samples, name)
     with stages("capture"):
-        return as_artifacts_say(plan, capture(source, samples, plan.calibrates)), samples
+        return as_artifacts_say(plan, capture(source, given, plan.calibrates)), samples
 
 
 class Pressed(NamedTuple):

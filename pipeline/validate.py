@@ -31,14 +31,16 @@ def validate_artifact(
     samples: Given = None,
     tolerance: float | None = None,
     source: Source | None = None,
+    part: str | None = None,
     **options: Any,
 ) -> Comparison:
     """Compare any artifact with its source model.
 
-    source: a model that is in memory, instead of the file `against`; options: of `load_model`.
+    source: a model that is in memory, instead of the file `against`; part: of it; options: of `load_model`.
     """
     from ..models.capture import capture
     from ..models.choices import near_ties
+    from ..models.parts import part_source
     from ..validation.runners import open_runner
 
     with show("open"):
@@ -48,6 +50,8 @@ def validate_artifact(
             source, chosen = load_model(against, samples=samples, **options)
         else:
             source, chosen = with_samples(source, samples)
+        if part is not None:
+            source, chosen = part_source(source, chosen, part)
     with show("capture"):
         captured = capture(source, chosen, calibrates=False)
     judged = captured.judged

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..models.capture import Captured
     from ..models.classes import Classes
     from ..models.interpret import Tap
-    from ..models.source import Samples, Source, TensorSpec
+    from ..models.source import Samples, TensorSpec
     from ..quantization.compress import Compressed, Decision
     from ..quantization.weight import CompressedWeight
 
@@ -38,6 +38,7 @@ class SourceFacts:
     sha256: str
     format: str
     warnings: tuple[str, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def yardstick_of(
         model.source.sha256,
         model.source.format,
         (*model.source.warnings, *compressed.warnings),
+        model.source.part,
     )
     return Yardstick(
         source,
@@ -110,7 +112,7 @@ def yardstick_of(
         captured,
         compressed.decisions,
         compressed.weights,
-        _parameters(model.source),
+        _parameters(model),
         near_ties(model, makers, compressed.recipe.compute, proceed),
         model.classes,
     )
@@ -169,10 +171,20 @@ def _level(error: OutputError) -> float:
     return -math.inf if error.psnr_db is None else error.psnr_db
 
 
-def _parameters(source: Source) -> int:
-    """Elements of a model's parameters; those of tied weights once."""
-    module = source.program if source.program is not None else source.module
-    memory = {
-        (tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in module.parameters()
-    }
+def _parameters(captured: Captured) -> int:
+    """Of a model; of a part of one, those that its graph holds as they are."""
+    source = captured.source
+    if not source.part:
+        return parameters_of(source.program or source.module)
+    held = {tensor.name for tensor in captured.tensors}
+    return _elements(tensor for name, tensor in source.module.named_parameters() if name in held)
+
+
+def parameters_of(module: Any) -> int:
+    """Elements of the parameters of a module or program; those of tied weights once."""
+    return _elements(module.parameters())
+
+
+def _elements(tensors: Iterable[Any]) -> int:
+    memory = {(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.numel() for tensor in tensors}
     return sum(memory.values())

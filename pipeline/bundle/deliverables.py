@@ -15,7 +15,7 @@ from ...models.errors import UserError
 from ...models.formats import usual_suffixes
 from ...models.source import TensorSpec
 from ..output import REPORT_FILE
-from ..report.read import ReportFile, read_report
+from ..report.read import ReportFile, read_reports
 from ..report.records import Artifact, Report, SourceSummary
 from ..targets import DEFAULT_TARGET, TARGETS, libraries
 from ..targets.target import AppRuntime
@@ -119,7 +119,8 @@ def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
     """
     variants_given = [
         (given, report.content, _variant(report, artifact, allow_failed))
-        for given, report in map(_read_report, reports)
+        for text in reports
+        for given, report in _read_reports(text)
         for artifact in report.artifacts
     ]
     groups: dict[Border, list[Variant]] = {}
@@ -154,8 +155,8 @@ def unique(name: str, taken: set[str], number: str = "{name}-{count}") -> str:
     return candidate
 
 
-def _read_report(text: str) -> tuple[str, ReportFile]:
-    """-> (the name that was given or "", the report)"""
+def _read_reports(text: str) -> list[tuple[str, ReportFile]]:
+    """-> (the name that was given or "", the report), of each part where the report is of several"""
     name, path = "", Path(text)
     if not path.exists() and "=" in text:
         name, _, rest = text.partition("=")
@@ -163,10 +164,10 @@ def _read_report(text: str) -> tuple[str, ReportFile]:
     path = path / REPORT_FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path} does not exist.", REPORT_HINT)
-    report = read_report(path)
-    if not report.artifacts:
+    reports = read_reports(path)
+    if not all(report.artifacts for report in reports):
         raise UserError(f"{path} lists no artifacts.", REPORT_HINT)
-    return name.strip(), report
+    return [(name.strip(), report) for report in reports]
 
 
 def _variant(report: ReportFile, artifact: Artifact, allow_failed: bool) -> Variant:
@@ -262,7 +263,8 @@ def _border_of(report: Report, variant: Variant, borders: Iterable[Border]) -> B
 
 def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:
     path = PurePath(source.path)
-    name = given or (path.stem if path.suffix in usual_suffixes() else path.name) or "model"
+    stem = given or (path.stem if path.suffix in usual_suffixes() else path.name) or "model"
+    name = f"{stem}-{source.part}" if source.part else stem
     about = SourceModel(path.name, source.sha256, source.format, source.parameters)
     shown = next((one for one in variants if one.is_package), variants[0])
     taken: set[str] = set()

@@ -111,6 +111,7 @@ def _source(yardstick: Yardstick) -> SourceSummary:
             samples.kinds or UNSET,
             samples.left_out or UNSET,
         ),
+        part=source.part or UNSET,
     )
 
 

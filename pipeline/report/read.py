@@ -31,7 +31,16 @@ def find_reports(paths: Sequence[Path]) -> list[ReportFile]:
     Raises UserError: nothing there, not a report, one of a newer schema, a damaged one.
     """
     files = dict.fromkeys(file for path in paths for file in _files(path))
-    return [read_report(file) for file in files]
+    reports = {report.path: report for file in files for report in read_reports(file)}
+    return list(reports.values())
+
+
+def read_reports(path: Path) -> list[ReportFile]:
+    """One report, or those of its parts where it is of several. Raises UserError."""
+    report = read_report(path)
+    return [read_report(path.parent / part.name / REPORT_FILE) for part in report.content.parts or ()] or [
+        report
+    ]
 
 
 def read_report(path: Path) -> ReportFile:

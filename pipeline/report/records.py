@@ -56,7 +56,7 @@ class SampleSummary:
 @dataclass(frozen=True)
 class SourceSummary:
     """The model that was converted. format: as `models.source.Source` names it; parameters: number of its
-    weights' elements."""
+    weights' elements; part: of the model, where that alone was converted."""
 
     path: str
     sha256: str
@@ -65,6 +65,7 @@ class SourceSummary:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     samples: SampleSummary
+    part: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class ClassifierSummary:
 @dataclass(frozen=True)
 class Artifact:
     """A file or package that was made. path: relative to the report's folder; a warning's first line says
-    what is the matter, its further lines what to do about it."""
+    what is the matter, its further lines what to do about it. part: of the model, in a report of several."""
 
     target: str
     recipe: str
@@ -225,6 +226,7 @@ class Artifact:
     predicted: PredictedSize | UnsetType = UNSET
     limits: tuple[Limit, ...] | UnsetType = UNSET
     classifier: ClassifierSummary | UnsetType = UNSET
+    part: str | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,30 @@ class BudgetSummary:
 
 
 @dataclass(frozen=True)
+class PartSummary:
+    """A part of a model that has an artifact of its own for each target. Its own report is in the folder
+    `name` beside this one."""
+
+    name: str
+    parameters: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Together:
+    """The artifacts of all parts for a target, each fed with what those before it gave, against the whole
+    model. outputs: and the similarity of two towers' embeddings; asked_db: least PSNR, None where nothing was
+    asked of compressed weights."""
+
+    target: str
+    recipe: str
+    verdict: Verdict
+    outputs: tuple[OutputError, ...]
+    asked_db: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What `convert` made of a model; it passes when every artifact does.
 
@@ -288,6 +314,8 @@ class Report:
     artifacts: tuple[Artifact, ...]
     predicted: PredictedCost | UnsetType = UNSET
     budget: BudgetSummary | UnsetType = UNSET
+    parts: tuple[PartSummary, ...] | UnsetType = UNSET
+    together: tuple[Together, ...] | UnsetType = UNSET
 
     @property
     def why_failed(self) -> str:

@@ -20,7 +20,7 @@ from ...validation.records import (
     WeightReport,
 )
 from ..forecast import RecipeForecast
-from .records import Artifact, Placement, Report, SampleSummary, ShapeLatency
+from .records import Artifact, Placement, Report, SampleSummary, ShapeLatency, Together
 
 Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
 
@@ -152,14 +152,28 @@ def _three(number: float) -> str:
     return f"{number:.{digits}f}"
 
 
-def dense_bytes(report: Report) -> int:
-    """Size of the source's parameters in float32: what sizes are compared with."""
-    return 4 * report.source.parameters
+def dense_bytes(report: Report, part: str | UnsetType = UNSET) -> int:
+    """Size of the parameters of the source, or of a part of it, in float32: what sizes are compared with."""
+    parameters = {one.name: one.parameters for one in report.parts or ()}
+    return 4 * (parameters[part] if part else report.source.parameters)
+
+
+def artifact_name(artifact: Artifact) -> tuple[str, str]:
+    """("coreml", "int8"); of several parts ("encoder", "coreml int8")."""
+    recipe = recipe_text(artifact.recipe)
+    return (artifact.part, f"{artifact.target} {recipe}") if artifact.part else (artifact.target, recipe)
+
+
+def together_text(chain: Together) -> str:
+    """ "coreml int8, encoder then decoder: 62.1 dB from the whole model, at least 40 dB asked"."""
+    asked = "" if chain.asked_db is None else f" (at least {chain.asked_db:g} dB asked)"
+    outputs = ", ".join(f"{error.output} {level_text(error)}" for error in chain.outputs)
+    return f"{chain.target} {recipe_text(chain.recipe)}: {outputs}{asked}"
 
 
 def times_smaller(report: Report, artifact: Artifact) -> str:
     """ "3.9x smaller" than the float32 source, or "1.2x larger"."""
-    dense, size = dense_bytes(report), artifact.size_bytes
+    dense, size = dense_bytes(report, artifact.part), artifact.size_bytes
     if not dense or not size:
         return ""
     return f"{dense / size:.1f}x smaller" if dense >= size else f"{size / dense:.1f}x larger"

@@ -131,7 +131,7 @@ def show_report(report: Report, folder: Path) -> None:
     out.print()
     render_artifacts(report, out)
     for artifact in report.artifacts:
-        where = f"{artifact.target} {artifact.recipe}" if len(report.artifacts) > 1 else ""
+        where = " ".join(summaries.artifact_name(artifact)) if len(report.artifacts) > 1 else ""
         blocks = summaries.blocks_off_engine(artifact.placement)
         _print_warnings(out, [*artifact.warnings, *([blocks] if blocks else [])], where)
     if report.budget:
@@ -177,9 +177,17 @@ def render_artifacts(report: Report, out: "Console") -> None:
     if report.artifacts:
         told = f"Validated on {summaries.samples_text(report.source.samples)}."
         out.print(line((clean(told), "dim")))
+    _print_together(report, out)
     _print_near_ties(report.artifacts, out)
     _print_partitions(report.artifacts, out)
     _print_classifiers(report.artifacts, out)
+
+
+def _print_together(report: Report, out: "Console") -> None:
+    """A line for each target: its artifacts one after the other."""
+    for chain in report.together or ():
+        told = f"All parts, one after the other, against the whole model: {summaries.together_text(chain)}: "
+        out.print(line((clean(told), "")) + verdict_text(chain.verdict))
 
 
 def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
@@ -216,8 +224,9 @@ def _cells(report: Report, artifact: Artifact) -> dict[str, tuple[str, str]]:
         for unit in summaries.unit_summaries(artifact.placement)
     ]
     cosine = summaries.worst_cosine(validation.compression)
+    name, more = summaries.artifact_name(artifact)
     return {
-        "artifact": (clean(artifact.target), clean(summaries.recipe_text(artifact.recipe))),
+        "artifact": (clean(name), clean(more)),
         "size": (summaries.size_text(artifact.size_bytes), summaries.times_smaller(report, artifact)),
         "conversion": (summaries.worst_text(validation.conversion), ""),
         "compression": (

@@ -44,6 +44,7 @@ KEYS = {
     "budget": ('"4.5bpw"', "budget", Budget("4.5bpw", bits_per_weight=4.5)),
     "schemes": ('"int8,int4"\nmin-psnr = 30', "schemes", (parse_recipe("int8"), parse_recipe("int4"))),
     "sensitivity": ('"table.json"\nbudget = "12MB"', "sensitivity", Path("table.json")),
+    "part": ('["encoder", "decoder"]', "parts", ("encoder", "decoder")),
     "out": ('"elsewhere"', "out", Path("elsewhere")),
     "force": ("true", "force", True),
     "name": ('["x=image"]', "names", (("x", "image"),)),
