@@ -80,7 +80,11 @@ class Plan:
             check_held(recipe, self.targets, self.deployment_target)
 
     def _check_parts(self) -> None:
-        for given, option in ((self.chooses, "--budget"), (self.dry_run, "--dry-run")):
+        for given, option in (
+            (self.chooses, "--budget"),
+            (self.dry_run, "--dry-run"),
+            (self.labels, "--labels"),
+        ):
             if given:
                 raise UserError(
                     f"{option} is for one model, and --part names {len(self.parts)}.",

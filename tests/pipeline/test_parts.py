@@ -265,6 +265,7 @@ def test_names_samples_and_descriptions_are_of_the_part_that_has_them(speech, tm
         ("--part encoder,encoder", "--part names encoder twice."),
         ("--part encoder,", "names a part that is empty."),
         ("--part encoder,decoder --budget 1MB", "--budget is for one model, and --part names 2."),
+        ("--part encoder,decoder --labels auto", "--labels is for one model, and --part names 2."),
         ("--part encoder,decoder --dry-run", "--dry-run is for one model, and --part names 2."),
         ("--part encoder,decoder --name nothing=x", "no part has an input or output 'nothing'."),
     ],
