@@ -99,7 +99,7 @@ def _decoder_shape(folder: Path, config: Any) -> tuple[int, ...]:
 
 
 def _image_shape(folder: Path, config: Any) -> tuple[int, ...]:
-    vision = getattr(config, "vision_config", config)
+    vision = getattr(config, "vision_config", getattr(config, "encoder", config))
     frames = getattr(vision, "num_frames", None)
     size = (
         _height_width(getattr(vision, "image_size", None))

@@ -60,6 +60,7 @@ def _encoder_and_decoder(model: Any, names: Sequence[str]) -> tuple[Part, ...]:
 
     def decode(inputs: Tensors) -> Mapping[str, Any]:
         encoded = BaseModelOutput(last_hidden_state=inputs[HANDED])
+        encoded.attention_mask = None  # which encoders that shorten a sound hand on with it
         others = {name: tensor for name, tensor in inputs.items() if name != HANDED}
         answer = model.forward(**others, encoder_outputs=encoded)
         return {name: value for name, value in answer.items() if not name.startswith("encoder_")}
