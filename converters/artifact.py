@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ..models.classes import Classes
+    from ..models.detections import Detector
 
 
 class Realised(NamedTuple):
@@ -39,10 +40,12 @@ class About:
 @dataclass(frozen=True)
 class Interface:
     """What an app sees of an artifact beyond the names, shapes and types of a captured model. about: what it
-    says of itself; classes: what the entries of an output are called, of a classifier."""
+    says of itself; classes: what the entries of an output are called, of a classifier;
+    detector: what becomes of boxes."""
 
     about: About = field(default_factory=About)
     classes: Classes | None = None
+    detector: Detector | None = None
 
 
 @dataclass(frozen=True)

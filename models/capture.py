@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from .classes import Classes
+    from .detections import Detector
     from .graphs import Draft
 
 
@@ -51,7 +52,8 @@ class Captured:
     `program` takes its user inputs positionally in the order of `inputs` and returns a flat tuple in the
     order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
     to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`,
-    `further_reference[i]` those for `samples.further[i]`. `classes`: what one output's entries are called.
+    `further_reference[i]` those for `samples.further[i]`. `classes`, `detector`: what the entries of
+    an output are called, and what becomes of boxes.
     """
 
     source: Source
@@ -62,6 +64,7 @@ class Captured:
     reference: tuple[dict[str, np.ndarray], ...]
     further_reference: tuple[dict[str, np.ndarray], ...] = ()
     classes: Classes | None = None
+    detector: Detector | None = None
 
     @property
     def judged(self) -> Captured:

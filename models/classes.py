@@ -3,16 +3,17 @@ leaves, and what was done for that."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from .behind import Behind, with_functions
 
 if TYPE_CHECKING:
     from torch.fx import Node
 
     from .capture import Captured
-    from .graphs import Draft
 
 Labels = tuple[str, ...] | tuple[int, ...]
 LABEL, PROBABILITIES = "classLabel", "classLabel_probs"  # as coremltools calls them
@@ -54,8 +55,8 @@ def with_probabilities(captured: Captured, output: str, several: bool = False) -
     if _is_squashed(_output_node(captured, place)):
         return captured, "independent"
     if several:
-        return _with_function(captured, place, _sigmoid, sigmoid), "sigmoid added"
-    return _with_function(captured, place, _softmax, softmax), "softmax added"
+        return with_functions(captured, {output: SIGMOID}), "sigmoid added"
+    return with_functions(captured, {output: SOFTMAX}), "softmax added"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -72,12 +73,8 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return result
 
 
-def _softmax(logits: Any) -> Any:
-    return logits.softmax(-1)
-
-
-def _sigmoid(logits: Any) -> Any:
-    return logits.sigmoid()
+SOFTMAX = Behind(lambda logits: logits.softmax(-1), softmax)
+SIGMOID = Behind(lambda logits: logits.sigmoid(), sigmoid)
 
 
 def is_distribution(array: np.ndarray) -> bool:
@@ -113,34 +110,3 @@ def _output_node(captured: Captured, place: int) -> Node:
     output = next(node for node in captured.program.graph.nodes if node.op == "output")
     node: Node = output.args[0][place]
     return node
-
-
-def _with_function(captured: Captured, place: int, function: Any, in_numpy: Any) -> Captured:
-    """The model with a function behind an output, in its graph and in what the source is known to answer."""
-    from .graphs import draft, finish
-
-    name = captured.outputs[place].name
-    work = draft(captured.program)
-    _insert_behind(work, place, function)
-
-    def answers(batches: tuple[dict[str, np.ndarray], ...]) -> tuple[dict[str, np.ndarray], ...]:
-        return tuple({**answer, name: in_numpy(answer[name])} for answer in batches)
-
-    return replace(
-        captured,
-        program=finish(work),
-        reference=answers(captured.reference),
-        further_reference=answers(captured.further_reference),
-    )
-
-
-def _insert_behind(work: Draft, place: int, function: Any) -> None:
-    from .graphs import insert, places_of
-
-    output = next(node for node in work.graph.nodes if node.op == "output")
-    before: list[Any] = list(output.args[0])
-    known = set(work.graph.nodes)
-    before[place] = insert(work, output, function, before[place])
-    for node in set(work.graph.nodes) - known:
-        node.meta.update(places_of(output.args[0][place]))
-    output.args = (tuple(before),)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..validation.runner import Runner
     from .yardstick import Batches
 
-PASSING = ("cast", "reshape", "squeeze", "expand_dims", "identity", "transpose")
+PASSING = ("cast", "reshape", "squeeze", "expand_dims", "identity", "transpose", "slice_by_index")
 
 
 def without_labels(
@@ -54,6 +54,13 @@ def check_classes(
     return check_labels(classes.labels, held, given, probabilities, tolerance_db)
 
 
+def held_labels(runner: Runner) -> Sequence[Any]:
+    """The labels that a classifier or a detector holds, in the order of its classes."""
+    stages = runner.package.stages if runner.package is not None else ()
+    of_stages = [stage.classes for stage in stages if stage.classes]
+    return classes_of(runner.graph) or (of_stages[-1] if of_stages else ())
+
+
 def as_classes(runner: Runner, answers: Batches) -> tuple[Batches, tuple[str, ...]]:
     """What a model answers, as a classifier that was made of it gives it; and what is to be said of that. A
     softmax or a sigmoid is often added where the model itself gives logits."""
@@ -62,7 +69,9 @@ def as_classes(runner: Runner, answers: Batches) -> tuple[Batches, tuple[str, ..
     classes = classes_of(runner.graph)
     name = next((name for name, array in answers[0].items() if _is_row(array, len(classes))), "")
     arrays = [answer[name] for answer in answers] if classes and name else []
-    last = _last_operator(runner.graph) if arrays else ""
+    graph = runner.graph
+    nodes = [node for node in graph.nodes if node.op == "classify"] if graph is not None and arrays else []
+    last = last_operator(graph, nodes[0].inputs["probabilities"]) if graph is not None and nodes else ""
     if last == "softmax" and not all(map(is_distribution, arrays)):
         function = softmax
     elif last == "sigmoid" and not all(((array >= 0) & (array <= 1)).all() for array in arrays):
@@ -92,12 +101,9 @@ def _is_row(array: np.ndarray, length: int) -> bool:
     return np.ndim(array) > 0 and np.size(array) == length == np.shape(array)[-1]
 
 
-def _last_operator(graph: Graph | None) -> str:
-    """The operator that computes what a classification reads, behind casts and other shapes."""
-    nodes = graph.nodes if graph is not None else ()
-    makers = {value.name: node for node in nodes for value in node.outputs}
-    node = next(node for node in nodes if node.op == "classify")
-    argument = node.inputs["probabilities"]
+def last_operator(graph: Graph, argument: Any) -> str:
+    """The operator that computes an argument of a node, behind casts and other shapes; "" where none does."""
+    makers = {value.name: node for node in graph.nodes for value in node.outputs}
     while isinstance(argument, Ref) and argument.name in makers:
         node = makers[argument.name]
         if node.op not in PASSING:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LEFT_OUT = {  # field of a plan -> what is said where a target has no place for it
     "metadata": "{target} has no place for metadata: what --metadata says is not in this artifact.",
+    "suppression": "{target} has no suppression: this artifact gives all boxes with their confidence.",
     "labels": "{target} has no place for labels: this artifact gives the probabilities in their order.",
 }
 
@@ -34,7 +35,8 @@ def convert(
     """
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
-    interface = Interface(about(plan, compressed.captured.source), compressed.captured.classes)
+    captured = compressed.captured
+    interface = Interface(about(plan, captured.source), captured.classes, captured.detector)
     written = target.write(compressed, path, plan.deployment_target, templates.get(name), interface, step)
     return _with_what_is_left_out(written, target, plan)
 

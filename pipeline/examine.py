@@ -15,6 +15,7 @@ from ..validation.judge.compare import TOLERANCE_DB, compare
 from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
 from .classifiers import check_classes, label_of, without_labels
+from .detectors import IN_STAGES, before_suppression, check_detector, is_suppressed
 from .half_precision import overflows
 from .measurements import add_measured
 from .report.records import Latency, Placement, Validation
@@ -77,6 +78,7 @@ def examine(
                 consume=artifact is artifacts[-1],
             )
             expected = yardstick.expected[artifact.target]
+            runner = before_suppression(runner, expected[0])
             answers, labels = [], []
             given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
             for start in range(0, len(batches), TOGETHER):
@@ -103,7 +105,8 @@ def examine(
                 tuple(answers),
                 runner.notes,
                 overflow,
-                check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db),
+                check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db)
+                or check_detector(runner, yardstick.detector),
             )
         )
         del runner  # and the weights that it has decoded
@@ -118,6 +121,8 @@ def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Valid
     if not has_native_runtime(artifact.path):
         return NEEDS_MACOS
     runner = open_runner(artifact.path, host="native")
+    if is_suppressed(runner):
+        return IN_STAGES
     expected = yardstick.expected[artifact.target]
     return check_artifact(
         runner, yardstick.inputs, yardstick.samples, expected, yardstick.reference, yardstick.near_ties

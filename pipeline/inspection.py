@@ -34,7 +34,7 @@ def inspect_artifact(
     from ..validation.borders import Feature, describe_input
     from ..validation.judge.audit import audit
     from ..validation.runners import open_to_read
-    from .classifiers import classes_of
+    from .classifiers import held_labels
     from .corrections import load_calibration
     from .measurements import add_measured
 
@@ -71,7 +71,7 @@ def inspect_artifact(
         tuple(describe_input(value, runner.features.get(value.name, Feature())) for value in runner.inputs),
         (runner.package.stages if runner.package is not None else ()) or UNSET,
         _metadata(runner),
-        tuple(classes_of(runner.graph)) or UNSET,
+        tuple(held_labels(runner)) or UNSET,
     )
 
 

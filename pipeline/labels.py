@@ -95,7 +95,7 @@ def as_classifier(
     from ..models.classes import LABEL, PROBABILITIES, Classes, with_probabilities
     from ..models.naming import renamed
 
-    labels, warnings = _labels(option, captured.source)
+    labels, warnings = labels_of(option, captured.source)
     output = _output(option, captured)
     _check_count(labels, output, option)
     captured, scores = with_probabilities(captured, output.name, _holds_several(captured.source))
@@ -115,6 +115,14 @@ def named_classes(source: Source) -> list[str]:
     except UserError:
         return []
     return [] if all(map(_PLACEHOLDER.fullmatch, names)) else names
+
+
+def configured_classes(source: Source) -> int | None:
+    """How many classes a model's configuration names; None where it has none."""
+    try:
+        return len(_of_configuration(source))
+    except UserError:
+        return None
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -150,7 +158,7 @@ def _as_numbers(lines: Sequence[str], file: Path) -> tuple[int, ...]:
     return numbers
 
 
-def _labels(option: LabelsOption, source: Source) -> tuple[Labels, list[str]]:
+def labels_of(option: LabelsOption, source: Source) -> tuple[Labels, list[str]]:
     """-> the labels, and what is to be said of them."""
     if option.labels is not None:
         return option.labels, []
@@ -208,23 +216,24 @@ def _output(option: LabelsOption, captured: Captured) -> TensorSpec:
         named = next((spec for spec in outputs if spec.name == option.output), None)
         if named is None:
             raise UserError(
-                f"{OPTION}: the model has no output {option.output!r}.", f"Its outputs are {_text(outputs)}."
+                f"{OPTION}: the model has no output {option.output!r}.",
+                f"Its outputs are {text_of(outputs)}.",
             )
         if not _is_vector(named):
             raise UserError(
-                f"{OPTION}: the output {_text([named])} is not of the shape [1, classes].",
-                f"Its outputs are {_text(outputs)}.",
+                f"{OPTION}: the output {text_of([named])} is not of the shape [1, classes].",
+                f"Its outputs are {text_of(outputs)}.",
             )
         return named
     able = [spec for spec in outputs if _is_vector(spec)]
     if not able:
         raise UserError(
             f"{OPTION}: no output is of the shape [1, classes] that a classifier has.",
-            f"Its outputs are {_text(outputs)}.",
+            f"Its outputs are {text_of(outputs)}.",
         )
     if len(able) > 1:
         raise UserError(
-            f"{OPTION}: several outputs could hold the classes: {_text(able)}.",
+            f"{OPTION}: several outputs could hold the classes: {text_of(able)}.",
             f"Name one: --labels {option.origin}:{able[0].name}.",
         )
     return able[0]
@@ -234,7 +243,7 @@ def _is_vector(spec: TensorSpec) -> bool:
     return spec.dtype.startswith("float") and len(spec.shape) in (1, 2) and spec.shape[:-1] in ((), (1,))
 
 
-def _text(specs: Sequence[TensorSpec]) -> str:
+def text_of(specs: Sequence[TensorSpec]) -> str:
     """ "logits [1, 1000], features [1, 16, 64]" """
     return ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
 
@@ -243,7 +252,7 @@ def _check_count(labels: Labels, output: TensorSpec, option: LabelsOption) -> No
     classes = output.shape[-1]
     if classes < 2:
         raise UserError(
-            f"{OPTION}: the output {_text([output])} is one number, which is no choice between classes.",
+            f"{OPTION}: the output {text_of([output])} is one number, which is no choice between classes.",
             "Leave --labels out, and let the app compare it with a threshold.",
         )
     if len(labels) != classes:

@@ -61,10 +61,12 @@ def described(metadata: Sequence[tuple[str, str]]) -> list[str]:
 def check_described(plan: Plan, captured: Captured) -> None:
     """Raises UserError where `--metadata describe.NAME` is of no input or output. captured: with the names
     that the artifact will have."""
+    from ..models.detections import RAW, THRESHOLDS
     from ..models.naming import border_text
 
     known = {spec.name for spec in (*captured.inputs, *captured.outputs)}
     known |= {captured.classes.label} if captured.classes is not None else set()
+    known |= {*RAW, *THRESHOLDS} if captured.detector is not None else set()
     for name in described(plan.metadata):
         if name not in known and not plan.beside:
             raise UserError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..models.errors import UserError
 from .labels import as_classifier
 from .metadata import check_described
+from .suppression import as_detector
 from .words import MIL_RESERVED, SWIFT_RESERVED
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def as_artifacts_say(plan: Plan, captured: Captured) -> Captured:
 
     own = {spec.name for spec in (*captured.inputs, *captured.outputs)}
     names = {old: new for old, new in plan.names if old in own or not plan.beside}
-    if plan.labels is not None:
+    if plan.suppression is not None:
+        captured, names = as_detector(plan.suppression, plan.labels, captured, names)
+    elif plan.labels is not None:
         captured, names = as_classifier(plan.labels, captured, names)
     captured = renamed(captured, names)
     check_described(plan, captured)

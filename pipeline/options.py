@@ -18,6 +18,7 @@ from .metadata import parse_metadata
 from .names import parse_names, parse_parts
 from .option import Option
 from .quantities import parse_budget, parse_latency_limits, parse_size
+from .suppression import parse_suppression
 from .targets import DEFAULT_TARGET, TARGETS
 
 COMPUTE_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
@@ -258,6 +259,14 @@ CONVERT = (
         metavar="FILE|auto[:OUTPUT]",
         parse=parse_labels,
         objects=(list, tuple),
+    ),
+    Option(
+        "nms",
+        "suppression",
+        "End in non-maximum suppression, as Vision expects detectors: outputs with boxes (centre x, centre y,"
+        " width, height, of 0 to 1) and with a score for each class; --labels names the classes.",
+        metavar="BOXES,SCORES[:iou=0.45][:confidence=0.25]",
+        parse=parse_suppression,
     ),
     Option("out", "out", "Where the results go.  [default: NAME-artifacts]", Path, metavar="DIR"),
     Option(

@@ -18,6 +18,7 @@ from .layer_schemes import check_held, default_schemes
 from .option import parse_options
 from .options import OPTIONS
 from .quantities import Budget, LatencyLimit
+from .suppression import SuppressionOption
 from .targets import DEFAULT_TARGET, find_target, refuse
 
 
@@ -31,9 +32,9 @@ class Plan:
     operations' estimated time, 0..1): limits that fail the verdict of an artifact that breaks one.
     calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this
     machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
-    (key, text), as given; labels: of a classifier's classes. parts: of the model, instead of the whole;
-    beside: the part is one of several that one run makes, so names and metadata may be of another. out: None
-    for a folder that is called after the model.
+    (key, text), as given; labels: of a classifier's or a detector's classes. parts: of the model, instead
+    of the whole; beside: the part is one of several that one run makes, so names and metadata may be of
+    another. out: None for a folder that is called after the model.
     """
 
     model: Path
@@ -61,6 +62,7 @@ class Plan:
     names: tuple[tuple[str, str], ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     labels: LabelsOption | None = None
+    suppression: SuppressionOption | None = None
     parts: tuple[str, ...] = ()
     beside: bool = False
 
@@ -70,7 +72,7 @@ class Plan:
                 require_extra(extra, f"--target {name}")
         if self.min_ane_share is not None:
             refuse("min_ane_share", self.targets)
-        for option in ("metadata", "labels"):
+        for option in ("metadata", "labels", "suppression"):
             if getattr(self, option):
                 refuse(option, self.targets)
         if len(self.parts) > 1:
@@ -84,6 +86,7 @@ class Plan:
             (self.chooses, "--budget"),
             (self.dry_run, "--dry-run"),
             (self.labels, "--labels"),
+            (self.suppression, "--nms"),
         ):
             if given:
                 raise UserError(

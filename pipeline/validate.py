@@ -3,7 +3,7 @@ verdict leave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
 from .classifiers import as_classes, label_advice
-from .detectors import SUPPRESSION_NOTE, is_suppressed, unsuppressed
+from .detectors import SUPPRESSION_NOTE, as_detections, is_suppressed, unsuppressed
 from .examine import check_artifact
 from .judge import judge_validation
 from .loading import Given, load_model, with_samples
@@ -56,7 +56,7 @@ def validate_artifact(
         captured = capture(source, chosen, calibrates=False)
     judged = captured.judged
     answers: Batches = judged.reference
-    runner, notes = _facing(runner, artifact, answers[0])
+    runner, answers, notes = _facing(runner, artifact, answers)
     answers, more_notes = as_classes(runner, answers)
     mislabelled = label_advice(runner, captured.source)
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
@@ -74,16 +74,20 @@ def validate_artifact(
     return Comparison(str(artifact), str(against), verdict, validation, warnings)
 
 
-def _facing(runner: Runner, artifact: Path, reference: Mapping[str, Any]) -> tuple[Runner, tuple[str, ...]]:
-    """The artifact as it is to be compared with a model that gives `reference`, and what is to be said of
-    that."""
+def _facing(runner: Runner, artifact: Path, answers: Batches) -> tuple[Runner, Batches, tuple[str, ...]]:
+    """-> (the artifact as it is to be compared with a model that gives `answers`, these as it would give
+    them, what is to be said of that)."""
     from ..validation.runners import open_runner
 
     if not is_suppressed(runner):
-        return runner, ()
+        return runner, answers, ()
     seen_through = runner if runner.kind == "reference" else open_runner(artifact, host="reference")
-    before = unsuppressed(seen_through, reference)
-    return (runner, ()) if before is None else (before, (SUPPRESSION_NOTE,))
+    before = unsuppressed(seen_through, answers[0])
+    if before is not None:
+        return before, answers, (SUPPRESSION_NOTE,)
+    answers, notes = as_detections(seen_through, answers)
+    before = unsuppressed(seen_through, answers[0])
+    return (runner, answers, ()) if before is None else (before, answers, (SUPPRESSION_NOTE, *notes))
 
 
 def run_unvouched(artifact: Path, run: Callable[[], Validation]) -> Validation:

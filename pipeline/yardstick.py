@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..models.capture import Captured
     from ..models.classes import Classes
+    from ..models.detections import Detector
     from ..models.interpret import Tap
     from ..models.source import Samples, TensorSpec
     from ..quantization.compress import Compressed, Decision
@@ -50,7 +51,7 @@ class Yardstick:
     source before any compression (empty where nothing was compressed: `expected` is the reference then);
     decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters;
     near_ties: for each sample, which elements of the outputs hang on a near tie; classes: of a
-    classifier.
+    classifier; detector: what becomes of boxes.
     """
 
     source: SourceFacts
@@ -65,6 +66,7 @@ class Yardstick:
     parameters: int
     near_ties: Batches = ()
     classes: Classes | None = None
+    detector: Detector | None = None
 
     @property
     def output_names(self) -> list[str]:
@@ -115,6 +117,7 @@ def yardstick_of(
         _parameters(model),
         near_ties(model, makers, compressed.recipe.compute, proceed),
         model.classes,
+        model.detector,
     )
 
 

@@ -43,8 +43,8 @@ class Compression:
 @dataclass(frozen=True, kw_only=True)
 class PipelineStage:
     """A model inside of a pipeline. inputs, outputs: names of the features that it takes and gives. Of a
-    nonMaximumSuppression also how many labels it holds, its thresholds where nothing else is given, and
-    whether boxes of one class only suppress each other."""
+    nonMaximumSuppression also how many labels it holds and which (classes), its thresholds where nothing else
+    is given, and whether boxes of one class only suppress each other."""
 
     name: str
     type: str
@@ -54,6 +54,7 @@ class PipelineStage:
     iou_threshold: float | UnsetType = UNSET
     confidence_threshold: float | UnsetType = UNSET
     per_class: bool | UnsetType = UNSET
+    classes: tuple[str | int, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

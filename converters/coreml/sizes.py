@@ -17,6 +17,7 @@ from .storage import storable, stored_bits
 # map of modules, for each convolution or pooling (strides, padding and dilations are constants of their own).
 GRAPH = (4600, 75, 3.8, 3.4, 240)
 CLASSIFICATION, LABEL = 190, 16  # bytes beside the labels' own
+SUPPRESSION = 600
 SMALL_BYTES = (
     5_000_000  # below it the graph is counted after lowering, as it will be written: a moment's work
 )
@@ -59,7 +60,13 @@ def graph_bytes(captured: Any, recipe: Recipe, dense_bytes: int) -> int:
     fixed, *sizes = GRAPH
     counts = _graph_counts(captured, dense_bytes)
     labels = _labels_bytes(captured.classes.labels) if captured.classes is not None else 0
+    labels += _suppression_bytes(captured.detector) if captured.detector is not None else 0
     return round(fixed + sum(size * count for size, count in zip(sizes, counts)) + len(recipe.name)) + labels
+
+
+def _suppression_bytes(detector: Any) -> int:
+    """Of a pipeline's description and of a suppression with its labels."""
+    return SUPPRESSION + sum(2 + len(str(label).encode()) for label in detector.labels or ())
 
 
 def _labels_bytes(labels: Sequence[Any]) -> int:

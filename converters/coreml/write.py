@@ -22,6 +22,7 @@ from ..wide_values import wide_values, wide_warning
 from .activations import activation_warnings
 from .classifier import array_names, classify
 from .deployment import DEFAULT_TARGET, generation, operators_of
+from .detector import with_suppression
 from .lower import lower
 from .package import finish_package, start_package
 from .program import (
@@ -100,6 +101,8 @@ def write_mlpackage(
             _say(specification.description, interface.about, compressed.captured)
             if interface.classes is not None:
                 classify(specification, interface.classes, interface.about.features)
+            if interface.detector is not None:
+                specification = with_suppression(specification, interface.detector, interface.about.features)
             size, digest = finish_package(package, specification)
             shutil.move(package, path)
     realised = {

@@ -19,6 +19,7 @@ from .records import (
     Artifact,
     BudgetSummary,
     ClassifierSummary,
+    DetectorSummary,
     PredictedSize,
     Report,
     SampleSummary,
@@ -134,6 +135,7 @@ def _artifact(examination: Examination, judgement: Judgement, findings: Findings
         warnings=tuple(dict.fromkeys(warnings)),
         predicted=UNSET if foreseen is None else PredictedSize(foreseen[written.target]),
         classifier=_classifier(examination, findings.yardstick),
+        detector=_detector(examination, findings.yardstick),
     )
 
 
@@ -149,6 +151,22 @@ def _classifier(examination: Examination, yardstick: Yardstick) -> ClassifierSum
         labels.samples,
         labels.agreed,
         labels.near_ties,
+    )
+
+
+def _detector(examination: Examination, yardstick: Yardstick) -> DetectorSummary | UnsetType:
+    detector, labels = yardstick.detector, examination.labels
+    if detector is None or labels is None:
+        return UNSET
+    return DetectorSummary(
+        detector.boxes,
+        detector.classes,
+        labels.classes,
+        detector.iou,
+        detector.least,
+        detector.scores,
+        detector.background,
+        detector.left_out,
     )
 
 

@@ -208,6 +208,23 @@ class ClassifierSummary:
 
 
 @dataclass(frozen=True)
+class DetectorSummary:
+    """An artifact that ends in a suppression of boxes. boxes, classes: what enters it; labels: how many it
+    holds; iou, confidence: its thresholds where the app gives none; scores: "kept" as the model gives them,
+    "sigmoid added", "softmax added"; background: whether the scores' last class was left out, which means
+    that there is no object; left_out: outputs of the model that the artifact has not."""
+
+    boxes: int
+    classes: int
+    labels: int
+    iou: float
+    confidence: float
+    scores: str
+    background: bool
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file or package that was made. path: relative to the report's folder; a warning's first line says
     what is the matter, its further lines what to do about it. part: of the model, in a report of several."""
@@ -226,6 +243,7 @@ class Artifact:
     predicted: PredictedSize | UnsetType = UNSET
     limits: tuple[Limit, ...] | UnsetType = UNSET
     classifier: ClassifierSummary | UnsetType = UNSET
+    detector: DetectorSummary | UnsetType = UNSET
     part: str | UnsetType = UNSET
 
 
@@ -383,4 +401,4 @@ class Inspection:
     takes: tuple[str, ...] = ()
     stages: tuple[PipelineStage, ...] | UnsetType = UNSET
     metadata: dict[str, str] = field(default_factory=dict)
-    classes: tuple[str, ...] | tuple[int, ...] | UnsetType = UNSET
+    classes: tuple[str | int, ...] | UnsetType = UNSET

@@ -363,6 +363,26 @@ def classifier_text(artifact: Artifact) -> str:
     )
 
 
+def detector_text(artifact: Artifact) -> str:
+    """ "100 boxes of 3 classes enter the suppression (iou 0.45, confidence 0.25); a sigmoid was added to the
+    scores; ..." of a detector, else ""."""
+    made = artifact.detector
+    if not made:
+        return ""
+    added = made.scores.removesuffix(" added")
+    parts = [
+        f"{made.boxes} boxes of {made.classes} classes{'' if made.labels else ' without labels'} enter the"
+        f" suppression (iou {made.iou:g}, confidence {made.confidence:g})",
+        f"a {added} was added to the scores" if added != "kept" else "",
+        "their last class, no object, was left out" if made.background else "",
+        f"the model's {', '.join(made.left_out)} {'is' if len(made.left_out) == 1 else 'are'} left out"
+        if made.left_out
+        else "",
+        "the errors are those of what enters it",
+    ]
+    return "; ".join(filter(None, parts))
+
+
 @dataclass(frozen=True)
 class WeightGroup:
     """Weights that asked for and got the same. `reasons` are the distinct ones given; bits are the range over

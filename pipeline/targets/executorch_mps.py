@@ -36,6 +36,10 @@ REFUSED = {
         "--labels is of Core ML: an ExecuTorch program has no place for them.",
         "Leave it out, or add --target coreml.",
     ),
+    "suppression": Refusal(
+        "--nms is of Core ML: an ExecuTorch program cannot end in it.",
+        "Leave it out, or add --target coreml.",
+    ),
     "compute_units": Refusal(
         "--compute-units {value} is of Core ML; {artifact} is an ExecuTorch program.",
         "Leave it out: the file itself says what is delegated to the GPU.",

@@ -47,7 +47,7 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
         yield table(console, ["weights stored as", "weights", "per weight"], rows)
 
 
-def _labels_text(labels: Sequence[str] | Sequence[int]) -> str:
+def _labels_text(labels: Sequence[str | int]) -> str:
     """ "1000 (tench, goldfish, ...)" """
     named = ", ".join(_short(str(label)) for label in labels[:MOST_LABELS])
     return f"{len(labels)} ({named}{', ...' if len(labels) > MOST_LABELS else ''})"

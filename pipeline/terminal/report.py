@@ -200,7 +200,7 @@ def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
 
 def _print_classifiers(artifacts: Sequence[Artifact], out: "Console") -> None:
     for artifact in artifacts:
-        if told := summaries.classifier_text(artifact):
+        if told := summaries.classifier_text(artifact) or summaries.detector_text(artifact):
             out.print(line((clean(f"{artifact.target}: {told}."), "dim")))
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, NoReturn
 
+from msgspec import UNSET
+
 from ...models.errors import UnreadableArtifact
 from ..borders import Feature
 from ..graph import Graph, Node, Ref, Value, references
@@ -226,7 +228,8 @@ class _Joiner:
                 type=OP,
                 inputs=(*rules.inputs, *(chosen for chosen in rules.threshold_names if chosen in known)),
                 outputs=tuple(value.name for value in results),
-                labels=rules.labels,
+                labels=len(rules.classes),
+                classes=rules.classes or UNSET,
                 iou_threshold=rules.thresholds[0],
                 confidence_threshold=rules.thresholds[1],
                 per_class=rules.per_class,

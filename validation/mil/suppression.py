@@ -18,8 +18,8 @@ FIRST_WITH_FLOAT32 = 5  # specification version, iOS14
 @dataclass(frozen=True)
 class Suppression:
     """inputs, outputs: names of confidence and coordinates. thresholds: of overlap and of confidence;
-    threshold_names: of the features that set them, "" where none does. labels: how many it holds. fewest,
-    most: how many boxes leave."""
+    threshold_names: of the features that set them, "" where none does. classes: the labels that it holds.
+    fewest, most: how many boxes leave."""
 
     inputs: tuple[str, str]
     outputs: tuple[str, str]
@@ -27,7 +27,7 @@ class Suppression:
     thresholds: tuple[float, float]
     threshold_names: tuple[str, str]
     per_class: bool
-    labels: int
+    classes: tuple[str, ...] | tuple[int, ...]
     fewest: int
     most: int
 
@@ -61,7 +61,7 @@ def read_suppression(model: Any) -> Suppression:
         thresholds=(rules.iouThreshold, rules.confidenceThreshold),
         threshold_names=names,
         per_class=rules.pickTop.perClass,
-        labels=len(getattr(rules, which).vector) if which else 0,
+        classes=tuple(getattr(rules, which).vector) if which else (),
         fewest=fewest,
         most=most,
     )
@@ -77,8 +77,9 @@ def suppressed(rules: Suppression, scores: Value, boxes: Value) -> tuple[Value, 
     (count, classes), (other_count, _) = shapes
     if None not in (count, other_count) and count != other_count:
         raise ValueError(f"takes {texts[0]} and {texts[1]}, which are of {count} and {other_count} boxes")
-    if rules.labels and classes not in (None, rules.labels):
-        raise ValueError(f"has {rules.labels} labels for the {classes} classes of {texts[0]}")
+    labels = len(rules.classes)
+    if labels and classes not in (None, labels):
+        raise ValueError(f"has {labels} labels for the {classes} classes of {texts[0]}")
     rows = rules.fewest if rules.fewest == rules.most else None
     return (
         Value(rules.outputs[0], rules.dtype, (rows, classes)),

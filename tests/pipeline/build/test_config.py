@@ -14,6 +14,7 @@ from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.labels import LabelsOption
 from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.quantities import Budget, LatencyLimit
+from cidermill.pipeline.suppression import SuppressionOption
 from cidermill.quantization.recipe import parse_recipe
 from cidermill.validation.estimate.devices import find_device
 
@@ -50,6 +51,7 @@ KEYS = {
     "name": ('["x=image"]', "names", (("x", "image"),)),
     "names": ('{ x = "image" }', "names", (("x", "image"),)),
     "metadata": ('{ author = "Jane" }', "metadata", (("author", "Jane"),)),
+    "nms": ('"boxes,scores:iou=0.5"', "suppression", SuppressionOption("boxes", "scores", 0.5, 0.25)),
     "labels": ('"labels.txt"', "labels", LabelsOption(("cat", "dog"), origin="labels.txt")),
     "cache": ("false", "cache", False),
     "no-cache": ("true", "cache", False),

@@ -583,7 +583,9 @@ def test_inspect_shows_stages(saved):
         "iou_threshold": 0.45,
         "confidence_threshold": 0.25,
         "per_class": True,
+        "classes": ["cat", "dog", "cow"],
     }
+    assert found["classes"] == ["cat", "dog", "cow"] and "labels: 3 (cat, dog, cow)" in text
     last = found["placement"]["ops"][-1]
     assert (last["name"], last["type"], last["unit"]) == ("model1", "nonMaximumSuppression", "cpu")
     assert len(found["placement"]["ops"]) > 3 and found["latency"]["devices"][0]["ms"] > 0
