@@ -54,6 +54,7 @@ def with_functions(captured: Captured, functions: Mapping[str, Behind]) -> Captu
         outputs=tuple(replace(spec, shape=np.shape(reference[0][spec.name])) for spec in captured.outputs),
         reference=reference,
         further_reference=answers(captured.further_reference),
+        at=tuple(with_functions(other, functions) for other in captured.at),
     )
 
 
@@ -75,6 +76,7 @@ def with_outputs(captured: Captured, names: Sequence[str]) -> Captured:
         outputs=tuple(captured.outputs[places[name]] for name in names),
         reference=chosen(captured.reference),
         further_reference=chosen(captured.further_reference),
+        at=tuple(with_outputs(other, names) for other in captured.at),
     )
 
 

@@ -4,17 +4,16 @@ outputs."""
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .answers import affordable, answered
+from .blame import where as located
 from .composites import kept_composites, own_decompositions
 from .errors import UserError
 from .mapped import Reading
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from .classes import Classes
     from .detections import Detector
+    from .flexible import Sizes
     from .graphs import Draft
 
 
@@ -54,6 +54,8 @@ class Captured:
     to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`,
     `further_reference[i]` those for `samples.further[i]`. `classes`, `detector`: what the entries of
     an output are called, and what becomes of boxes.
+    `sizes`: what an app may choose from, of a model of several sizes; this is the usual one, `at` holds
+    itself at others: the sizes' `judged`, then `between`.
     """
 
     source: Source
@@ -65,6 +67,8 @@ class Captured:
     further_reference: tuple[dict[str, np.ndarray], ...] = ()
     classes: Classes | None = None
     detector: Detector | None = None
+    sizes: Sizes | None = None
+    at: tuple[Captured, ...] = ()
 
     @property
     def judged(self) -> Captured:
@@ -224,26 +228,7 @@ def _decides_by_data(error: Exception) -> bool:
 
 
 def _explain(error: Exception, source: Source) -> UserError:
-    import torch
-
-    torch_home = str(Path(torch.__file__).parent)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if torch_home not in frame.filename and __file__ != frame.filename
-    ]
-    recorded = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
-    user = [match for match in recorded if torch_home not in match[0]]
-    file, line = (
-        (user[-1][0], user[-1][1])
-        if user
-        else (frames[-1].filename, frames[-1].lineno)
-        if frames
-        else ("unknown", "?")
-    )
-    kind = type(error).__name__
-    module = _module_at(error, source.module)
-    where = f"{file}:{line}" + (f", in module {module}" if module else "")
+    kind, where = type(error).__name__, located(error, source.module)
     if _decides_by_data(error):
         return UserError(
             f"The model decides by the values of its data at {where}, so it has no fixed graph.",
@@ -263,20 +248,6 @@ def _explain(error: Exception, source: Source) -> UserError:
         f"torch.export could not capture the model at {where}: {summary}",
         "Check the inputs (--input NAME:SHAPE) and that the model runs on them.",
     )
-
-
-def _module_at(error: Exception, root: torch.nn.Module) -> str:
-    """Qualified name of the innermost module whose forward was running when the error was raised."""
-    import torch
-
-    names = {id(module): name or type(module).__name__ for name, module in root.named_modules()}
-    innermost, trace = "", error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, torch.nn.Module) and id(owner) in names:
-            innermost = f"{names[id(owner)]} ({type(owner).__name__})"
-        trace = trace.tb_next
-    return innermost
 
 
 def _output_names(program: ExportedProgram, source: Source) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -23,6 +24,7 @@ from .inputs import AT_BORDER, DTYPES, InputSpec
 from .nested import by_path
 from .parts import Part, parts_of
 from .programs import open_program
+from .size_choices import check_together
 from .source import Source, TensorSpec
 
 # tensors or arrays, in order or by name; or InputSpecs
@@ -61,13 +63,18 @@ def specs_of(inputs: Examples | None) -> tuple[InputSpec, ...]:
     if inputs is None:
         return ()
     if isinstance(inputs, Mapping):
-        return tuple(_spec(str(name), value) for name, value in inputs.items())
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
-        return tuple(value if isinstance(value, InputSpec) else _spec("", value) for value in inputs)
-    raise UserError(f"inputs is a {type(inputs).__name__}, not a tuple or a dict of tensors.", _HINT)
+        specs = tuple(_spec(str(name), value) for name, value in inputs.items())
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        specs = tuple(value if isinstance(value, InputSpec) else _spec("", value) for value in inputs)
+    else:
+        raise UserError(f"inputs is a {type(inputs).__name__}, not a tuple or a dict of tensors.", _HINT)
+    check_together([(spec.name, spec.choices) for spec in specs])
+    return specs
 
 
 def _spec(name: str, value: Any) -> InputSpec:
+    if isinstance(value, InputSpec):
+        return replace(value, name=name)
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise UserError(f"inputs: {name or 'one'} is a {type(value).__name__}, not a tensor.", _HINT)
     dtype = str(value.dtype).removeprefix("torch.")

@@ -1,16 +1,18 @@
 """What the user says about a model's inputs: `NAME:1x3x224x224[:float32]` in, `InputSpec` out; and its check
-against the model.
+against the model. Sizes to choose from are read by `size_choices`.
 
 Imports neither torch nor numpy: the command line parses `--input` before it knows whether there is work to
 do.
 """
 
 import keyword
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .errors import UserError
+from .size_choices import DIMENSION, EXAMPLES, Listed, Ranged, check_together, parse_dimension
 from .source import TensorSpec
 
 DTYPES = ("float32", "float16", "int32", "bool")
@@ -39,11 +41,13 @@ _MOST_ELEMENTS = 2**31
 class InputSpec:
     """One `--input`. `dtype` is the model's own, which an artifact may lack (see `AT_BORDER`), None where the
     user left it to the model. `name` is "" of an example that was given in order (see `in_order`); of a
-    tensor within a dict or a list it is its path, "batch.feat", "maps.0"."""
+    tensor within a dict or a list it is its path, "batch.feat", "maps.0". `shape` holds the usual sizes;
+    `choices`: dimensions for which an app may choose others."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str | None = None
+    choices: tuple[Listed | Ranged, ...] = ()
 
 
 def parse_input(text: str) -> InputSpec:
@@ -60,11 +64,16 @@ def parse_input(text: str) -> InputSpec:
             f"--input {text!r}: {name!r} is a word of the Python language, which no input can be called.",
             _EXAMPLE,
         )
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", rest[0]):
+    if not re.fullmatch(rf"{DIMENSION}(x{DIMENSION})*", rest[0]):
         raise UserError(
-            f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.", _EXAMPLE
+            f"--input {text!r}: the shape {rest[0]!r} is not whole numbers from 1 joined by x.",
+            f"{_EXAMPLE} {EXAMPLES}",
         )
-    return InputSpec(name, _shape(text, rest[0]), _dtype(text, rest[1]) if len(rest) == 2 else None)
+    dimensions = [parse_dimension(text, axis, words) for axis, words in enumerate(rest[0].split("x"))]
+    shape = tuple(usual for usual, _ in dimensions)
+    choices = tuple(choice for _, choice in dimensions if choice is not None)
+    _check_elements(text, shape, choices)
+    return InputSpec(name, shape, _dtype(text, rest[1]) if len(rest) == 2 else None, choices)
 
 
 def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
@@ -74,6 +83,7 @@ def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"--input names {', '.join(twice)} twice.", "Give each input once.")
+    check_together([(spec.name, spec.choices) for spec in specs])
     return specs
 
 
@@ -130,20 +140,25 @@ def spec_text(spec: TensorSpec) -> str:
     return f"{spec.name}:{shape_text(spec.shape)}" + (f":{spec.dtype}" if spec.dtype != "float32" else "")
 
 
+def sizes_text(specs: Sequence[TensorSpec]) -> str:
+    """ "ids 1x64, mask 1x64" """
+    return ", ".join(f"{spec.name} {shape_text(spec.shape)}" for spec in specs)
+
+
 def listing(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name} ({shape_text(spec.shape)} {spec.dtype})" for spec in specs)
 
 
-def _shape(text: str, shape: str) -> tuple[int, ...]:
-    dims, elements = tuple(int(dim) for dim in shape.split("x")), 1
-    for dim in dims:
-        elements *= dim
+def _check_elements(text: str, shape: tuple[int, ...], choices: tuple[Listed | Ranged, ...]) -> None:
+    largest = list(shape)
+    for choice in choices:
+        largest[choice.axis] = choice.largest
+    elements = math.prod(largest)
     if elements >= _MOST_ELEMENTS:
         raise UserError(
             f"--input {text!r} has {elements} elements; an input holds fewer than {_MOST_ELEMENTS}.",
             "Give a smaller shape.",
         )
-    return dims
 
 
 def _dtype(text: str, dtype: str) -> str:

@@ -66,6 +66,7 @@ def renamed(captured: Captured, names: Mapping[str, str]) -> Captured:
         samples=replace(captured.samples, batches=_batches(captured.samples.batches, names), further=further),
         reference=_batches(captured.reference, names),
         further_reference=_batches(captured.further_reference, names),
+        at=tuple(renamed(other, names) for other in captured.at),
     )
 
 

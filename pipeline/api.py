@@ -95,6 +95,7 @@ def convert(
         with _usual_precision():
             if _is_path(model):
                 return run(_with_inputs(plan, inputs))
+            plan = _with_choices(plan, examples)
             return run(plan, source=lambda: _source(model, examples, options))
 
 
@@ -204,6 +205,15 @@ def _specs(inputs: Examples) -> tuple[Any, ...]:
     from ..models.in_memory import specs_of
 
     return specs_of(inputs)
+
+
+def _with_choices(plan: Any, examples: Examples | None) -> Any:
+    """The plan of a model in memory, which knows the sizes to choose from that are among the examples."""
+    from ..models.inputs import InputSpec
+
+    values = examples.values() if isinstance(examples, Mapping) else examples or ()
+    chooses = any(isinstance(value, InputSpec) and value.choices for value in values)
+    return _with_inputs(plan, examples) if chooses else plan
 
 
 def _with_inputs(plan: Any, inputs: Examples | None) -> Any:

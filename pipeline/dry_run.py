@@ -38,6 +38,7 @@ class Probe:
 def forecast(plan: Plan, show: Show) -> Forecast:
     """`--dry-run`: load and capture the model, and say what each recipe would give; writes nothing."""
     from ..models.capture import capture
+    from ..models.flexible import captured_at_sizes
     from ..models.parts import part_source
 
     recipes = plan.schemes or (plan.recipe,)
@@ -49,7 +50,7 @@ def forecast(plan: Plan, show: Show) -> Forecast:
             source, samples = part_source(source, samples, name)
     with show("capture"):
         started = time.perf_counter()
-        captured = capture(source, samples, plan.calibrates)
+        captured = captured_at_sizes(capture(source, samples, plan.calibrates), source, plan.inputs)
         capture_seconds = time.perf_counter() - started
         captured = as_artifacts_say(plan, captured)
     with show("probe", len(recipes)) as step:

@@ -38,9 +38,9 @@ class Estimator:
     calibration: Calibration | None = None
     measure: bool = True
 
-    def __call__(self, graph: Graph, target: str) -> Estimates:
-        """Of an artifact with this graph."""
-        return estimate(graph, target, self.devices, calibration=self.calibration)
+    def __call__(self, runner: Runner, target: str) -> Estimates:
+        """Of an open artifact, at each of its sizes."""
+        return estimate_shapes(runner, target, self.devices, calibration=self.calibration)
 
 
 def estimator_of(plan: Plan) -> Estimator:
@@ -71,7 +71,7 @@ def estimate_shapes(
     runner: Runner,
     target: str,
     devices: Sequence[Device],
-    compute_units: str,
+    compute_units: str = "all",
     calibration: Calibration | None = None,
 ) -> Estimates:
     """`estimate`; of a program with flexible shapes at its usual one, with `latency.shapes` for the others on

@@ -18,6 +18,7 @@ from .classifiers import check_classes, label_of, without_labels
 from .detectors import IN_STAGES, before_suppression, check_detector, is_suppressed
 from .half_precision import overflows
 from .measurements import add_measured
+from .other_sizes import at_sizes
 from .report.records import Latency, Placement, Validation
 from .yardstick import Batches
 
@@ -91,10 +92,11 @@ def examine(
             validation = compared(
                 runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
             )
+            validation = replace(validation, sizes=at_sizes(yardstick, expected, answers))
             overflow = overflows(artifact.path, runner, validation, given)
             validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
         with stages("place"):
-            estimates = estimator(runner.file_graph, artifact.target)
+            estimates = estimator(runner, artifact.target)
             estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
         examinations.append(
             Examination(

@@ -59,7 +59,8 @@ def _min_ane_share(share: float) -> float:
 INPUT = Option(
     "input",
     "inputs",
-    "Name, shape and type of an input, where the file does not say. Repeatable.",
+    "Name, shape and type of an input, where the file does not say. Core ML: sizes to choose from as 1x32,64"
+    " (the first is the usual one) or a range, 1x1..512@128. Repeatable.",
     metavar="NAME:1x3x224x224[:DTYPE]",
     repeatable=True,
     parse=parse_inputs,

@@ -19,7 +19,7 @@ from .option import parse_options
 from .options import OPTIONS
 from .quantities import Budget, LatencyLimit
 from .suppression import SuppressionOption
-from .targets import DEFAULT_TARGET, find_target, refuse
+from .targets import DEFAULT_TARGET, find_target, refuse, refuse_sizes
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class Plan:
                 refuse(option, self.targets)
         if len(self.parts) > 1:
             self._check_parts()
+        refuse_sizes(self.inputs, self.targets)
+        if self.suppression and any(spec.choices for spec in self.inputs):
+            raise UserError(
+                "--nms takes boxes of one size of the inputs, and --input offers several.",
+                "Give one size, or convert without --nms and suppress boxes in the app.",
+            )
         self._check_choice()
         for recipe in (self.recipe, *self.schemes):
             check_held(recipe, self.targets, self.deployment_target)
@@ -87,6 +93,7 @@ class Plan:
             (self.dry_run, "--dry-run"),
             (self.labels, "--labels"),
             (self.suppression, "--nms"),
+            (any(spec.choices for spec in self.inputs), "--input with several sizes"),
         ):
             if given:
                 raise UserError(

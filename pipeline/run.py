@@ -19,6 +19,7 @@ from .judge import judge
 from .limits import limited
 from .loading import load_source, with_samples
 from .names import as_artifacts_say
+from .other_sizes import with_other_sizes
 from .output import remove, staged
 from .parts import run_parts
 from .predict import sizes_from_shapes
@@ -92,6 +93,7 @@ def _capture(
     """The plan's model as a graph, by the names that its artifacts will have, and what the
     whole was run on. samples: of an earlier time: an iterator gives its own only once."""
     from ..models.capture import capture
+    from ..models.flexible import captured_at_sizes
     from ..models.parts import part_source
 
     with stages("load"):
@@ -102,7 +104,8 @@ def _capture(
         for name in plan.parts:
             source, given = part_source(source, samples, name)
     with stages("capture"):
-        return as_artifacts_say(plan, capture(source, given, plan.calibrates)), samples
+        captured = captured_at_sizes(capture(source, given, plan.calibrates), source, plan.inputs)
+        return as_artifacts_say(plan, captured), samples
 
 
 class Pressed(NamedTuple):
@@ -148,7 +151,8 @@ def _press(
         raise RuntimeError("no attempt was accepted, not even the last")
     budget = choice.settle(recipe, folder)
     foreseen = sizes_from_shapes(captured, recipe, plan.targets, plan.deployment_target)
-    owners = _referred_to(captured.source.module, captured.program, compressed)
+    programs = (one.program for one in (captured, *captured.at))
+    owners = _referred_to(captured.source.module, *programs, compressed)
     return Pressed(recipe, artifacts, yardstick, budget, foreseen, owners)
 
 
@@ -173,7 +177,8 @@ def _yardstick(
     """known: of the same recipe; only its weights were let go."""
     if known is not None:
         return replace(known, decisions=compressed.decisions, weights=compressed.weights)
-    return yardstick_of(compressed, targets, rounded, proceed=proceed)
+    yardstick = yardstick_of(compressed, targets, rounded, proceed=proceed)
+    return with_other_sizes(yardstick, compressed, targets, proceed)
 
 
 def _referred_to(*owners: Any) -> list[weakref.ref[Any]]:

@@ -14,6 +14,7 @@ import psutil
 from ..models.digest import digest_samples
 from ..models.errors import UserError
 from ..models.inputs import InputSpec
+from ..models.size_choices import refuse_choices
 from ..quantization.schemes import Recipe
 from ..validation.records import Verdict
 from .option import parse_options
@@ -56,6 +57,7 @@ class TunePlan:
     trust_pickle: bool = False
 
     def __post_init__(self) -> None:
+        refuse_choices([spec.name for spec in self.inputs if spec.choices], "tune")
         if self.resume and self.checkpoint is None:
             raise UserError(
                 "--resume needs --checkpoint DIR, the folder to go on from.",

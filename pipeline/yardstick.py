@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..models.inputs import sizes_text
 from ..models.variety import KINDS
 from ..validation.judge.compare import OutputError, compare
 from .targets import find_target
@@ -51,7 +52,7 @@ class Yardstick:
     source before any compression (empty where nothing was compressed: `expected` is the reference then);
     decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters;
     near_ties: for each sample, which elements of the outputs hang on a near tie; classes: of a
-    classifier; detector: what becomes of boxes.
+    classifier; detector: what becomes of boxes; sizes: of a model of several, each in words with its samples.
     """
 
     source: SourceFacts
@@ -67,6 +68,12 @@ class Yardstick:
     near_ties: Batches = ()
     classes: Classes | None = None
     detector: Detector | None = None
+    sizes: tuple[tuple[str, slice], ...] = ()
+
+    @property
+    def usual_size(self) -> str:
+        """ "ids 1x64, mask 1x64" """
+        return sizes_text(self.inputs)
 
     @property
     def output_names(self) -> list[str]:

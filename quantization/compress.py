@@ -284,6 +284,11 @@ def _rescaled(
     }
     if not asked:
         return captured, set()
+    if captured.sizes is not None:
+        raise UserError(
+            "awq moves scales between layers for one size of the inputs, and --input offers several.",
+            "Leave awq out of the recipe, or convert once for each size.",
+        )
     from .awq import rescalable, rescale
     from .calibration import calibrate, portions, too_few_rows
 

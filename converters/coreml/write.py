@@ -36,6 +36,7 @@ from .program import (
     with_weights,
 )
 from .recurrent import recurrent_translators
+from .several_sizes import at_each_size, range_warnings, serving_all
 from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
 from .wide import keep_in_float32
@@ -116,7 +117,7 @@ def write_mlpackage(
         size,
         digest,
         compressed.recipe.compute,
-        (*activation_warnings(compressed), *template.warnings),
+        (*activation_warnings(compressed), *range_warnings(compressed.captured), *template.warnings),
         realised,
     )
 
@@ -142,20 +143,30 @@ def _template(
     if shared and key in templates.held:
         return templates.held[key]
     target = getattr(import_coremltools().target, operators_of(deployment_target))
-    lowered = _lower(compressed)
-    _check_operators(lowered.program)
-    metadata = _metadata(lowered.program)
-    outputs = _outputs(compressed.captured)
-    mil = None
-    if weights and not lowered.given:
-        mil = with_places(lowered.program, weights, outputs, target, lowered.precision)
-    if mil is None:
-        fresh = _lower(compressed) if weights else lowered
-        mil = with_weights(fresh.program, weights, outputs, target, fresh.precision)
-    template = Template(mil, metadata, lowered.warnings)
+    each = at_each_size(compressed)
+    lowered = _lower(each)
+    for one in lowered:
+        _check_operators(one.program)
+    metadata = _metadata(lowered[0].program)
+    mil = _program(each, lowered, weights, target)
+    template = Template(mil, metadata, lowered[0].warnings)
     if shared and template.mil.places:
         templates.held[key] = template
     return template
+
+
+def _program(each: list[Any], lowered: list[Lowered], weights: dict[str, Any], target: Any) -> MilProgram:
+    """Of the lowered model; where it was captured at several sizes, one that serves them all."""
+    captured = each[0].captured
+    outputs = _outputs(captured)
+    mils: list[MilProgram] = []
+    if weights and not any(one.given for one in lowered):
+        places = [with_places(one.program, weights, outputs, target, one.precision) for one in lowered]
+        mils = [mil for mil in places if mil is not None]
+    if len(mils) < len(each):
+        fresh = _lower(each) if weights else lowered
+        mils = [with_weights(one.program, weights, outputs, target, one.precision) for one in fresh]
+    return mils[0] if len(mils) == 1 else serving_all(mils, [one.program for one in lowered], captured)
 
 
 def _outputs(captured: Any) -> list:
@@ -198,18 +209,26 @@ def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[A
     return {name: forms[id(weight)] for name, weight in weights.items()}
 
 
-def _lower(compressed: Any) -> Lowered:
+def _lower(each: list[Any]) -> list[Lowered]:
+    """each: the model at each of its sizes, of which all compute in float32 what one of them must."""
     ct = import_coremltools()
-    program, given = _in_its_operators(compressed)
-    if compressed.recipe.compute == "float32":
-        return Lowered(program, given, ct.precision.FLOAT32, ())
-    if not compressed.mixed:
-        return Lowered(program, given, ct.precision.FLOAT16, ())
+    compressed = each[0]
+    programs = [_in_its_operators(one) for one in each]
+    if compressed.recipe.compute == "float32" or not compressed.mixed:
+        wide = compressed.recipe.compute == "float32"
+        precision = ct.precision.FLOAT32 if wide else ct.precision.FLOAT16
+        return [Lowered(program, given, precision, ()) for program, given in programs]
     dense = {name: weight.dense for name, weight in compressed.weights.items()}
-    wide = wide_values(program, compressed, dense)
-    precision, kept = keep_in_float32(program, wide.nodes)
-    total = sum(node.op == "call_function" for node in program.graph.nodes)
-    return Lowered(program, given, precision, (wide_warning(kept, total, wide.beyond),) if kept else ())
+    found = [wide_values(program, one, dense) for (program, _), one in zip(programs, each)]
+    names = {node.name for values in found for node in values.nodes}
+    lowered = []
+    for program, given in programs:
+        precision, kept = keep_in_float32(program, {n for n in program.graph.nodes if n.name in names})
+        total = sum(node.op == "call_function" for node in program.graph.nodes)
+        beyond = any(values.beyond for values in found)
+        warnings = (wide_warning(kept, total, beyond),) if kept else ()
+        lowered.append(Lowered(program, given, precision, warnings))
+    return lowered
 
 
 def _in_its_operators(compressed: Any) -> tuple[Any, bool]:

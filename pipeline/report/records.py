@@ -80,13 +80,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class SizeErrors:
+    """The conversion's errors at one of several sizes. inputs: in words, as `ShapeLatency` has them."""
+
+    inputs: str
+    conversion: tuple[OutputError, ...]
+
+
+@dataclass(frozen=True)
 class Validation:
     """What running an artifact showed, an OutputError for each output.
 
     runner: "native" or "reference"; conversion: of the artifact from the torch model with the same
     decompressed weights; compression: of that model from the source, empty where only one model was compared;
     total: of the artifact from the source; native: the same in the platform's real runtime, or "not run:
-    reason".
+    reason"; sizes: of an artifact of several, each.
     """
 
     runner: str
@@ -95,6 +103,7 @@ class Validation:
     tolerance_db: float
     total: tuple[OutputError, ...] = ()
     native: "Validation | str | UnsetType" = UNSET
+    sizes: tuple[SizeErrors, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from ..targets import libraries
 from . import summaries
 from .json_files import write_json
 from .records import REPORT_PAGE, Report
+from .size_summaries import size_rows
 
 if TYPE_CHECKING:
     import jinja2
@@ -65,5 +66,5 @@ def page_templates() -> "jinja2.Environment":
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
-    env.globals |= {"summaries": summaries, "limits": limits}
+    env.globals |= {"summaries": summaries, "size_rows": size_rows, "limits": limits}
     return env

@@ -17,7 +17,7 @@ from ..device_choice import default_devices
 from ..option import parse_options
 from ..options import OPTIONS
 from ..plan import Plan, model_name
-from ..targets import DEFAULT_TARGET, find_target
+from ..targets import DEFAULT_TARGET, find_target, refuse_sizes
 from .constraints import Constraint, parse_constraints
 from .presets import parse_recipes
 from .records import StudyRow
@@ -128,6 +128,7 @@ class StudyPlan:
                     "Leave it out for the default.",
                 )
         for subject in self.subjects:
+            refuse_sizes(subject.inputs, self.targets)
             for target in self.targets:
                 for recipe in self.recipes or (Recipe(),):
                     subject.plan(target, recipe, self.out)  # what does not go together is said at once

@@ -29,6 +29,7 @@ from ..examine import Examination, examine
 from ..half_precision import with_exact_choices
 from ..judge import judge
 from ..loading import load_model
+from ..other_sizes import with_other_sizes
 from ..output import REPORT_FILE, DiskFull, remove, staged
 from ..report.compose import Findings, compose
 from ..report.records import Artifact, Report
@@ -73,10 +74,12 @@ def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the cache of weights that were compressed before. Raises
     UserError."""
     from ...models.capture import capture
+    from ...models.flexible import captured_at_sizes
 
-    captured = capture(
-        *load_model(subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle)
+    source, samples = load_model(
+        subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle
     )
+    captured = captured_at_sizes(capture(source, samples), source, subject.inputs)
     weight_cache = open_weight_cache() if subject.cache else None
     return Prepared(captured, first_run(captured), templates_of(captured), weight_cache)
 
@@ -166,6 +169,7 @@ def _examined(
         compressed = compress(ready.captured, plan.recipe, cache=ready.weight_cache)
         compressed = replace(compressed, widen=widen)
         yardstick = yardstick_of(compressed, plan.targets, compressed.rounded, ready.first_run)
+        yardstick = with_other_sizes(yardstick, compressed, plan.targets)
         compressed = with_exact_choices(compressed, yardstick)
     with stages("convert") as step:
         written = convert(compressed, task.target, plan, folder, step, ready.templates)

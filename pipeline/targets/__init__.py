@@ -1,8 +1,10 @@
 """The targets, by the name that `--target` takes. A new one is a file here with its record, and a row."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...models.errors import UserError
+from ...models.inputs import InputSpec
 from .coreml import COREML
 from .executorch_mps import EXECUTORCH_MPS
 from .target import Target
@@ -35,6 +37,13 @@ def libraries() -> tuple[str, ...]:
     """The packages whose versions decide what an artifact of any target holds."""
     of_targets = (library for target in TARGETS.values() for library in target.libraries)
     return tuple(dict.fromkeys(("torch", *of_targets, "transformers", "numpy")))
+
+
+def refuse_sizes(inputs: Iterable[InputSpec], names: tuple[str, ...]) -> None:
+    """Raises UserError where inputs offer sizes to choose from and one of the targets has a single one."""
+    for spec in inputs:
+        for name in names if spec.choices else ():
+            refuse("sizes", (name,), spec.name)
 
 
 def refuse(option: str, names: tuple[str, ...], value: object = "", artifact: Path | None = None) -> None:

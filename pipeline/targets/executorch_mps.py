@@ -40,6 +40,10 @@ REFUSED = {
         "--nms is of Core ML: an ExecuTorch program cannot end in it.",
         "Leave it out, or add --target coreml.",
     ),
+    "sizes": Refusal(
+        "--input {value} offers sizes to choose from, and an ExecuTorch MPS program has one.",
+        "Convert it for Core ML (--target coreml), or once for each size.",
+    ),
     "compute_units": Refusal(
         "--compute-units {value} is of Core ML; {artifact} is an ExecuTorch program.",
         "Leave it out: the file itself says what is delegated to the GPU.",

@@ -9,6 +9,7 @@ from msgspec import UNSET
 from ...validation.records import PipelineStage
 from ..report import summaries
 from ..report.records import Inspection, Latency, Placement, ShapeLatency
+from ..report.size_summaries import slowest_shape, time_text
 from .measured import measured_parts
 from .text import arrow, clean, line, table
 
@@ -122,20 +123,9 @@ def _reasons(reasons: Sequence[summaries.OffEngine], console: "Console") -> "Ite
         yield f"and {len(reasons) - MOST_REASONS} more reasons (--json lists every operation)"
 
 
-def worst(shapes: Sequence[ShapeLatency]) -> ShapeLatency | None:
-    """The slowest of the shapes that could be estimated."""
-    timed = [(shape, shape.ms) for shape in shapes if shape.ms is not None]
-    return max(timed, key=lambda pair: pair[1])[0] if timed else None
-
-
 def _shape_row(shape: ShapeLatency, slowest: bool) -> list[str]:
     unit = summaries.UNIT_NAMES.get(shape.unit or "", summaries.NONE)
-    time = (
-        f"not estimated: {clean(shape.problem)}"
-        if shape.problem
-        else summaries.times_text(shape) + (", the slowest" if slowest else "")
-    )
-    return [clean(shape.inputs), clean(shape.kind), unit, time]
+    return [clean(shape.inputs), clean(shape.kind), unit, clean(time_text(shape, slowest))]
 
 
 def _bar(units: Sequence[summaries.UnitSummary], console: "Console") -> Any:
@@ -157,7 +147,7 @@ def _latency(latency: Latency, console: "Console") -> "Iterator[RenderableType]"
     ]
     yield table(console, ["device", "chip", "compute units", "time"], rows)
     if latency.shapes:
-        slowest = worst(latency.shapes)
+        slowest = slowest_shape(latency.shapes)
         rows = [_shape_row(shape, shape is slowest) for shape in latency.shapes]
         yield line((f"\nBy shape, on {clean(latency.devices[0].device)}", "bold"))
         yield table(console, ["inputs", "shape", "mostly on", "time"], rows)

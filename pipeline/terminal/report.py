@@ -24,6 +24,7 @@ from ..signals import raise_again
 from ..step import Show, Step, silent
 from .console import console
 from .inspection import inspection_parts
+from .sizes import print_sizes
 from .text import arrow, clean, line, table, verdict_text
 
 if TYPE_CHECKING:  # rich, as above; the other imports torch
@@ -175,6 +176,7 @@ def render_artifacts(report: Report, out: "Console") -> None:
         out.print(table(out, headers[0], rows, gap=out.width < WIDE and len(rows) > 1))
         out.print(_legend(report.artifacts))
     if report.artifacts:
+        print_sizes(report.artifacts, out)
         told = f"Validated on {summaries.samples_text(report.source.samples)}."
         out.print(line((clean(told), "dim")))
     _print_together(report, out)

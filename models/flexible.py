@@ -1,0 +1,282 @@
+"""A model and the sizes that the user lets an app choose from in; which sizes its inputs have together, and
+the model captured at each of them, out.
+
+Everything behind works with literal sizes: a model of several sizes is captured several times, with the same
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import UserError
+from .inputs import InputSpec, sizes_text
+from .samples import synthetic
+from .size_choices import Listed, Ranged, choices_by_position
+from .source import Limit, Samples, Source
+from .variety import kind_names, varied
+
+if TYPE_CHECKING:
+    from .capture import Captured
+
+Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in their order
+SAMPLES = 2  # at each size beside the usual one: one drawn, one of another kind
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Span:
+    """Dimensions that have one size, from `low` to `high`. places: (number of the input, axis)."""
+
+    places: tuple[tuple[int, int], ...]
+    low: int
+    high: int
+    usual: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an app may choose from: one of `listed`, the usual one first, or any of all `spans`."""
+
+    usual: Shapes
+    listed: tuple[Shapes, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def judged(self) -> tuple[Shapes, ...]:
+        """What a verdict rests on beside the usual sizes: all that are listed; both ends of the ranges."""
+        if self.listed:
+            return self.listed[1:]
+        corners = product(*((span.low, span.high) for span in self.spans))
+        ends = dict.fromkeys(self.at(sizes) for sizes in corners)
+        return tuple(shapes for shapes in ends if shapes != self.usual)
+
+    @property
+    def between(self) -> tuple[Shapes, ...]:
+        """Of ranges: sizes that are no end, and of which those of no two ranges are alike."""
+        if not self.spans:
+            return ()
+        return (self.at([_odd(span, number) for number, span in enumerate(self.spans)]),)
+
+    def at(self, sizes: Sequence[int]) -> Shapes:
+        """sizes: one for each span"""
+        moved = {place: size for span, size in zip(self.spans, sizes) for place in span.places}
+        return _moved(self.usual, moved)
+
+    def bounds(self, index: int) -> tuple[tuple[int, int], ...]:
+        """(least, greatest) of each dimension of input number `index`, of ranges."""
+        spans = {place: span for span in self.spans for place in span.places}
+        return tuple(
+            (spans[index, axis].low, spans[index, axis].high) if (index, axis) in spans else (size, size)
+            for axis, size in enumerate(self.usual[index])
+        )
+
+
+def _odd(span: Span, number: int) -> int:
+    """An odd size inside, of each span another where there is room."""
+    middle = (span.low + min(span.high, 4 * span.usual)) // 2 + 2 * number
+    return max(span.low, min(span.high, middle | 1))
+
+
+def sizes_of(source: Source, given: tuple[InputSpec, ...]) -> Sizes | None:
+    """None where the model has one size. given: `--input`. Raises UserError for a size that the model cannot
+    run."""
+    names = [spec.name for spec in source.inputs]
+    chosen = list(choices_by_position(names, [(spec.name, spec.choices) for spec in given]))
+    if not chosen:
+        return None
+    _refuse_fixed(source)
+    usual = tuple(spec.shape for spec in source.inputs)
+    if isinstance(chosen[0][1], Listed):
+        return _listed(source, usual, chosen)
+    return _ranged(source, usual, chosen)
+
+
+def _refuse_fixed(source: Source) -> None:
+    if source.program is not None:
+        raise UserError(
+            f"{source.path} was exported with fixed sizes, so --input cannot offer others.",
+            "Export it again with torch.export.Dim there.",
+        )
+
+
+def _listed(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Ranged]]) -> Sizes:
+    places = [(index, choice.axis) for index, choice in chosen]
+    columns = list(zip(*(choice.sizes for _, choice in chosen if isinstance(choice, Listed))))
+    followers = _followers(source, usual, places, columns[1])
+    listed = [
+        _moved(usual, dict(zip(places, sizes)) | {follower: sizes[of] for follower, of in followers.items()})
+        for sizes in columns
+    ]
+    for shapes in listed[1:]:
+        _require(source, shapes)
+    return Sizes(usual, tuple(listed))
+
+
+def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Ranged]]) -> Sizes:
+    ranges = [(index, choice) for index, choice in chosen if isinstance(choice, Ranged)]
+    places = [(index, choice.axis) for index, choice in ranges]
+    others = [
+        choice.low if choice.low != usual[index][choice.axis] else choice.high for index, choice in ranges
+    ]
+    followers = _followers(source, usual, places, others)
+    spans = [
+        Span(
+            (place, *(follower for follower, of in followers.items() if of == number)),
+            choice.low, choice.high, usual[index][choice.axis],
+        )
+        for number, (place, (index, choice)) in enumerate(zip(places, ranges))
+    ]  # fmt: skip
+    sizes = Sizes(usual, spans=_tied(source, usual, spans))
+    for shapes in (*sizes.judged, *sizes.between):
+        _require(source, shapes)
+    return sizes
+
+
+def _tied(source: Source, usual: Shapes, spans: list[Span]) -> tuple[Span, ...]:
+    """Ranges of equal sizes of which the model does not run with two different ones are one: ids and mask."""
+    tied: list[Span] = []
+    for span in spans:
+        other = next(
+            (one for one in tied if _alike(one, span) and not _apart(source, usual, one, span)), None
+        )
+        if other is None:
+            tied.append(span)
+        else:
+            tied[tied.index(other)] = replace(other, places=(*other.places, *span.places))
+    return tuple(tied)
+
+
+def _alike(one: Span, other: Span) -> bool:
+    return (one.low, one.high, one.usual) == (other.low, other.high, other.usual)
+
+
+def _apart(source: Source, usual: Shapes, one: Span, other: Span) -> bool:
+    """Whether the model runs where only one of the two has another size."""
+    size = one.low + (one.low == one.usual)
+    return not _problem(source, _moved(usual, dict.fromkeys(one.places, size)))
+
+
+def _followers(
+    source: Source, usual: Shapes, places: list[tuple[int, int]], sizes: Sequence[int]
+) -> dict[tuple[int, int], int]:
+    """Dimensions of other inputs that must be as long as one of `places`, which they are at the usual size:
+    place -> number in `places`. None where the model runs without. sizes: others, one for each place."""
+    moved = dict(zip(places, sizes))
+    if _problem(source, _moved(usual, moved)) is None:
+        return {}
+    given = {index for index, _ in places}
+    followers = {
+        (index, axis): of
+        for index, shape in enumerate(usual)
+        if index not in given
+        for axis, of in _matching(shape, [usual[at][axis] for at, axis in places])
+    }
+    if followers and _problem(source, _moved(usual, moved | _sizes_of(followers, sizes))) is None:
+        return followers
+    for follower, of in followers.items():
+        if _problem(source, _moved(usual, moved | {follower: sizes[of]})) is None:
+            return {follower: of}
+    return followers  # the error is told with them
+
+
+def _sizes_of(followers: Mapping[tuple[int, int], int], sizes: Sequence[int]) -> dict[tuple[int, int], int]:
+    return {follower: sizes[of] for follower, of in followers.items()}
+
+
+def _matching(shape: tuple[int, ...], usual: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(axis, number) of sizes that are one of `usual`; of several equal ones each in its turn."""
+    left = list(enumerate(usual))
+    for axis, size in enumerate(shape):
+        found = next(((number, own) for number, own in left if own == size), None)
+        if found is not None and size > 1:
+            left.remove(found)
+            yield axis, found[0]
+
+
+def _moved(usual: Shapes, moved: Mapping[tuple[int, int], int]) -> Shapes:
+    return tuple(
+        tuple(moved.get((index, axis), size) for axis, size in enumerate(shape))
+        for index, shape in enumerate(usual)
+    )
+
+
+def _require(source: Source, shapes: Shapes) -> None:
+    error = _problem(source, shapes)
+    if error is None:
+        return
+    from .blame import where
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise UserError(
+        f"The model does not run at {sizes_text(resized(source, shapes).inputs)}:"
+        f" {where(error, source.module)}: {type(error).__name__}: {reason}",
+        "Leave this size out of --input. Inputs that share a size all follow where one of them says it.",
+    ) from error
+
+
+def _problem(source: Source, shapes: Shapes) -> Exception | None:
+    """What the model raises at these sizes, on a synthetic sample."""
+    import torch
+
+    from .quiet import quiet
+    from .tensors import as_called
+
+    other = resized(source, shapes)
+    batch = synthetic(other.inputs, 1, SEED, other.limits).batches[0]
+    try:
+        with torch.no_grad(), quiet():
+            other.module(**as_called(batch))
+    except Exception as error:  # whatever the user's own forward raises
+        return error
+    return None
+
+
+def resized(source: Source, shapes: Shapes) -> Source:
+    """The source with inputs of other shapes."""
+    inputs = tuple(replace(spec, shape=shape) for spec, shape in zip(source.inputs, shapes))
+    limits = {
+        spec.name: _limit(source.limits[spec.name], spec.shape)
+        for spec in inputs
+        if spec.name in source.limits
+    }
+    return replace(source, inputs=inputs, limits=limits)
+
+
+def _limit(limit: Limit, shape: tuple[int, ...]) -> Limit:
+    """Of each element of another shape: what is known of the one at its place; a longer one repeats it."""
+    return limit._replace(low=_repeated(limit.low, shape), high=_repeated(limit.high, shape))
+
+
+def _repeated(bound: int | np.ndarray, shape: tuple[int, ...]) -> int | np.ndarray:
+    if not isinstance(bound, np.ndarray) or bound.shape == shape:
+        return bound
+    repeated: np.ndarray = bound
+    for axis, size in enumerate(shape):
+        repeated = np.take(repeated, np.arange(size) % repeated.shape[axis], axis)
+    return repeated
+
+
+def samples_at(source: Source) -> Samples:
+    """Synthetic ones of a size beside the usual one, for verdicts only."""
+    first, second = synthetic(source.inputs, SAMPLES, SEED, source.limits).batches
+    kinds = kind_names(source.inputs)[:1]
+    return Samples("synthetic", (first,), SEED, (varied(source.inputs, 0, second),), kinds)
+
+
+def captured_at_sizes(captured: Captured, source: Source, given: tuple[InputSpec, ...]) -> Captured:
+    """The captured model, with itself at the other sizes that `given` lets an app choose from, where it
+    does."""
+    from .capture import capture
+
+    sizes = sizes_of(source, given)
+    if sizes is None:
+        return captured
+    others = [resized(source, shapes) for shapes in (*sizes.judged, *sizes.between)]
+    at = tuple(capture(other, samples_at(other), calibrates=False) for other in others)
+    return replace(captured, sizes=sizes, at=at)

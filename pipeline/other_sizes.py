@@ -1,0 +1,131 @@
+"""A compressed model of several sizes in; what its artifacts are compared with at the sizes beside the usual
+one, joined to what they are compared with there, out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
+
+from ..models.inputs import sizes_text
+from ..models.source import NORMAL
+from ..validation.judge.compare import compare
+from .report.records import SizeErrors
+from .yardstick import Batches, Yardstick, expected_answers, first_run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from ..models.capture import Captured
+    from ..models.interpret import Tap
+    from ..models.source import Samples
+    from ..quantization.compress import Compressed
+    from ..validation.judge.compare import OutputError
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """Of one size, in words; the other fields are those of a Yardstick."""
+
+    text: str
+    samples: Samples
+    reference: Batches
+    expected: Mapping[str, Batches]
+    captured: tuple[OutputError, ...]
+    near_ties: Sequence[dict[str, np.ndarray]]
+
+
+def _judged(captured: Captured) -> tuple[Captured, ...]:
+    """The model at the sizes beside the usual one that a verdict rests on."""
+    return captured.at[: len(captured.sizes.judged)] if captured.sizes is not None else ()
+
+
+def _at(compressed: Compressed, captured: Captured, targets: Sequence[str], proceed: Tap | None) -> AtSize:
+    """captured: the model at one size."""
+    from ..models.choices import near_ties
+
+    there, judged = replace(compressed, captured=captured), captured.judged
+    makers = {name: weight.dense for name, weight in compressed.weights.items()}
+    rounded = there.rounded
+    return AtSize(
+        sizes_text(captured.inputs),
+        judged.samples,
+        judged.reference,
+        expected_answers(replace(there, captured=judged), targets, rounded, proceed),
+        first_run(captured, proceed).errors if compressed.weights else (),
+        near_ties(judged, makers, compressed.recipe.compute, proceed),
+    )
+
+
+def with_other_sizes(
+    yardstick: Yardstick, compressed: Compressed, targets: Sequence[str], proceed: Tap | None = None
+) -> Yardstick:
+    """yardstick: of the usual size. The samples of the others are of kinds of their own: recipes are not
+    chosen on them."""
+    others = [_at(compressed, one, targets, proceed) for one in _judged(compressed.captured)]
+    if not others:
+        return yardstick
+    every: list[Yardstick | AtSize] = [yardstick, *others]
+    own = yardstick.samples
+    kinds = own.kinds or (NORMAL,) * len(own.batches)
+    samples = replace(
+        own,
+        batches=tuple(batch for one in every for batch in one.samples.batches),
+        kinds=(*kinds, *(kind for one in others for kind in _kinds(one))),
+    )
+    return replace(
+        yardstick,
+        samples=samples,
+        reference=[answer for one in every for answer in one.reference],
+        expected={
+            target: [answer for one in every for answer in one.expected[target]]
+            for target in yardstick.expected
+        },
+        captured=_worst(yardstick.captured, [one.captured for one in others]),
+        near_ties=[masks for one in every for masks in one.near_ties],
+        sizes=tuple(_slices([yardstick.usual_size, *(one.text for one in others)], every)),
+    )
+
+
+def _slices(texts: Sequence[str], every: Sequence[Yardstick | AtSize]) -> Iterator[tuple[str, slice]]:
+    start = 0
+    for text, one in zip(texts, every):
+        yield text, slice(start, start := start + len(one.samples.batches))
+
+
+def _kinds(one: AtSize) -> Sequence[str]:
+    """The kinds of its samples, with the size."""
+    kinds = one.samples.kinds or (NORMAL,) * len(one.samples.batches)
+    return [one.text if kind == NORMAL else f"{one.text}, {kind}" for kind in kinds]
+
+
+def _worst(
+    usual: tuple[OutputError, ...], others: Sequence[tuple[OutputError, ...]]
+) -> tuple[OutputError, ...]:
+    """Of each output that of the size where the captured graph is furthest from the source."""
+    return tuple(
+        min((error for error in errors if not error.vacuous), key=_level, default=errors[0])
+        for errors in zip(usual, *others)
+    )
+
+
+def _level(error: OutputError) -> float:
+    return float("-inf") if error.psnr_db is None else error.psnr_db
+
+
+def at_sizes(yardstick: Yardstick, expected: Batches, answers: Batches) -> tuple[SizeErrors, ...] | UnsetType:
+    """The conversion's errors at each size; UNSET of a model of one."""
+    return (
+        tuple(
+            SizeErrors(
+                text,
+                compare(expected[samples], answers[samples], yardstick.near_ties[samples]),
+            )
+            for text, samples in yardstick.sizes
+        )
+        or UNSET
+    )
