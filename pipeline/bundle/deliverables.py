@@ -9,11 +9,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from ...models.digest import content_of
 from ...models.errors import UserError
 from ...models.formats import usual_suffixes
 from ...models.source import TensorSpec
+from ..classifiers import held_labels
+from ..detectors import is_suppressed
 from ..output import REPORT_FILE
 from ..report.read import ReportFile, read_reports
 from ..report.records import Artifact, Report, SourceSummary
@@ -69,7 +72,8 @@ class Requirements:
 @dataclass(frozen=True)
 class Variant:
     """One artifact. `artifact` and `tools` are its report's; resource and function are where it lies in the
-    bundle, once it is packed."""
+    bundle, once it is packed. states: what a session of it keeps; labels: of its classes; suppressed: it ends
+    in a suppression of boxes."""
 
     name: str
     runtime: AppRuntime
@@ -84,6 +88,9 @@ class Variant:
     tools: dict[str, str] = field(compare=False)
     resource: str = ""
     function: str = ""
+    states: tuple[Feature, ...] = ()
+    labels: tuple[str | int, ...] = ()
+    suppressed: bool = False
 
     @property
     def is_package(self) -> bool:
@@ -109,6 +116,9 @@ class Model:
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
     variants: tuple[Variant, ...]
+    states: tuple[Feature, ...] = ()
+    labels: tuple[str | int, ...] = ()
+    suppressed: bool = False
 
 
 def read_models(reports: Sequence[str], allow_failed: bool) -> list[Model]:
@@ -193,13 +203,25 @@ def _variant(report: ReportFile, artifact: Artifact, allow_failed: bool) -> Vari
     if target is None or target.in_apps is None:
         held = ", ".join(name for name, target in TARGETS.items() if target.in_apps is not None)
         raise UserError(f"{path} is for {artifact.target!r}; bundles hold {held}.", REPORT_HINT)
-    specification, systems, inputs, outputs = _border(path, target.in_apps)
+    seen = _seen(path, target.in_apps)
     name = slug(artifact.recipe, "variant") + ("" if target.name == DEFAULT_TARGET else f"-{target.short}")
     content = report.content
     tools = {"cidermill": content.version, **_tools(content.environment)}
-    runtime, requires = target.in_apps, Requirements(systems)
     return Variant(
-        name, runtime, path, digest, size, specification, requires, inputs, outputs, artifact, tools
+        name,
+        target.in_apps,
+        path,
+        digest,
+        size,
+        seen.specification,
+        Requirements(seen.systems),
+        seen.inputs,
+        seen.outputs,
+        artifact,
+        tools,
+        states=seen.states,
+        labels=seen.labels,
+        suppressed=seen.suppressed,
     )
 
 
@@ -213,51 +235,63 @@ def _tools(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _border(
-    path: Path, runtime: AppRuntime
-) -> tuple[int, tuple[str, str], tuple[Feature, ...], tuple[Feature, ...]]:
-    """-> (specification version, systems, inputs, outputs), read from the artifact where it says them."""
-    from ...validation.mil.read import read_package
+@dataclass(frozen=True)
+class Seen:
+    """What an artifact says of itself, as far as it does. specification: its version, 0 of a .pte."""
+
+    specification: int
+    systems: tuple[str, str]
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    states: tuple[Feature, ...] = ()
+    labels: tuple[str | int, ...] = ()
+    suppressed: bool = False
+
+
+def _seen(path: Path, runtime: AppRuntime) -> Seen:
     from ...validation.runners import open_to_read
 
+    runner = open_to_read(path)
+    outputs = tuple(Feature(one.name, one.dtype, one.shape) for one in runner.outputs)
     if runtime.systems is not None:
-        runner = open_to_read(path)
-        inputs, outputs = (
-            tuple(Feature(value.name, value.dtype, value.shape) for value in side)
-            for side in (runner.inputs, runner.outputs)
-        )
-        return 0, runtime.systems, inputs, outputs
-    package = read_package(path)
-    if package.states:
-        raise UserError(
-            f"{path} keeps state ({package.states[0].name}), which the Swift wrapper cannot hold.",
-            "Ship it without a bundle.",
-        )
-    known = package.features[package.default_function]
+        inputs = tuple(Feature(one.name, one.dtype, one.shape) for one in runner.inputs)
+        return Seen(0, runtime.systems, inputs, outputs)
+    package, known = runner.package, runner.features
+    if package is None:
+        raise TypeError(f"{path} is no package")
     inputs = tuple(
         Feature(one.name, one.dtype, one.shape, had.channels, had.shapes, had.ranges, had.default is not None)
-        for one in package.inputs if (had := known[one.name])
+        for one in runner.inputs if (had := known[one.name])
     )  # fmt: skip
-    outputs = tuple(Feature(one.name, one.dtype, one.shape) for one in package.outputs)
-    return package.specification_version, SYSTEMS[package.specification_version], inputs, outputs
+    return Seen(
+        package.specification_version,
+        SYSTEMS[package.specification_version],
+        inputs,
+        outputs,
+        states=tuple(Feature(one.name, one.dtype, one.shape) for one in runner.states),
+        labels=tuple(held_labels(runner)),
+        suppressed=is_suppressed(runner),
+    )
 
 
 @dataclass(frozen=True)
 class Border:
     """What the variants of one model share: the source with its inputs and outputs, and those of the
-    packages; None where there is only a .pte, whose runtime has types of its own."""
+    packages, with their states and labels; None where there is only a .pte, whose runtime has types of its
+    own."""
 
     sha256: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    packages: tuple[tuple[Feature, ...], tuple[Feature, ...]] | None = None
+    packages: tuple[tuple[Any, ...], ...] | None = None
 
 
 def _border_of(report: Report, variant: Variant, borders: Iterable[Border]) -> Border:
     """A .pte joins the packages of the same source."""
     own = Border(report.source.sha256, report.source.inputs, report.source.outputs)
     if variant.is_package:
-        return replace(own, packages=(variant.inputs, variant.outputs))
+        parts = (variant.inputs, variant.outputs, variant.states, variant.labels)
+        return replace(own, packages=parts)
     return next((border for border in borders if replace(border, packages=None) == own), own)
 
 
@@ -269,7 +303,9 @@ def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:
     shown = next((one for one in variants if one.is_package), variants[0])
     taken: set[str] = set()
     named = tuple(replace(one, name=unique(one.name, taken)) for one in variants)
-    return Model(name, about, shown.inputs, shown.outputs, named)
+    return Model(
+        name, about, shown.inputs, shown.outputs, named, shown.states, shown.labels, shown.suppressed
+    )
 
 
 def _named(models: list[Model]) -> list[Model]:

@@ -113,7 +113,8 @@ class ManifestVariant:
 
 @dataclass(frozen=True)
 class ManifestModel:
-    """What the app sees as one model; variants in the order in which a device tries them."""
+    """What the app sees as one model; variants in the order in which a device tries them. states: what a
+    session of it keeps; labels: of its classes, in their order."""
 
     name: str
     swift_type: str
@@ -121,6 +122,8 @@ class ManifestModel:
     inputs: tuple[BorderTensor, ...]
     outputs: tuple[BorderTensor, ...]
     variants: tuple[ManifestVariant, ...]
+    states: tuple[BorderTensor, ...] | UnsetType = UNSET
+    labels: tuple[str | int, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,8 @@ def _model(model: Model, kind: str) -> ManifestModel:
         inputs=tuple(map(_border_tensor, model.inputs)),
         outputs=tuple(map(_border_tensor, model.outputs)),
         variants=tuple(map(_variant, model.variants)),
+        states=tuple(map(_border_tensor, model.states)) or UNSET,
+        labels=model.labels or UNSET,
     )
 
 

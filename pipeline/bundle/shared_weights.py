@@ -23,6 +23,7 @@ from ...models.source import TensorSpec
 from ...validation.mil.blob import PIECE_BYTES, RECORD_BYTES, Blob, open_blob, read_bytes
 from ...validation.mil.files import inside, locate_model, parse_model
 from ...validation.mil.read import MODULE_MAP
+from ...validation.mil.stages import KINDS
 from .deliverables import Variant, slug, unique
 
 FIRST_SPECIFICATION = 9  # iOS18, macOS15: the first with several functions
@@ -51,10 +52,10 @@ class Proposal:
 
 
 def weights_of(package: Path) -> list[Weight]:
-    """Every weight that the program of a package refers to, once for each place in the file, in file
-    order."""
+    """Every weight that the program of a package refers to, once for each place in the file, in file order;
+    none of a pipeline, which cannot be a function."""
     model_path = locate_model(package)
-    model = parse_model(model_path)
+    model = parse_model(model_path, KINDS)
     blobs: dict[str, Blob] = {}
     found: dict[tuple[str, int], Weight] = {}
     for function in model.mlProgram.functions.values():
@@ -175,6 +176,8 @@ def _related(first: dict[bytes, int], second: dict[bytes, int]) -> bool:
 
 
 def _obstacle(variants: Sequence[Variant]) -> str:
+    if any(one.labels for one in variants):
+        return "coremltools knows no classifiers as functions of one package"
     versions = {one.specification for one in variants}
     if min(versions) < FIRST_SPECIFICATION:
         return "functions that share weights need --deployment-target iOS18 or later"
@@ -211,6 +214,7 @@ def _add_function(
     described = merged.description.functions.add(name=name)
     described.input.extend(model.description.input)
     described.output.extend(model.description.output)
+    described.state.extend(model.description.state)
     function = merged.mlProgram.functions[name]
     function.CopyFrom(next(iter(model.mlProgram.functions.values())))
     for value in stored_values(function):

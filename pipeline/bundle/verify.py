@@ -187,7 +187,12 @@ def _run_problem(artifact: Path, function: str) -> str:
 
     try:
         runner = open_runner(artifact, host="reference", function=function or "main")
-        specs = tuple(TensorSpec(one.name, usual_shape(runner, one), one.dtype) for one in runner.inputs)
+        optional = {name for name, feature in runner.features.items() if feature.default is not None}
+        specs = tuple(
+            TensorSpec(one.name, usual_shape(runner, one), one.dtype)
+            for one in runner.inputs
+            if one.name not in optional
+        )
         runner(synthetic(specs).batches[0])
     except (UserError, OperatorFailed) as error:
         return str(error)

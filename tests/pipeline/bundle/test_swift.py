@@ -12,14 +12,8 @@ import tree_sitter_swift
 from cidermill.pipeline.bundle import swift
 from cidermill.pipeline.bundle.conditions import MACHINE
 from cidermill.pipeline.bundle.deliverables import Feature, Model, Requirements, Variant
-from cidermill.pipeline.bundle.swift import (
-    comment,
-    identifier,
-    literal,
-    platforms,
-    swift_files,
-    type_names,
-)
+from cidermill.pipeline.bundle.members import identifier, literal
+from cidermill.pipeline.bundle.swift import comment, platforms, swift_files, type_names
 from cidermill.pipeline.bundle.swift_check import BrokenSwift, check_swift, syntax_errors
 from cidermill.pipeline.targets import find_target
 
@@ -180,7 +174,7 @@ def test_the_border_in_swift():
         ),
         (
             "public init(ids: [Int32], idsShape: [Int], picture: CGImage, grey: CGImage, half: [Float], mask:"
-            " [Float]?, any_: [Float], any_Shape: [I"
+            " [Float]?, any_: [Float], size: Size = .size1x3) throws"
         ),
         'ModelSupport.array(ids, shape: idsShape, name: "ids")',
         (
