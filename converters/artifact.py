@@ -41,11 +41,13 @@ class About:
 class Interface:
     """What an app sees of an artifact beyond the names, shapes and types of a captured model. about: what it
     says of itself; classes: what the entries of an output are called, of a classifier;
-    detector: what becomes of boxes."""
+    detector: what becomes of boxes; states: whether buffers that the model changes are states of it, not
+    inputs and outputs."""
 
     about: About = field(default_factory=About)
     classes: Classes | None = None
     detector: Detector | None = None
+    states: bool = False
 
 
 @dataclass(frozen=True)

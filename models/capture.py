@@ -14,10 +14,11 @@ import numpy as np
 
 from .answers import affordable, answered
 from .blame import where as located
+from .calls import Calls, Stateful, answered_in_a_row
 from .composites import kept_composites, own_decompositions
 from .errors import UserError
 from .mapped import Reading
-from .naming import name_placeholders
+from .naming import free_name, name_placeholders
 from .patched import (
     lazy_graph_modules,
     masks_as_given,
@@ -31,7 +32,7 @@ from .recurrent_shapes import shapes_of_recurrent_layers
 from .remembered_overrides import remembered_overrides
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Limit, Samples, Source, TensorSpec, refuse_complex
-from .state import changed_inputs, changes_itself, leave_inputs, refuse_mutation
+from .state import StateSpec, changed_inputs, changes_itself, lift_states, states_of
 from .tensors import Tensor, as_called, laid_out_as, tensors_of
 from .work import work_of
 
@@ -56,6 +57,8 @@ class Captured:
     an output are called, and what becomes of boxes.
     `sizes`: what an app may choose from, of a model of several sizes; this is the usual one, `at` holds
     itself at others: the sizes' `judged`, then `between`.
+    Buffers that the model changes are `states`: the last inputs, their new values the last outputs. Samples
+    hold the values that they had before the call; `calls` are calls in a row, None without states.
     """
 
     source: Source
@@ -69,6 +72,8 @@ class Captured:
     detector: Detector | None = None
     sizes: Sizes | None = None
     at: tuple[Captured, ...] = ()
+    states: tuple[StateSpec, ...] = ()
+    calls: Calls | None = None
 
     @property
     def judged(self) -> Captured:
@@ -114,11 +119,17 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
         names = _output_names(exported, source)
         program = decomposed(exported)
         warnings = (*source.warnings, *changed_inputs(program))
-        program = normalise(program, [spec.name for spec in source.inputs], source.limits)
+        own_names = [spec.name for spec in source.inputs]
+        states = states_of(program, [*own_names, *(name for _, name in names)])
+        program = normalise(program, [*own_names, *(state.name for state in states)], source.limits)
         own = source.program.module() if source.program is not None else source.module
         run = partial(_run_source, source, own, [name for _, name in names])
+        samples, calls = affordable(samples, work_of(program), calibrates), None
         with torch.no_grad(), _weights_dropped_after_use(own):
-            answers = answered(affordable(samples, work_of(program), calibrates), run)
+            if states:
+                answers, calls = answered_in_a_row(samples, Stateful(run, own, states), work_of(program))
+            else:
+                answers = answered(samples, run)
     from .counted import assumed_counts
     from .loops import repeated_steps
 
@@ -129,13 +140,17 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
         TensorSpec(name, reference[0][name].shape, str(reference[0][name].dtype)) for _, name in names
     )
     refuse_complex(outputs)
+    inputs = (*source.inputs, *(state.before for state in states))
+    outputs = (*outputs, *(state.after for state in states))
     return Captured(
-        source, program, source.inputs, outputs, answers.samples, reference, answers.further_reference
-    )
+        source, program, inputs, outputs, answers.samples, reference, answers.further_reference,
+        states=states, calls=calls,
+    )  # fmt: skip
 
 
 def decomposed(exported: ExportedProgram) -> ExportedProgram:
-    """In operators of ATen's core set and `kept_composites`. Raises UserError where it changes its state."""
+    """In operators of ATen's core set and `kept_composites`. Raises UserError where it changes what is no
+    buffer."""
     import torch
 
     table = torch.export.default_decompositions()
@@ -149,7 +164,6 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
             if "is mutated in the forward method" not in str(error):
                 raise
             raise changes_itself(["a tensor that is no buffer of it"]) from error
-    refuse_mutation(program)
     return program
 
 
@@ -176,7 +190,7 @@ def normalise(
     from .sizes import settle_sizes
 
     work = draft(program)
-    leave_inputs(work, program)
+    lift_states(work, program)
     unroll(work)
     _keep_tensor_outputs(work)
     _name_inputs(work, program, input_names)
@@ -266,28 +280,14 @@ def _output_names(program: ExportedProgram, source: Source) -> list[tuple[int, s
         )
     if len(source.output_names) == len(tensors):
         return list(zip(tensors, source.output_names))
-    return list(
-        zip(
-            tensors,
-            _unique([_path_name(paths[index]) for index in tensors], {spec.name for spec in source.inputs}),
-        )
-    )
+    taken = {spec.name for spec in source.inputs}
+    return [(index, free_name(_path_name(paths[index]), taken)) for index in tensors]
 
 
 def _path_name(path: tuple[Any, ...]) -> str:
     parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
     name = re.sub(r"\W", "_", "_".join(parts))
     return "output" if not name else name if name[0].isalpha() else f"output_{name.strip('_')}"
-
-
-def _unique(names: list[str], taken: set[str]) -> list[str]:
-    result: list[str] = []
-    for name in names:
-        unique, count = name, 1
-        while unique in taken or unique in result:
-            unique, count = f"{name}_{count}", count + 1
-        result.append(unique)
-    return result
 
 
 def _run_source(
@@ -397,15 +397,19 @@ def _name_inputs(work: Draft, program: ExportedProgram, names: list[str]) -> Non
 
 
 def _accept_int32(work: Draft) -> None:
-    """Artifacts take int32 where torch takes int64: declare the input int32 and cast it inside."""
+    """Artifacts take int32 where torch has integers of other widths: declare the input int32 and cast it
+    inside."""
     import torch
 
+    from .border import NARROW
+
     for node in [node for node in work.graph.nodes if work.is_input(node)]:
-        if node.meta["val"].dtype != torch.int64:
+        if node.meta["val"].dtype not in (torch.int64, *NARROW):
             continue
         first = next(other for other in work.graph.nodes if other.op != "placeholder")
+        dtype = node.meta["val"].dtype
         with work.graph.inserting_before(first):
-            cast = work.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": torch.int64})
+            cast = work.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
         cast.meta = {**node.meta, "val": node.meta["val"]}
         node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
         node.meta["val"] = node.meta["val"].to(torch.int32)

@@ -4,11 +4,15 @@ torch."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .calls import Calls
 from .capture import Captured
 from .interpret import Tap, input_tensors, prepare, run
 from .quiet import quiet
+from .source import Samples
 from .tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -42,6 +46,24 @@ def evaluate(
     with torch.no_grad(), quiet():
         results = run(prepare(program, makers, tensors), samples, tap)
         return tuple(_named(captured, outputs) for outputs in results)
+
+
+def evaluate_in_a_row(
+    program: ExportedProgram,
+    captured: Captured,
+    calls: Calls,
+    instead: Mapping[str, Callable[[], torch.Tensor]] | None = None,
+) -> Calls:
+    """As `evaluate`, of calls each of which begins with the states that the one before has left."""
+    makers = {name: cache(maker) for name, maker in (instead or {}).items()}
+    state = {spec.name: spec.initial for spec in captured.states}
+    answers = []
+    for batch in calls.inputs:
+        samples = Samples("real", ({**batch, **state},))
+        (answer,) = evaluate(program, captured.on(samples, ()), makers)
+        state = {spec.name: answer.pop(spec.output).astype(spec.dtype) for spec in captured.states}
+        answers.append(answer)
+    return replace(calls, answers=tuple(answers), final=state)
 
 
 def _in_dtype(maker: Callable[[], torch.Tensor], dtype: torch.dtype) -> Callable[[], torch.Tensor]:

@@ -17,6 +17,7 @@ from .nested import flat_specs, is_nested, nest, roots
 from .quiet import quiet
 from .samples import is_index_error, synthetic
 from .source import Limit, TensorSpec
+from .state import unchanged_buffers
 from .tensors import as_called
 
 _SPATIAL = {1: "1000", 2: "224x224", 3: "16x112x112"}
@@ -167,7 +168,7 @@ def try_once(
     terms."""
     batch = synthetic(specs, 1, 0, limits).batches[0]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), unchanged_buffers(module):
             answer = module(**as_called(batch))
             _register_dataclasses(answer)
     except UserError:

@@ -19,6 +19,7 @@ from .border import NARROW
 from .quiet import quiet
 from .samples import is_index_error, synthetic
 from .source import Limit, TensorSpec
+from .state import unchanged_buffers
 from .tensors import as_called
 
 Tensors = Mapping[str, torch.Tensor]
@@ -133,7 +134,7 @@ def _runs(module: torch.nn.Module, specs: Sequence[TensorSpec], limits: Mapping[
     runs it next."""
     batch = synthetic(tuple(specs), 1, 0, dict(limits)).batches[0]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), unchanged_buffers(module):
             module(**as_called(batch))
     except Exception as error:
         return not is_index_error(error)
@@ -145,7 +146,7 @@ def _traced(module: torch.nn.Module, specs: Sequence[TensorSpec], examples: Tens
     inputs = {spec.name: _plain(spec, examples.get(spec.name)) for spec in specs}
     trace = _Tracing({spec.name: inputs[spec.name] for spec in specs if spec.dtype == "int32"})
     try:
-        with torch.no_grad(), quiet(), trace:
+        with torch.no_grad(), quiet(), unchanged_buffers(module), trace:
             module(**inputs)
     except Exception:  # whatever the user's own forward raises; it is told when a sample is run
         return None

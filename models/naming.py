@@ -12,9 +12,11 @@ from .errors import UserError
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from .calls import Calls
     from .capture import Captured
     from .graphs import Draft
     from .source import TensorSpec
+    from .state import StateSpec
 
 
 def name_placeholders(work: Draft, inputs: Sequence[Node], names: Sequence[str]) -> None:
@@ -22,12 +24,13 @@ def name_placeholders(work: Draft, inputs: Sequence[Node], names: Sequence[str])
     taken = {node.name for node in work.graph.nodes} | set(names)
     clashing = [node for node in work.graph.nodes if node.name in names and node not in inputs]
     for node in clashing:
-        _rename(work, node, _free(f"{node.name}_value", taken))
+        _rename(work, node, free_name(f"{node.name}_value", taken))
     for node, name in zip(inputs, names):
         _rename(work, node, name)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken; it is taken afterwards."""
     free, count = name, 1
     while free in taken:
         free, count = f"{name}_{count}", count + 1
@@ -56,6 +59,7 @@ def renamed(captured: Captured, names: Mapping[str, str]) -> Captured:
     if not names:
         return captured
     _check(captured, names)
+    names = _with_new_values(captured, names)
     inputs, outputs = _specs(captured.inputs, names), _specs(captured.outputs, names)
     further = _batches(captured.samples.further, names)
     return replace(
@@ -67,6 +71,39 @@ def renamed(captured: Captured, names: Mapping[str, str]) -> Captured:
         reference=_batches(captured.reference, names),
         further_reference=_batches(captured.further_reference, names),
         at=tuple(renamed(other, names) for other in captured.at),
+        states=_states(captured.states, names),
+        calls=_calls(captured.calls, names),
+    )
+
+
+def _with_new_values(captured: Captured, names: Mapping[str, str]) -> dict[str, str]:
+    """A state's new value follows it, where it is given no name of its own and the name is free."""
+    taken = {spec.name for spec in (*captured.inputs, *captured.outputs)} | set(names.values())
+    followed = {
+        state.output: f"{names[state.name]}_out"
+        for state in captured.states
+        if state.name in names and f"{names[state.name]}_out" not in taken
+    }
+    return {**followed, **names}
+
+
+def _states(states: Iterable[StateSpec], names: Mapping[str, str]) -> tuple[StateSpec, ...]:
+    return tuple(
+        replace(
+            state,
+            name=names.get(state.name, state.name),
+            output=names.get(state.output, state.output),
+        )
+        for state in states
+    )
+
+
+def _calls(calls: Calls | None, names: Mapping[str, str]) -> Calls | None:
+    if calls is None:
+        return None
+    (final,) = _batches((calls.final,), names)
+    return replace(
+        calls, inputs=_batches(calls.inputs, names), answers=_batches(calls.answers, names), final=final
     )
 
 

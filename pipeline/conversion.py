@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..converters.artifact import Interface
 from .metadata import about
+from .states import keeps_states, states_warnings
 from .targets import TARGETS, find_target
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ def convert(
     target = find_target(name)
     path = folder / f"{plan.name}{target.suffix}"
     captured = compressed.captured
-    interface = Interface(about(plan, captured.source), captured.classes, captured.detector)
+    states = keeps_states(plan, target, captured)
+    interface = Interface(about(plan, captured.source), captured.classes, captured.detector, states)
     written = target.write(compressed, path, plan.deployment_target, templates.get(name), interface, step)
+    written = replace(written, warnings=(*written.warnings, *states_warnings(plan, target, captured)))
     return _with_what_is_left_out(written, target, plan)
 
 

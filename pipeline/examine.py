@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ..validation.records import Compression
 from .classifiers import check_classes, label_of, without_labels
 from .detectors import IN_STAGES, before_suppression, check_detector, is_suppressed
 from .half_precision import overflows
+from .in_a_row import Course, by_course, followed
 from .measurements import add_measured
 from .other_sizes import at_sizes
 from .report.records import Latency, Placement, Validation
@@ -24,6 +26,7 @@ from .yardstick import Batches
 
 if TYPE_CHECKING:
     from ..converters.artifact import WrittenArtifact
+    from ..models.state import StateSpec
     from ..validation.judge.labels import LabelCheck
     from ..validation.runner import Runner
     from .estimates import Estimator
@@ -63,6 +66,7 @@ def examine(
     them. The yardstick's weights are let go one by one as the last artifact's take their place in memory."""
     from ..validation.judge.audit import audit
     from ..validation.runners import open_runner
+    from ..validation.states import seen_through
 
     examinations = []
     for artifact in artifacts:
@@ -81,9 +85,10 @@ def examine(
             expected = yardstick.expected[artifact.target]
             runner = before_suppression(runner, expected[0])
             answers, labels = [], []
-            given = [arranged(batch, runner, yardstick.inputs) for batch in batches]
+            seen = seen_through(runner, yardstick.states)
+            given = [arranged(batch, seen, yardstick.inputs) for batch in batches]
             for start in range(0, len(batches), TOGETHER):
-                together = runner.each(given[start : start + TOGETHER])
+                together = seen.each(given[start : start + TOGETHER])
                 answers += [
                     named(without_labels(answer, runner, wanted), yardstick.output_names)
                     for answer, wanted in zip(together, expected[start:])
@@ -93,7 +98,12 @@ def examine(
                 runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
             )
             validation = replace(validation, sizes=at_sizes(yardstick, expected, answers))
-            overflow = overflows(artifact.path, runner, validation, given)
+            if course := yardstick.course(artifact.target):
+                called = partial(
+                    call_by_names, runner, yardstick.inputs, yardstick.output_names, course.states
+                )
+                validation = followed(validation, runner, called, course)
+            overflow = overflows(artifact.path, runner, validation, given, yardstick.states)
             validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
         with stages("place"):
             estimates = estimator(runner, artifact.target)
@@ -127,7 +137,13 @@ def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Valid
         return IN_STAGES
     expected = yardstick.expected[artifact.target]
     return check_artifact(
-        runner, yardstick.inputs, yardstick.samples, expected, yardstick.reference, yardstick.near_ties
+        runner,
+        yardstick.inputs,
+        yardstick.samples,
+        expected,
+        yardstick.reference,
+        yardstick.near_ties,
+        yardstick.course(artifact.target),
     )
 
 
@@ -138,14 +154,39 @@ def check_artifact(
     expected: Batches,
     reference: Batches,
     near_ties: Batches = (),
+    course: Course | None = None,
 ) -> Validation:
-    """Run an open artifact on the samples and keep the two errors apart (see `compared`)."""
+    """Run an open artifact on the samples and keep the two errors apart (see `compared`). course: of a model
+    that changes its buffers; a runtime that does not show its states is judged by that alone."""
+    from ..validation.states import seen_through
+
     outputs = list(expected[0])
+    called = partial(call_by_names, runner, inputs, outputs, () if course is None else course.states)
+    if course is not None and runner.states and runner.kind == "native":
+        return by_course(runner, called, course)
+    seen = runner if course is None else seen_through(runner, course.states)
     answers = [
-        named(without_labels(runner(arranged(batch, runner, inputs)), runner, wanted), outputs)
+        named(without_labels(seen(arranged(batch, seen, inputs)), seen, wanted), outputs)
         for batch, wanted in zip(samples.batches, expected)
     ]
-    return compared(runner, samples, expected, reference, answers, near_ties)
+    validation = compared(seen, samples, expected, reference, answers, near_ties)
+    return validation if course is None else followed(validation, runner, called, course)
+
+
+def call_by_names(
+    runner: Runner,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    states: Sequence[StateSpec],
+    batch: dict[str, np.ndarray],
+    state: Any = None,
+) -> dict[str, np.ndarray]:
+    """One call of an artifact by the model's names, without those of `states` where the artifact holds them
+    itself. state: of its runner."""
+    held = {name for spec in states for name in (spec.name, spec.output)} if runner.states else set()
+    inputs = [spec for spec in inputs if spec.name not in held]
+    answer = runner(arranged(batch, runner, inputs), state=state)
+    return named(answer, [name for name in outputs if name not in held])
 
 
 def compared(

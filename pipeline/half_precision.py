@@ -13,6 +13,7 @@ import numpy as np
 from ..validation.judge.compare import converted
 
 if TYPE_CHECKING:
+    from ..models.state import StateSpec
     from ..quantization.compress import Compressed
     from ..validation.runner import Runner
     from .report.records import Validation
@@ -41,16 +42,25 @@ def with_exact_choices(compressed: Compressed, yardstick: Yardstick) -> Compress
     return replace(compressed, exact_choices=hangs and chooses_in_half(compressed))
 
 
-def overflows(path: Path, runner: Runner, validation: Validation, samples: Sequence[Any]) -> bool:
+def overflows(
+    path: Path,
+    runner: Runner,
+    validation: Validation,
+    samples: Sequence[Any],
+    states: Sequence[StateSpec] = (),
+) -> bool:
     """Whether an artifact in half precision fails its check, and has numbers that half precision does not
-    hold when it runs without rounding: too large ones, or large angles. samples: as the runner takes them."""
+    hold when it runs without rounding: too large ones, or large angles. samples: as the runner takes them,
+    with values of `states`."""
     right = all(converted(error, validation.tolerance_db) for error in validation.conversion)
     if right or runner.precision == "float32":
         return False
     from ..validation.graph import all_nodes, references
     from ..validation.runners import open_runner
+    from ..validation.states import seen_through
 
     exact = open_runner(path, host="reference", precision="float32", keep_weights=False)
+    exact = seen_through(exact, states)
     angles = {
         name for node in all_nodes(exact.file_graph) if node.op in SINES for name in references(node.inputs)
     }

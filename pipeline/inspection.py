@@ -72,6 +72,7 @@ def inspect_artifact(
         (runner.package.stages if runner.package is not None else ()) or UNSET,
         _metadata(runner),
         tuple(held_labels(runner)) or UNSET,
+        tuple(runner.states),
     )
 
 

@@ -56,7 +56,8 @@ def judge(
     elif min_psnr is None:
         judgements.append(Judgement("pass", [_poor_advice(error) for error in poor(validation)]))
     still = unmoved(yardstick.samples.batches, yardstick.expected[examination.artifact.target])
-    judgements.append(Judgement("pass", [_unmoved_advice(name) for name in still]))
+    new = {state.output for state in yardstick.states}
+    judgements.append(Judgement("pass", [_unmoved_advice(name) for name in still if name not in new]))
     passed = all(judgement.verdict == "pass" for judgement in judgements)
     advice = [text for judgement in judgements for text in judgement.advice]
     return Judgement("pass" if passed else "fail", advice)
@@ -73,8 +74,33 @@ def judge_validation(validation: Validation, min_psnr: float | None) -> Judgemen
         for error in validation.compression
         if min_psnr is not None and not meets(error, min_psnr)
     ]
-    passed = verdict(validation.conversion, validation.tolerance_db) == "pass" and not budget
-    return Judgement("pass" if passed else "fail", conversion + budget)
+    in_a_row = judge_in_a_row(validation)
+    passed = verdict(validation.conversion, validation.tolerance_db) == "pass" and not budget + in_a_row
+    return Judgement("pass" if passed else "fail", conversion + in_a_row + budget)
+
+
+def judge_in_a_row(validation: Validation) -> list[str]:
+    """What is wrong from call to call, of an artifact of a model that changes its buffers."""
+    row = validation.in_a_row
+    if not row:
+        return []
+    advice = [
+        f"Call by call, {name_and_distance(error)} what the model gives from its own state, over"
+        f" {row.calls} calls in a row.\nStates are kept in half precision: what is lost in one call stays in"
+        " the next. Keep it as an input and output of float32 with --state io."
+        for error in row.conversion
+        if not error.vacuous and not converted(error, validation.tolerance_db)
+    ]
+    if not row.apart:
+        advice.append(
+            "Two states disturb each other: used in turns, they give other answers than one alone.\nThis is"
+            " the conversion: please report it with the model."
+        )
+    return advice
+
+
+def name_and_distance(error: OutputError) -> str:
+    return f"{error.output} {_distance(error)}"
 
 
 def judge_labels(labels: LabelCheck) -> Judgement:

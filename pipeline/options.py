@@ -18,6 +18,7 @@ from .metadata import parse_metadata
 from .names import parse_names, parse_parts
 from .option import Option
 from .quantities import parse_budget, parse_latency_limits, parse_size
+from .states import STATE
 from .suppression import parse_suppression
 from .targets import DEFAULT_TARGET, TARGETS
 
@@ -269,6 +270,7 @@ CONVERT = (
         metavar="BOXES,SCORES[:iou=0.45][:confidence=0.25]",
         parse=parse_suppression,
     ),
+    STATE,
     Option("out", "out", "Where the results go.  [default: NAME-artifacts]", Path, metavar="DIR"),
     Option(
         "force",

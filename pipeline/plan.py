@@ -34,7 +34,8 @@ class Plan:
     machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
     (key, text), as given; labels: of a classifier's or a detector's classes. parts: of the model, instead
     of the whole; beside: the part is one of several that one run makes, so names and metadata may be of
-    another. out: None for a folder that is called after the model.
+    another. state: "auto", or "io" for states as inputs and outputs of every target. out: None for a folder
+    that is called after the model.
     """
 
     model: Path
@@ -65,6 +66,7 @@ class Plan:
     suppression: SuppressionOption | None = None
     parts: tuple[str, ...] = ()
     beside: bool = False
+    state: str = "auto"
 
     def __post_init__(self) -> None:
         for name in self.targets:

@@ -27,6 +27,7 @@ from .report.compose import Findings, compose, with_earlier
 from .report.write import write_report
 from .second_thread import computing
 from .stages import Stages
+from .states import check_states
 from .step import Show, silent
 from .store import open_cache
 from .yardstick import yardstick_of
@@ -105,7 +106,9 @@ def _capture(
             source, given = part_source(source, samples, name)
     with stages("capture"):
         captured = captured_at_sizes(capture(source, given, plan.calibrates), source, plan.inputs)
-        return as_artifacts_say(plan, captured), samples
+        captured = as_artifacts_say(plan, captured)
+    check_states(plan, captured)
+    return captured, samples
 
 
 class Pressed(NamedTuple):

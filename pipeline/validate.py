@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from ..models.errors import UserError
 from .classifiers import as_classes, label_advice
 from .detectors import SUPPRESSION_NOTE, as_detections, is_suppressed, unsuppressed
 from .examine import check_artifact
+from .in_a_row import Course
 from .judge import judge_validation
 from .loading import Given, load_model, with_samples
 from .report.records import Comparison, Validation
@@ -60,18 +63,26 @@ def validate_artifact(
     answers, more_notes = as_classes(runner, answers)
     mislabelled = label_advice(runner, captured.source)
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
+    calls = captured.calls
+    course = None if calls is None else Course(captured.states, calls, calls)
     with show("validate"):
         validation = run_unvouched(
             artifact,
-            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers, ties),
+            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers, ties, course),
         )
-    validation = replace(validation, compression=())  # one model only was compared
+    validation = _of_one_model(validation)
     if tolerance is not None:
         validation = replace(validation, tolerance_db=tolerance)
     judgement = judge_validation(validation, None)
     warnings = (*mislabelled, *judgement.advice, *runner.notes, *notes, *more_notes)
     verdict = "fail" if mislabelled else judgement.verdict
     return Comparison(str(artifact), str(against), verdict, validation, warnings)
+
+
+def _of_one_model(validation: Validation) -> Validation:
+    """Without the price of a recipe: one model only was compared."""
+    row = validation.in_a_row
+    return replace(validation, compression=(), in_a_row=replace(row, compression=()) if row else UNSET)
 
 
 def _facing(runner: Runner, artifact: Path, answers: Batches) -> tuple[Runner, Batches, tuple[str, ...]]:

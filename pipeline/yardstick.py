@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from ..models.inputs import sizes_text
 from ..models.variety import KINDS
 from ..validation.judge.compare import OutputError, compare
+from .in_a_row import Course
 from .targets import find_target
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from ..models.calls import Calls
     from ..models.capture import Captured
     from ..models.classes import Classes
     from ..models.detections import Detector
     from ..models.interpret import Tap
     from ..models.source import Samples, TensorSpec
+    from ..models.state import StateSpec
     from ..quantization.compress import Compressed, Decision
     from ..quantization.weight import CompressedWeight
 
@@ -52,7 +55,9 @@ class Yardstick:
     source before any compression (empty where nothing was compressed: `expected` is the reference then);
     decisions, weights: what the recipe made of each tensor; parameters: elements of the source's parameters;
     near_ties: for each sample, which elements of the outputs hang on a near tie; classes: of a
-    classifier; detector: what becomes of boxes; sizes: of a model of several, each in words with its samples.
+    classifier; detector: what becomes of boxes; sizes: of a model of several, each in words with its
+    samples; states: buffers that the model changes, the last inputs and outputs; calls: what the source gives
+    from call to call, None without states; expected_calls: target -> what a perfect conversion gives there.
     """
 
     source: SourceFacts
@@ -69,6 +74,9 @@ class Yardstick:
     classes: Classes | None = None
     detector: Detector | None = None
     sizes: tuple[tuple[str, slice], ...] = ()
+    states: tuple[StateSpec, ...] = ()
+    calls: Calls | None = None
+    expected_calls: Mapping[str, Calls] = field(default_factory=dict)
 
     @property
     def usual_size(self) -> str:
@@ -78,6 +86,12 @@ class Yardstick:
     @property
     def output_names(self) -> list[str]:
         return [spec.name for spec in self.outputs]
+
+    def course(self, target: str) -> Course | None:
+        """What a target's artifact is to give from call to call, None of a model without states."""
+        if self.calls is None:
+            return None
+        return Course(self.states, self.expected_calls[target], self.calls)
 
 
 class FirstRun(NamedTuple):
@@ -125,6 +139,9 @@ def yardstick_of(
         near_ties(model, makers, compressed.recipe.compute, proceed),
         model.classes,
         model.detector,
+        states=model.states,
+        calls=model.calls,
+        expected_calls=expected_calls(compressed, targets, rounded),
     )
 
 
@@ -147,6 +164,28 @@ def expected_answers(
         in_integers: Batches = evaluate(rounded, captured, dense, tap=proceed)
         expected = dict.fromkeys(targets, in_integers) | expected
     return expected
+
+
+def expected_calls(
+    compressed: Compressed, targets: Sequence[str], rounded: ExportedProgram
+) -> dict[str, Calls]:
+    """As `expected_answers`, of calls in a row; nothing of a model without states."""
+    from ..models.evaluate import evaluate_in_a_row
+
+    captured = compressed.captured
+    if captured.calls is None:
+        return {}
+    if not compressed.weights:
+        return dict.fromkeys(targets, captured.calls)
+    dense = {name: weight.dense for name, weight in compressed.weights.items()}
+    programs = {
+        target: rounded if find_target(target).rounds_activations else captured.program for target in targets
+    }
+    made = {
+        id(program): evaluate_in_a_row(program, captured, captured.calls, dense)
+        for program in programs.values()
+    }
+    return {target: made[id(program)] for target, program in programs.items()}
 
 
 def first_run(captured: Captured, proceed: Tap | None = None) -> FirstRun:

@@ -74,6 +74,15 @@ def captured():
 
 
 @pytest.fixture(scope="session")
+def stateful():
+    """The module tests/zoo/stateful.py: stateful(name) -> a model that changes its buffers, calls(name)."""
+    spec = importlib.util.spec_from_file_location("cidermill_stateful", TESTS / "zoo" / "stateful.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def zoo():
     """The module tests/zoo/zoo.py: build(name) -> (model, inputs), save(name, folder)."""
     spec = importlib.util.spec_from_file_location("cidermill_zoo", TESTS / "zoo" / "zoo.py")

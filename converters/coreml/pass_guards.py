@@ -8,6 +8,10 @@ lies, which is the source's own memory and is read again.
 
 And a value that is inferred as another type: 4. `concat` of less than ten elements stands for unknown ones by
 symbols, and a slice of it that holds constants alone becomes integers, of real numbers too.
+
+And a place that is gone: 6. `canonicalize_inplace_pattern` puts a state's update before the operation that
+came next at first, which may be the update of another state that it has moved since (a KeyError); and it
+repeats which passes made the value (7), of which there may be only one (a ValueError).
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ def sound_passes() -> Iterator[None]:
     from coremltools.converters.mil.mil.ops.defs.iOS15.tensor_operation import concat
     from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
     from coremltools.converters.mil.mil.passes.defs.optimize_conv import fuse_conv_bias, fuse_conv_scale
+    from coremltools.converters.mil.mil.passes.defs.optimize_state import canonicalize_inplace_pattern
 
     # the package has the pass's class under its module's name
     powers = importlib.import_module("coremltools.converters.mil.backend.mil.passes.fuse_pow2_sqrt")
@@ -58,6 +63,15 @@ def sound_passes() -> Iterator[None]:
             )
         fuses = _on_a_copy(fuse_conv_bias._try_to_transform)  # 5
         stack.enter_context(replaced(fuse_conv_bias, "_try_to_transform", staticmethod(fuses)))
+        moves = _among_present(canonicalize_inplace_pattern._try_match_and_transform_pattern)  # 6
+        stack.enter_context(replaced(canonicalize_inplace_pattern, "_try_match_and_transform_pattern", moves))
+        stack.enter_context(
+            replaced(
+                canonicalize_inplace_pattern,
+                "_construct_scope_info_list_from_op_scopes",
+                staticmethod(_scopes_of_source),
+            )
+        )
         infer = concat.value_inference
         stack.enter_context(
             replaced(concat, "value_inference", lambda op: None if mixes_real_numbers(op) else infer(op))
@@ -68,6 +82,27 @@ def sound_passes() -> Iterator[None]:
 def _guarded(match: Callable[..., Any], refuses: Callable[..., bool], answer: Any) -> Callable[..., Any]:
     """`match`, which says `answer` where `refuses` holds for its arguments."""
     return lambda *arguments: answer if refuses(*arguments) else match(*arguments)
+
+
+def _among_present(transform: Callable[..., None]) -> Callable[..., None]:
+    """`transform`, which is told the operations of the block as they are when it moves an update."""
+
+    def transform_now(owner: Any, op: Any, block: Any, _: Any) -> None:
+        if any(child.op_type == "coreml_update_state" for value in op.outputs for child in value.child_ops):
+            transform(owner, op, block, list(block.operations))
+
+    return transform_now
+
+
+def _scopes_of_source(op: Any) -> list[Any]:  # 7
+    """Where in the source an operation comes from, without which passes made it."""
+    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
+
+    return [
+        ScopeInfo(source=source, data=data)
+        for source, data in op.scopes.items()
+        if source != ScopeSource.COREMLTOOLS_GRAPH_PASS
+    ]
 
 
 def _on_a_copy(transform: Callable[..., bool]) -> Callable[..., bool]:

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from .program import (
 )
 from .recurrent import recurrent_translators
 from .several_sizes import at_each_size, range_warnings, serving_all
+from .states import in_stored_form, with_states
 from .storage import scheme_of, storable, stored_bits
 from .tools import import_coremltools
 from .wide import keep_in_float32
@@ -89,7 +90,7 @@ def write_mlpackage(
     with exclusive, quiet(), own_random_numbers(), recurrent_translators():
         forms = _forms(compressed.weights, deployment_target)
         weights = {name: weight for name, (weight, _) in forms.items()}
-        template = _template(compressed, weights, deployment_target, templates)
+        template = _template(compressed, weights, deployment_target, templates, interface)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cidermill-") as name:
             package = Path(name) / "model.mlpackage"
             if template.mil.places:
@@ -122,59 +123,77 @@ def write_mlpackage(
     )
 
 
-def make_template(compressed: Any, deployment_target: str, templates: Templates) -> None:
+def make_template(
+    compressed: Any, deployment_target: str, templates: Templates, interface: Interface = NOTHING_MORE
+) -> None:
     """Make the template that conversions of `compressed` and its like will use."""
     import_coremltools()
     with exclusive, quiet(), recurrent_translators():
         forms = _forms(compressed.weights, deployment_target)
-        _template(
-            compressed, {name: weight for name, (weight, _) in forms.items()}, deployment_target, templates
-        )
+        weights = {name: weight for name, (weight, _) in forms.items()}
+        _template(compressed, weights, deployment_target, templates, interface)
 
 
 def _template(
-    compressed: Any, weights: dict[str, Any], deployment_target: str, templates: Templates | None
+    compressed: Any,
+    weights: dict[str, Any],
+    deployment_target: str,
+    templates: Templates | None,
+    interface: Interface,
 ) -> Template:
     """The template that fits, made where there is none; kept where another recipe could fill it: not where
     this one has changed the graph."""
     unchanged = compressed.activations is None and not compressed.mixed
     shared = templates is not None and unchanged and compressed.captured is templates.captured
-    key = (deployment_target, compressed.recipe.compute, tuple(first_of_each(weights).items()))
+    states = interface.states and bool(compressed.captured.states)
+    key = (deployment_target, compressed.recipe.compute, states, tuple(first_of_each(weights).items()))
     if shared and key in templates.held:
         return templates.held[key]
     target = getattr(import_coremltools().target, operators_of(deployment_target))
+    outputs = _outputs(compressed.captured, states)
+    if states:
+        compressed = replace(compressed, captured=in_stored_form(compressed.captured))
     each = at_each_size(compressed)
-    lowered = _lower(each)
+    lowered = _lower(each, states)
     for one in lowered:
         _check_operators(one.program)
     metadata = _metadata(lowered[0].program)
-    mil = _program(each, lowered, weights, target)
+    mil = _program(each, lowered, weights, target, outputs, states)
     template = Template(mil, metadata, lowered[0].warnings)
     if shared and template.mil.places:
         templates.held[key] = template
     return template
 
 
-def _program(each: list[Any], lowered: list[Lowered], weights: dict[str, Any], target: Any) -> MilProgram:
+def _program(
+    each: list[Any],
+    lowered: list[Lowered],
+    weights: dict[str, Any],
+    target: Any,
+    outputs: list,
+    states: bool,
+) -> MilProgram:
     """Of the lowered model; where it was captured at several sizes, one that serves them all."""
-    captured = each[0].captured
-    outputs = _outputs(captured)
     mils: list[MilProgram] = []
     if weights and not any(one.given for one in lowered):
         places = [with_places(one.program, weights, outputs, target, one.precision) for one in lowered]
         mils = [mil for mil in places if mil is not None]
     if len(mils) < len(each):
-        fresh = _lower(each) if weights else lowered
+        fresh = _lower(each, states) if weights else lowered
         mils = [with_weights(one.program, weights, outputs, target, one.precision) for one in fresh]
-    return mils[0] if len(mils) == 1 else serving_all(mils, [one.program for one in lowered], captured)
+    if len(mils) == 1:
+        return mils[0]
+    return serving_all(mils, [one.program for one in lowered], each[0].captured)
 
 
-def _outputs(captured: Any) -> list:
+def _outputs(captured: Any, states: bool) -> list:
+    """What coremltools is told of the outputs, without the states' new values where `states` hold them."""
     ct = import_coremltools()
     name = array_names(captured.classes)
+    outputs = captured.outputs[: -len(captured.states)] if states else captured.outputs
     return [
         ct.TensorType(name=name.get(spec.name, spec.name), dtype=np.dtype(spec.dtype).type)
-        for spec in captured.outputs
+        for spec in outputs
     ]
 
 
@@ -198,9 +217,14 @@ def _say(description: Any, about: About, captured: Any) -> None:
     metadata.shortDescription, metadata.versionString = about.description, about.version
     if not about.features:
         return
-    specs = (*captured.inputs, *captured.outputs)  # coremltools has other names for some: in order
-    for spec, feature in zip(specs, (*description.input, *description.output), strict=True):
+    own = len(captured.states) if description.state else 0
+    specs = (*captured.inputs[: len(captured.inputs) - own], *captured.outputs[: len(captured.outputs) - own])
+    for spec, feature in zip(
+        specs, (*description.input, *description.output)
+    ):  # other names for some: in order
         feature.shortDescription = about.features.get(spec.name, "")
+    for state in description.state:
+        state.shortDescription = about.features.get(state.name, "")
 
 
 def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[Any, str]]:
@@ -209,7 +233,13 @@ def _forms(weights: dict[str, Any], deployment_target: str) -> dict[str, tuple[A
     return {name: forms[id(weight)] for name, weight in weights.items()}
 
 
-def _lower(each: list[Any]) -> list[Lowered]:
+def _lower(each: list[Any], states: bool) -> list[Lowered]:
+    """each: the model at each of its sizes; states: whether its buffers are states of the package."""
+    lowered, specs = _in_precision(each), each[0].captured.states
+    return [one._replace(program=with_states(one.program, specs)) if states else one for one in lowered]
+
+
+def _in_precision(each: list[Any]) -> list[Lowered]:
     """each: the model at each of its sizes, of which all compute in float32 what one of them must."""
     ct = import_coremltools()
     compressed = each[0]
@@ -257,7 +287,7 @@ def _with_vectors_for_scalars(program: Any) -> Any:
     first = next(node for node in work.graph.nodes if node.op != "placeholder")
     for node in scalars:
         with work.graph.inserting_before(first):
-            scalar = work.graph.call_function(torch.ops.aten.view.default, (node, []))
+            scalar = work.graph.call_function(torch.ops.aten.squeeze.dims, (node, [0]))
         scalar.meta = {"val": node.meta["val"]}
         node.replace_all_uses_with(scalar, delete_user_cb=lambda user, scalar=scalar: user is not scalar)
         node.meta["val"] = node.meta["val"].reshape(1)

@@ -71,7 +71,7 @@ def put_at_places(self, indices, values, accumulate=False):
     shape, index = self.shape, indices[axis]
     values = values.to(self.dtype).expand(*shape[:axis], *index.shape, *shape[axis + 1 :])
     values = values.reshape(*shape[:axis], index.numel(), *shape[axis + 1 :])
-    return torch.index_put(self, [*[None] * axis, index.reshape(-1)], values)
+    return torch.ops.aten.index_put(self, [*[None] * axis, index.reshape(-1)], values)
 
 
 def largest_in_volumes(self, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):

@@ -25,10 +25,12 @@ from .records import (
     SampleSummary,
     SourceSummary,
     Stage,
+    StateSummary,
 )
 from .write import environment
 
 if TYPE_CHECKING:
+    from ...models.state import StateSpec
     from ..examine import Examination
     from ..judge import Judgement
     from ..yardstick import Yardstick
@@ -97,14 +99,15 @@ def _earlier_model(out: Path) -> str | None:
 
 
 def _source(yardstick: Yardstick) -> SourceSummary:
-    source, samples = yardstick.source, yardstick.samples
+    source, samples, states = yardstick.source, yardstick.samples, yardstick.states
+    own = {name for state in states for name in (state.name, state.output)}
     return SourceSummary(
         path=str(source.path),
         sha256=source.sha256,
         format=source.format,
         parameters=yardstick.parameters,
-        inputs=yardstick.inputs,
-        outputs=yardstick.outputs,
+        inputs=tuple(spec for spec in yardstick.inputs if spec.name not in own),
+        outputs=tuple(spec for spec in yardstick.outputs if spec.name not in own),
         samples=SampleSummary(
             samples.kind,
             len(samples.batches),
@@ -113,7 +116,13 @@ def _source(yardstick: Yardstick) -> SourceSummary:
             samples.left_out or UNSET,
         ),
         part=source.part or UNSET,
+        states=tuple(map(_state, states)) or UNSET,
     )
+
+
+def _state(spec: StateSpec) -> StateSummary:
+    zero = not spec.initial.any()
+    return StateSummary(spec.name, spec.shape, spec.dtype, spec.buffer, spec.output, zero)
 
 
 def _artifact(examination: Examination, judgement: Judgement, findings: Findings, folder: Path) -> Artifact:

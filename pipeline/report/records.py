@@ -54,9 +54,23 @@ class SampleSummary:
 
 
 @dataclass(frozen=True)
+class StateSummary:
+    """A buffer that the model changes while it runs. name: of a state of an artifact, or of an input of it,
+    whose new value is the output `output`; buffer: its name in the model; zero_at_first: whether it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    buffer: str
+    output: str
+    zero_at_first: bool
+
+
+@dataclass(frozen=True)
 class SourceSummary:
     """The model that was converted. format: as `models.source.Source` names it; parameters: number of its
-    weights' elements; part: of the model, where that alone was converted."""
+    weights' elements; inputs, outputs: without those of states; part: of the model, where that alone was
+    converted."""
 
     path: str
     sha256: str
@@ -66,6 +80,7 @@ class SourceSummary:
     outputs: tuple[TensorSpec, ...]
     samples: SampleSummary
     part: str | UnsetType = UNSET
+    states: tuple[StateSummary, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -88,13 +103,31 @@ class SizeErrors:
 
 
 @dataclass(frozen=True)
+class CallsInARow:
+    """What calling an artifact again and again showed, each time with the state that the call before left.
+
+    calls: how many; conversion: of the outputs of all of them, and of the states after the last, from the
+    model with the same weights, which goes on from its own state; compression: of that from the source;
+    apart: whether two states that are used in turns give what one alone gives; ended: why there were no more
+    calls.
+    """
+
+    calls: int
+    conversion: tuple[OutputError, ...]
+    compression: tuple[OutputError, ...]
+    apart: bool
+    ended: str | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
 class Validation:
     """What running an artifact showed, an OutputError for each output.
 
     runner: "native" or "reference"; conversion: of the artifact from the torch model with the same
     decompressed weights; compression: of that model from the source, empty where only one model was compared;
     total: of the artifact from the source; native: the same in the platform's real runtime, or "not run:
-    reason"; sizes: of an artifact of several, each.
+    reason"; sizes: of an artifact of several, each; in_a_row: of a model that changes its buffers, from call
+    to call.
     """
 
     runner: str
@@ -104,6 +137,7 @@ class Validation:
     total: tuple[OutputError, ...] = ()
     native: "Validation | str | UnsetType" = UNSET
     sizes: tuple[SizeErrors, ...] | UnsetType = UNSET
+    in_a_row: CallsInARow | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -396,7 +430,8 @@ class Comparison:
 class Inspection:
     """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them;
     takes: each input in words; stages: of a pipeline, in order; metadata: what it says of itself, by the keys
-    of `--metadata`; classes: the labels of a classifier or a detector, in their order."""
+    of `--metadata`; classes: the labels of a classifier or a detector, in their order; states: what it keeps
+    from call to call."""
 
     target: str
     path: str
@@ -411,3 +446,4 @@ class Inspection:
     stages: tuple[PipelineStage, ...] | UnsetType = UNSET
     metadata: dict[str, str] = field(default_factory=dict)
     classes: tuple[str | int, ...] | UnsetType = UNSET
+    states: "tuple[Value, ...]" = ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..output import REPORT_FILE, write_whole
 from ..targets import libraries
 from . import summaries
+from .in_a_row import in_a_row_text
 from .json_files import write_json
 from .records import REPORT_PAGE, Report
 from .size_summaries import size_rows
@@ -66,5 +67,6 @@ def page_templates() -> "jinja2.Environment":
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
-    env.globals |= {"summaries": summaries, "size_rows": size_rows, "limits": limits}
+    names = {"summaries": summaries, "size_rows": size_rows, "in_a_row_text": in_a_row_text}
+    env.globals |= {**names, "limits": limits}
     return env

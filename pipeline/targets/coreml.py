@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ...validation.records import DeviceLatency
     from ...validation.runner import Runner
 
+STATES_FROM = "iOS18"  # read_state and coreml_update_state are operators of its set
+
 
 def check_recipe(recipe: Recipe, deployment_target: str) -> None:
     """Sub-byte integers, blocks and groups came with iOS18, anything compressed with iOS16."""
@@ -50,9 +52,12 @@ def templates(captured: Captured) -> Templates:
 
 
 def make_template(compressed: Compressed, deployment_target: str, templates: Templates) -> None:
+    from ...converters.artifact import Interface
+    from ...converters.coreml.deployment import generation
     from ...converters.coreml.write import make_template
 
-    make_template(compressed, deployment_target, templates)
+    interface = Interface(states=generation(deployment_target) >= generation(STATES_FROM))
+    make_template(compressed, deployment_target, templates, interface)
 
 
 def footprint(form: CompressedWeight, name: str, recipe: Recipe, deployment_target: str) -> tuple[int, float]:
@@ -116,4 +121,5 @@ COREML = Target(
     rounds_activations=True,
     neural_engine=True,
     in_apps=AppRuntime("coreml", packages=True),
+    states_from=STATES_FROM,
 )

@@ -96,7 +96,8 @@ class Target:
     names_weights: whether the artifact keeps the source's names of weights; rounds_activations: whether
     8-bit activations are 8 bits there; neural_engine: whether it ever runs on it; no_plan: why its runtime
     does not tell where it runs what, "" where it does. refused: option -> why it does not hold here.
-    in_apps: how bundles hold it, None where they do not.
+    in_apps: how bundles hold it, None where they do not. states_from: the oldest deployment target whose
+    artifacts keep states from call to call, "" where the format has none.
     """
 
     name: str
@@ -121,4 +122,5 @@ class Target:
     no_plan: str = ""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     in_apps: AppRuntime | None = None
+    states_from: str = ""
     extra: str = ""

@@ -24,6 +24,8 @@ MOST_CHARACTERS = 200  # of an entry of metadata
 
 def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[RenderableType]":
     """Everything printable about one artifact; tables without rows are left out."""
+    from ...validation.borders import Feature, describe_input  # torch
+
     about = f"  {clean(inspection.target)}, {summaries.size_text(inspection.size_bytes)}"
     yield line((clean(inspection.path), "bold"), (about, ""))
     sizes = sorted(inspection.compression.bytes.items(), key=lambda item: -item[1])
@@ -34,6 +36,9 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
         yield line(("takes: ", "dim"), (", ".join(map(clean, inspection.takes)), ""))
     if inspection.classes:
         yield line(("labels: ", "dim"), (_labels_text(inspection.classes), ""))
+    if inspection.states:
+        held = ", ".join(describe_input(value, Feature()) for value in inspection.states)
+        yield line(("keeps: ", "dim"), (clean(held), ""))
     for stage in inspection.stages or ():
         yield line((f"stage {clean(stage.name)}: ", "dim"), (_stage_text(stage, console), ""))
     if inspection.metadata:

@@ -19,6 +19,7 @@ from ...validation.judge.compare import OutputError
 from ..forecast import Forecast
 from ..output import REPORT_FILE
 from ..report import summaries
+from ..report.in_a_row import in_a_row_text
 from ..report.records import REPORT_PAGE, Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
 from ..step import Show, Step, silent
@@ -180,6 +181,9 @@ def render_artifacts(report: Report, out: "Console") -> None:
         told = f"Validated on {summaries.samples_text(report.source.samples)}."
         out.print(line((clean(told), "dim")))
     _print_together(report, out)
+    for artifact in report.artifacts:
+        if told := in_a_row_text(artifact.validation):
+            out.print(line((clean(f"{artifact.target}: {told}"), "dim")))
     _print_near_ties(report.artifacts, out)
     _print_partitions(report.artifacts, out)
     _print_classifiers(report.artifacts, out)
@@ -308,6 +312,8 @@ def show_validation(comparison: Comparison) -> None:
     against = f" against {clean(comparison.against)}, {clean(validation.runner)} runner"
     out.print(line((clean(comparison.artifact), "bold"), (against, "")), soft_wrap=True)
     render_errors(validation.conversion, validation.tolerance_db, out)
+    if told := in_a_row_text(validation):
+        out.print(line((clean(told), "dim")))
     _print_warnings(out, comparison.warnings)
     asked = f"At least {validation.tolerance_db:g} dB are asked: "
     out.print(line((asked, "")) + verdict_text(comparison.verdict))

@@ -231,21 +231,6 @@ def test_data_dependent_control_flow_names_module_and_line():
     assert "torch.where" in caught.value.hint
 
 
-def test_a_model_that_changes_its_state_is_refused():
-    class Counter(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x):
-            self.count += 1
-            return x + self.count
-
-    with pytest.raises(UserError, match=r"changes its own state while it runs: count \(1\)\.") as caught:
-        captured(Counter(), x=normal(1, 4))
-    assert "Take the state as inputs of forward and return its new values" in caught.value.hint
-
-
 def test_inputs_that_a_model_changes_in_place_stay_with_the_caller():
     model = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 2))
     given = {"input": normal(3, 4)}

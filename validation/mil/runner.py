@@ -24,6 +24,7 @@ from .run import (
     widened,
     with_tensors,
 )
+from .state_notes import state_notes
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def reference_package(path: Path, opening: Opening) -> Runner:
         decode=partial(decode_constants, program),
         program=program,
         allowance=opening.allowance,
+        notes=state_notes(border.states, border.inputs),
     )
 
 

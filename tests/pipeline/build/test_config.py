@@ -53,6 +53,7 @@ KEYS = {
     "metadata": ('{ author = "Jane" }', "metadata", (("author", "Jane"),)),
     "nms": ('"boxes,scores:iou=0.5"', "suppression", SuppressionOption("boxes", "scores", 0.5, 0.25)),
     "labels": ('"labels.txt"', "labels", LabelsOption(("cat", "dog"), origin="labels.txt")),
+    "state": ('"io"', "state", "io"),
     "cache": ("false", "cache", False),
     "no-cache": ("true", "cache", False),
 }
