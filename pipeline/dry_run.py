@@ -18,6 +18,7 @@ from .forecast import Forecast, RecipeForecast
 from .loading import load_model
 from .names import as_artifacts_say
 from .predict import predict_size
+from .states import check_states
 from .step import Show
 from .targets import find_target
 from .yardstick import first_run
@@ -53,6 +54,7 @@ def forecast(plan: Plan, show: Show) -> Forecast:
         captured = captured_at_sizes(capture(source, samples, plan.calibrates), source, plan.inputs)
         capture_seconds = time.perf_counter() - started
         captured = as_artifacts_say(plan, captured)
+        check_states(plan, captured)
     with show("probe", len(recipes)) as step:
         rows, probe = [], Probe(capture_seconds, first_run(captured).seconds)
         for recipe in recipes:

@@ -128,6 +128,13 @@ def run_tune(plan: TunePlan, show: Show) -> TuneResult:
     with show("capture"):
         first = replace(samples, batches=samples.batches[:1])
         captured = replace(capture(source, first), samples=samples)
+    if captured.states:
+        names = ", ".join(state.name for state in captured.states)
+        raise UserError(
+            f"{plan.model} changes buffers while it runs ({names}), and tuning takes no such model: what it"
+            " saves would hold no state.",
+            "Convert it as it is, with a finer recipe or --budget.",
+        )
     identity = _identity(plan, captured, tuning)
     earlier = _read_checkpoint(plan.checkpoint, identity) if plan.checkpoint else None
     with show("tune", plan.steps) as step:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...models.graphs import module_path, source_line
+from ...models.state import StateSpec
 from ...models.tensors import tensors_of
 from ...quantization.schemes import Recipe
 from ...quantization.weight import CompressedWeight, Palette
 from .deployment import generation
+from .states import stored
 from .storage import storable, stored_bits
 
 # Bytes of the graph, fitted to small architectures of the zoo and two small convolutional networks on
@@ -18,6 +20,8 @@ from .storage import storable, stored_bits
 GRAPH = (4600, 75, 3.8, 3.4, 240)
 CLASSIFICATION, LABEL = 190, 16  # bytes beside the labels' own
 SUPPRESSION = 600
+# bytes beside what the graph of inputs and outputs takes: of the digits of an integer, of an initial value
+DIGITS, INITIAL = 6000, 700
 SMALL_BYTES = (
     5_000_000  # below it the graph is counted after lowering, as it will be written: a moment's work
 )
@@ -61,7 +65,14 @@ def graph_bytes(captured: Any, recipe: Recipe, dense_bytes: int) -> int:
     counts = _graph_counts(captured, dense_bytes)
     labels = _labels_bytes(captured.classes.labels) if captured.classes is not None else 0
     labels += _suppression_bytes(captured.detector) if captured.detector is not None else 0
+    labels += _states_bytes(captured.states)
     return round(fixed + sum(size * count for size, count in zip(sizes, counts)) + len(recipe.name)) + labels
+
+
+def _states_bytes(specs: Sequence[StateSpec]) -> int:
+    """Of what states need in a package that plain float16 ones do not."""
+    forms = list(map(stored, specs))
+    return sum(DIGITS * (form.kind == "int") + INITIAL * form.started for form in forms)
 
 
 def _suppression_bytes(detector: Any) -> int:

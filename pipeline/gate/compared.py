@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...models.digest import content_of, digest_tensor
 from ...models.errors import UserError
@@ -88,12 +88,16 @@ class Side:
         return open_to_read(self.path)
 
     def interface(self, other: "Side") -> dict[str, dict[str, str]]:
-        """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ...} of the artifact, or of the model where two
-        reports are compared."""
+        """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ..., "states": ...} of the artifact, or of the
+        model where two reports are compared."""
         if self.report is not None and other.report is not None:
             source = self.report.source
-            return {"inputs": _types(source.inputs), "outputs": _types(source.outputs)}
-        return {"inputs": _types(self.runner.inputs), "outputs": _types(self.runner.outputs)}
+            parts: dict[str, Iterable[Any]]
+            parts = {"inputs": source.inputs, "outputs": source.outputs, "states": source.states or ()}
+        else:
+            opened = self.runner
+            parts = {"inputs": opened.inputs, "outputs": opened.outputs, "states": opened.states}
+        return {kind: _types(values) for kind, values in parts.items()}
 
     def weights(self, other: "Side") -> dict[str, Stored]:
         """Every weight in order: by the source's names where both sides are reports, else by the file's,

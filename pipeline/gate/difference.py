@@ -19,7 +19,8 @@ class TextChange:
 
 @dataclass(frozen=True)
 class FeatureChange:
-    """An input or output, "float32 1x3x8x8"; None where it is not there. kind: "inputs" or "outputs"."""
+    """An input, output or state, "float32 1x3x8x8"; None where it is not there. kind: "inputs", "outputs" or
+    "states"."""
 
     kind: str
     name: str

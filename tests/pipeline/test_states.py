@@ -317,3 +317,35 @@ def test_the_command_of_the_readme(saved, tmp_path, monkeypatch):
     assert words[:3] == ["cidermill", "convert", "stream.pt"]
     assert command(saved, tmp_path / "out", *words[3:]).exit_code == 0
     assert cidermill.open_runner(tmp_path / "out/stream.mlpackage", host="reference").states
+
+
+def test_tuning_takes_no_model_with_state(saved, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((2, 1, 4, 10), np.float32))
+    arguments = ["tune", str(saved), "--recipe", "int4", "--data", str(tmp_path / "data.npz")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "tuned.pt2")])
+    assert result.exit_code == 2 and not (tmp_path / "tuned.pt2").exists()
+    assert "changes buffers while it runs (ring_past), and tuning takes no such model" in result.output
+
+
+def test_what_is_foreseen(saved, tmp_path):
+    refused = command(saved, tmp_path / "out", "--dry-run", "--deployment-target", "iOS16")
+    assert refused.exit_code == 2 and "iOS16 has no states" in refused.output
+    assert command(saved, tmp_path / "out", "--dry-run").exit_code == 0
+
+
+def test_a_difference_of_states(made, tmp_path):
+    one, other = (next(made("recurrent", io)[0].glob("*.mlpackage")) for io in (False, True))
+    result = CliRunner().invoke(main, ["diff", str(one), str(other), "--json"])
+    changes = json.loads(result.output)["artifacts"][0]["changes"]["interface"]
+    named = {(change["kind"], change["name"]): (change["a"], change["b"]) for change in changes}
+    assert named["states", "hidden"] == ("float16 1x32", None)
+    assert named["inputs", "hidden"] == (None, "float32 1x32")
+
+
+def test_a_study_of_a_model_with_state(saved, tmp_path):
+    arguments = ["study", str(saved), "--recipes", "float16,int8", "--out", str(tmp_path / "study")]
+    result = CliRunner().invoke(main, [*arguments, "--device", "A14", "--no-cache", "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "study/study.jsonl").read_text().splitlines()[1:]]
+    done = [row for row in rows if row.get("state") == "done"]
+    assert len(done) == 2 and all(row["verdict"] == "pass" for row in done)

@@ -45,9 +45,9 @@ KNOWN_TO_ENGINE = frozenset(
         select sigmoid sigmoid_hard sign silu sin slice_by_index slice_by_size softmax softplus
         softplus_parametric softsign space_to_batch batch_to_space space_to_depth split sqrt square squeeze
         stack sub tanh threshold thresholded_relu tile topk transpose upsample_bilinear
-        upsample_nearest_neighbor
+        upsample_nearest_neighbor write_state
     """.split()
-)
+)  # coreml_update_state is saved as write_state and read_state
 SINCE_GENERATION = {
     "resize": 14,
     "resize_bilinear": 14,
