@@ -4,9 +4,9 @@ outputs."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .detections import Detector
     from .flexible import Sizes
     from .graphs import Draft
+    from .pictures import Batch, Picture
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Captured:
     order of `outputs`; its input nodes carry the names of `inputs`. Integer inputs are int32 here: the casts
     to int64 are inside the graph. `reference[i]` holds the source's outputs for `samples.batches[i]`,
     `further_reference[i]` those for `samples.further[i]`. `classes`, `detector`: what the entries of
-    an output are called, and what becomes of boxes.
+    an output are called, and what becomes of boxes; `pictures`:
+    inputs and outputs that are some.
     `sizes`: what an app may choose from, of a model of several sizes; this is the usual one, `at` holds
     itself at others: the sizes' `judged`, then `between`.
     Buffers that the model changes are `states`: the last inputs, their new values the last outputs. Samples
@@ -74,6 +76,7 @@ class Captured:
     at: tuple[Captured, ...] = ()
     states: tuple[StateSpec, ...] = ()
     calls: Calls | None = None
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
     @property
     def judged(self) -> Captured:
@@ -105,17 +108,23 @@ class Captured:
         return layers_of(self.tensors, self.roles)
 
 
-def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captured:
+def as_given(batch: Batch) -> Batch:
+    return batch
+
+
+def capture(
+    source: Source, samples: Samples, calibrates: bool = True, prepare: Callable[[Batch], Batch] = as_given
+) -> Captured:
     """Export, decompose to core ATen (keeping `kept_composites`), fold constants, drop no-ops, and run the
     source on the samples, or on those that are `affordable`. calibrates: whether a recipe will be calibrated
-    or chosen on them.
+    or chosen on them; prepare: makes of a sample what the source takes.
 
     Raises UserError for control flow that depends on data, with the module and the line that decides by it.
     """
     with postponed_modules():
         import torch.export._trace  # torch.export imports it at its first use
     with quiet(), lazy_graph_modules():
-        exported = source.program if source.program is not None else _export(source, samples)
+        exported = source.program or _export(source, prepare(samples.batches[0]))
         names = _output_names(exported, source)
         program = decomposed(exported)
         warnings = (*source.warnings, *changed_inputs(program))
@@ -123,7 +132,11 @@ def capture(source: Source, samples: Samples, calibrates: bool = True) -> Captur
         states = states_of(program, [*own_names, *(name for _, name in names)])
         program = normalise(program, [*own_names, *(state.name for state in states)], source.limits)
         own = source.program.module() if source.program is not None else source.module
-        run = partial(_run_source, source, own, [name for _, name in names])
+        answer = partial(_run_source, source, own, [name for _, name in names])
+
+        def run(batch: Batch) -> Batch:
+            return answer(prepare(batch))
+
         samples, calls = affordable(samples, work_of(program), calibrates), None
         with torch.no_grad(), _weights_dropped_after_use(own):
             if states:
@@ -210,11 +223,11 @@ def normalise(
     return finish(work)
 
 
-def _export(source: Source, samples: Samples) -> ExportedProgram:
+def _export(source: Source, sample: Batch) -> ExportedProgram:
     """Where the module decides by data, it is tried again with its buffers' numbers known, then its own."""
     from .known_numbers import numbers_of_buffers
 
-    inputs = as_called(samples.batches[0])
+    inputs = as_called(sample)
     try:
         return _traced(source.module, inputs)
     except Exception as error:

@@ -7,7 +7,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -269,14 +269,33 @@ def samples_at(source: Source) -> Samples:
     return Samples("synthetic", (first,), SEED, (varied(source.inputs, 0, second),), kinds)
 
 
-def captured_at_sizes(captured: Captured, source: Source, given: tuple[InputSpec, ...]) -> Captured:
+def captured_at_sizes(
+    captured: Captured,
+    source: Source,
+    given: tuple[InputSpec, ...],
+    again: Callable[[Source], Captured],
+) -> Captured:
     """The captured model, with itself at the other sizes that `given` lets an app choose from, where it
-    does."""
-    from .capture import capture
-
+    does. again: captures a source at one of them."""
     sizes = sizes_of(source, given)
     if sizes is None:
         return captured
     others = [resized(source, shapes) for shapes in (*sizes.judged, *sizes.between)]
-    at = tuple(capture(other, samples_at(other), calibrates=False) for other in others)
-    return replace(captured, sizes=sizes, at=at)
+    return replace(captured, sizes=sizes, at=tuple(map(again, others)))
+
+
+def permuted(sizes: Sizes, orders: Mapping[int, tuple[int, ...]]) -> Sizes:
+    """The same of inputs whose axes lie otherwise. orders: number of an input -> its axes in their new
+    order."""
+
+    def shapes(old: Shapes) -> Shapes:
+        return tuple(
+            tuple(shape[axis] for axis in orders[index]) if index in orders else shape
+            for index, shape in enumerate(old)
+        )
+
+    def place(index: int, axis: int) -> tuple[int, int]:
+        return index, orders[index].index(axis) if index in orders else axis
+
+    spans = tuple(replace(span, places=tuple(place(*one) for one in span.places)) for span in sizes.spans)
+    return Sizes(shapes(sizes.usual), tuple(map(shapes, sizes.listed)), spans)

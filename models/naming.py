@@ -71,6 +71,7 @@ def renamed(captured: Captured, names: Mapping[str, str]) -> Captured:
         reference=_batches(captured.reference, names),
         further_reference=_batches(captured.further_reference, names),
         at=tuple(renamed(other, names) for other in captured.at),
+        pictures={names.get(name, name): picture for name, picture in captured.pictures.items()},
         states=_states(captured.states, names),
         calls=_calls(captured.calls, names),
     )

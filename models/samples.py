@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import UserError
 from .inputs import listing, shape_text
+from .pictures import PixelSpec, as_planes, check_pixels, drawn_pixels, in_colours
 from .source import Limit, Samples, TensorSpec
 from .user_code import current_folder_importable, import_by_name
 
@@ -129,7 +130,8 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, limit: Limit | None)
         ).copy()
     if spec.dtype == "int32":
         return generator.integers(0, 2, size=spec.shape).astype(np.int32)
-    return generator.standard_normal(spec.shape, dtype=np.float32).astype(spec.dtype)
+    noise = generator.standard_normal(spec.shape, dtype=np.float32)
+    return (drawn_pixels(noise) if isinstance(spec, PixelSpec) else noise).astype(spec.dtype)
 
 
 def _read_npz(
@@ -165,6 +167,8 @@ def _read_npz(
 def _stack(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     """-> [samples, *spec.shape] from one sample, a stack of samples, or a batch of them where the model's own
     batch is 1."""
+    if isinstance(spec, PixelSpec):
+        array = as_planes(array, spec)
     if array.shape == spec.shape:
         return array[None]
     if array.shape[1:] == spec.shape:
@@ -247,6 +251,8 @@ def _as_array(value: Any, spec: TensorSpec, where: str) -> np.ndarray:
     """numpy array of an array, a list or a torch tensor (known by its methods, so that torch stays
     unimported)."""
     try:
+        if isinstance(spec, PixelSpec):
+            return as_planes(np.asarray(in_colours(value, spec)), spec)
         if not hasattr(value, "detach"):
             return np.asarray(value)
         value = value.detach().cpu()
@@ -286,6 +292,8 @@ def _checked(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
         raise UserError(
             f"{where}: input {spec.name!r} has {count} NaN or infinite values.", "Clean the samples."
         )
+    if isinstance(spec, PixelSpec):
+        check_pixels(array, spec, where)
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(array).astype(spec.dtype).reshape(spec.shape)
     fits = np.isfinite(result).all() if result.dtype.kind == "f" else (result == array).all()

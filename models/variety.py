@@ -13,18 +13,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from .pictures import PixelSpec, drawn_pixels, noise_of
 from .samples import is_mask
 from .source import Samples, TensorSpec
 
 KINDS = 3
 LEAST_SIDE = 16  # of what is taken for a picture
+EVEN = "uniform from 0 to 1"
 SMALL = 0.1  # the scale of a sample of small numbers, as sound has it
 MASKED = (0.5, 0.75)  # how much of a mask is set in the first and the second further sample
 
 
 def is_picture(spec: TensorSpec) -> bool:
     """Whether a float input has the shape of pictures: channels, first or last, and two long sides."""
-    return spec.dtype.startswith("float") and _sides(spec.shape) is not None
+    shaped = spec.dtype.startswith("float") and _sides(spec.shape) is not None
+    return shaped or isinstance(spec, PixelSpec)
 
 
 def diversified(drawn: Samples, specs: tuple[TensorSpec, ...], count: int) -> Samples:
@@ -48,11 +51,12 @@ def varied(specs: tuple[TensorSpec, ...], kind: int, drawn: dict[str, np.ndarray
 def kind_names(specs: tuple[TensorSpec, ...]) -> tuple[str, str, str]:
     """What the three kinds are called, for inputs as these."""
     pictures, masks = any(map(is_picture, specs)), any(map(is_mask, specs))
+    even = "pixels of all values" if any(isinstance(spec, PixelSpec) for spec in specs) else EVEN
     floats = any(spec.dtype.startswith("float") and not is_mask(spec) for spec in specs)
     names = (
-        ("a smooth picture", "uniform from 0 to 1", "a flat picture with a bright square")
+        ("a smooth picture", even, "a flat picture with a bright square")
         if pictures
-        else ("uniform from 0 to 1", "small numbers", "one-hot")
+        else (EVEN, "small numbers", "one-hot")
         if floats
         else ("random", "random", "random")
     )
@@ -67,6 +71,9 @@ def _varied(spec: TensorSpec, kind: int, drawn: np.ndarray) -> np.ndarray:
         return _shortened(drawn, MASKED[kind]) if kind < len(MASKED) else drawn
     if not spec.dtype.startswith("float"):
         return drawn
+    if isinstance(spec, PixelSpec):
+        makers = (smooth_picture, spread, flat_picture)
+        return drawn_pixels(makers[kind](noise_of(drawn.astype(np.float32)))).astype(spec.dtype)
     makers = (smooth_picture, uniform, flat_picture) if is_picture(spec) else (uniform, small, one_hot)
     return makers[kind](drawn).astype(spec.dtype)
 
@@ -83,6 +90,11 @@ def uniform(noise: np.ndarray) -> np.ndarray:
     """From 0 to 1, as pixels are before they are normalised, and shares: the normal distribution's own
     function of the noise (within 1 %, Bowling et al. 2009)."""
     return 1 / (1 + np.exp(-1.702 * noise.astype(np.float64)))
+
+
+def spread(noise: np.ndarray) -> np.ndarray:
+    """From -2 to 2: of pixels, all that there are."""
+    return 4 * uniform(noise) - 2
 
 
 def small(noise: np.ndarray) -> np.ndarray:

@@ -38,18 +38,25 @@ def convert(
     path = folder / f"{plan.name}{target.suffix}"
     captured = compressed.captured
     states = keeps_states(plan, target, captured)
-    interface = Interface(about(plan, captured.source), captured.classes, captured.detector, states)
+    interface = Interface(about(plan, captured), captured.classes, captured.detector, states)
     written = target.write(compressed, path, plan.deployment_target, templates.get(name), interface, step)
     written = replace(written, warnings=(*written.warnings, *states_warnings(plan, target, captured)))
-    return _with_what_is_left_out(written, target, plan)
+    return _with_what_is_left_out(written, target, plan, captured)
 
 
-def _with_what_is_left_out(written: WrittenArtifact, target: Target, plan: Plan) -> WrittenArtifact:
+def _with_what_is_left_out(
+    written: WrittenArtifact, target: Target, plan: Plan, captured: Captured
+) -> WrittenArtifact:
     warnings = [
         LEFT_OUT[option].format(target=target.title)
         for option in LEFT_OUT
         if getattr(plan, option) and option in target.refused
     ]
+    if captured.pictures and not target.holds_pictures:
+        warnings.append(
+            f"{target.title} has no pictures: {', '.join(captured.pictures)} are arrays of pixels, 0 to 255,"
+            " [1, channels, height, width]."
+        )
     return replace(written, warnings=(*written.warnings, *warnings))
 
 

@@ -15,8 +15,9 @@ from ..models.tensors import storage_of
 from ..quantization.layers import compress_weight
 from ..quantization.schemes import Recipe
 from .forecast import Forecast, RecipeForecast
-from .loading import load_model
+from .loading import capture_as_given, load_source, part_as_given, samples_for
 from .names import as_artifacts_say
+from .pictures import given_by_apps
 from .predict import predict_size
 from .states import check_states
 from .step import Show
@@ -38,20 +39,16 @@ class Probe:
 
 def forecast(plan: Plan, show: Show) -> Forecast:
     """`--dry-run`: load and capture the model, and say what each recipe would give; writes nothing."""
-    from ..models.capture import capture
-    from ..models.flexible import captured_at_sizes
-    from ..models.parts import part_source
-
     recipes = plan.schemes or (plan.recipe,)
     with show("load"):
-        source, samples = load_model(
-            plan.model, plan.inputs, plan.samples, plan.model_class, plan.trust_pickle
-        )
+        source = load_source(plan)
+        given = given_by_apps(plan, source)
+        samples = samples_for(source, plan.samples, given)
         for name in plan.parts:
-            source, samples = part_source(source, samples, name)
+            source, samples, given = part_as_given(source, samples, given, name)
     with show("capture"):
         started = time.perf_counter()
-        captured = captured_at_sizes(capture(source, samples, plan.calibrates), source, plan.inputs)
+        captured = capture_as_given(source, samples, given, plan.calibrates, plan.inputs)
         capture_seconds = time.perf_counter() - started
         captured = as_artifacts_say(plan, captured)
         check_states(plan, captured)

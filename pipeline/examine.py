@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..models.errors import UserError
+from ..models.pictures import eight_bits
 from ..models.source import Samples, TensorSpec
+from ..validation.borders import as_arrays
 from ..validation.judge.compare import TOLERANCE_DB, compare
 from ..validation.judge.worst import compare_worst
 from ..validation.records import Compression
@@ -90,12 +92,15 @@ def examine(
             for start in range(0, len(batches), TOGETHER):
                 together = seen.each(given[start : start + TOGETHER])
                 answers += [
-                    named(without_labels(answer, runner, wanted), yardstick.output_names)
+                    named(
+                        without_labels(as_arrays(answer, seen.pictures), runner, wanted),
+                        yardstick.output_names,
+                    )
                     for answer, wanted in zip(together, expected[start:])
                 ]
                 labels += [label_of(answer, yardstick.classes) for answer in together]
             validation = compared(
-                runner, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+                seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
             )
             validation = replace(validation, sizes=at_sizes(yardstick, expected, answers))
             if course := yardstick.course(artifact.target):
@@ -166,8 +171,10 @@ def check_artifact(
         return by_course(runner, called, course)
     seen = runner if course is None else seen_through(runner, course.states)
     answers = [
-        named(without_labels(seen(arranged(batch, seen, inputs)), seen, wanted), outputs)
-        for batch, wanted in zip(samples.batches, expected)
+        named(without_labels(as_arrays(answer, seen.pictures), seen, wanted), outputs)
+        for answer, wanted in zip(
+            (seen(arranged(batch, seen, inputs)) for batch in samples.batches), expected
+        )
     ]
     validation = compared(seen, samples, expected, reference, answers, near_ties)
     return validation if course is None else followed(validation, runner, called, course)
@@ -185,7 +192,7 @@ def call_by_names(
     itself. state: of its runner."""
     held = {name for spec in states for name in (spec.name, spec.output)} if runner.states else set()
     inputs = [spec for spec in inputs if spec.name not in held]
-    answer = runner(arranged(batch, runner, inputs), state=state)
+    answer = as_arrays(runner(arranged(batch, runner, inputs), state=state), runner.pictures)
     return named(answer, [name for name in outputs if name not in held])
 
 
@@ -201,8 +208,10 @@ def compared(
     large); reference: what the source itself answers (compression error: the recipe's price).
 
     Where the samples are of several kinds the conversion's error is told on the worst of all, the price on
-    those that recipes are chosen on. near_ties: which elements to set apart of the conversion's error.
+    those that recipes are chosen on. near_ties: which elements to set apart of the conversion's error. Of an
+    output that is a picture in 8 bits, all is compared as far as these hold it.
     """
+    expected, reference = (in_eight_bits(batches, runner) for batches in (expected, reference))
     first = slice(samples.chosen_on)
     return Validation(
         runner.kind,
@@ -215,6 +224,20 @@ def compared(
         TOLERANCE_DB[runner.precision],
         compare(reference[first], answers[first]),
     )
+
+
+def in_eight_bits(batches: Batches, runner: Runner) -> Batches:
+    """Outputs by the model's names, those rounded that the artifact gives as pictures in 8 bits."""
+    if not batches or not runner.pictures:
+        return batches
+    channels = {value.name: np.asarray(runner.pictures.get(value.name, "")) for value in runner.outputs}
+    whole = {
+        name for name, order in named(channels, list(batches[0])).items() if str(order) in ("L", "RGB", "BGR")
+    }
+    return [
+        {name: eight_bits(array) if name in whole else array for name, array in answer.items()}
+        for answer in batches
+    ]
 
 
 def arranged(

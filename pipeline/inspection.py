@@ -73,6 +73,9 @@ def inspect_artifact(
         _metadata(runner),
         tuple(held_labels(runner)) or UNSET,
         tuple(runner.states),
+        tuple(
+            describe_input(value, Feature(runner.pictures.get(value.name, ""))) for value in runner.outputs
+        ),
     )
 
 

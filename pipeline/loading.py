@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..models.capture import Captured
     from ..models.inputs import InputSpec
+    from ..models.pictures import AppInputs
     from ..models.source import Samples, Source
+    from ..validation.runner import Runner
+    from .picture_options import PictureOption
     from .plan import Plan
 
 SYNTHETIC_SAMPLES = 2  # that are drawn where the user gives none, to calibrate and to choose recipes on
@@ -39,15 +45,90 @@ def load_source(plan: Plan) -> Source:
 def with_samples(source: Source, samples: Given) -> tuple[Source, Samples]:
     """A source and the inputs to run it on: the user's samples, or those that were made before, else
     synthetic ones from a fixed seed, with further ones of other kinds for verdicts."""
+    return source, samples_for(source, samples)
+
+
+def samples_for(source: Source, samples: Given, by_apps: AppInputs | None = None) -> Samples:
+    """The inputs alone. by_apps: what an app gives instead of the model's own, which they then are."""
+    from ..models.pictures import given_specs
     from ..models.samples import given_samples, load_samples, synthetic
     from ..models.source import Samples
     from ..models.variety import KINDS, diversified
 
     if isinstance(samples, Samples):
-        return source, samples
+        return samples
+    specs = source.inputs if by_apps is None else given_specs(by_apps, source.inputs)
     if samples is None or (isinstance(samples, str) and not samples):
-        drawn = synthetic(source.inputs, SYNTHETIC_SAMPLES + KINDS, limits=source.limits)
-        return source, diversified(drawn, source.inputs, SYNTHETIC_SAMPLES)
+        drawn = synthetic(specs, SYNTHETIC_SAMPLES + KINDS, limits=source.limits)
+        return diversified(drawn, specs, SYNTHETIC_SAMPLES)
     if isinstance(samples, str | PathLike):
-        return source, load_samples(str(samples), source.inputs)
-    return source, given_samples(samples, source.inputs)
+        return load_samples(str(samples), specs)
+    return given_samples(samples, specs)
+
+
+def capture_as_given(
+    source: Source,
+    samples: Samples,
+    by_apps: AppInputs,
+    calibrates: bool = True,
+    inputs: tuple[InputSpec, ...] = (),
+) -> Captured:
+    """The model as a graph of what an app gives, at all sizes that `inputs` lets it choose from. samples: as
+    apps give them."""
+    from ..models.flexible import captured_at_sizes, samples_at
+    from ..models.pictured import with_sizes_of_pictures
+    from ..models.pictures import given_specs
+
+    def again(other: Source) -> Captured:
+        specs = given_specs(by_apps, other.inputs)
+        return _capture_once(other, samples_at(replace(other, inputs=specs)), by_apps, False)
+
+    captured = _capture_once(source, samples, by_apps, calibrates)
+    captured = captured_at_sizes(captured, source, inputs, again)
+    return with_sizes_of_pictures(captured, by_apps, source.inputs)
+
+
+def _capture_once(source: Source, samples: Samples, by_apps: AppInputs, calibrates: bool) -> Captured:
+    from ..models.capture import capture
+    from ..models.pictured import as_apps_give
+    from ..models.pictures import prepared
+
+    captured = capture(source, samples, calibrates, partial(prepared, by_apps, source.inputs))
+    return as_apps_give(captured, by_apps)
+
+
+def part_as_given(
+    source: Source, samples: Samples, by_apps: AppInputs, name: str
+) -> tuple[Source, Samples, AppInputs]:
+    """One part of a model, and what an app gives it where the whole has the samples. by_apps: to both."""
+    from ..models.parts import part_source
+    from ..models.pictures import AppInputs, as_given_to_part, prepared
+
+    own = replace(
+        samples,
+        batches=tuple(prepared(by_apps, source.inputs, batch) for batch in samples.batches),
+        further=tuple(prepared(by_apps, source.inputs, batch) for batch in samples.further),
+    )
+    part, handed = part_source(source, own, name)
+    names = {spec.name for spec in part.inputs}
+    new = names - {spec.name for spec in source.inputs} if by_apps.half else frozenset()
+    pictures = {key: picture for key, picture in by_apps.pictures.items() if key in names}
+    by_apps = AppInputs(pictures, (by_apps.half & names) | new)
+    return part, as_given_to_part(by_apps, part.inputs, samples, handed), by_apps
+
+
+def facing_source(
+    runner: Runner, source: Source, samples: Given, images: Sequence[PictureOption], part: str | None
+) -> tuple[Source, Samples, AppInputs, tuple[str, ...]]:
+    """A model, or a part of it, beside any artifact: with what the artifact takes for its inputs, and what is
+    to be said of that."""
+    from ..models.parts import part_source
+    from ..models.samples import synthetic
+    from .pictures import given_to_artifact
+
+    if part is None:
+        by_apps, said = given_to_artifact(runner, source, images)
+        return source, samples_for(source, samples, by_apps), by_apps, said
+    one, _ = part_source(source, synthetic(source.inputs, 1, limits=source.limits), part)
+    by_apps, said = given_to_artifact(runner, one, images)
+    return (*part_as_given(source, samples_for(source, samples, by_apps), by_apps, part), said)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..converters.artifact import About
 from ..models.errors import UserError
+from .preview import preview
+from .words import PICTURE
 
 if TYPE_CHECKING:
     from ..models.capture import Captured
-    from ..models.source import Source
     from .plan import Plan
 
 OURS = ("cidermill.", "com.github.apple.coremltools")  # how the keys begin that conversions write
@@ -75,13 +76,15 @@ def check_described(plan: Plan, captured: Captured) -> None:
             )
 
 
-def about(plan: Plan, source: Source) -> About:
+def about(plan: Plan, captured: Captured) -> About:
     """What an artifact says of itself: what the user gave, before what the model's card says. An empty value
     leaves an entry out.
 
     Only a published model's name is told: one module gives equal bytes from memory and from any file."""
+    source = captured.source
     name = {SOURCE: plan.name} if source.format == "hugging-face" else {}
-    given = {**name, **source.card, **dict(plan.metadata)}
+    pictures = {f"{PICTURE}{key}": picture.text for key, picture in captured.pictures.items()}
+    given = {**name, **pictures, **preview(captured), **source.card, **dict(plan.metadata)}
     told = {key: value for key, value in given.items() if value}
     features = {key.removeprefix(DESCRIBE): text for key, text in told.items() if key.startswith(DESCRIBE)}
     own = {key: text for key, text in told.items() if key not in STANDARD and not key.startswith(DESCRIBE)}

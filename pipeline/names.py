@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..models.errors import UserError
 from .labels import as_classifier
 from .metadata import check_described
+from .pictures import with_gotten_pictures
 from .suppression import as_detector
 from .words import MIL_RESERVED, SWIFT_RESERVED
 
@@ -56,6 +57,7 @@ def as_artifacts_say(plan: Plan, captured: Captured) -> Captured:
         captured, names = as_detector(plan.suppression, plan.labels, captured, names)
     elif plan.labels is not None:
         captured, names = as_classifier(plan.labels, captured, names)
+    captured = with_gotten_pictures(plan, captured)
     captured = renamed(captured, names)
     check_described(plan, captured)
     return captured

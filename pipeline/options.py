@@ -17,6 +17,7 @@ from .layer_schemes import parse_schemes
 from .metadata import parse_metadata
 from .names import parse_names, parse_parts
 from .option import Option
+from .picture_options import parse_image_outputs, parse_images
 from .quantities import parse_budget, parse_latency_limits, parse_size
 from .states import STATE
 from .suppression import parse_suppression
@@ -117,6 +118,16 @@ CACHE = Option(
     bool,
     default=True,
     negatable=True,
+)
+IMAGE = Option(
+    "image",
+    "images",
+    "An input that takes pictures, pixels of 0 to 255: the model is given pixel*scale+bias, or"
+    " (pixel/255-mean)/std of each channel. unit: 0..1; half: -1..1; auto: as the folder's"
+    " preprocessor_config.json has it. --samples gives pictures then. Repeatable.",
+    metavar="NAME[:rgb|bgr|gray][:unit|half|imagenet|clip|auto][:scale=S][:bias=B][:mean=M,M,M][:std=S,S,S]",
+    repeatable=True,
+    parse=parse_images,
 )
 CONVERT = (
     Option(
@@ -271,6 +282,23 @@ CONVERT = (
         parse=parse_suppression,
     ),
     STATE,
+    IMAGE,
+    Option(
+        "image-output",
+        "image_outputs",
+        "An output that gives pictures; its values are pixels of 0 to 255. Repeatable.",
+        metavar="NAME[:rgb|bgr|gray]",
+        repeatable=True,
+        parse=parse_image_outputs,
+    ),
+    Option(
+        "io",
+        "io",
+        "The type of floating-point inputs and outputs; float16 needs iOS16, and makes gray pictures half"
+        " precision, too.",
+        choices=("float32", "float16"),
+        default="float32",
+    ),
     Option("out", "out", "Where the results go.  [default: NAME-artifacts]", Path, metavar="DIR"),
     Option(
         "force",
@@ -287,6 +315,7 @@ VALIDATE = (
     SAMPLES,
     MODEL_CLASS,
     TRUST_PICKLE,
+    IMAGE,
     Option(
         "part",
         "part",

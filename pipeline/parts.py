@@ -34,8 +34,10 @@ def run_parts(plan: Plan, show: Show, make_source: MakeSource, run: Callable[...
     """Each part as a model of its own, in a folder that is called like it; then all of them together.
 
     run(plan, show, what makes the source): a conversion. Raises UserError (nothing is written then)."""
-    from .loading import load_source, with_samples
+    from ..models.pictures import prepared
+    from .loading import load_source, samples_for
     from .output import staged
+    from .pictures import given_by_apps
     from .report.write import write_report
     from .stages import Stages
     from .yardstick import parameters_of
@@ -44,14 +46,16 @@ def run_parts(plan: Plan, show: Show, make_source: MakeSource, run: Callable[...
     with staged(plan.folder, plan.force) as folder:
         with stages("load"):
             source = load_source(plan) if make_source is None else make_source()
-            source, samples = with_samples(source, plan.samples)
+            given = given_by_apps(plan, source)
+            samples = samples_for(source, plan.samples, given)
         reports = {}
         for name in in_order(source, plan.parts):
             report = run(_plan_of(plan, name, folder, samples), partial(_show_of, show, name), make_source)
             reports[name] = below(report, name)
         _check_names(plan, reports)
         with stages("together"):
-            together = compare_together(plan, source, samples, reports, folder)
+            prepare = partial(prepared, given, source.inputs)
+            together = compare_together(plan, source, samples, reports, folder, prepare)
         report = joined(reports, together, stages.records, parameters_of(source.module))
         write_report(report, folder)
     return report
@@ -104,14 +108,19 @@ def _plan_of(plan: Plan, name: str, folder: Path, samples: Samples) -> Plan:
 
 
 def compare_together(
-    plan: Plan, source: Source, samples: Samples, reports: Mapping[str, Report], folder: Path
+    plan: Plan,
+    source: Source,
+    samples: Samples,
+    reports: Mapping[str, Report],
+    folder: Path,
+    prepare: Callable[[Arrays], Arrays],
 ) -> tuple[Together, ...]:
     """The artifacts of each target one after the other, as an app calls them, beside what the whole model
-    answers."""
+    answers. prepare: makes of a sample what it takes."""
     from ..models.parts import whole_answer
 
     batches = samples.judged.batches
-    reference = [whole_answer(source, batch) for batch in batches]
+    reference = [whole_answer(source, prepare(batch)) for batch in batches]
     groups: dict[str, dict[str, Artifact]] = {}
     for name, report in reports.items():
         for artifact in report.artifacts:
@@ -132,6 +141,7 @@ def _chained(
 ) -> list[Arrays]:
     """-> for each sample what all parts gave, each fed with what those before it gave, by the model's names.
     names: (the model's, the artifacts')."""
+    from ..validation.borders import as_arrays
     from ..validation.runners import open_runner
     from .examine import arranged, named
 
@@ -141,9 +151,8 @@ def _chained(
         runner, source = open_runner(folder / artifact.path, host="reference"), reports[part].source
         for batch in values:
             given = {spec.name: batch[own.get(spec.name, spec.name)] for spec in source.inputs}
-            answer = named(
-                runner(arranged(given, runner, source.inputs)), [spec.name for spec in source.outputs]
-            )
+            answer = as_arrays(runner(arranged(given, runner, source.inputs)), runner.pictures)
+            answer = named(answer, [spec.name for spec in source.outputs])
             batch.update({own.get(name, name): array for name, array in answer.items()})
     return values
 

@@ -17,6 +17,8 @@ from .labels import LabelsOption, given_labels
 from .layer_schemes import check_held, default_schemes
 from .option import parse_options
 from .options import OPTIONS
+from .picture_options import PictureOption
+from .pictures import check_io
 from .quantities import Budget, LatencyLimit
 from .suppression import SuppressionOption
 from .targets import DEFAULT_TARGET, find_target, refuse, refuse_sizes
@@ -32,10 +34,11 @@ class Plan:
     operations' estimated time, 0..1): limits that fail the verdict of an artifact that breaks one.
     calibration: a file of `cidermill calibrate` for one of the devices. measure: time the artifacts on this
     machine, where it can run them. names: (the model's name of an input or output, the artifact's); metadata:
-    (key, text), as given; labels: of a classifier's or a detector's classes. parts: of the model, instead
-    of the whole; beside: the part is one of several that one run makes, so names and metadata may be of
-    another. state: "auto", or "io" for states as inputs and outputs of every target. out: None for a folder
-    that is called after the model.
+    (key, text), as given; labels: of a classifier's or a detector's classes; images, image_outputs: which
+    inputs and outputs are pictures; io: the type of floating-point inputs and outputs. parts: of the model,
+    instead of the whole; beside: the part is one of several that one run makes, so names and metadata may be
+    of another. state: "auto", or "io" for states as inputs and outputs of every target. out: None for a
+    folder that is called after the model.
     """
 
     model: Path
@@ -67,6 +70,9 @@ class Plan:
     parts: tuple[str, ...] = ()
     beside: bool = False
     state: str = "auto"
+    images: tuple[PictureOption, ...] = ()
+    image_outputs: tuple[PictureOption, ...] = ()
+    io: str = "float32"
 
     def __post_init__(self) -> None:
         for name in self.targets:
@@ -79,6 +85,7 @@ class Plan:
                 refuse(option, self.targets)
         if len(self.parts) > 1:
             self._check_parts()
+        check_io(self.io, self.targets, self.deployment_target)
         refuse_sizes(self.inputs, self.targets)
         if self.suppression and any(spec.choices for spec in self.inputs):
             raise UserError(

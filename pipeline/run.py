@@ -17,11 +17,12 @@ from .examine import examine
 from .half_precision import chooses_in_half, with_exact_choices
 from .judge import judge
 from .limits import limited
-from .loading import load_source, with_samples
+from .loading import capture_as_given, load_source, part_as_given, samples_for
 from .names import as_artifacts_say
 from .other_sizes import with_other_sizes
 from .output import remove, staged
 from .parts import run_parts
+from .pictures import given_by_apps
 from .predict import sizes_from_shapes
 from .report.compose import Findings, compose, with_earlier
 from .report.write import write_report
@@ -93,19 +94,16 @@ def _capture(
 ) -> tuple[Captured, Samples]:
     """The plan's model as a graph, by the names that its artifacts will have, and what the
     whole was run on. samples: of an earlier time: an iterator gives its own only once."""
-    from ..models.capture import capture
-    from ..models.flexible import captured_at_sizes
-    from ..models.parts import part_source
-
     with stages("load"):
         source = load_source(plan) if make_source is None else make_source()
+        by_apps = given_by_apps(plan, source)
         if samples is None:
-            source, samples = with_samples(source, plan.samples)
+            samples = samples_for(source, plan.samples, by_apps)
         given = samples
         for name in plan.parts:
-            source, given = part_source(source, samples, name)
+            source, given, by_apps = part_as_given(source, samples, by_apps, name)
     with stages("capture"):
-        captured = captured_at_sizes(capture(source, given, plan.calibrates), source, plan.inputs)
+        captured = capture_as_given(source, given, by_apps, plan.calibrates, plan.inputs)
         captured = as_artifacts_say(plan, captured)
     check_states(plan, captured)
     return captured, samples

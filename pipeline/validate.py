@@ -3,7 +3,7 @@ verdict leave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from .detectors import SUPPRESSION_NOTE, as_detections, is_suppressed, unsuppres
 from .examine import check_artifact
 from .in_a_row import Course
 from .judge import judge_validation
-from .loading import Given, load_model, with_samples
+from .loading import Given, capture_as_given, facing_source
+from .picture_options import PictureOption
 from .report.records import Comparison, Validation
 from .step import Show, silent
 
@@ -35,28 +36,26 @@ def validate_artifact(
     tolerance: float | None = None,
     source: Source | None = None,
     part: str | None = None,
+    images: Sequence[PictureOption] = (),
     **options: Any,
 ) -> Comparison:
     """Compare any artifact with its source model.
 
-    source: a model that is in memory, instead of the file `against`; part: of it; options: of `load_model`.
+    source: a model that is in memory, instead of the file `against`; part: of it; images: how it wants the
+    pictures that the artifact takes; options: of `models.load`.
     """
-    from ..models.capture import capture
     from ..models.choices import near_ties
-    from ..models.parts import part_source
+    from ..models.load import load
     from ..validation.runners import open_runner
 
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):
         if source is None:
-            source, chosen = load_model(against, samples=samples, **options)
-        else:
-            source, chosen = with_samples(source, samples)
-        if part is not None:
-            source, chosen = part_source(source, chosen, part)
+            source = load(against, **options)
+        source, chosen, given, said = facing_source(runner, source, samples, images, part)
     with show("capture"):
-        captured = capture(source, chosen, calibrates=False)
+        captured = capture_as_given(source, chosen, given, calibrates=False)
     judged = captured.judged
     answers: Batches = judged.reference
     runner, answers, notes = _facing(runner, artifact, answers)
@@ -74,7 +73,7 @@ def validate_artifact(
     if tolerance is not None:
         validation = replace(validation, tolerance_db=tolerance)
     judgement = judge_validation(validation, None)
-    warnings = (*mislabelled, *judgement.advice, *runner.notes, *notes, *more_notes)
+    warnings = (*mislabelled, *judgement.advice, *said, *runner.notes, *notes, *more_notes)
     verdict = "fail" if mislabelled else judgement.verdict
     return Comparison(str(artifact), str(against), verdict, validation, warnings)
 

@@ -1,4 +1,7 @@
-"""Words that a name in an app or in an artifact must not be."""
+"""Words that a name in an app or in an artifact must not be, and those that artifacts have for themselves."""
+
+# a package's own entry, before an input's name: how pixels are prepared, as `--image` takes it
+PICTURE = "cidermill.image."
 
 # https://docs.swift.org/swift-book/documentation/the-swift-programming-language/lexicalstructure/#Keywords-and-Punctuation
 SWIFT_RESERVED = frozenset(

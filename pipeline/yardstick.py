@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..models.classes import Classes
     from ..models.detections import Detector
     from ..models.interpret import Tap
+    from ..models.pictures import Picture
     from ..models.source import Samples, TensorSpec
     from ..models.state import StateSpec
     from ..quantization.compress import Compressed, Decision
@@ -73,6 +74,7 @@ class Yardstick:
     near_ties: Batches = ()
     classes: Classes | None = None
     detector: Detector | None = None
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
     sizes: tuple[tuple[str, slice], ...] = ()
     states: tuple[StateSpec, ...] = ()
     calls: Calls | None = None
@@ -142,6 +144,7 @@ def yardstick_of(
         states=model.states,
         calls=model.calls,
         expected_calls=expected_calls(compressed, targets, rounded),
+        pictures=model.pictures,
     )
 
 

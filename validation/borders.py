@@ -2,7 +2,7 @@
 types."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +179,35 @@ def to_picture(tensor: torch.Tensor, channels: str) -> Any:
         return Image.fromarray(pixels[..., 0].astype(np.float32))
     whole = pixels.round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(whole[..., 0] if channels == "L" else np.ascontiguousarray(whole))
+
+
+def as_pictures(answer: dict[str, Any], pictures: Mapping[str, str]) -> dict[str, Any]:
+    """An answer whose pictures, arrays [1, C, H, W] of pixels so far, are PIL images: rounded to whole pixels
+    and clipped to 0 and 255 (Core ML's documentation does not say how it does that). Raises UserError for an
+    array that is no picture."""
+    return {
+        name: _shown(name, value, pictures[name]) if name in pictures else value
+        for name, value in answer.items()
+    }
+
+
+def _shown(name: str, value: Any, channels: str) -> Any:
+    if hasattr(value, "convert"):
+        return value
+    shape = np.shape(value)
+    if len(shape) != 4 or shape[:2] != (1, 1 if channels in ("L", "F") else 3):
+        raise UserError(
+            f"the output {name!r} is described as a picture, {channels}, and computed as {list(shape)}",
+            "describe it as an array, or make the artifact again",
+        )
+    return to_picture(torch.from_numpy(np.ascontiguousarray(value)).float(), channels)
+
+
+def as_arrays(answer: Mapping[str, Any], pictures: Mapping[str, str]) -> dict[str, Any]:
+    """An answer whose PIL images are float32 arrays [1, C, H, W] again."""
+    return {
+        name: to_array(value, pictures[name]) if name in pictures else value for name, value in answer.items()
+    }
 
 
 def misfit(array: np.ndarray, declared: Value, feature: Feature) -> str:

@@ -1,14 +1,13 @@
 """A saved program that can be called: the record that every opener of an artifact returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
-from .borders import STORED_AS, Feature, check_inputs
+from .borders import STORED_AS, Feature, as_pictures, check_inputs
 from .graph import Graph, Node, Tap, Value, all_nodes
 from .resources import DEFAULT_ALLOWANCE, Allowance, Meter
 
@@ -35,6 +34,7 @@ class Runner:
 
     `inputs` and `outputs` are its border, `graph` the function that runs (None for a native .pte),
     `precision` the type in which it multiplies. `run(inputs, tap, state)` takes checked tensors by name.
+    `pictures`: outputs that are pictures -> order of their channels.
     `notes`: where the platform's runtime is known to do something else.
     """
 
@@ -47,6 +47,7 @@ class Runner:
     run: Callable[[dict[str, torch.Tensor], Tap | None, State], dict[str, Any]]
     states: tuple[Value, ...] = ()
     features: dict[str, Feature] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
     native_state: Callable[[], State] | None = None
     decode: Callable[[], None] | None = None
     # what it runs: the graph with its constants to be decoded, or remembered when they have been
@@ -59,9 +60,9 @@ class Runner:
 
     def __call__(
         self, inputs: dict[str, Any] | Sequence[Any], tap: Tap | None = None, state: State = None
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Any]:
         """inputs: {name: array, tensor or PIL image}, or a sequence in the order of `inputs`. -> {name: array
-        of the declared type}.
+        of the declared type, or PIL image where the artifact gives one}.
 
         `tap(name, value)` sees every intermediate that depends on the inputs (reference runner only). Without
         `state`, a stateful program starts from a fresh one. Raises UserError where inputs do not fit,
@@ -72,17 +73,16 @@ class Runner:
             tensors = check_inputs(inputs, self.inputs, self.features, self.path.name)
             if self.states and state is None:
                 state = self.make_state()
-            return self.run(tensors, tap, state)
+            return as_pictures(self.run(tensors, tap, state), self.pictures)
 
-    def each(self, samples: Sequence[dict[str, Any] | Sequence[Any]]) -> list[dict[str, np.ndarray]]:
+    def each(self, samples: Sequence[dict[str, Any] | Sequence[Any]]) -> list[dict[str, Any]]:
         """As called on each of the samples, of a program without states side by side where the format can:
         each weight is decoded once, and so many samples' intermediates are in memory."""
         if self.run_each is None or self.states:
             return [self(sample) for sample in samples]
         with Meter(self.allowance):
-            return self.run_each(
-                [check_inputs(sample, self.inputs, self.features, self.path.name) for sample in samples]
-            )
+            checked = [check_inputs(item, self.inputs, self.features, self.path.name) for item in samples]
+            return [as_pictures(answer, self.pictures) for answer in self.run_each(checked)]
 
     @property
     def file_graph(self) -> Graph:

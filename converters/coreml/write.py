@@ -25,6 +25,7 @@ from .deployment import DEFAULT_TARGET, generation, operators_of
 from .detector import with_suppression
 from .lower import lower
 from .package import finish_package, start_package
+from .pictures import describe_pictures
 from .program import (
     OTHER_OPERATORS,
     MilProgram,
@@ -101,6 +102,7 @@ def write_mlpackage(
             own = {**interface.about.own, **template.metadata, "cidermill.recipe": compressed.recipe.name}
             specification.description.metadata.userDefined.update(own)
             _say(specification.description, interface.about, compressed.captured)
+            describe_pictures(specification.description, compressed.captured)
             if interface.classes is not None:
                 classify(specification, interface.classes, interface.about.features)
             if interface.detector is not None:

@@ -14,12 +14,11 @@ from ... import __version__
 from ...models.errors import UserError
 from ..judge import stored_size
 from ..targets import artifact_suffixes
+from .app_records import ClassifierSummary, DetectorSummary, PictureUse
 from .records import (
     SCHEMA,
     Artifact,
     BudgetSummary,
-    ClassifierSummary,
-    DetectorSummary,
     PredictedSize,
     Report,
     SampleSummary,
@@ -30,6 +29,7 @@ from .records import (
 from .write import environment
 
 if TYPE_CHECKING:
+    from ...models.pictures import Picture
     from ...models.state import StateSpec
     from ..examine import Examination
     from ..judge import Judgement
@@ -145,7 +145,13 @@ def _artifact(examination: Examination, judgement: Judgement, findings: Findings
         predicted=UNSET if foreseen is None else PredictedSize(foreseen[written.target]),
         classifier=_classifier(examination, findings.yardstick),
         detector=_detector(examination, findings.yardstick),
+        pictures=tuple(map(_picture_use, findings.yardstick.pictures.values())) or UNSET,
     )
+
+
+def _picture_use(picture: Picture) -> PictureUse:
+    prepared = "operations" if picture.prepares else ""
+    return PictureUse(picture.name, picture.channels, picture.scale, picture.bias, prepared)
 
 
 def _classifier(examination: Examination, yardstick: Yardstick) -> ClassifierSummary | UnsetType:

@@ -30,6 +30,7 @@ from ...validation.records import (
     Verdict,
 )
 from ..output import REPORT_FILE
+from .app_records import ClassifierSummary, DetectorSummary, PictureUse
 from .json_files import check_schema, read_json, to_builtins
 
 if TYPE_CHECKING:  # which imports torch
@@ -235,39 +236,6 @@ class PredictedSize:
 
 
 @dataclass(frozen=True)
-class ClassifierSummary:
-    """An artifact that names classes. label, probabilities: its outputs; classes: how many there are; scores:
-    "probabilities" where the model gives them, "independent" where it gives numbers between 0 and 1 of
-    classes of which several may hold, "softmax added", "sigmoid added"; agreed: of `samples`, how many got
-    the label that the source's probabilities ask for; near_ties: how many of the others are undecided."""
-
-    label: str
-    probabilities: str
-    classes: int
-    scores: str
-    samples: int
-    agreed: int
-    near_ties: int
-
-
-@dataclass(frozen=True)
-class DetectorSummary:
-    """An artifact that ends in a suppression of boxes. boxes, classes: what enters it; labels: how many it
-    holds; iou, confidence: its thresholds where the app gives none; scores: "kept" as the model gives them,
-    "sigmoid added", "softmax added"; background: whether the scores' last class was left out, which means
-    that there is no object; left_out: outputs of the model that the artifact has not."""
-
-    boxes: int
-    classes: int
-    labels: int
-    iou: float
-    confidence: float
-    scores: str
-    background: bool
-    left_out: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Artifact:
     """A file or package that was made. path: relative to the report's folder; a warning's first line says
     what is the matter, its further lines what to do about it. part: of the model, in a report of several."""
@@ -288,6 +256,7 @@ class Artifact:
     classifier: ClassifierSummary | UnsetType = UNSET
     detector: DetectorSummary | UnsetType = UNSET
     part: str | UnsetType = UNSET
+    pictures: tuple[PictureUse, ...] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -429,9 +398,9 @@ class Comparison:
 @dataclass(frozen=True)
 class Inspection:
     """The result of `cidermill inspect`: what a file says by itself. inputs, outputs: as it declares them;
-    takes: each input in words; stages: of a pipeline, in order; metadata: what it says of itself, by the keys
-    of `--metadata`; classes: the labels of a classifier or a detector, in their order; states: what it keeps
-    from call to call."""
+    takes, gives: each input and output in words; stages: of a pipeline, in order; metadata: what it says of
+    itself, by the keys of `--metadata`; classes: the labels of a classifier or a detector, in their order;
+    states: what it keeps from call to call."""
 
     target: str
     path: str
@@ -447,3 +416,4 @@ class Inspection:
     metadata: dict[str, str] = field(default_factory=dict)
     classes: tuple[str | int, ...] | UnsetType = UNSET
     states: "tuple[Value, ...]" = ()
+    gives: tuple[str, ...] = ()

@@ -20,11 +20,13 @@ from ...validation.records import (
     WeightReport,
 )
 from ..forecast import RecipeForecast
+from .app_records import PictureUse
 from .records import Artifact, Placement, Report, SampleSummary, ShapeLatency, Together
 
 Times = DeviceLatency | ShapeLatency | MeasuredTimes | EstimatedTimes
 
 UNITS = ("ane", "gpu", "cpu")
+CHANNEL_NAMES = {"RGB": "RGB", "BGR": "BGR", "L": "gray", "F": "gray in half precision"}
 UNIT_NAMES = {"ane": "ANE", "gpu": "GPU", "cpu": "CPU"}
 EXACT_DB = 200.0  # validation/judge/compare.py cuts decibels there: bit-exact
 # A prediction takes at least this long, whatever it computes: Core ML's call with its arrays
@@ -348,6 +350,19 @@ SCORES = {  # of `ClassifierSummary` -> in words
     "softmax added": "a softmax was added to the model's logits",
     "sigmoid added": "a sigmoid was added to the model's logits, as several classes may hold at once",
 }
+
+
+def picture_text(picture: PictureUse) -> str:
+    """ "image: a picture, RGB; operations before the first layer compute pixels * (0.017, 0.018, 0.017) +
+    (-2.1, -2, -1.8), and no weight is changed"."""
+    about = f"{picture.name}: a picture, {CHANNEL_NAMES[picture.channels]}"
+    if not picture.prepared:
+        return f"{about}; its pixels are the model's numbers"
+    scale, bias = (", ".join(f"{number:.3g}" for number in part) for part in (picture.scale, picture.bias))
+    return (
+        f"{about}; operations before the first layer compute pixels * ({scale}) + ({bias}), and no weight is"
+        " changed"
+    )
 
 
 def classifier_text(artifact: Artifact) -> str:

@@ -28,7 +28,7 @@ from ..estimates import estimator_of
 from ..examine import Examination, examine
 from ..half_precision import with_exact_choices
 from ..judge import judge
-from ..loading import load_model
+from ..loading import capture_as_given, load_model
 from ..other_sizes import with_other_sizes
 from ..output import REPORT_FILE, DiskFull, remove, staged
 from ..report.compose import Findings, compose
@@ -73,13 +73,12 @@ class Prepared:
 def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the cache of weights that were compressed before. Raises
     UserError."""
-    from ...models.capture import capture
-    from ...models.flexible import captured_at_sizes
+    from ...models.pictures import AppInputs
 
     source, samples = load_model(
         subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle
     )
-    captured = captured_at_sizes(capture(source, samples), source, subject.inputs)
+    captured = capture_as_given(source, samples, AppInputs({}), inputs=subject.inputs)
     weight_cache = open_weight_cache() if subject.cache else None
     return Prepared(captured, first_run(captured), templates_of(captured), weight_cache)
 

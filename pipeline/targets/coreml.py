@@ -120,6 +120,7 @@ COREML = Target(
     names_weights=True,
     rounds_activations=True,
     neural_engine=True,
+    holds_pictures=True,
     in_apps=AppRuntime("coreml", packages=True),
     states_from=STATES_FROM,
 )

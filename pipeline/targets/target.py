@@ -95,7 +95,8 @@ class Target:
 
     names_weights: whether the artifact keeps the source's names of weights; rounds_activations: whether
     8-bit activations are 8 bits there; neural_engine: whether it ever runs on it; no_plan: why its runtime
-    does not tell where it runs what, "" where it does. refused: option -> why it does not hold here.
+    does not tell where it runs what, "" where it does. holds_pictures: whether its inputs and outputs can be
+    pictures, which are arrays of pixels elsewhere. refused: option -> why it does not hold here.
     in_apps: how bundles hold it, None where they do not. states_from: the oldest deployment target whose
     artifacts keep states from call to call, "" where the format has none.
     """
@@ -121,6 +122,7 @@ class Target:
     neural_engine: bool = False
     no_plan: str = ""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    holds_pictures: bool = False
     in_apps: AppRuntime | None = None
     states_from: str = ""
     extra: str = ""

@@ -39,6 +39,8 @@ def inspection_parts(inspection: Inspection, console: "Console") -> "Iterator[Re
     if inspection.states:
         held = ", ".join(describe_input(value, Feature()) for value in inspection.states)
         yield line(("keeps: ", "dim"), (clean(held), ""))
+    if any("picture" in text for text in inspection.gives):
+        yield line(("gives: ", "dim"), (", ".join(map(clean, inspection.gives)), ""))
     for stage in inspection.stages or ():
         yield line((f"stage {clean(stage.name)}: ", "dim"), (_stage_text(stage, console), ""))
     if inspection.metadata:

@@ -187,6 +187,7 @@ def render_artifacts(report: Report, out: "Console") -> None:
     _print_near_ties(report.artifacts, out)
     _print_partitions(report.artifacts, out)
     _print_classifiers(report.artifacts, out)
+    _print_pictures(report.artifacts, out)
 
 
 def _print_together(report: Report, out: "Console") -> None:
@@ -208,6 +209,13 @@ def _print_classifiers(artifacts: Sequence[Artifact], out: "Console") -> None:
     for artifact in artifacts:
         if told := summaries.classifier_text(artifact) or summaries.detector_text(artifact):
             out.print(line((clean(f"{artifact.target}: {told}."), "dim")))
+
+
+def _print_pictures(artifacts: Sequence[Artifact], out: "Console") -> None:
+    """A line for each: what is said of them is said of all artifacts."""
+    pictures = next((artifact.pictures for artifact in artifacts if artifact.pictures), None)
+    for picture in pictures or ():
+        out.print(line((clean(f"{summaries.picture_text(picture)}."), "dim")))
 
 
 def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:

@@ -29,9 +29,8 @@ import torch
 
 from cidermill.converters.coreml.tools import import_coremltools
 from cidermill.validation import open_runner
-from cidermill.validation.borders import to_picture
+from cidermill.validation.borders import as_arrays, to_picture
 from cidermill.validation.graph import OperatorFailed
-from cidermill.validation.mil.interface import IMAGE_CHANNELS
 
 MACOS = (15, 5)
 KINDS = ("fp16", "TORCHEXPORT")  # words in the names of cases that differ in kind
@@ -67,14 +66,6 @@ class SavedPackage:
         self.runner = self.runner or open_runner(self.path, host="reference", function=self.function)
         return self.runner
 
-    def pictures(self):
-        """Output name -> color space, of the outputs that the description calls images."""
-        import coremltools
-
-        described = coremltools.utils.load_spec(self.path).description.output
-        images = [output for output in described if output.type.WhichOneof("Type") == "imageType"]
-        return {output.name: output.type.imageType.colorSpace for output in images}
-
     def has_half_precision(self):
         return any(value.dtype == "float16" for value in self.open().graph.values.values())
 
@@ -90,15 +81,15 @@ class SavedPackage:
             for name, item in data.items()
         }
         try:
-            results = runner(given, state=None if state is None else state.tensors)
+            answer = runner(given, state=None if state is None else state.tensors)
         except OperatorFailed as error:
             COUNTS["disagreements"] += 1
             raise RuntimeError(
                 f"Unable to compute the prediction using ML Program: {error}"
             ) from error  # how Core ML begins it
-        pictures = self.pictures()
+        results = as_arrays(answer, runner.pictures)
         return {
-            name: as_core_ml_gives(off_by(result, self.WRONG_BY), pictures.get(name))
+            name: as_core_ml_gives(off_by(result, self.WRONG_BY), runner.pictures.get(name))
             for name, result in results.items()
         }
 
@@ -126,10 +117,10 @@ def as_multi_array(item, value):
     return array.astype(value.dtype) if array.dtype.kind in "biuf" else array
 
 
-def as_core_ml_gives(result, color_space=None):
+def as_core_ml_gives(result, channels=None):
     """A multi-array has at least one axis; an output that is an image is a PIL picture."""
-    if color_space is not None:
-        return to_picture(torch.from_numpy(result).float(), IMAGE_CHANNELS[color_space])
+    if channels is not None:
+        return to_picture(torch.from_numpy(result).float(), channels)
     return np.atleast_1d(result) if isinstance(result, np.ndarray) else result
 
 

@@ -26,7 +26,7 @@ from cidermill.validation.judge.compare import compare
 class Echo:
     """A runner whose outputs are given, under given names."""
 
-    kind, precision = "reference", "float16"
+    kind, precision, pictures = "reference", "float16", {}
     inputs = (Value("x", "float32", (4,)),)
 
     def __init__(self, answer: dict[str, np.ndarray]):

@@ -148,8 +148,9 @@ def test_what_comes_together_wrong_fails(speech, tmp_path):
         for name in plan.parts
     }
     source, samples = with_samples(load(folder), None)
-    assert [chain.verdict for chain in compare_together(plan, source, samples, reports, out)] == ["pass"]
-    mixed = compare_together(plan, source, samples, reports, tmp_path / "mixed")
+    right = compare_together(plan, source, samples, reports, out, dict)
+    assert [chain.verdict for chain in right] == ["pass"]
+    mixed = compare_together(plan, source, samples, reports, tmp_path / "mixed", dict)
     assert [chain.verdict for chain in mixed] == ["fail"] and mixed[0].outputs[0].psnr_db < 30
 
 

@@ -23,6 +23,14 @@ def features_of(description: Any, function: str) -> dict[str, Feature]:
     return {entry.name: feature_of(entry.type) for entry in part.input}
 
 
+def pictures_of(description: Any, function: str) -> dict[str, str]:
+    """Output name -> order of its channels (see `Feature`), of those outputs of one function that are
+    pictures."""
+    part = next((part for part in description.functions if part.name == function), description)
+    channels = {entry.name: feature_of(entry.type).channels for entry in part.output}
+    return {name: order for name, order in channels.items() if order}
+
+
 def metadata_of(description: Any) -> dict[str, str]:
     """What a model says of itself to people: "author", "license", "description" and "version" as far as it
     has them, "describe.NAME" of inputs and outputs, and the entries of its author's own."""

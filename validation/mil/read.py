@@ -23,7 +23,7 @@ from ..graph import Graph, Node, Ref, Value, misuse
 from ..records import PipelineStage
 from .blob import NUMPY_TYPES, PACKED_BITS, Blob, find_record, open_blob, read_tensor, unpack
 from .files import coreml_protos, inside, locate_model, parse_model
-from .interface import features_of, metadata_of
+from .interface import features_of, metadata_of, pictures_of
 from .stages import KINDS, PROGRAM, join_stages
 
 MODULE_MAP = "cidermill.modules"
@@ -38,7 +38,8 @@ CONVERTER_SUFFIX = re.compile(r"(_cast_fp16|_to_fp16|_to_fp32|_cast_u?int16|_has
 @dataclass(frozen=True)
 class Package:
     """An ML Program, or a pipeline as one program, as it is on disk. `features`: function -> input -> what
-    the description says of it; metadata: see `metadata_of`; stages: of a pipeline, in order."""
+    the description says of it; pictures: function -> output that is one -> order of its channels;
+    metadata: see `metadata_of`; stages: of a pipeline, in order."""
 
     path: Path
     specification_version: int
@@ -49,6 +50,7 @@ class Package:
     outputs: tuple[Value, ...]
     states: tuple[Value, ...]
     features: dict[str, dict[str, Feature]] = field(default_factory=dict)
+    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     weights: tuple[Path, ...] = ()
     stages: tuple[PipelineStage, ...] = ()
@@ -104,6 +106,7 @@ def _read_program(model: Any, reader: "_Reader") -> Package:
         outputs=tuple(graph.values[output] for output in graph.outputs),
         states=tuple(value for value in graph.inputs if value.name in states),
         features={key: features_of(model.description, key) for key in functions},
+        pictures={key: pictures_of(model.description, key) for key in functions},
         metadata=metadata_of(model.description),
         weights=tuple(blob.path for blob in reader.blobs.values()),
     )
@@ -134,6 +137,7 @@ def _read_pipeline(model: Any, reader: "_Reader") -> Package:
         outputs=tuple(graph.values[output] for output in graph.outputs),
         states=(),
         features={"main": joined.features},
+        pictures={"main": pictures_of(model.description, "main")},
         metadata=metadata_of(model.description),
         weights=tuple(blob.path for blob in reader.blobs.values()),
         stages=joined.stages,

@@ -33,6 +33,7 @@ class Border:
 
     graph: Graph
     features: dict[str, Feature]
+    pictures: dict[str, str]
     states: tuple[Value, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -73,6 +74,7 @@ def reference_package(path: Path, opening: Opening) -> Runner:
         run_each=run_each,
         states=border.states,
         features=border.features,
+        pictures=border.pictures,
         package=package,
         decode=partial(decode_constants, program),
         program=program,
@@ -93,7 +95,12 @@ def core_ml_runner(path: Path, opening: Opening) -> Runner:
     def run(tensors: dict[str, torch.Tensor], tap: Tap | None, state: State) -> dict[str, Any]:
         arrays = {name: _for_core_ml(tensor, pictures.get(name, "")) for name, tensor in tensors.items()}
         results = model.predict(arrays, state=state) if border.states else model.predict(arrays)
-        return {value.name: np.asarray(results[value.name]) for value in border.outputs}
+        return {
+            value.name: results[value.name]
+            if value.name in border.pictures
+            else np.asarray(results[value.name])
+            for value in border.outputs
+        }
 
     return Runner(
         path=package.path,
@@ -105,6 +112,7 @@ def core_ml_runner(path: Path, opening: Opening) -> Runner:
         run=run,
         states=border.states,
         features=border.features,
+        pictures=border.pictures,
         package=package,
         native_state=model.make_state if border.states else None,
     )
@@ -135,6 +143,7 @@ def readable_package(path: Path, error: Exception) -> Runner:
         run=refuse,
         states=border.states,
         features=border.features,
+        pictures=border.pictures,
         package=package,
     )
 
@@ -156,6 +165,7 @@ def _border(package: Package, function: str) -> Border:
     return Border(
         graph=graph,
         features=package.features[function],
+        pictures=package.pictures.get(function, {}),
         states=tuple(value for value in graph.inputs if value in package.states),
         inputs=tuple(value for value in graph.inputs if value not in package.states),
         outputs=tuple(graph.values[name] for name in graph.outputs),

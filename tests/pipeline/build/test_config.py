@@ -12,6 +12,7 @@ from cidermill.pipeline.build.config import read_config, select
 from cidermill.pipeline.build.keys import option_keys
 from cidermill.pipeline.commands.cli import convert
 from cidermill.pipeline.labels import LabelsOption
+from cidermill.pipeline.picture_options import PictureOption
 from cidermill.pipeline.plan import plan_from
 from cidermill.pipeline.quantities import Budget, LatencyLimit
 from cidermill.pipeline.suppression import SuppressionOption
@@ -54,6 +55,9 @@ KEYS = {
     "nms": ('"boxes,scores:iou=0.5"', "suppression", SuppressionOption("boxes", "scores", 0.5, 0.25)),
     "labels": ('"labels.txt"', "labels", LabelsOption(("cat", "dog"), origin="labels.txt")),
     "state": ('"io"', "state", "io"),
+    "image": ('["x:bgr"]', "images", (PictureOption("x", "x:bgr", "BGR", numbers={}),)),
+    "image-output": ('"y"', "image_outputs", (PictureOption("y", "y"),)),
+    "io": ('"float16"', "io", "float16"),
     "cache": ("false", "cache", False),
     "no-cache": ("true", "cache", False),
 }
