@@ -89,7 +89,7 @@ class Side:
 
     def interface(self, other: "Side") -> dict[str, dict[str, str]]:
         """{"inputs": {name: "float32 1x3x8x8"}, "outputs": ..., "states": ...} of the artifact, or of the
-        model where two reports are compared."""
+        model where two reports are compared; and what its classes are called."""
         if self.report is not None and other.report is not None:
             source = self.report.source
             parts: dict[str, Iterable[Any]]
@@ -97,7 +97,24 @@ class Side:
         else:
             opened = self.runner
             parts = {"inputs": opened.inputs, "outputs": opened.outputs, "states": opened.states}
-        return {kind: _types(values) for kind, values in parts.items()}
+        seen = {kind: _types(values) for kind, values in parts.items()}
+        return seen | (self._classes() if self.here and other.here else {})
+
+    def _classes(self) -> dict[str, dict[str, str]]:
+        """{"labels": {"0": "cat"}, "suppression": {"iou": "0.45", "confidence": "0.25"}} of a classifier or a
+        detector."""
+        from ..classifiers import held_labels
+
+        section = self.section
+        plain = isinstance(section, Artifact) and not section.classifier and not section.detector
+        if plain or self.runner.package is None:
+            return {"labels": {}, "suppression": {}}
+        rules: dict[str, str] = {}
+        for stage in self.runner.package.stages:
+            if isinstance(stage.iou_threshold, float) and isinstance(stage.confidence_threshold, float):
+                rules = {"iou": f"{stage.iou_threshold:g}", "confidence": f"{stage.confidence_threshold:g}"}
+        labels = {str(place): str(label) for place, label in enumerate(held_labels(self.runner))}
+        return {"labels": labels, "suppression": rules}
 
     def weights(self, other: "Side") -> dict[str, Stored]:
         """Every weight in order: by the source's names where both sides are reports, else by the file's,

@@ -19,8 +19,9 @@ class TextChange:
 
 @dataclass(frozen=True)
 class FeatureChange:
-    """An input, output or state, "float32 1x3x8x8"; None where it is not there. kind: "inputs", "outputs" or
-    "states"."""
+    """An input, output or state, "float32 1x3x8x8", the label of a class by its number, or a threshold of a
+    suppression; None where it is not there. kind: "inputs", "outputs", "states", "labels" or "suppression".
+    """
 
     kind: str
     name: str

@@ -6,7 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from cidermill import convert
 from cidermill.pipeline.gate.compared import Stored
 from cidermill.pipeline.gate.diff import _matched, _operators, _placement
 from cidermill.pipeline.gate.diff_tables import sections
@@ -310,3 +312,44 @@ def test_bare_artifacts_are_placed_as_the_report_was_or_as_asked(differ, pressed
             row["device"] for row in differ(*arguments, *options)["artifacts"][0]["changes"]["latency"]
         ] == [device]
     assert not differ(pressed / "int8" / "net.mlpackage", pressed / "int8")["different"]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """-> the folder of two classifiers whose labels stand in another order, and of two detectors"""
+    folder = tmp_path_factory.mktemp("named")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 6)).eval()
+    for name, labels in (
+        ("a", ["cat", "dog", "cow", "d", "e", "f"]),
+        ("b", ["dog", "cat", "cow", "d", "e", "f"]),
+    ):
+        convert(net, (torch.zeros(1, 8),), labels=labels, out=folder / name, cache=False)
+
+    class Detector(torch.nn.Module):
+        def forward(self, x):
+            return {"boxes": x[..., :4].sigmoid() * 0.5, "scores": x[..., 4:].sigmoid()}
+
+    for name, iou in (("c", 0.3), ("d", 0.6)):
+        options = {"labels": ["cat", "dog"], "nms": f"boxes,scores:iou={iou}"}
+        convert(Detector().eval(), (torch.zeros(1, 9, 6),), out=folder / name, cache=False, **options)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["", "/Sequential.mlpackage"])
+def test_labels_in_another_order(differ, named, cidermill, file):
+    (one,) = differ(f"{named / 'a'}{file}", f"{named / 'b'}{file}")["artifacts"]
+    assert one["changes"] == {
+        "interface": [
+            {"kind": "labels", "name": "0", "a": "cat", "b": "dog"},
+            {"kind": "labels", "name": "1", "a": "dog", "b": "cat"},
+        ]
+    }
+    told = cidermill("diff", named / "a", named / "b").stdout.split()
+    assert "label 0 cat dog" in " ".join(told)
+
+
+@pytest.mark.parametrize("file", ["", "/Detector.mlpackage"])
+def test_thresholds_of_a_suppression(differ, named, file):
+    (one,) = differ(f"{named / 'c'}{file}", f"{named / 'd'}{file}")["artifacts"]
+    assert one["changes"]["interface"] == [{"kind": "suppression", "name": "iou", "a": "0.3", "b": "0.6"}]
