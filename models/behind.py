@@ -47,7 +47,7 @@ def with_functions(captured: Captured, functions: Mapping[str, Behind]) -> Captu
             for batch in batches
         )
 
-    reference = answers(captured.reference)
+    reference, calls = answers(captured.reference), captured.calls
     return replace(
         captured,
         program=finish(work),
@@ -55,6 +55,7 @@ def with_functions(captured: Captured, functions: Mapping[str, Behind]) -> Captu
         reference=reference,
         further_reference=answers(captured.further_reference),
         at=tuple(with_functions(other, functions) for other in captured.at),
+        calls=None if calls is None else replace(calls, answers=answers(calls.answers)),
     )
 
 

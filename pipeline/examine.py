@@ -3,7 +3,7 @@ it answers, what it holds, where it would run and for how long."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -104,9 +104,7 @@ def examine(
             )
             validation = replace(validation, sizes=at_sizes(yardstick, expected, answers))
             if course := yardstick.course(artifact.target):
-                called = partial(
-                    call_by_names, runner, yardstick.inputs, yardstick.output_names, course.states
-                )
+                called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
                 validation = followed(validation, runner, called, course)
             overflow = overflows(artifact.path, runner, validation, given, yardstick.states)
             validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
@@ -166,7 +164,7 @@ def check_artifact(
     from ..validation.states import seen_through
 
     outputs = list(expected[0])
-    called = partial(call_by_names, runner, inputs, outputs, () if course is None else course.states)
+    called = partial(call_by_names, runner, inputs, expected[0], () if course is None else course.states)
     if course is not None and runner.states and runner.kind == "native":
         return by_course(runner, called, course)
     seen = runner if course is None else seen_through(runner, course.states)
@@ -183,16 +181,18 @@ def check_artifact(
 def call_by_names(
     runner: Runner,
     inputs: Sequence[TensorSpec],
-    outputs: Sequence[str],
+    outputs: Mapping[str, np.ndarray],
     states: Sequence[StateSpec],
     batch: dict[str, np.ndarray],
     state: Any = None,
 ) -> dict[str, np.ndarray]:
     """One call of an artifact by the model's names, without those of `states` where the artifact holds them
-    itself. state: of its runner."""
+    itself. outputs: what the model answers, by which probabilities by label get their shape; state: of its
+    runner."""
     held = {name for spec in states for name in (spec.name, spec.output)} if runner.states else set()
     inputs = [spec for spec in inputs if spec.name not in held]
     answer = as_arrays(runner(arranged(batch, runner, inputs), state=state), runner.pictures)
+    answer = without_labels(answer, runner, outputs)
     return named(answer, [name for name in outputs if name not in held])
 
 

@@ -211,7 +211,8 @@ def _holds_several(source: Source) -> bool:
 
 def _output(option: LabelsOption, captured: Captured) -> TensorSpec:
     """The output that has a number for each class: [1, classes] or [classes]."""
-    outputs = captured.outputs
+    new_states = {state.output for state in captured.states}
+    outputs = [spec for spec in captured.outputs if spec.name not in new_states]
     if option.output:
         named = next((spec for spec in outputs if spec.name == option.output), None)
         if named is None:

@@ -68,6 +68,12 @@ def as_detector(
     from ..models.detections import CONFIDENCE, COORDINATES, RAW, Detector, doubts, with_detections
     from ..models.naming import renamed
 
+    if captured.states:
+        kept = ", ".join(state.name for state in captured.states)
+        raise UserError(
+            f"{OPTION}: the model keeps states ({kept}), which a pipeline cannot hold.",
+            "Convert it without --nms, and suppress boxes in the app.",
+        )
     boxes, scores = _outputs(option, captured)
     if labels is not None and labels.output not in ("", scores.name):
         raise UserError(

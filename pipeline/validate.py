@@ -63,6 +63,8 @@ def validate_artifact(
     mislabelled = label_advice(runner, captured.source)
     ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
     calls = captured.calls
+    if calls is not None:
+        calls = replace(calls, answers=tuple(as_classes(runner, calls.answers)[0]))
     course = None if calls is None else Course(captured.states, calls, calls)
     with show("validate"):
         validation = run_unvouched(

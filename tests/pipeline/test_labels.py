@@ -243,6 +243,56 @@ def test_validate_compares_with_a_model_that_gives_logits(classifier):
     assert validate(package, model, (X,), tolerance=30).verdict == "fail"
 
 
+class Listening(torch.nn.Module):
+    """It remembers what it heard, and names what it heard of late."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("memory", torch.zeros(1, 32))
+        self.hear, self.name = torch.nn.Linear(8, 32), torch.nn.Linear(32, 5)
+
+    def forward(self, x):
+        self.memory.mul_(0.9).add_(self.hear(x))
+        return 3 * self.name(self.memory)
+
+
+@pytest.mark.parametrize("state", ["auto", "io"])
+def test_a_classifier_with_states(tmp_path, state):
+    report = made(Listening(), tmp_path / "out", state=state)
+    assert report.verdict == "pass" and report.artifacts[0].classifier.scores == "softmax added"
+    row = report.artifacts[0].validation.in_a_row
+    assert row.calls > 10 and row.conversion[0].output == "classLabel_probs"
+    package = package_in(tmp_path / "out")
+    assert validate(package, Listening().eval(), (X,)).verdict == "pass"
+    if state == "auto":
+        runner, model = open_runner(package, host="reference"), Listening().eval()
+        memory = runner.make_state()
+        for x in torch.randn(6, 1, 8):
+            with torch.no_grad():
+                want = softmax(model(x).numpy()[0])
+            answer = runner({"x": x}, state=memory)
+            assert np.abs(np.array(list(answer["classLabel_probs"].values())) - want).max() < 0.01
+
+
+@pytest.mark.parametrize("sizes", ["1x3x8,16x8,16", "1x3x8..16@8x8"])
+def test_a_classifier_of_several_sizes(tmp_path, sizes):
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )  # fmt: skip
+    report = convert(
+        model.eval(), None, input=[f"input:{sizes}"], labels=LABELS, out=tmp_path / "out", cache=False
+    )
+    assert report.verdict == "pass" and report.artifacts[0].classifier.agreed > 3
+    runner = open_runner(package_in(tmp_path / "out"), host="reference")
+    x = torch.randn(1, 3, 16, 16 if "16x8,16" in sizes else 8)
+    with torch.no_grad():
+        want = softmax(model(x).numpy()[0])
+    answer = runner({"input": x})
+    assert np.abs(np.array(list(answer["classLabel_probs"].values())) - want).max() < 0.01
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """-> a function that makes a Hugging Face folder with a configuration."""

@@ -351,6 +351,21 @@ def test_an_input_that_is_called_like_an_output_of_the_pipeline(models, tmp_path
     command(models / "named.pt2", tmp_path / "out", "--nms boxes,scores --name confidence=offset")
 
 
+def test_a_detector_with_states_is_refused(tmp_path):
+    class Tracking(Detector):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1, 32))
+
+        def forward(self, image):
+            self.seen.add_(image.mean())
+            return super().forward(image + self.seen.mean())
+
+    with pytest.raises(UserError, match=r"keeps states \(seen\), which a pipeline cannot hold"):
+        made(Tracking(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_parts_of_the_option():
     assert parse_suppression("a,b") == SuppressionOption("a", "b", 0.45, 0.25)
     assert parse_suppression("a, b:confidence=0:iou=1") == SuppressionOption("a", "b", 1.0, 0.0)

@@ -145,6 +145,30 @@ def test_a_detector_without_labels_names_classes_by_number(made, tmp_path, cider
     assert "static let labels" not in files["Net.swift"]
 
 
+class Listening(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("memory", torch.zeros(1, 32))
+        self.hear, self.name = torch.nn.Linear(8, 32), torch.nn.Linear(32, 3)
+
+    def forward(self, x):
+        self.memory.mul_(0.9).add_(self.hear(x))
+        return self.name(self.memory)
+
+
+def test_a_bundle_of_a_model_with_states(tmp_path, cidermill):
+    convert(Listening().eval(), (torch.zeros(1, 8),), labels=LABELS, out=tmp_path / "out", cache=False)
+    files, manifest = bundled(cidermill, tmp_path / "App.bundle", f"Net={tmp_path / 'out'}")
+    parts_in(
+        files["Net.swift"],
+        "makeSession() -> Session",
+        "/// memory: float16 [1, 32]",
+        "let classLabel: String",
+    )
+    assert [state["name"] for state in manifest["models"][0]["states"]] == ["memory"]
+
+
 # Borders that the tests' own models do not have
 
 
