@@ -113,8 +113,6 @@ def _listed(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Rang
         _moved(usual, dict(zip(places, sizes)) | {follower: sizes[of] for follower, of in followers.items()})
         for sizes in columns
     ]
-    for shapes in listed[1:]:
-        _require(source, shapes)
     return Sizes(usual, tuple(listed))
 
 
@@ -132,10 +130,7 @@ def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Rang
         )
         for number, (place, (index, choice)) in enumerate(zip(places, ranges))
     ]  # fmt: skip
-    sizes = Sizes(usual, spans=_tied(source, usual, spans))
-    for shapes in (*sizes.judged, *sizes.between):
-        _require(source, shapes)
-    return sizes
+    return Sizes(usual, spans=_tied(source, usual, spans))
 
 
 def _tied(source: Source, usual: Shapes, spans: list[Span]) -> tuple[Span, ...]:
@@ -206,29 +201,32 @@ def _moved(usual: Shapes, moved: Mapping[tuple[int, int], int]) -> Shapes:
     )
 
 
-def _require(source: Source, shapes: Shapes) -> None:
-    error = _problem(source, shapes)
-    if error is None:
-        return
+def _explained(error: Exception, source: Source) -> Exception:
+    """Why the model could not be captured at the sizes of `source`: because it does not run there, if so."""
     from .blame import where
 
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise UserError(
-        f"The model does not run at {sizes_text(resized(source, shapes).inputs)}:"
-        f" {where(error, source.module)}: {type(error).__name__}: {reason}",
+    size = sizes_text(source.inputs)
+    cause = _problem(source, tuple(spec.shape for spec in source.inputs))
+    if cause is None:
+        return UserError(f"At {size}: {error.message}", error.hint) if isinstance(error, UserError) else error
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return UserError(
+        f"The model does not run at {size}: {where(cause, source.module)}: {type(cause).__name__}: {reason}",
         "Leave this size out of --input. Inputs that share a size all follow where one of them says it.",
-    ) from error
+    )
 
 
 def _problem(source: Source, shapes: Shapes) -> Exception | None:
-    """What the model raises at these sizes, on a synthetic sample."""
+    """What the model raises at these sizes, on a synthetic sample: one whose masks hide something, as models
+    do not look at a mask that hides nothing."""
     import torch
 
     from .quiet import quiet
     from .tensors import as_called
 
     other = resized(source, shapes)
-    batch = synthetic(other.inputs, 1, SEED, other.limits).batches[0]
+    drawn = synthetic(other.inputs, 1, SEED, other.limits).batches[0]
+    batch = varied(other.inputs, 0, drawn)
     try:
         with torch.no_grad(), quiet():
             other.module(**as_called(batch))
@@ -276,12 +274,20 @@ def captured_at_sizes(
     again: Callable[[Source], Captured],
 ) -> Captured:
     """The captured model, with itself at the other sizes that `given` lets an app choose from, where it
-    does. again: captures a source at one of them."""
+    does. again: captures a source at one of them. Raises UserError for a size that the model cannot run."""
     sizes = sizes_of(source, given)
     if sizes is None:
         return captured
     others = [resized(source, shapes) for shapes in (*sizes.judged, *sizes.between)]
-    return replace(captured, sizes=sizes, at=tuple(map(again, others)))
+    at = tuple(_at(other, again) for other in others)
+    return replace(captured, sizes=sizes, at=at)
+
+
+def _at(source: Source, again: Callable[[Source], Captured]) -> Captured:
+    try:
+        return again(source)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise _explained(error, source) from error
 
 
 def permuted(sizes: Sizes, orders: Mapping[int, tuple[int, ...]]) -> Sizes:

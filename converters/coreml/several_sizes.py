@@ -3,6 +3,7 @@ its inputs, out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ...models.errors import UserError
 from ...models.graphs import describe
 from .program import MilProgram
+from .shape_arithmetic import is_read_off
 from .tools import import_coremltools
 from .unify import OtherStructure, compare, unified
 
@@ -21,26 +23,66 @@ def at_each_size(compressed: Any) -> list[Any]:
     return [compressed, *(replace(compressed, captured=other) for other in compressed.captured.at)]
 
 
-def serving_all(mils: Sequence[MilProgram], programs: Sequence[Any], captured: Any) -> MilProgram:
-    """One of the programs, changed so that it serves all sizes. programs: the lowered ones that they came of.
+def serving_all(make: Callable[[Sequence[int]], list[tuple[Any, MilProgram]]], captured: Any) -> Any:
+    """One program for all sizes, with the lowered one that it came of. make: both, of some sizes by number.
+
+    Sizes that are listed need not all be converted where what differs is read off shapes: the saved bytes are
+    run at each. Raises UserError where the sizes are too unlike.
+    """
+    shapes = [tuple(spec.shape for spec in one.inputs) for one in (captured, *captured.at)]
+    few = _telling(shapes) if captured.sizes.listed else list(range(len(shapes)))
+    made = make(few)
+    if len(few) < len(shapes) and not _read_off([mil.program for _, mil in made]):
+        few = list(range(len(shapes)))
+        made = make(few)
+    index = _unite(
+        [mil for _, mil in made], [lowered.program for lowered, _ in made], few, shapes, captured.sizes
+    )
+    return made[index]
+
+
+def _telling(shapes: Sequence[Any]) -> list[int]:
+    """The usual size, and as many others that each dimension has its largest, and two sizes."""
+    chosen = [0]
+    by_volume = sorted(range(1, len(shapes)), key=lambda index: -sum(map(math.prod, shapes[index])))
+    for index in by_volume:
+        few = [shapes[number] for number in chosen]
+        if not (_varies_all(few, shapes) and _reaches_all(few, shapes)):
+            chosen.append(index)
+    return chosen
+
+
+def _read_off(programs: Sequence[Any]) -> bool:
+    """Whether the programs are alike, and all that differs is a size of what an operation reads."""
+    try:
+        likeness = compare(programs)
+    except OtherStructure:
+        return False
+    return all(is_read_off(difference, likeness.numbers) for difference in likeness.differences)
+
+
+def _unite(
+    mils: Sequence[MilProgram],
+    programs: Sequence[Any],
+    numbers: Sequence[int],
+    shapes: Sequence[Any],
+    sizes: Any,
+) -> int:
+    """Change one of the programs to serve all sizes; -> which. numbers: of their sizes.
 
     Where a size has a structure of its own (a single row needs no softmax over rows, a slice to the last
     element is none) the program is made of the others and has to prove itself at this one when it is run.
-    Raises UserError where the sizes are too unlike.
-    """
-    sizes = captured.sizes
+    """  # fmt: skip
     chosen = _alike([mil.program for mil in mils])
-    shapes = [tuple(spec.shape for spec in one.inputs) for one in (captured, *captured.at)]
-    every = len(chosen) == len(mils) and bool(sizes.listed)
-    largest = _reaches_all([shapes[index] for index in chosen], shapes)
-    if not _varies_all([shapes[index] for index in chosen], shapes):
+    there = [shapes[numbers[index]] for index in chosen]
+    if not _varies_all(there, shapes):
         _tell_apart(mils, programs)
     base = chosen[0]
-    unified(
-        [mils[index].program for index in chosen], _described(programs[base]), every=every, largest=largest
-    )
+    every = len(chosen) == len(shapes) and bool(sizes.listed)
+    described, largest = _described(programs[base]), _reaches_all(there, shapes)
+    unified([mils[index].program for index in chosen], described, every=every, largest=largest)
     _declare_inputs(mils[base], sizes)
-    return mils[base]
+    return base
 
 
 def range_warnings(captured: Any) -> Iterator[str]:

@@ -72,6 +72,30 @@ def follow(difference: Any, numbers: dict[Any, Numbers], opened: Open) -> bool:
     return rule(difference, values, numbers, opened) or (opened.every and _chosen(difference, values, opened))
 
 
+def is_read_off(difference: Any, numbers: dict[Any, Numbers]) -> bool:
+    """Whether two sizes are enough to know the argument of all: what varies is the size of a dimension that
+    the operation reads or gives, or what remains of a reshape."""
+    values = [np.asarray(value) for value in difference.values]
+    if len({one.ndim for one in values}) > 1:
+        return False
+    if difference.operation.op_type == "reshape" and values[0].ndim == 1:
+        return len({len(one) for one in values}) == 1 and len(_varying(values)) == 1
+    if values[0].dtype.kind in "iu" and values[0].ndim == 1 and len({len(one) for one in values}) == 1:
+        wanted = [tuple(int(one[entry]) for one in values) for entry in _varying(values)]
+    elif len({one.shape for one in values}) > 1:
+        wanted = [tuple(sizes) for sizes in zip(*(one.shape for one in values)) if len(set(sizes)) > 1]
+    else:
+        return False
+    read = [
+        numbers[value]
+        for given in difference.operation.inputs.values()
+        for value in (given if isinstance(given, list | tuple) else [given])
+        if value in numbers
+    ]
+    known = {size for sizes in read for size in sizes}
+    return all(one in known for one in wanted)
+
+
 def _reshape(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
     """One size that varies is what remains."""
     varying = _varying(values)

@@ -152,40 +152,42 @@ def _template(
     if shared and key in templates.held:
         return templates.held[key]
     target = getattr(import_coremltools().target, operators_of(deployment_target))
-    outputs = _outputs(compressed.captured, states)
-    if states:
-        compressed = replace(compressed, captured=in_stored_form(compressed.captured))
-    each = at_each_size(compressed)
-    lowered = _lower(each, states)
-    for one in lowered:
-        _check_operators(one.program)
-    metadata = _metadata(lowered[0].program)
-    mil = _program(each, lowered, weights, target, outputs, states)
-    template = Template(mil, metadata, lowered[0].warnings)
+    template = _serving(compressed, weights, target, states)
     if shared and template.mil.places:
         templates.held[key] = template
     return template
 
 
-def _program(
-    each: list[Any],
-    lowered: list[Lowered],
-    weights: dict[str, Any],
-    target: Any,
-    outputs: list,
-    states: bool,
-) -> MilProgram:
-    """Of the lowered model; where it was captured at several sizes, one that serves them all."""
-    mils: list[MilProgram] = []
+def _serving(compressed: Any, weights: dict[str, Any], target: Any, states: bool) -> Template:
+    """Of the model at each of its sizes: one program that serves them all. states: whether its buffers are
+    states of the package."""
+    outputs = _outputs(compressed.captured, states)
+    if states:
+        compressed = replace(compressed, captured=in_stored_form(compressed.captured))
+    each = at_each_size(compressed)
+
+    def make(indices: Sequence[int]) -> list[tuple[Lowered, MilProgram]]:
+        return _made([each[index] for index in indices], weights, target, outputs, states)
+
+    lowered, mil = make([0])[0] if len(each) == 1 else serving_all(make, compressed.captured)
+    return Template(mil, _metadata(lowered.program), lowered.warnings)
+
+
+def _made(
+    each: list[Any], weights: dict[str, Any], target: Any, outputs: list, states: bool
+) -> list[tuple[Lowered, MilProgram]]:
+    """The model at some of its sizes, lowered and as MIL programs: with places in all of them or in none."""
+    lowered = _lower(each, states)
+    for one in lowered:
+        _check_operators(one.program)
     if weights and not any(one.given for one in lowered):
-        places = [with_places(one.program, weights, outputs, target, one.precision) for one in lowered]
-        mils = [mil for mil in places if mil is not None]
-    if len(mils) < len(each):
-        fresh = _lower(each, states) if weights else lowered
-        mils = [with_weights(one.program, weights, outputs, target, one.precision) for one in fresh]
-    if len(mils) == 1:
-        return mils[0]
-    return serving_all(mils, [one.program for one in lowered], each[0].captured)
+        placed = [with_places(one.program, weights, outputs, target, one.precision) for one in lowered]
+        mils = [mil for mil in placed if mil is not None]
+        if len(mils) == len(each):
+            return [*zip(lowered, mils)]
+    fresh = _lower(each, states) if weights else lowered
+    full = [with_weights(one.program, weights, outputs, target, one.precision) for one in fresh]
+    return [*zip(lowered, full)]
 
 
 def _outputs(captured: Any, states: bool) -> list:
