@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .errors import UserError
 from .inputs import InputSpec, sizes_text
+from .open_sizes import OpenRange, check_choices, fixed_sizes, linked, ranges_kept
 from .samples import synthetic
 from .size_choices import Listed, Ranged, choices_by_position
 from .source import Limit, Samples, Source
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in their order
 SAMPLES = 2  # at each size beside the usual one: one drawn, one of another kind
 SEED = 1
+
+
+class SizeChoice(NamedTuple):
+    """What an app is left to choose: what `given`, the user's `--input`, offers, and, where it `keeps` them,
+    what an exported program leaves open."""
+
+    given: tuple[InputSpec, ...] = ()
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,17 @@ class Sizes:
         return tuple(shapes for shapes in ends if shapes != self.usual)
 
     @property
+    def moving(self) -> set[tuple[int, int]]:
+        """(number of the input, axis) of dimensions that have several sizes."""
+        every = (*self.listed, *self.judged)
+        return {
+            (index, axis)
+            for index, shape in enumerate(self.usual)
+            for axis, size in enumerate(shape)
+            if any(shapes[index][axis] != size for shapes in every)
+        }
+
+    @property
     def between(self) -> tuple[Shapes, ...]:
         """Of ranges: sizes that are no end, and of which those of no two ranges are alike."""
         if not self.spans:
@@ -83,26 +103,39 @@ def _odd(span: Span, number: int) -> int:
     return max(span.low, min(span.high, middle | 1))
 
 
-def sizes_of(source: Source, given: tuple[InputSpec, ...]) -> Sizes | None:
-    """None where the model has one size. given: `--input`. Raises UserError for a size that the model cannot
-    run."""
+def sizes_of(source: Source, given: tuple[InputSpec, ...], keeps: bool = True) -> Sizes | None:
+    """None where the model has one size. given: `--input`; keeps: whether dimensions that an exported program
+    leaves open stay open. Raises UserError for sizes that the program was not exported for."""
     names = [spec.name for spec in source.inputs]
     chosen = list(choices_by_position(names, [(spec.name, spec.choices) for spec in given]))
-    if not chosen:
-        return None
-    _refuse_fixed(source)
-    usual = tuple(spec.shape for spec in source.inputs)
-    if isinstance(chosen[0][1], Listed):
-        return _listed(source, usual, chosen)
-    return _ranged(source, usual, chosen)
-
-
-def _refuse_fixed(source: Source) -> None:
-    if source.program is not None:
+    if chosen and source.program is not None:
         raise UserError(
             f"{source.path} was exported with fixed sizes, so --input cannot offer others.",
             "Export it again with torch.export.Dim there.",
         )
+    if source.open_sizes:
+        check_choices(source, {(index, choice.axis): _ends(choice) for index, choice in chosen})
+    usual = tuple(spec.shape for spec in source.inputs)
+    if chosen and isinstance(chosen[0][1], Listed):
+        return _listed(source, usual, chosen)
+    kept = ranges_kept(source, given) if keeps else []
+    spans = [
+        Span(one.places, _least(source, usual, one), one.high, usual[one.places[0][0]][one.places[0][1]])
+        for one in kept
+    ]
+    spans = [*_ranged(source, usual, chosen), *(span for span in spans if span.low < span.high)]
+    return Sizes(usual, spans=tuple(spans)) if spans else None
+
+
+def _ends(choice: Listed | Ranged) -> Sequence[int]:
+    return choice.sizes if isinstance(choice, Listed) else (choice.low, choice.high)
+
+
+def _least(source: Source, usual: Shapes, one: OpenRange) -> int:
+    """Programs are exported as if sizes were 2 at least, and need not run at a 1 that is not forbidden."""
+    if one.low > 1 or one.high < 2 or not _problem(source, _moved(usual, dict.fromkeys(one.places, 1))):
+        return one.low
+    return 2
 
 
 def _listed(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Ranged]]) -> Sizes:
@@ -116,7 +149,7 @@ def _listed(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Rang
     return Sizes(usual, tuple(listed))
 
 
-def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Ranged]]) -> Sizes:
+def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Ranged]]) -> tuple[Span, ...]:
     ranges = [(index, choice) for index, choice in chosen if isinstance(choice, Ranged)]
     places = [(index, choice.axis) for index, choice in ranges]
     others = [
@@ -130,7 +163,7 @@ def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Rang
         )
         for number, (place, (index, choice)) in enumerate(zip(places, ranges))
     ]  # fmt: skip
-    return Sizes(usual, spans=_tied(source, usual, spans))
+    return _tied(source, usual, spans)
 
 
 def _tied(source: Source, usual: Shapes, spans: list[Span]) -> tuple[Span, ...]:
@@ -162,6 +195,8 @@ def _followers(
 ) -> dict[tuple[int, int], int]:
     """Dimensions of other inputs that must be as long as one of `places`, which they are at the usual size:
     place -> number in `places`. None where the model runs without. sizes: others, one for each place."""
+    if source.open_sizes or not places:
+        return linked(source, places)
     moved = dict(zip(places, sizes))
     if _problem(source, _moved(usual, moved)) is None:
         return {}
@@ -268,14 +303,13 @@ def samples_at(source: Source) -> Samples:
 
 
 def captured_at_sizes(
-    captured: Captured,
-    source: Source,
-    given: tuple[InputSpec, ...],
-    again: Callable[[Source], Captured],
+    captured: Captured, source: Source, choice: SizeChoice, again: Callable[[Source], Captured]
 ) -> Captured:
-    """The captured model, with itself at the other sizes that `given` lets an app choose from, where it
-    does. again: captures a source at one of them. Raises UserError for a size that the model cannot run."""
-    sizes = sizes_of(source, given)
+    """The captured model, with itself at the other sizes that an app may choose from. again: captures a
+    source at one of them. Raises UserError for a size that the model cannot run."""
+    sizes = sizes_of(source, choice.given, choice.keeps and not captured.states)
+    told = tuple(fixed_sizes(source, sizes.moving if sizes else (), choice.given))
+    captured = replace(captured, source=replace(captured.source, warnings=(*captured.source.warnings, *told)))
     if sizes is None:
         return captured
     others = [resized(source, shapes) for shapes in (*sizes.judged, *sizes.between)]

@@ -11,7 +11,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from .errors import UserError
 from .inputs import DTYPES, InputSpec, check, in_order, listing
 from .pickles import globals_of, torch_only
 from .quiet import quiet
-from .source import Limit, Source, TensorSpec
+from .source import Limit, OpenSize, Source, TensorSpec
 from .source_kind import LoadOptions
 
 if TYPE_CHECKING:
@@ -73,11 +74,12 @@ class OpenedProgram(NamedTuple):
     inputs: tuple[TensorSpec, ...]
     limits: dict[str, Limit]
     warnings: tuple[str, ...]
+    open_sizes: tuple[OpenSize, ...] = ()
 
     def source(self, path: Path, format_name: str, sha256: str) -> Source:
         return Source(
             path, format_name, sha256, self.module, self.inputs, self.program,
-            limits=self.limits, warnings=self.warnings,
+            limits=self.limits, warnings=self.warnings, open_sizes=self.open_sizes,
         )  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: 
     inputs = tuple(
         _settle(node, own, chosen.get(own.name), title) for (_, node), own in zip(placeholders, described)
     )
+    sizes = tuple(_open_sizes(program, placeholders))
+    inputs = _with_shared_sizes(inputs, sizes, {spec.name for spec in given})
     own = {node.name: node.meta["val"].dtype for _, node in placeholders}
     converted = foreign([*program.parameters(), *(node.meta["val"] for _, node in placeholders)])
     module = _by_names(program, [index for index, _ in placeholders], converted)
@@ -115,10 +119,9 @@ def open_program(program: ExportedProgram, given: tuple[InputSpec, ...], title: 
     warnings = (
         *weights_warning(foreign(program.parameters())),
         *inputs_warnings({name: name_of(dtype) for name, dtype in own.items()}, inputs),
-        *_fixed_sizes(placeholders, inputs, chosen),
         *_batch_of_two(program, placeholders),
     )
-    return OpenedProgram(program if fixed else None, module, inputs, limits, warnings)
+    return OpenedProgram(program if fixed else None, module, inputs, limits, warnings, sizes)
 
 
 def refuse_code(path: Path) -> None:
@@ -320,22 +323,38 @@ def _settle(node: Node, own: TensorSpec, given: InputSpec | None, title: str) ->
     return TensorSpec(own.name, given.shape, own.dtype)
 
 
-def _fixed_sizes(
-    placeholders: list[tuple[int, Node]], inputs: tuple[TensorSpec, ...], given: Mapping[str, InputSpec]
-) -> Iterator[str]:
-    """What the user is told of sizes that the program leaves open and the artifact does not."""
-    for (_, node), spec in zip(placeholders, inputs):
-        sizes = node.meta["val"].shape
-        axes = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
-        if axes:
-            listed = ", ".join(f"dimension {axis} to {spec.shape[axis]}" for axis in axes)
-            example = "x".join("N" if axis in axes else str(size) for axis, size in enumerate(spec.shape))
-            chosen = "as --input says" if spec.name in given else "as it was exported"
-            yield (
-                f"Input {spec.name} of the exported program has dynamic dimensions; the artifact fixes"
-                f" {listed}, {chosen}.\n"
-                f"--input {spec.name}:{example} fixes them otherwise; convert once for each size."
-            )
+def _open_sizes(program: ExportedProgram, placeholders: list[tuple[int, Node]]) -> Iterator[OpenSize]:
+    for index, (_, node) in enumerate(placeholders):
+        for axis, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, int):
+                continue
+            expression = size.node.expr
+            bounds = program.range_constraints.get(expression)
+            low, high = (1, None) if bounds is None else (_whole(bounds.lower) or 1, _whole(bounds.upper))
+            yield OpenSize(index, axis, str(expression), max(low, 1), high, expression.is_Symbol)
+
+
+def _whole(bound: Any) -> int | None:
+    """None of what is no number: an infinity."""
+    return int(bound) if getattr(bound, "is_Integer", isinstance(bound, int)) else None
+
+
+def _with_shared_sizes(
+    inputs: tuple[TensorSpec, ...], sizes: tuple[OpenSize, ...], given: set[str]
+) -> tuple[TensorSpec, ...]:
+    """What the user said of an open size holds wherever the program has it."""
+    said = {
+        size.symbol: inputs[size.place].shape[size.axis] for size in sizes if inputs[size.place].name in given
+    }
+    moved = {
+        (size.place, size.axis): said[size.symbol]
+        for size in sizes
+        if size.symbol in said and inputs[size.place].name not in given
+    }
+    return tuple(
+        replace(spec, shape=tuple(moved.get((index, axis), size) for axis, size in enumerate(spec.shape)))
+        for index, spec in enumerate(inputs)
+    )
 
 
 def _batch_of_two(program: ExportedProgram, placeholders: list[tuple[int, Node]]) -> Iterator[str]:

@@ -38,6 +38,19 @@ class Limit(NamedTuple):
     ascending: bool = False
 
 
+class OpenSize(NamedTuple):
+    """A dimension that an exported program leaves open: of input number `place`, from `low` to `high` (None:
+    without an end). symbol: dimensions of one symbol have one size; plain: whether it is the symbol itself,
+    and not computed of it."""
+
+    place: int
+    axis: int
+    symbol: str
+    low: int
+    high: int | None
+    plain: bool = True
+
+
 @dataclass(frozen=True)
 class Source:
     """A model as the user gave it, ready to be captured.
@@ -59,6 +72,7 @@ class Source:
     output_names: tuple[str, ...] = ()  # where the model's own code names them
     limits: dict[str, Limit] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what the user should know about the file, one sentence each
+    open_sizes: tuple[OpenSize, ...] = ()  # of an exported program; `inputs` have one of them
     card: Mapping[str, str] = field(default_factory=dict)  # "author", "license": as the model's card says
     parts: tuple[Part, ...] = ()  # that an app may run apart, in order
     part: str = ""  # the one of them that this is, "" of a whole model

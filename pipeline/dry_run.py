@@ -15,7 +15,7 @@ from ..models.tensors import storage_of
 from ..quantization.layers import compress_weight
 from ..quantization.schemes import Recipe
 from .forecast import Forecast, RecipeForecast
-from .loading import capture_as_given, load_source, part_as_given, samples_for
+from .loading import capture_as_given, load_source, part_as_given, samples_for, size_choice
 from .names import as_artifacts_say
 from .pictures import given_by_apps
 from .predict import predict_size
@@ -48,7 +48,7 @@ def forecast(plan: Plan, show: Show) -> Forecast:
             source, samples, given = part_as_given(source, samples, given, name)
     with show("capture"):
         started = time.perf_counter()
-        captured = capture_as_given(source, samples, given, plan.calibrates, plan.inputs)
+        captured = capture_as_given(source, samples, given, plan.calibrates, size_choice(plan))
         capture_seconds = time.perf_counter() - started
         captured = as_artifacts_say(plan, captured)
         check_states(plan, captured)

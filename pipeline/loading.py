@@ -9,8 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .targets import keeps_sizes
+
 if TYPE_CHECKING:
     from ..models.capture import Captured
+    from ..models.flexible import SizeChoice
     from ..models.inputs import InputSpec
     from ..models.pictures import AppInputs
     from ..models.source import Samples, Source
@@ -66,15 +69,22 @@ def samples_for(source: Source, samples: Given, by_apps: AppInputs | None = None
     return given_samples(samples, specs)
 
 
+def size_choice(plan: Plan) -> SizeChoice:
+    """What artifacts of a plan leave to apps. A suppression takes one number of boxes."""
+    from ..models.flexible import SizeChoice
+
+    return SizeChoice(plan.inputs, keeps_sizes(plan.targets) and not plan.suppression)
+
+
 def capture_as_given(
     source: Source,
     samples: Samples,
     by_apps: AppInputs,
     calibrates: bool = True,
-    inputs: tuple[InputSpec, ...] = (),
+    choice: SizeChoice | None = None,
 ) -> Captured:
-    """The model as a graph of what an app gives, at all sizes that `inputs` lets it choose from. samples: as
-    apps give them."""
+    """The model as a graph of what an app gives, at all sizes that it may choose from. samples: as apps give
+    them; choice: None for one size."""
     from ..models.flexible import captured_at_sizes, samples_at
     from ..models.pictured import with_sizes_of_pictures
     from ..models.pictures import given_specs
@@ -84,7 +94,8 @@ def capture_as_given(
         return _capture_once(other, samples_at(replace(other, inputs=specs)), by_apps, False)
 
     captured = _capture_once(source, samples, by_apps, calibrates)
-    captured = captured_at_sizes(captured, source, inputs, again)
+    if choice is not None:
+        captured = captured_at_sizes(captured, source, choice, again)
     return with_sizes_of_pictures(captured, by_apps, source.inputs)
 
 

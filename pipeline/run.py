@@ -17,7 +17,7 @@ from .examine import examine
 from .half_precision import chooses_in_half, with_exact_choices
 from .judge import judge
 from .limits import limited
-from .loading import capture_as_given, load_source, part_as_given, samples_for
+from .loading import capture_as_given, load_source, part_as_given, samples_for, size_choice
 from .names import as_artifacts_say
 from .other_sizes import with_other_sizes
 from .output import remove, staged
@@ -103,7 +103,7 @@ def _capture(
         for name in plan.parts:
             source, given, by_apps = part_as_given(source, samples, by_apps, name)
     with stages("capture"):
-        captured = capture_as_given(source, given, by_apps, plan.calibrates, plan.inputs)
+        captured = capture_as_given(source, given, by_apps, plan.calibrates, size_choice(plan))
         captured = as_artifacts_say(plan, captured)
     check_states(plan, captured)
     return captured, samples

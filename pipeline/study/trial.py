@@ -73,12 +73,13 @@ class Prepared:
 def prepared(subject: Subject) -> Prepared:
     """The loaded and captured model, and the cache of weights that were compressed before. Raises
     UserError."""
+    from ...models.flexible import SizeChoice
     from ...models.pictures import AppInputs
 
     source, samples = load_model(
         subject.model, subject.inputs, subject.samples, subject.model_class, subject.trust_pickle
     )
-    captured = capture_as_given(source, samples, AppInputs({}), inputs=subject.inputs)
+    captured = capture_as_given(source, samples, AppInputs({}), choice=SizeChoice(subject.inputs))
     weight_cache = open_weight_cache() if subject.cache else None
     return Prepared(captured, first_run(captured), templates_of(captured), weight_cache)
 

@@ -46,6 +46,11 @@ def refuse_sizes(inputs: Iterable[InputSpec], names: tuple[str, ...]) -> None:
             refuse("sizes", (name,), spec.name)
 
 
+def keeps_sizes(names: Iterable[str]) -> bool:
+    """Whether artifacts of all the targets can leave the choice of a size open."""
+    return not any("sizes" in find_target(name).refused for name in names)
+
+
 def refuse(option: str, names: tuple[str, ...], value: object = "", artifact: Path | None = None) -> None:
     """Raises UserError where an option holds for none of the targets, in the words of the first."""
     refusals = [find_target(name).refused.get(option) for name in names]

@@ -264,6 +264,115 @@ def test_bytes_are_equal_each_time(tmp_path):
     assert first.artifacts[0].sha256 == second.artifacts[0].sha256
 
 
+def exported(tmp_path, model, inputs, shapes):
+    program = torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "program.pt2")
+    return tmp_path / "program.pt2"
+
+
+def sizes_in(package):
+    """{input: its ranges, or its shapes}"""
+    features = open_runner(package, host="reference").features
+    return {name: feature.ranges or feature.shapes for name, feature in features.items()}
+
+
+@pytest.fixture(scope="module")
+def text_program(tmp_path_factory):
+    length = torch.export.Dim("length", min=2, max=48)
+    shapes = {"ids": {1: length}, "mask": {1: length}}
+    example = torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long)
+    return exported(tmp_path_factory.mktemp("text"), Text(), example, shapes)
+
+
+def test_open_dimensions_of_a_program_stay_open(text_program, tmp_path):
+    result = run_command(text_program, "--out", tmp_path / "out", "--no-cache")
+    assert result.exit_code == 0, result.output
+    package = tmp_path / "out/program.mlpackage"
+    assert sizes_in(package) == dict.fromkeys(("ids", "mask"), ((1, 1), (2, 48)))
+    equals_torch(Text().eval(), package, [2, 8, 31, 48])
+    assert "Neural Engine" in result.output and "the artifact fixes" not in result.output
+
+
+@pytest.mark.parametrize(
+    "inputs, sizes",
+    [
+        ("ids:1x8,16,48:int32", ((1, 8), (1, 16), (1, 48))),
+        ("ids:1x4..20@8:int32", ((1, 1), (4, 20))),
+        ("mask:1x16:int32", ()),
+    ],
+)
+def test_what_is_said_of_one_input_holds_for_all_of_its_size(text_program, inputs, sizes, tmp_path):
+    result = run_command(text_program, "--input", inputs, "--out", tmp_path / "out", "--no-cache")
+    assert result.exit_code == 0, result.output
+    assert sizes_in(tmp_path / "out/program.mlpackage") == dict.fromkeys(("ids", "mask"), sizes)
+    if not sizes:
+        assert "fixes dimension 1 to 16" in result.output
+
+
+@pytest.mark.parametrize(
+    "inputs, told",
+    [
+        ("ids:1x8,64:int32", "offers 64 for dimension 1 of ids"),
+        ("ids:1x1..48:int32", "was exported with for 2..48"),
+        ("ids:1,2x8:int32", "a fixed dimension 0 of ids"),
+    ],
+)
+def test_a_program_keeps_to_the_range_it_was_exported_for(text_program, inputs, told, tmp_path):
+    result = run_command(text_program, "--input", inputs, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and told in result.output and not (tmp_path / "out").exists()
+
+
+def test_an_open_upper_end_needs_to_be_said(tmp_path):
+    steps = torch.export.Dim.AUTO
+    path = exported(tmp_path, Pooled(), [torch.randn(1, 8, 12)], {"steps": {1: steps}})
+    result = run_command(path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "has no upper end" in result.output
+    (said,) = [word.rstrip(";") for word in result.output.split() if word.startswith("steps:")]
+    assert said == "steps:1x2..512@8x12" and not (tmp_path / "out").exists()
+    result = run_command(path, "--input", said, "--out", tmp_path / "out", "--no-cache")
+    assert result.exit_code == 0, result.output
+    assert sizes_in(tmp_path / "out/program.mlpackage") == {"steps": ((1, 1), (2, 512), (12, 12))}
+
+
+def test_a_range_without_a_lower_end_begins_where_the_program_runs(tmp_path):
+    pictures = {0: torch.export.Dim("batch", max=6)}
+    path = exported(tmp_path, Pooled(), [torch.randn(3, 8, 12)], {"steps": pictures})
+    report = convert(path, out=tmp_path / "out", cache=False)
+    assert report.verdict == "pass"
+    runner = open_runner(tmp_path / "out/program.mlpackage", host="reference")
+    assert runner.features["steps"].ranges[0] == (1, 6)
+    steps = torch.randn(1, 8, 12)
+    assert decibels(Pooled()(steps).detach().numpy(), next(iter(runner({"steps": steps}).values()))) > 45
+
+
+def test_sizes_that_are_computed_of_others_are_fixed(tmp_path):
+    class Pairs(nn.Module):
+        def forward(self, one, two):
+            return one * 2 + two[::2]
+
+    pairs = torch.export.Dim("pairs", max=32)
+    path = exported(
+        tmp_path, Pairs(), [torch.randn(4), torch.randn(8)], {"one": {0: pairs}, "two": {0: 2 * pairs}}
+    )
+    report = convert(path, out=tmp_path / "out", cache=False)
+    assert report.verdict == "pass"
+    assert "the artifact fixes dimension 0 to 4" in report.artifacts[0].warnings[0]
+    with pytest.raises(UserError, match="sizes of other inputs are computed of dimension 0 of one"):
+        convert(path, parse_inputs(("one:4,8",)), out=tmp_path / "more")
+
+
+def test_a_fixed_program_offers_no_sizes(tmp_path):
+    path = exported(tmp_path, Pooled(), [torch.randn(1, 8, 12)], None)
+    with pytest.raises(UserError, match="exported with fixed sizes"):
+        convert(path, parse_inputs(("steps:1x8,16x12",)), out=tmp_path / "out")
+
+
+def test_open_dimensions_are_fixed_for_targets_of_one_size(text_program, tmp_path):
+    result = run_command(text_program, "--target", "executorch-mps", "--out", tmp_path / "out", "--no-cache")
+    assert result.exit_code == 0, result.output
+    assert "the artifact fixes dimension 1 to 8" in result.output
+
+
 def test_the_readme_shows_what_works(tmp_path):
     lines = [line.partition(" # ")[0] for line in README.read_text().splitlines() if "convert" in line]
     shown = [
