@@ -1,8 +1,7 @@
 """An argument that is another at each size in; operations that compute it from shapes, put before its
 operation, out.
 
-What it is computed by is found by trying (a dimension of what the operation reads, one of an input, times and
-plus a whole number, a product of two, a quotient) and holds at every size that was tried.
+What it is computed by (`shape_formulas`) holds at every size that was tried.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-Numbers = tuple[tuple[int, ...], ...]  # for each dimension of a value, its size in each program
-MOST_STRIDE = 64
+from .shape_formulas import Dimension, Formula, Numbers, fitted
+
 ELEMENTWISE = {"add", "sub", "mul", "real_div", "maximum", "minimum", "select", "equal", "greater", "less"}
 PREFIX_LIMIT = 3  # axes of a constant that are cut
 
@@ -42,24 +40,6 @@ class Open:
                 self.symbols[size] = get_new_symbol()
         shape = [self.symbols.get(size, size[0]) for size in sizes]
         value._sym_type = types.tensor(value.dtype, shape)
-
-
-class Dimension(NamedTuple):
-    """A size that can be read off a value: its number in each program."""
-
-    value: Any
-    axis: int
-    sizes: tuple[int, ...]
-
-
-class Formula(NamedTuple):
-    """factor * (product of the dimensions + shift) // divisor + addend"""
-
-    dimensions: tuple[Dimension, ...]
-    factor: int = 1
-    shift: int = 0
-    divisor: int = 1
-    addend: int = 0
 
 
 def follow(difference: Any, numbers: dict[Any, Numbers], opened: Open) -> bool:
@@ -278,57 +258,6 @@ def _dimensions(difference: Any, numbers: dict, opened: Open) -> list[Dimension]
         for axis, size in enumerate(numbers[value])
         if len(set(size)) > 1
     ]
-
-
-def fitted(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Formula | None:
-    """The simplest formula that gives the numbers, one for each program."""
-    return next(
-        (formula for formula in _candidates(wanted, dimensions) if evaluated(formula) == wanted), None
-    )
-
-
-def evaluated(formula: Formula) -> tuple[int, ...]:
-    products = np.prod([dimension.sizes for dimension in formula.dimensions], axis=0, dtype=np.int64)
-    return tuple(
-        int(formula.factor * ((product + formula.shift) // formula.divisor) + formula.addend)
-        for product in products
-    )
-
-
-def _candidates(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Iterator[Formula]:
-    for dimension in dimensions:
-        yield Formula((dimension,))
-    for count in (1, 2):
-        for chosen in combinations_with_replacement(dimensions, count):
-            yield from _linear(wanted, chosen)
-    for dimension in dimensions:
-        for divisor in range(2, MOST_STRIDE + 1):
-            for shift in (0, divisor - 1, 1, -1):
-                yield from _quotients(wanted, dimension, divisor, shift)
-
-
-def _linear(wanted: tuple[int, ...], chosen: tuple[Dimension, ...]) -> Iterator[Formula]:
-    """By two programs whose products differ; the others confirm it."""
-    products = evaluated(Formula(chosen))
-    first = next((index for index, product in enumerate(products) if product != products[0]), None)
-    if first is None:
-        return
-    rise, run = wanted[first] - wanted[0], products[first] - products[0]
-    if rise % run == 0 and rise:
-        factor = rise // run
-        yield Formula(chosen, factor, addend=wanted[0] - factor * products[0])
-
-
-def _quotients(wanted: tuple[int, ...], dimension: Dimension, divisor: int, shift: int) -> Iterator[Formula]:
-    plain = Formula((dimension,), 1, shift, divisor)
-    quotients = evaluated(plain)
-    first = next((index for index, one in enumerate(quotients) if one != quotients[0]), None)
-    if first is None:
-        return
-    rise, run = wanted[first] - wanted[0], quotients[first] - quotients[0]
-    if rise % run == 0 and rise:
-        factor = rise // run
-        yield plain._replace(factor=factor, addend=wanted[0] - factor * quotients[0])
 
 
 def _vector(difference: Any, usual: np.ndarray, formulas: dict[int, Formula], opened: Open) -> Any:

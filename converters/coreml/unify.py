@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...models.errors import UserError
-from .shape_arithmetic import Numbers, Open, follow
+from .shape_arithmetic import Open, follow
+from .shape_formulas import Numbers
 
 Place = tuple[int, int]  # the number of an operation, and of one of its results; (-1, i): input i
 
