@@ -32,7 +32,7 @@ from .recurrent_shapes import shapes_of_recurrent_layers
 from .remembered_overrides import remembered_overrides
 from .roles import Layer, Role, find_roles, layers_of
 from .source import Limit, Samples, Source, TensorSpec, refuse_complex
-from .state import StateSpec, changed_inputs, changes_itself, lift_states, states_of
+from .state import StateSpec, changed_inputs, lift_states, lost_changes, states_of
 from .tensors import Tensor, as_called, laid_out_as, tensors_of
 from .work import work_of
 
@@ -173,10 +173,10 @@ def decomposed(exported: ExportedProgram) -> ExportedProgram:
     with operators_listed_once(), remembered_overrides(), shapes_of_recurrent_layers():
         try:
             program: ExportedProgram = exported.run_decompositions(table)
-        except RuntimeError as error:
-            if "is mutated in the forward method" not in str(error):
+        except Exception as error:  # of several types
+            if (told := lost_changes(error, exported)) is None:
                 raise
-            raise changes_itself(["a tensor that is no buffer of it"]) from error
+            raise told from error
     return program
 
 

@@ -145,6 +145,32 @@ def changed_inputs(program: ExportedProgram) -> tuple[str, ...]:
     )
 
 
+def lost_changes(error: Exception, exported: ExportedProgram) -> UserError | None:
+    """What the user is told of buffers that torch's decompositions fail on; None of other errors."""
+    text = str(error)
+    if "is mutated in the forward method" in text:
+        return changes_itself(["a tensor that is no buffer of it"])
+    if "not found in the exported program's user_output list" in text:
+        return UserError(
+            "The model writes one value into two of its buffers in a call, which torch.export takes for one.",
+            "Write a copy into one of them: self.second.copy_(value.clone()).",
+        )
+    if "compiled_fn to be GraphModule" in text and (names := _tied_buffers(exported)):
+        return UserError(
+            f"The model changes a buffer that it holds under several names: {', '.join(names)}.",
+            "Register it once, and read it from there.",
+        )
+    return None
+
+
+def _tied_buffers(exported: ExportedProgram) -> list[str]:
+    """The names of buffers that share memory with another."""
+    held = {**exported.constants, **exported.state_dict}
+    buffers = exported.graph_signature.inputs_to_buffers.values()
+    places = {name: held[name].untyped_storage().data_ptr() for name in buffers if held[name].numel()}
+    return [name for name, place in places.items() if list(places.values()).count(place) > 1]
+
+
 def changes_itself(names: Sequence[str]) -> UserError:
     """names: of buffers or inputs, as the user is told"""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""

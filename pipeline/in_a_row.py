@@ -73,6 +73,7 @@ def in_a_row(runner: Runner, call: Call, course: Course) -> CallsInARow:
         conversion += settled(compare([expected.final], final), expected.final.keys())
     (first, _), (second, _) = session(runner, states, call), session(runner, states, call)
     return CallsInARow(
+        bool(runner.states),
         len(answers),
         conversion,
         compare(reference.answers, expected.answers),

@@ -84,10 +84,14 @@ def judge_in_a_row(validation: Validation) -> list[str]:
     row = validation.in_a_row
     if not row:
         return []
+    kept = (
+        "The artifact keeps its states in half precision: what is lost in one call stays in the next. With"
+        " --state io they are inputs and outputs of float32."
+    )
+    handed_on = "What is lost in one call stays in the next: convert with --quant float32."
     advice = [
         f"Call by call, {name_and_distance(error)} what the model gives from its own state, over"
-        f" {row.calls} calls in a row.\nStates are kept in half precision: what is lost in one call stays in"
-        " the next. Keep it as an input and output of float32 with --state io."
+        f" {row.calls} calls in a row.\n{kept if row.kept else handed_on}"
         for error in row.conversion
         if not error.vacuous and not converted(error, validation.tolerance_db)
     ]

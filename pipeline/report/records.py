@@ -107,12 +107,14 @@ class SizeErrors:
 class CallsInARow:
     """What calling an artifact again and again showed, each time with the state that the call before left.
 
-    calls: how many; conversion: of the outputs of all of them, and of the states after the last, from the
+    kept: the artifact keeps its states itself, else they are inputs and outputs of it; calls: how many;
+    conversion: of the outputs of all of them, and of the states after the last, from the
     model with the same weights, which goes on from its own state; compression: of that from the source;
     apart: whether two states that are used in turns give what one alone gives; ended: why there were no more
     calls.
     """
 
+    kept: bool
     calls: int
     conversion: tuple[OutputError, ...]
     compression: tuple[OutputError, ...]

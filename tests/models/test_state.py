@@ -146,3 +146,28 @@ def test_unchanged_buffers_holds_what_is_written_and_what_is_assigned(stateful):
             model(**stateful.calls(name)[0])
             assert any(value.any() for value in model.buffers())
         assert not any(value.any() for value in model.buffers())
+
+
+class Written(torch.nn.Module):
+    """Two buffers, of one value or of one name."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.register_buffer("first", torch.zeros(1, 4))
+        self.register_buffer("second", self.first if tied else torch.zeros(1, 4))
+        self.tied = tied
+
+    def forward(self, x):
+        self.first.add_(x)
+        if not self.tied:
+            self.second.copy_(self.first)
+        return x * 2 + self.second
+
+
+def test_buffers_that_torch_takes_for_one():
+    with pytest.raises(UserError, match="one value into two of its buffers") as caught:
+        captured(Written(tied=False), {"x": torch.ones(1, 4)})
+    assert "value.clone()" in caught.value.hint
+    with pytest.raises(UserError, match="holds under several names: first, second") as caught:
+        captured(Written(tied=True), {"x": torch.ones(1, 4)})
+    assert "Register it once" in caught.value.hint

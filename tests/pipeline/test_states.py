@@ -263,10 +263,10 @@ def test_states_that_disturb_each_other_fail(saved, monkeypatch):
     shared = {"sum": 0.0}
 
     def session(runner, states, call):
-        own = {"sum": 0.0}
+        alone = {"sum": 0.0}
 
         def following(batch):
-            held = shared if runner == "shares" else own
+            held = shared if runner.shares else alone
             held["sum"] = held["sum"] * 0.5 + float(batch["x"][0])
             return {"y": np.array([held["sum"]])}
 
@@ -274,12 +274,13 @@ def test_states_that_disturb_each_other_fail(saved, monkeypatch):
         return following, {}
 
     monkeypatch.setattr("cidermill.validation.states.session", session)
+    own, common = (SimpleNamespace(states=("sum",), shares=shares) for shares in (False, True))
     inputs = tuple({"x": np.array([index + 1.0])} for index in range(20))
-    following, _ = session("apart", (), None)
+    following, _ = session(own, (), None)
     calls = Calls(inputs, tuple(following(batch) for batch in inputs), {})
     course = Course((), calls, calls)
-    assert in_a_row("apart", None, course).apart
-    row = in_a_row("shares", None, course)
+    assert in_a_row(own, None, course).apart
+    row = in_a_row(common, None, course)
     assert not row.apart and len(inputs) > APART
     validation = SimpleNamespace(conversion=row.conversion, compression=(), tolerance_db=40.0, in_a_row=row)
     judgement = judge_validation(validation, None)
