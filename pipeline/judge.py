@@ -84,15 +84,16 @@ def judge_in_a_row(validation: Validation) -> list[str]:
     row = validation.in_a_row
     if not row:
         return []
+    judged = () if row.conversion == validation.conversion else row.conversion  # by the calls alone
     kept = (
-        "The artifact keeps its states in half precision: what is lost in one call stays in the next. With"
-        " --state io they are inputs and outputs of float32."
+        "What is lost in one call stays in the next, and Core ML keeps states in half precision: with --state"
+        " io they are inputs and outputs of float32."
     )
     handed_on = "What is lost in one call stays in the next: convert with --quant float32."
     advice = [
         f"Call by call, {name_and_distance(error)} what the model gives from its own state, over"
         f" {row.calls} calls in a row.\n{kept if row.kept else handed_on}"
-        for error in row.conversion
+        for error in judged
         if not error.vacuous and not converted(error, validation.tolerance_db)
     ]
     if not row.apart:

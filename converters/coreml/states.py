@@ -72,12 +72,11 @@ def started_name(specs: Sequence[StateSpec]) -> str | None:
 
 def to_stored(array: np.ndarray, form: Stored) -> np.ndarray:
     """A state's value as the package holds it, before it is rounded."""
-    held = np.zeros(form.shape, np.float32)
-    if form.kind == "int":
-        whole = array.astype(np.int64)
-        held[..., :DIGITS] = np.stack([whole % BASE, whole // BASE % BASE, whole // BASE**2], -1)
-    else:
-        held[...] = array
+    if form.kind != "int":
+        plain = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
+        return np.broadcast_to(plain, form.shape).copy()
+    held, whole = np.zeros(form.shape, np.float32), array.astype(np.int64)
+    held[..., :DIGITS] = np.stack([whole % BASE, whole // BASE % BASE, whole // BASE**2], -1)
     return held
 
 

@@ -350,3 +350,27 @@ def test_a_study_of_a_model_with_state(saved, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "study/study.jsonl").read_text().splitlines()[1:]]
     done = [row for row in rows if row.get("state") == "done"]
     assert len(done) == 2 and all(row["verdict"] == "pass" for row in done)
+
+
+def executorch_program(stateful, name, path):
+    """As ExecuTorch itself writes a model: its buffers are the program's own, without names."""
+    from executorch.exir import to_edge
+
+    with torch.no_grad():
+        model = stateful.stateful(name).requires_grad_(False)
+        program = torch.export.export(model, (), stateful.calls(name)[0])
+        path.write_bytes(to_edge(program).to_executorch().buffer)
+    torch.export.save(program, path.with_suffix(".pt2"))
+    return path
+
+
+def test_executorch_programs_of_others(stateful, tmp_path):
+    program = executorch_program(stateful, "cache", tmp_path / "cache.pte")
+    comparison = cidermill.validate(program, tmp_path / "cache.pt2")
+    assert comparison.verdict == "pass", comparison.why_failed
+    row = comparison.validation.in_a_row
+    assert (row.calls, row.apart, row.kept) == (20, True, True)
+    assert comparison.validation.conversion == row.conversion  # its states have no names to be set by
+    # ExecuTorch starts every buffer at zero
+    program = executorch_program(stateful, "started", tmp_path / "started.pte")
+    assert cidermill.validate(program, tmp_path / "started.pt2").verdict == "fail"
