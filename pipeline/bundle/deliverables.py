@@ -252,7 +252,9 @@ def _seen(path: Path, runtime: AppRuntime) -> Seen:
     from ...validation.runners import open_to_read
 
     runner = open_to_read(path)
-    outputs = tuple(Feature(one.name, one.dtype, one.shape) for one in runner.outputs)
+    outputs = tuple(
+        Feature(one.name, one.dtype, one.shape, runner.pictures.get(one.name, "")) for one in runner.outputs
+    )
     if runtime.systems is not None:
         inputs = tuple(Feature(one.name, one.dtype, one.shape) for one in runner.inputs)
         return Seen(0, runtime.systems, inputs, outputs)

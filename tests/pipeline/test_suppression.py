@@ -104,6 +104,33 @@ def test_the_pipeline_keeps_what_a_naive_suppression_keeps(detector):
     assert BOXES in counts and min(counts) <= 8  # nothing is suppressed, and much
 
 
+def test_pictures_in_and_objects_out(tmp_path, ct):
+    """As Vision calls a detector: with a picture alone."""
+    from PIL import Image
+
+    report = made(Detector(), tmp_path / "out", quant="float32", image=["image:unit"])
+    assert report.verdict == "pass"
+    package = package_in(tmp_path / "out")
+    spec = ct.utils.load_spec(str(package / "Data/com.apple.CoreML/model.mlmodel"))
+    described = spec.description
+    assert [entry.type.WhichOneof("Type") for entry in described.input] == [
+        "imageType",
+        "doubleType",
+        "doubleType",
+    ]
+    assert [entry.type.isOptional for entry in described.input] == [False, True, True]
+    assert described.metadata.userDefined["com.apple.coreml.model.preview.type"] == "objectDetector"
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    with torch.no_grad():
+        answer = Detector().eval()(torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(255)))
+    scores, boxes = (answer[name][0].double().numpy() for name in ("scores", "boxes"))
+    kept = suppressed(scores, boxes, 0.45, 0.25)
+    found = open_runner(package, host="reference")({"image": Image.fromarray(pixels)})
+    np.testing.assert_allclose(found["confidence"], scores[kept], atol=1e-4)
+    np.testing.assert_allclose(found["coordinates"], boxes[kept], atol=1e-4)
+    assert 0 < len(kept) < BOXES
+
+
 def test_the_report_says_what_was_done(detector):
     report, package = detector
     told = report.artifacts[0].detector

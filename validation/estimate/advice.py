@@ -49,7 +49,6 @@ BY_OPERATOR = {
     "random_categorical": "draw the numbers outside of the model and pass them in",
     "non_maximum_suppression": "return the scores and boxes, and suppress outside of the model",
     "non_zero": "return the mask, and look for its elements outside of the model",
-    "classify": "return the scores, and name the class outside of the model",
     "fill": "make it a constant: fix the shape",
     "fill_like": "make it a constant: fix the shape",
     "range_1d": "make it a constant: fix the shape",

@@ -169,6 +169,29 @@ def test_a_bundle_of_a_model_with_states(tmp_path, cidermill):
     assert [state["name"] for state in manifest["models"][0]["states"]] == ["memory"]
 
 
+def test_a_bundle_of_pictures_in_and_out(tmp_path, cidermill):
+    class Painter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.mix = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, picture):
+            return 255 * self.mix(picture).sigmoid()
+
+    options = {"image": ["picture:unit"], "image_output": ["output"]}
+    convert(Painter().eval(), (torch.zeros(1, 3, 6, 4),), out=tmp_path / "out", cache=False, **options)
+    files, manifest = bundled(cidermill, tmp_path / "App.bundle", f"Net={tmp_path / 'out'}")
+    parts_in(
+        files["Net.swift"],
+        "public init(picture: CVPixelBuffer)",
+        "public init(picture: CGImage) throws",
+        "width: 4, height: 6, format: kCVPixelFormatType_32BGRA",
+        "public let output: CVPixelBuffer",
+    )
+    assert manifest["models"][0]["outputs"][0]["picture"] == "RGB"
+
+
 # Borders that the tests' own models do not have
 
 
