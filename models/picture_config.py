@@ -2,8 +2,8 @@
 and what is done to pictures before, which no artifact can do.
 
 Newer folders hold it in preprocessor_config.json, those of whole processors in processor_config.json under
-"image_processor" (transformers 5). Keys as transformers' BaseImageProcessor has them; one that is missing
-means that its step is done where its numbers are there.
+"image_processor" (transformers 5). Keys as transformers' image processors have them; what is missing is not
+done, but for dividing by 255, which the oldest folders do not mention.
 """
 
 from __future__ import annotations
@@ -44,17 +44,22 @@ def read_picture_config(folder: Path) -> dict[str, Any]:
     )
 
 
-def preparation(config: Mapping[str, Any], text: str) -> Preparation:
+def preparation(config: Mapping[str, Any]) -> Preparation:
     """The arithmetic on pixels. Raises UserError for numbers that are none."""
     factor = _number(config, "rescale_factor", FACTOR) if config.get("do_rescale", True) else 1.0
     shifted = any(config.get(key) for key in ("rescale_offset", "offset"))  # to -1..1
     flipped = bool(config.get("do_flip_channel_order"))
-    if not config.get("do_normalize", "image_mean" in config):
-        return Preparation({"scale": (factor,), "bias": (-1.0 if shifted else 0.0,)}, flipped)
+    offset = 1.0 if shifted else 0.0
+    twice = bool(config.get("include_top"))  # EfficientNet's divides by std once more
+    if not config.get("do_normalize") and not twice:
+        return Preparation({"scale": (factor,), "bias": (-offset,)}, flipped)
     mean, std = _numbers(config, "image_mean", 0.0), _numbers(config, "image_std", 1.0)
+    if not config.get("do_normalize"):
+        mean = (0.0,)
+    elif twice:
+        std = tuple(deviation**2 for deviation in std)
     # pixel * factor - offset, less mean, by std: as mean and std of pixels from 0 to 1
     unit = 1 / (255 * factor)
-    offset = 1.0 if shifted else 0.0
     return Preparation(
         {
             "mean": tuple((middle + offset) * unit for middle in mean),

@@ -16,7 +16,10 @@ from .targets import refuse
 from .words import PICTURE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..models.capture import Captured
+    from ..models.picture_config import Preparation
     from ..models.source import Source, TensorSpec
     from ..validation.runner import Runner
     from .plan import Plan
@@ -131,6 +134,13 @@ def check_io(io: str, targets: Sequence[str], deployment_target: str) -> None:
         )
 
 
+def check_preparation(plan: Plan) -> None:
+    """Raises UserError where `auto` finds no configuration of an image processor, or odd numbers."""
+    for option in plan.images:
+        if option.preset == AUTO and plan.model.exists():
+            _found(option, plan.model, (plan.model / "config.json").is_file())
+
+
 def _preparation_warnings(plan: Plan, captured: Captured) -> tuple[str, ...]:
     """What `auto` found that only an app can do, one sentence for each picture."""
     if not any(option.preset == AUTO for option in plan.images):
@@ -242,15 +252,7 @@ def _shortened(numbers: tuple[float, ...]) -> tuple[float, ...]:
 
 def _from_folder(option: PictureOption, source: Source) -> PictureOption:
     """`auto` as the numbers that a Hugging Face folder has for it."""
-    from ..models.picture_config import preparation, read_picture_config
-
-    if source.format != "hugging-face":
-        raise UserError(
-            f"--image {option.text}: auto reads the preprocessor_config.json of a Hugging Face folder, and"
-            f" {source.path.name} is none.",
-            f"Give one of {', '.join(PRESETS)}, or mean= and std=.",
-        )
-    found = preparation(read_picture_config(source.path), option.text)
+    found = _found(option, source.path, source.format == "hugging-face")
     channels = option.channels or ("BGR" if found.flipped else "")
     if option.channels == "RGB" and found.flipped:
         raise UserError(
@@ -258,6 +260,19 @@ def _from_folder(option: PictureOption, source: Source) -> PictureOption:
             "Leave rgb out, or write bgr.",
         )
     return replace(option, preset="", channels=channels, numbers=found.numbers)
+
+
+def _found(option: PictureOption, path: Path, is_folder: bool) -> Preparation:
+    """is_folder: of a Hugging Face model."""
+    from ..models.picture_config import preparation, read_picture_config
+
+    if not is_folder:
+        raise UserError(
+            f"--image {option.text}: auto reads the preprocessor_config.json of a Hugging Face folder, and"
+            f" {path.name} is none.",
+            f"Give one of {', '.join(PRESETS)}, or mean= and std=.",
+        )
+    return preparation(read_picture_config(path))
 
 
 def _told(channels: str, scale: tuple[float, ...], bias: tuple[float, ...]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..models.errors import UserError
 from .labels import check_labels
+from .pictures import check_preparation
 from .plan import Plan
 
 
@@ -42,6 +43,7 @@ def check_files(plan: Plan) -> None:
             "Name the sensitivity.json of an earlier run, or leave it out.",
         )
     check_labels(plan)
+    check_preparation(plan)
     if plan.calibration is not None:
         estimator_of(plan)  # reads it
     if not plan.dry_run:

@@ -539,6 +539,9 @@ def test_a_bundle_takes_pictures(tmp_path):
     manifest = next((tmp_path / "bundle").rglob("manifest.json"))
     (model,) = json.loads(manifest.read_text())["models"]
     assert model["inputs"][0]["picture"] == "RGB"
+    assert [output.get("picture") for output in model["outputs"]] == [None, "RGB"]
+    swift = "".join(file.read_text() for file in (tmp_path / "bundle").rglob("*.swift"))
+    assert "image: CGImage" in swift and "public let painted: CVPixelBuffer" in swift
 
 
 def test_keys_of_a_build_are_the_options(tmp_path):
