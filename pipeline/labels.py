@@ -182,7 +182,7 @@ def labels_of(option: LabelsOption, source: Source) -> tuple[Labels, list[str]]:
 
 def _of_configuration(source: Source) -> list[str]:
     """id2label in the order of the classes. Raises UserError: there is none, or it has gaps."""
-    named = getattr(_configuration(source), "id2label", None)
+    named = getattr(configuration_of(source), "id2label", None)
     if not isinstance(named, dict) or not named:
         raise UserError(
             f"{OPTION} {AUTO}: the model has no configuration that names its classes (id2label).",
@@ -198,7 +198,7 @@ def _of_configuration(source: Source) -> list[str]:
     return [str(named[number]).strip() for number in numbers]
 
 
-def _configuration(source: Source) -> Any:
+def configuration_of(source: Source) -> Any:
     """Of transformers; None where the model is none of its."""
     modules = source.module.modules() if source.module is not None else ()
     configs = (getattr(module, "config", None) for module in modules)
@@ -206,7 +206,7 @@ def _configuration(source: Source) -> Any:
 
 
 def _holds_several(source: Source) -> bool:
-    return getattr(_configuration(source), "problem_type", None) == "multi_label_classification"
+    return getattr(configuration_of(source), "problem_type", None) == "multi_label_classification"
 
 
 def _output(option: LabelsOption, captured: Captured) -> TensorSpec:

@@ -53,7 +53,7 @@ def picture_for(
     channels, last = _layout(option, "--image", spec)
     scale, bias = _preparation(option, channels)
     channels = "F" if half and channels == "L" else channels
-    return Picture(spec.name, channels, scale, bias, last, _told(channels, scale, bias))
+    return Picture(spec.name, channels, scale, bias, last, _told(option, channels))
 
 
 def given_to_artifact(
@@ -275,15 +275,8 @@ def _found(option: PictureOption, path: Path, is_folder: bool) -> Preparation:
     return preparation(read_picture_config(path))
 
 
-def _told(channels: str, scale: tuple[float, ...], bias: tuple[float, ...]) -> str:
-    """The preparation as `--image` takes it after the name, whichever way it was given."""
+def _told(option: PictureOption, channels: str) -> str:
+    """The preparation as `--image` takes it after the name: of `auto`, its numbers."""
     layout = next((word for word, order in LAYOUTS.items() if order == channels), "gray")
-    if len(scale) == 1:
-        return f"{layout}:scale={_texts(scale)}:bias={_texts(bias)}"
-    std = tuple(1 / (LARGEST * factor) for factor in scale)
-    mean = tuple(-offset * deviation for offset, deviation in zip(bias * len(std), std))
-    return f"{layout}:mean={_texts(mean)}:std={_texts(std)}"
-
-
-def _texts(numbers: Any) -> str:
-    return ",".join(f"{number:.17g}" for number in numbers)
+    numbers = (f"{key}={','.join(map(repr, values))}" for key, values in (option.numbers or {}).items())
+    return ":".join([layout, *filter(None, [option.preset]), *numbers])

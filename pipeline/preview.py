@@ -12,9 +12,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from ..models.capture import Captured
+    from ..models.source import Source
 
 TYPE = "com.apple.coreml.model.preview.type"
 PARAMETERS = "com.apple.coreml.model.preview.params"
@@ -31,17 +30,19 @@ def preview(captured: Captured) -> dict[str, str]:
         return {TYPE: "imageClassifier"}
     if captured.detector is not None:
         return {TYPE: "objectDetector"}
-    kind = _kind(captured.source.module)
+    kind = _kind(captured.source)
     if not kind:
         return {}
     labels = _labels(captured) if kind == "imageSegmenter" else []
     return {TYPE: kind} | ({PARAMETERS: json.dumps({"labels": labels})} if labels else {})
 
 
-def _kind(module: torch.nn.Module) -> str:
-    """By the class of the model, which may stand in a wrapper."""
-    classes = (type(part).__name__ for part in module.modules())
-    return next((kind for name in classes for head, kind in HEADS.items() if name.endswith(head)), "")
+def _kind(source: Source) -> str:
+    """By the class of a Hugging Face model, as its configuration has it."""
+    from .labels import configuration_of
+
+    names = getattr(configuration_of(source), "architectures", None) or ()
+    return next((kind for name in names for head, kind in HEADS.items() if name.endswith(head)), "")
 
 
 def _labels(captured: Captured) -> list[str]:

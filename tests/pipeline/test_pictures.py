@@ -114,7 +114,7 @@ def test_the_picture_type_has_the_size_and_order_that_were_asked_for(net, tmp_pa
     image = given["painted"].imageType
     assert (image.height, image.width, image.colorSpace) == (*SIZE, image.ColorSpace.Value("RGB"))
     assert given["scores"].WhichOneof("Type") == "multiArrayType"
-    assert spec.description.metadata.userDefined["cidermill.image.image"] == "bgr:scale=1:bias=0"
+    assert spec.description.metadata.userDefined["cidermill.image.image"] == "bgr"
 
 
 def test_blue_comes_first_where_the_model_was_trained_so(tmp_path):
@@ -407,6 +407,25 @@ def test_a_classifier_of_a_hugging_face_folder_in_one_command(vit, tmp_path, ct)
         expected = model(prepared).logits.softmax(-1)[0].numpy()
     probabilities = next(value for value in got.values() if isinstance(value, dict))
     np.testing.assert_allclose([probabilities[name] for name in ("cat", "dog", "eel")], expected, atol=2e-3)
+
+
+def test_a_segmentation_is_previewed_with_its_labels(tmp_path, ct):
+    import transformers
+
+    config = transformers.SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1] * 4, decoder_hidden_size=16,
+        num_labels=3, id2label={0: "sky", 1: "road", 2: "car"},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "seg")
+    transformers.SegformerImageProcessorPil().save_pretrained(tmp_path / "seg")
+    options = "--image pixel_values:auto --input pixel_values:1x3x64x64 --no-cache"
+    told = command(tmp_path / "seg", tmp_path / "out", options)
+    assert "takes pictures of 64x64 pixels" in " ".join(told.split())
+    said = spec_of(tmp_path / "out/seg.mlpackage", ct).description.metadata.userDefined
+    assert said["com.apple.coreml.model.preview.type"] == "imageSegmenter"
+    assert json.loads(said["com.apple.coreml.model.preview.params"]) == {"labels": ["sky", "road", "car"]}
+    assert said["cidermill.image.pixel_values"] == "rgb:mean=0.485,0.456,0.406:std=0.229,0.224,0.225"
 
 
 @pytest.mark.parametrize(
