@@ -1,5 +1,5 @@
-"""A number that is another in each of several programs, and the sizes that can be read there, in; the simplest
-formula that gives it in all of them out. Pure."""
+"""A number that is another in each of several programs, and the sizes that can be read there, in; the
+simplest formula that gives it in all of them out. Pure."""
 
 from __future__ import annotations
 
@@ -32,11 +32,22 @@ class Formula(NamedTuple):
 
 
 def fitted(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Formula | None:
-    """The simplest formula that gives the numbers, one for each program: a dimension itself, so many times one
-    or a product of two and a number more, so many times a quotient. None where there is no such formula."""
-    return next(
-        (formula for formula in _candidates(wanted, dimensions) if evaluated(formula) == wanted), None
-    )
+    """The simplest formula that gives the numbers, one for each program: a dimension itself; so many times
+    one, or a product of two, and a number more; so many times a quotient, where all quotients that fit are
+    equal at every size between those that were tried. None where there is no such formula."""
+    for formula in _linear_candidates(wanted, dimensions):
+        if evaluated(formula) == wanted:
+            return formula
+    fitting = [formula for formula in _quotients(wanted, dimensions) if evaluated(formula) == wanted]
+    courses = {tuple(_course(formula)) for formula in fitting}
+    return fitting[0] if len(courses) == 1 else None
+
+
+def _course(formula: Formula) -> Iterator[int]:
+    """What a formula of one dimension gives at every size from the least to the greatest tried."""
+    (dimension,) = formula.dimensions
+    tried = range(min(dimension.sizes), max(dimension.sizes) + 1)
+    yield from evaluated(formula._replace(dimensions=(dimension._replace(sizes=tuple(tried)),)))
 
 
 def evaluated(formula: Formula) -> tuple[int, ...]:
@@ -47,16 +58,19 @@ def evaluated(formula: Formula) -> tuple[int, ...]:
     )
 
 
-def _candidates(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Iterator[Formula]:
+def _linear_candidates(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Iterator[Formula]:
     for dimension in dimensions:
         yield Formula((dimension,))
     for count in (1, 2):
         for chosen in combinations_with_replacement(dimensions, count):
             yield from _linear(wanted, chosen)
+
+
+def _quotients(wanted: tuple[int, ...], dimensions: Sequence[Dimension]) -> Iterator[Formula]:
     for dimension in dimensions:
         for divisor in range(2, MOST_STRIDE + 1):
-            for shift in (0, divisor - 1, 1, -1):
-                yield from _quotients(wanted, dimension, divisor, shift)
+            for shift in range(1 - divisor, divisor):
+                yield from _quotient(wanted, dimension, divisor, shift)
 
 
 def _linear(wanted: tuple[int, ...], chosen: tuple[Dimension, ...]) -> Iterator[Formula]:
@@ -71,7 +85,7 @@ def _linear(wanted: tuple[int, ...], chosen: tuple[Dimension, ...]) -> Iterator[
         yield Formula(chosen, factor, addend=wanted[0] - factor * products[0])
 
 
-def _quotients(wanted: tuple[int, ...], dimension: Dimension, divisor: int, shift: int) -> Iterator[Formula]:
+def _quotient(wanted: tuple[int, ...], dimension: Dimension, divisor: int, shift: int) -> Iterator[Formula]:
     plain = Formula((dimension,), 1, shift, divisor)
     quotients = evaluated(plain)
     first = next((index for index, one in enumerate(quotients) if one != quotients[0]), None)
