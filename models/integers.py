@@ -196,7 +196,7 @@ class _Tracing(TorchDispatchMode):
             return
         trail = self._trails[id(index)][1]
         accumulates = name == "index_put" and len(args) > 3 and args[3]
-        if trail.places is None or (name in _LAST_WINS and not accumulates):
+        if trail.places is None or (name in _LAST_WINS and not accumulates and index.numel() > 1):
             self.order_counts |= trail.names
         if trail.places is None or trail.added is None:
             return

@@ -171,3 +171,9 @@ def test_buffers_that_torch_takes_for_one():
     with pytest.raises(UserError, match="holds under several names: first, second") as caught:
         captured(Written(tied=True), {"x": torch.ones(1, 4)})
     assert "Register it once" in caught.value.hint
+
+
+def test_a_single_position_is_drawn_from_all_that_there_are(stateful):
+    graph = captured(stateful.stateful("placed"), stateful.calls("placed")[0])
+    drawn = {int(batch["position"][0]) for batch in graph.calls.inputs}
+    assert len(drawn) > 1 and drawn <= set(range(16))
