@@ -25,6 +25,11 @@ NO_TENSORS = ("padding", "graph", "metadata", "duplicates")
 POOR_DB = 20.0
 ROUNDED_UP = 1 + 1e-3  # bits per weight: the file rounds tensors up to bytes
 
+FLAT_ADVICE = (
+    "The model's probabilities are nearly alike on these samples, for all classes: that the artifact has them"
+    " too proves little.\nGive inputs that the model knows (--samples)."
+)
+
 
 class Judgement(NamedTuple):
     """verdict: "pass" or "fail"; advice: texts whose first line says what is the matter, the second what to
@@ -111,7 +116,7 @@ def name_and_distance(error: OutputError) -> str:
 def judge_labels(labels: LabelCheck) -> Judgement:
     """Of a classifier: its file has the labels that were asked for, and gives them as the source would."""
     if labels.passed:
-        return Judgement("pass", [])
+        return Judgement("pass", [FLAT_ADVICE] if labels.flat else [])
     wrong = labels.samples - labels.agreed - labels.near_ties
     if labels.problem:
         advice = f"The artifact's labels are not those asked for: {labels.problem}.\nConvert it again."

@@ -232,6 +232,19 @@ def test_a_label_of_another_class_fails():
     assert not check("a", "a", "dog").passed
 
 
+def test_probabilities_that_are_all_alike_prove_little(tmp_path):
+    """Logits near zero: any graph would give these probabilities within 40 dB."""
+
+    class Undecided(Net):
+        def forward(self, x):
+            return super().forward(x) / 1000
+
+    report = made(Undecided(), tmp_path / "out")
+    assert report.verdict == "pass"
+    (warning,) = report.artifacts[0].warnings
+    assert "nearly alike on these samples" in warning and "--samples" in warning
+
+
 def test_validate_compares_with_a_model_that_gives_logits(classifier):
     package, model = classifier[1], Net().eval()
     comparison = validate(package, model, (X,), tolerance=30)

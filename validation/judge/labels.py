@@ -12,13 +12,15 @@ import numpy as np
 class LabelCheck:
     """samples: how many were run; agreed: of these, how many got the label of the source's likeliest class;
     near_ties: how many of the others are undecided within the tolerance; classes: how many labels the file
-    has; problem: how its list of labels differs from the one asked for, "" where it does not."""
+    has; problem: how its list of labels differs from the one asked for, "" where it does not. flat: the
+    source's probabilities are so alike that one number for all of them would be within the tolerance."""
 
     classes: int
     samples: int
     agreed: int
     near_ties: int
     problem: str = ""
+    flat: bool = False
 
     @property
     def passed(self) -> bool:
@@ -43,7 +45,17 @@ def check_labels(
         chance = float(flat[list(asked).index(label)]) if label in asked else -np.inf
         agreed += chance == top
         near_ties += top * (1 - 2 * margin) <= chance < top
-    return LabelCheck(len(held), len(given), agreed, near_ties, _difference(list(asked), list(held)))
+    problem = _difference(list(asked), list(held))
+    return LabelCheck(len(held), len(given), agreed, near_ties, problem, _flat(probabilities, margin))
+
+
+def _flat(probabilities: Sequence[np.ndarray], margin: float) -> bool:
+    """Whether their mean, instead of each, would be taken for right: its error is less than `margin` of the
+    peak."""
+    if not len(probabilities):
+        return False
+    every = np.concatenate([np.asarray(array, np.float64).ravel() for array in probabilities])
+    return bool(np.sqrt(np.mean((every - every.mean()) ** 2)) < margin * np.abs(every).max())
 
 
 def _difference(asked: Sequence[Any], held: Sequence[Any]) -> str:
