@@ -91,7 +91,7 @@ def _not_arrays(captured: Captured) -> set[str]:
 
 def _prepare(work: Draft, node: Node, spec: TensorSpec, picture: Picture) -> None:
     """Pixels enter by `node`; its users get what the model takes."""
-    given_type = node.meta["val"].dtype
+    own_type = node.meta["val"].dtype
     users = list(node.users)
     node.meta["val"] = _given_value(work, spec)
     if not users:
@@ -104,10 +104,11 @@ def _prepare(work: Draft, node: Node, spec: TensorSpec, picture: Picture) -> Non
     ]
 
     def prepare(pixels: Any, scale: Any, bias: Any) -> Any:
-        values = pixels.to(given_type)
+        values = pixels.float()
         values = values if isinstance(scale, float) and scale == 1 else values * scale
         values = values if isinstance(bias, float) and bias == 0 else values + bias
-        return values.permute(0, 2, 3, 1).contiguous() if picture.channels_last else values
+        values = values.permute(0, 2, 3, 1).contiguous() if picture.channels_last else values
+        return values.to(own_type)
 
     first = next(other for other in work.graph.nodes if other.op != "placeholder")
     _feed(node, users, insert(work, first, prepare, node, *factors))

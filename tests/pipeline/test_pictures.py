@@ -174,7 +174,7 @@ def test_an_output_beyond_pixels_is_said(net, tmp_path):
 
 def test_std_of_each_channel_costs_an_int8_recipe_nothing(tmp_path):
     """Operations of the graph prepare the pixels, so that int8 sees the weights that it sees without them:
-    folded into the first convolution, of 16x16 without padding, they cost it 5 dB here."""
+    folded into the first convolution, of 8x8 without padding, they would cost it more than 2 dB here."""
 
     class Patches(torch.nn.Module):
         def __init__(self):
