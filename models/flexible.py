@@ -247,7 +247,8 @@ def _explained(error: Exception, source: Source) -> Exception:
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     return UserError(
         f"The model does not run at {size}: {where(cause, source.module)}: {type(cause).__name__}: {reason}",
-        "Leave this size out of --input. Inputs that share a size all follow where one of them says it.",
+        "Leave this size out of --input: a range holds every size between its ends, so list those that the"
+        " model takes. Inputs that share a size all follow where one of them says it.",
     )
 
 

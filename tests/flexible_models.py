@@ -94,3 +94,28 @@ class Grown(nn.Module):
             "counted": counted,
             "filled": torch.ones(1, length) + x[..., 0],
         }
+
+
+class Shared(nn.Module):
+    """Down and up again by a transposed convolution; positions that are no part of longer ones (interpolated,
+    linspace); attention within windows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up = nn.Conv2d(3, 8, 4, 4), nn.ConvTranspose2d(8, 3, 4, 4)
+        self.positions = nn.Parameter(torch.randn(1, 8, 4, 4))
+        self.windows = nn.Linear(8, 8)
+
+    def forward(self, image):
+        features = self.down(image)
+        size = features.shape[-2:]
+        features = features + nn.functional.interpolate(self.positions, size=size, mode="bicubic")
+        batch, channels, height, width = features.shape
+        windows = features.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
+        windows = self.windows(windows.reshape(-1, 4, channels)).mean(1)
+        return {
+            "up": self.up(features) + image,
+            "windows": windows,
+            "sides": features.mean((1, 2)) * torch.linspace(0, 1, width),
+        }

@@ -32,6 +32,8 @@ def serving_all(make: Callable[[Sequence[int]], list[tuple[Any, MilProgram]]], c
     shapes = [tuple(spec.shape for spec in one.inputs) for one in (captured, *captured.at)]
     few = _telling(shapes) if captured.sizes.listed else list(range(len(shapes)))
     made = make(few)
+    for one in made:
+        _refuse_loops(*one)
     if len(few) < len(shapes) and not _read_off([mil.program for _, mil in made]):
         few = list(range(len(shapes)))
         made = make(few)
@@ -39,6 +41,16 @@ def serving_all(make: Callable[[Sequence[int]], list[tuple[Any, MilProgram]]], c
         [mil for _, mil in made], [lowered.program for lowered, _ in made], few, shapes, captured.sizes
     )
     return made[index]
+
+
+def _refuse_loops(lowered: Any, mil: MilProgram) -> None:
+    for operation in mil.program.functions["main"].operations:
+        if operation.blocks:
+            raise UserError(
+                f"{_described(lowered.program)(operation)} is a loop over steps in a package, which has one"
+                " number of them.",
+                "Convert it once for each size, without the choice in --input; an LSTM or RNN needs no loop.",
+            )
 
 
 def _telling(shapes: Sequence[Any]) -> list[int]:

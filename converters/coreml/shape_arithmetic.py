@@ -6,40 +6,16 @@ What it is computed by (`shape_formulas`) holds at every size that was tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .shape_formulas import Dimension, Formula, Numbers, fitted
+from .shape_operations import Open, before, cut_constant, name_in, number, set_argument, set_constant, vector
 
 ELEMENTWISE = {"add", "sub", "mul", "real_div", "maximum", "minimum", "select", "equal", "greater", "less"}
 PREFIX_LIMIT = 3  # axes of a constant that are cut
-
-
-@dataclass
-class Open:
-    """inputs: those with open dimensions, and their sizes in each program; every: whether the programs' sizes
-    are all that there are; largest: whether the largest are among them; computed: what operations compute
-    already, by what it is; symbols: of open dimensions, by their sizes."""
-
-    inputs: dict[Any, Numbers]
-    every: bool
-    largest: bool
-    computed: dict[Any, Any] = field(default_factory=dict)
-    symbols: dict[tuple[int, ...], Any] = field(default_factory=dict)
-
-    def declare(self, value: Any, sizes: Numbers) -> None:
-        """The type of a value with these sizes in the programs."""
-        from coremltools.converters.mil.mil import get_new_symbol, types
-
-        for size in sizes:
-            if len(set(size)) > 1 and size not in self.symbols:
-                self.symbols[size] = get_new_symbol()
-        shape = [self.symbols.get(size, size[0]) for size in sizes]
-        value._sym_type = types.tensor(value.dtype, shape)
 
 
 def follow(difference: Any, numbers: dict[Any, Numbers], opened: Open) -> bool:
@@ -49,7 +25,9 @@ def follow(difference: Any, numbers: dict[Any, Numbers], opened: Open) -> bool:
     rule: Callable[..., bool] = RULES.get((operation.op_type, argument), _computed)
     if values[0].dtype.kind in "fb" or values[0].ndim > 1 or len({one.shape for one in values}) > 1:
         rule = _cut
-    return rule(difference, values, numbers, opened) or (opened.every and _chosen(difference, values, opened))
+    return rule(difference, values, numbers, opened) or (
+        opened.every and _chosen(difference, values, numbers, opened)
+    )
 
 
 def is_read_off(difference: Any, numbers: dict[Any, Numbers]) -> bool:
@@ -63,6 +41,9 @@ def is_read_off(difference: Any, numbers: dict[Any, Numbers]) -> bool:
     if values[0].dtype.kind in "iu" and values[0].ndim == 1 and len({len(one) for one in values}) == 1:
         wanted = [tuple(int(one[entry]) for one in values) for entry in _varying(values)]
     elif len({one.shape for one in values}) > 1:
+        longest = max(values, key=lambda value: value.size)
+        if not all(_begins(longest, one) for one in values):
+            return False
         wanted = [tuple(sizes) for sizes in zip(*(one.shape for one in values)) if len(set(sizes)) > 1]
     else:
         return False
@@ -82,7 +63,7 @@ def _reshape(difference: Any, values: list[np.ndarray], numbers: dict, opened: O
     if len(varying) == 1 and not any((value == -1).any() for value in values):
         shape = values[0].copy()
         shape[varying[0]] = -1
-        return _set(difference, shape)
+        return set_constant(difference, shape)
     if len(varying) > 1 and not any((value == -1).any() for value in values):
         for rest in reversed(varying):  # the last one that cannot be said otherwise remains
             others = [axis for axis in varying if axis != rest]
@@ -90,7 +71,7 @@ def _reshape(difference: Any, values: list[np.ndarray], numbers: dict, opened: O
             if formulas is not None:
                 shape = values[0].copy()
                 shape[rest] = -1
-                return _replace(difference, _vector(difference, shape, formulas, opened))
+                return set_argument(difference, vector(difference, shape, formulas, opened))
     return _computed(difference, values, numbers, opened)
 
 
@@ -108,8 +89,8 @@ def _slice_end(difference: Any, values: list[np.ndarray], numbers: dict, opened:
     end = values[0].copy()
     for axis in varying:
         mask[axis], end[axis] = True, 0
-    _set(difference, end)
-    return _set(difference._replace(argument="end_mask"), np.array(mask))
+    set_constant(difference, end)
+    return set_constant(difference._replace(argument="end_mask"), np.array(mask))
 
 
 def _slice_size(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
@@ -123,7 +104,7 @@ def _slice_size(difference: Any, values: list[np.ndarray], numbers: dict, opened
         return _computed(difference, values, numbers, opened)
     size = values[0].copy()
     size[varying] = -1
-    return _set(difference, size)
+    return set_constant(difference, size)
 
 
 def _computed(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
@@ -134,7 +115,7 @@ def _computed(difference: Any, values: list[np.ndarray], numbers: dict, opened: 
     formulas = _formulas(difference, values, _varying(values), numbers, opened)
     if formulas is None:
         return False
-    return _replace(difference, _vector(difference, values[0], formulas, opened))
+    return set_argument(difference, vector(difference, values[0], formulas, opened))
 
 
 def _cut(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
@@ -151,14 +132,14 @@ def _cut(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open)
         return False
     if operation.op_type in ELEMENTWISE and _is_uniform(longest) and _spreads(difference, axes, numbers):
         shape = [1 if axis in axes else size for axis, size in enumerate(longest.shape)]
-        return _set(difference, np.ascontiguousarray(longest[tuple(slice(size) for size in shape)]))
+        return set_constant(difference, np.ascontiguousarray(longest[tuple(slice(size) for size in shape)]))
     shapes = [np.array(one.shape, np.int32) for one in values]
     formulas = _formulas(difference, shapes, axes, numbers, opened) if opened.largest else None
     if formulas is None:
         return False
-    cut = _slice(difference, longest, formulas, opened)
+    cut = cut_constant(difference, longest, formulas, opened)
     opened.declare(cut, tuple(zip(*(one.shape for one in values))))
-    return _replace(difference, cut)
+    return set_argument(difference, cut)
 
 
 def _scaled(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
@@ -173,14 +154,14 @@ def _scaled(difference: Any, values: list[np.ndarray], numbers: dict, opened: Op
         sizes = np.array(dimension.sizes, np.float64)
         for constant, divides in ((given * sizes, True), (given / sizes, False)):
             if np.allclose(constant, constant[0], rtol=precise, atol=0):
-                with _before(difference):
-                    size = _number(Formula((dimension,)), difference, opened)
+                with before(difference):
+                    size = number(Formula((dimension,)), difference, opened)
                     kind = "fp16" if values[0].dtype == np.float16 else "fp32"
-                    size = mb.cast(x=size, dtype=kind, name=_name(difference, "float"))
+                    size = mb.cast(x=size, dtype=kind, name=name_in(difference, "float"))
                     whole = values[0].dtype.type(_plain(constant))
                     operator = mb.real_div if divides else mb.mul
-                    result = operator(x=whole, y=size, name=_name(difference, "scaled"))
-                return _replace(difference, result)
+                    result = operator(x=whole, y=size, name=name_in(difference, "scaled"))
+                return set_argument(difference, result)
     return False
 
 
@@ -190,28 +171,79 @@ def _plain(constant: np.ndarray) -> float:
     return float(round(middle)) if round(middle) and abs(middle / round(middle) - 1) < 2e-3 else middle
 
 
+def _output_shape(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
+    """Nothing need be said where a transposed convolution gives as much by itself:
+    (size - 1) * stride + dilation * (kernel - 1) + 1 - padding."""
+    operation = difference.operation
+    read, given = numbers[operation.x][2:], numbers[operation.outputs[0]][2:]
+    kernel = operation.weight.shape[2:]
+    strides, dilations = (
+        _value(operation.strides, [1] * len(read)),
+        _value(operation.dilations, [1] * len(read)),
+    )
+    padding = _value(operation.pad, [0] * (2 * len(read)))
+    if operation.pad_type is not None and operation.pad_type.val not in ("custom", "valid"):
+        return False
+    if operation.pad_type is None or operation.pad_type.val == "valid":
+        padding = [0] * (2 * len(read))
+    by_itself = tuple(
+        tuple(
+            (size - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
+            - padding[2 * axis] - padding[2 * axis + 1]
+            for size in sizes
+        )
+        for axis, sizes in enumerate(read)
+    )  # fmt: skip
+    if by_itself != given:
+        return False
+    operation.output_shape.remove_child_op(operation)
+    operation._input_vars["output_shape"] = operation.output_shape = None
+    return True
+
+
 RULES: dict[tuple[str, str], Callable[..., bool]] = {
     ("reshape", "shape"): _reshape,
     ("slice_by_index", "end"): _slice_end,
     ("slice_by_size", "size"): _slice_size,
+    ("conv_transpose", "output_shape"): _output_shape,
 }
 
 
-def _chosen(difference: Any, values: list[np.ndarray], opened: Open) -> bool:
-    """One of equally many numbers for each size that there is: a row of a table."""
+def _chosen(difference: Any, values: list[np.ndarray], numbers: dict, opened: Open) -> bool:
+    """One of several constants, by the number of the size: of equal shapes a row of a table, of others a part
+    of all their elements in a row."""
     from coremltools.converters.mil import Builder as mb
 
-    if difference.operation.input_spec.input_types[difference.argument].const:
+    ranks = {one.ndim for one in values}
+    if difference.operation.input_spec.input_types[difference.argument].const or len(ranks) > 1:
         return False
-    if len({one.shape for one in values}) > 1:
+    which = _which(difference, opened)
+    if which is None:
         return False
-    index = _which(difference, opened)
-    if index is None:
-        return False
-    with _before(difference):
-        rows = mb.gather(x=np.stack(values), indices=index, axis=0, name=_name(difference, "of_size"))
-        row = mb.squeeze(x=rows, axes=[0], name=_name(difference, "row"))
-    return _replace(difference, row)
+    shapes = [np.array(one.shape, np.int32) for one in values]
+    with before(difference):
+        if len({one.shape for one in values}) == 1:
+            rows = mb.gather(x=np.stack(values), indices=which, axis=0, name=name_in(difference, "of_size"))
+            return set_argument(difference, mb.squeeze(x=rows, axes=[0], name=name_in(difference, "row")))
+        counts = np.array([one.size for one in values], np.int32)
+        starts = np.cumsum(counts, dtype=np.int32) - counts
+        every = np.concatenate([one.reshape(-1) for one in values])
+        piece = mb.slice_by_size(
+            x=every,
+            begin=mb.gather(x=starts, indices=which, axis=0, name=name_in(difference, "start")),
+            size=mb.gather(x=counts, indices=which, axis=0, name=name_in(difference, "count")),
+            name=name_in(difference, "of_size"),
+        )
+    formulas = _formulas(difference, shapes, _varying(shapes), numbers, opened)
+    if formulas is not None:
+        shape = vector(difference, shapes[0], formulas, opened)
+    with before(difference):
+        if formulas is None:
+            rows = mb.gather(x=np.stack(shapes), indices=which, axis=0, name=name_in(difference, "shapes"))
+            shape = mb.squeeze(x=rows, axes=[0], name=name_in(difference, "shape"))
+        result = mb.reshape(x=piece, shape=shape, name=name_in(difference, "chosen"))
+    opened.declare(result, tuple(zip(*(one.shape for one in values))))
+    return set_argument(difference, result)
 
 
 def _which(difference: Any, opened: Open) -> Any:
@@ -221,11 +253,13 @@ def _which(difference: Any, opened: Open) -> Any:
     for value, sizes in opened.inputs.items():
         for axis, size in enumerate(sizes):
             if len(set(size)) == len(size):
-                with _before(difference):
-                    given = _number(Formula((Dimension(value, axis, size),)), difference, opened)
-                    same = mb.equal(x=given, y=np.array(size, np.int32), name=_name(difference, "same"))
-                    flags = mb.cast(x=same, dtype="int32", name=_name(difference, "flags"))
-                    return mb.reduce_argmax(x=flags, axis=0, keep_dims=True, name=_name(difference, "which"))
+                with before(difference):
+                    given = number(Formula((Dimension(value, axis, size),)), difference, opened)
+                    same = mb.equal(x=given, y=np.array(size, np.int32), name=name_in(difference, "same"))
+                    flags = mb.cast(x=same, dtype="int32", name=name_in(difference, "flags"))
+                    return mb.reduce_argmax(
+                        x=flags, axis=0, keep_dims=True, name=name_in(difference, "which")
+                    )
     return None
 
 
@@ -258,73 +292,6 @@ def _dimensions(difference: Any, numbers: dict, opened: Open) -> list[Dimension]
         for axis, size in enumerate(numbers[value])
         if len(set(size)) > 1
     ]
-
-
-def _vector(difference: Any, usual: np.ndarray, formulas: dict[int, Formula], opened: Open) -> Any:
-    """The argument with the entries computed; a number where it is one."""
-    from coremltools.converters.mil import Builder as mb
-
-    with _before(difference):
-        if not usual.ndim:
-            number = _number(formulas[0], difference, opened)
-            return mb.squeeze(x=number, axes=[0], name=_name(difference, "number"))
-        parts = [
-            _number(formulas[entry], difference, opened)
-            if entry in formulas
-            else np.array([usual[entry]], np.int32)
-            for entry in range(len(usual))
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return mb.concat(values=parts, axis=0, name=_name(difference, difference.argument))
-
-
-def _number(formula: Formula, difference: Any, opened: Open) -> Any:
-    """[1] int32, computed once in a program."""
-    if formula not in opened.computed:
-        opened.computed[formula] = _build(formula, difference, opened)
-    return opened.computed[formula]
-
-
-def _build(formula: Formula, difference: Any, opened: Open) -> Any:
-    from coremltools.converters.mil import Builder as mb
-
-    parts = [_read(dimension, difference, opened) for dimension in formula.dimensions]
-    result = parts[0]
-    for part in parts[1:]:
-        result = mb.mul(x=result, y=part, name=_name(difference, "product"))
-    if formula.shift:
-        result = mb.add(x=result, y=np.int32(formula.shift), name=_name(difference, "shifted"))
-    if formula.divisor != 1:
-        result = mb.floor_div(x=result, y=np.int32(formula.divisor), name=_name(difference, "quotient"))
-    if formula.factor != 1:
-        result = mb.mul(x=result, y=np.int32(formula.factor), name=_name(difference, "times"))
-    if formula.addend:
-        result = mb.add(x=result, y=np.int32(formula.addend), name=_name(difference, "plus"))
-    return result
-
-
-def _read(dimension: Dimension, difference: Any, opened: Open) -> Any:
-    from coremltools.converters.mil import Builder as mb
-
-    axis = dimension.axis
-    if dimension.value not in opened.computed:
-        opened.computed[dimension.value] = mb.shape(x=dimension.value, name=_name(difference, "shape_of"))
-    shape = opened.computed[dimension.value]
-    return mb.slice_by_index(x=shape, begin=[axis], end=[axis + 1], name=_name(difference, f"size_{axis}"))
-
-
-def _slice(difference: Any, longest: np.ndarray, formulas: dict[int, Formula], opened: Open) -> Any:
-    from coremltools.converters.mil import Builder as mb
-
-    key = (longest.shape, str(longest.dtype), longest.tobytes(), *formulas.items())
-    if key not in opened.computed:
-        size = _vector(difference, np.array(longest.shape, np.int32), formulas, opened)
-        name = _name(difference, f"{difference.argument}_cut")
-        with _before(difference):
-            begin = [0] * longest.ndim
-            opened.computed[key] = mb.slice_by_index(x=longest, begin=begin, end=size, name=name)
-    return opened.computed[key]
 
 
 def _begins(longest: np.ndarray, value: np.ndarray) -> bool:
@@ -362,38 +329,3 @@ def _varying(values: Sequence[np.ndarray]) -> list[int]:
 
 def _value(variable: Any, default: list[Any]) -> list[Any]:
     return default if variable is None else list(variable.val)
-
-
-def _set(difference: Any, value: np.ndarray) -> bool:
-    """The argument becomes a constant that serves all sizes."""
-    from coremltools.converters.mil import Builder as mb
-
-    with _before(difference):
-        constant = mb.const(val=value, name=_name(difference, difference.argument))
-    return _replace(difference, constant)
-
-
-def _replace(difference: Any, value: Any) -> bool:
-    """Without a new inference of types, which are known."""
-    operation, argument = difference.operation, difference.argument
-    if difference.position is not None:
-        given = operation.inputs[argument]
-        value = tuple(value if index == difference.position else one for index, one in enumerate(given))
-    operation.set_inputs(no_check_var_types=True, type_inference=False, **{argument: value})
-    return True
-
-
-@contextmanager
-def _before(difference: Any) -> Iterator[None]:
-    """What is built goes before the operation, and comes from where that does."""
-    from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.mil.scope import ScopeInfo
-
-    operation = difference.operation
-    scopes = [ScopeInfo(source, data) for source, data in operation.scopes.items()]
-    with mb.set_before_op(operation), mb.scope(*scopes):
-        yield
-
-
-def _name(difference: Any, what: str) -> str:
-    return f"{difference.operation.name}_{what}"

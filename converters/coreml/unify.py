@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...models.errors import UserError
-from .shape_arithmetic import Open, follow
+from .shape_arithmetic import follow
 from .shape_formulas import Numbers
+from .shape_operations import Open
 
 Place = tuple[int, int]  # the number of an operation, and of one of its results; (-1, i): input i
 
@@ -60,7 +61,7 @@ def unified(programs: Sequence[Any], describe: Callable[[Any], str], every: bool
         for difference in likeness.differences:
             if not follow(difference, likeness.numbers, opened):
                 _refuse(difference, describe)
-    _drop_unused(programs[0])
+    _clean_up(programs[0])
 
 
 def compare(programs: Sequence[Any]) -> Likeness:
@@ -87,16 +88,16 @@ def compare(programs: Sequence[Any]) -> Likeness:
 
 
 def _in_step(blocks: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """The operations of all programs side by side, without constants. Those within others are refused."""
+    """The operations of all programs side by side, without constants."""
     lists = [[one for one in block.operations if one.op_type != "const"] for block in blocks]
     for operations in zip(*lists):
         first = operations[0]
-        alike = all(
-            other.op_type == first.op_type and len(other.outputs) == len(first.outputs)
-            for other in operations
-        )
-        if not alike or any(operation.blocks for operation in operations):
+        if any(
+            other.op_type != first.op_type or len(other.outputs) != len(first.outputs) for other in operations
+        ):
             raise OtherStructure(first)
+        if first.blocks:
+            raise NotImplementedError(f"operations within {first.op_type}")
         yield operations
     if len({len(found) for found in lists}) > 1:
         raise OtherStructure(None)
@@ -157,10 +158,11 @@ def _open(main: Any, numbers: dict[Any, Numbers], every: bool, largest: bool) ->
     return opened
 
 
-def _drop_unused(program: Any) -> None:
+def _clean_up(program: Any) -> None:
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     PASS_REGISTRY["common::dead_code_elimination"](program)
+    PASS_REGISTRY["common::dedup_op_and_var_names"](program)
 
 
 def _refuse(difference: Difference, describe: Callable[[Any], str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from cidermill import UserError, convert, open_runner
 from cidermill.models.inputs import parse_inputs
 from cidermill.pipeline.commands.cli import convert as command
-from tests.flexible_models import Causal, Grown, Pictures, Pooled, Text
+from tests.flexible_models import Causal, Grown, Pictures, Pooled, Shared, Text
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -40,11 +40,11 @@ def decibels(want, have):
 
 def example(model, size, seed=5):
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(model, Pictures):
+    if isinstance(model, Pictures | Shared):
         return {"image": torch.randn(1, 3, *size, generator=generator)}
     if isinstance(model, Pooled):
         return {"steps": torch.randn(1, size, 12, generator=generator)}
-    if isinstance(model, Grown):
+    if isinstance(model, Grown | nn.LSTM):
         return {"x": torch.randn(1, size, 8, generator=generator)}
     ids = torch.randint(0, 50, (1, size), generator=generator)
     if isinstance(model, Causal):
@@ -57,11 +57,12 @@ def equals_torch(model, package, sizes):
     for size in sizes:
         inputs = example(model, size)
         with torch.no_grad():
-            want = model(**inputs)
-        want = want if isinstance(want, dict) else {"output": want}
+            want = model(*inputs.values())
+        want = want[0] if isinstance(want, tuple) else want
         have = runner(
             {name: tensor.int() if "int" in str(tensor.dtype) else tensor for name, tensor in inputs.items()}
         )
+        want = want if isinstance(want, dict) else {next(iter(have)): want}
         for name, tensor in want.items():
             assert decibels(tensor.numpy(), have[name]) > 45, (size, name)
 
@@ -72,6 +73,10 @@ LISTED = [
     (Causal(), "ids:1x8,24,5:int32", [8, 24, 5], "float16"),
     (Pooled(), "steps:1x8,16,1x12", [8, 16, 1], "float16"),
     (Grown(), "x:1x8,20,12x8", [8, 20, 12], "float32"),
+]
+LISTED += [
+    (Shared(), "image:1x3x16,32,48x32,24,32", [(16, 32), (32, 24), (48, 32)], "float16"),
+    (nn.LSTM(8, 4, batch_first=True), "x:1x6,10,3x8", [6, 10, 3], "float32"),
 ]
 RANGED = [
     (
@@ -247,6 +252,19 @@ def test_a_classifier_has_sizes_too(tmp_path):
     answer = runner({"x": picture})
     want = net(picture).softmax(-1)[0]
     assert answer["classLabel"] == ["one", "two", "three"][int(want.argmax())]
+
+
+@pytest.mark.parametrize("inputs", ["x:1x6,40x8", "x:1x1..40@12x8"])
+def test_loops_are_refused_in_words(inputs, tmp_path):
+    with pytest.raises(UserError, match="is a loop over steps in a package"):
+        made(nn.Sequential(nn.GRU(8, 4, batch_first=True)), inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_range_that_holds_sizes_the_model_cannot_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"does not run at image 1x3x\d+x32") as error:
+        made(Shared(), "image:1x3x16..48@32x32", tmp_path / "out")
+    assert "flexible_models.py" in str(error.value) and "list those that the model takes" in str(error.value)
 
 
 def test_detectors_and_parts_refuse(tmp_path):
