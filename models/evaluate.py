@@ -53,6 +53,7 @@ def evaluate_in_a_row(
     captured: Captured,
     calls: Calls,
     instead: Mapping[str, Callable[[], torch.Tensor]] | None = None,
+    tap: Tap | None = None,
 ) -> Calls:
     """As `evaluate`, of calls each of which begins with the states that the one before has left."""
     makers = {name: cache(maker) for name, maker in (instead or {}).items()}
@@ -60,7 +61,7 @@ def evaluate_in_a_row(
     answers = []
     for batch in calls.inputs:
         samples = Samples("real", ({**batch, **state},))
-        (answer,) = evaluate(program, captured.on(samples, ()), makers)
+        (answer,) = evaluate(program, captured.on(samples, ()), makers, tap=tap)
         state = {spec.name: answer.pop(spec.output).astype(spec.dtype) for spec in captured.states}
         answers.append(answer)
     return replace(calls, answers=tuple(answers), final=state)

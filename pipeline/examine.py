@@ -74,7 +74,11 @@ def examine(
     for artifact in artifacts:
         with stages("validate"):
             batches = yardstick.samples.batches
-            runner = open_runner(artifact.path, host="reference", keep_weights=len(batches) > TOGETHER)
+            runner = open_runner(
+                artifact.path,
+                host="reference",
+                keep_weights=len(batches) > TOGETHER or bool(yardstick.states),
+            )
             made = yardstick.weights
             weights = audit(
                 artifact.path,

@@ -143,7 +143,7 @@ def yardstick_of(
         model.detector,
         states=model.states,
         calls=model.calls,
-        expected_calls=expected_calls(compressed, targets, rounded),
+        expected_calls=expected_calls(compressed, targets, rounded, proceed),
         pictures=model.pictures,
     )
 
@@ -170,7 +170,7 @@ def expected_answers(
 
 
 def expected_calls(
-    compressed: Compressed, targets: Sequence[str], rounded: ExportedProgram
+    compressed: Compressed, targets: Sequence[str], rounded: ExportedProgram, proceed: Tap | None = None
 ) -> dict[str, Calls]:
     """As `expected_answers`, of calls in a row; nothing of a model without states."""
     from ..models.evaluate import evaluate_in_a_row
@@ -185,7 +185,7 @@ def expected_calls(
         target: rounded if find_target(target).rounds_activations else captured.program for target in targets
     }
     made = {
-        id(program): evaluate_in_a_row(program, captured, captured.calls, dense)
+        id(program): evaluate_in_a_row(program, captured, captured.calls, dense, proceed)
         for program in programs.values()
     }
     return {target: made[id(program)] for target, program in programs.items()}

@@ -289,12 +289,18 @@ class Border:
 
 
 def _border_of(report: Report, variant: Variant, borders: Iterable[Border]) -> Border:
-    """A .pte joins the packages of the same source."""
+    """A .pte joins the packages of the same source, where they take as much: not those that keep states,
+    which are inputs and outputs of a .pte."""
     own = Border(report.source.sha256, report.source.inputs, report.source.outputs)
     if variant.is_package:
         parts = (variant.inputs, variant.outputs, variant.states, variant.labels)
         return replace(own, packages=parts)
-    return next((border for border in borders if replace(border, packages=None) == own), own)
+    alike = (border for border in borders if replace(border, packages=None) == own)
+    return next((border for border in alike if _takes_as_much(variant, border)), own)
+
+
+def _takes_as_much(variant: Variant, border: Border) -> bool:
+    return border.packages is None or len(border.packages[0]) == len(variant.inputs)
 
 
 def _model(given: str, source: SourceSummary, variants: list[Variant]) -> Model:
