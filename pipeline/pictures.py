@@ -241,7 +241,7 @@ def _preparation(option: PictureOption, channels: str) -> tuple[tuple[float, ...
     count = max(len(mean), len(std))
     mean, std = (part * count if len(part) == 1 else part for part in (mean, std))
     scale = tuple(1 / (LARGEST * deviation) for deviation in std)
-    bias = tuple(-middle / deviation for middle, deviation in zip(mean, std))
+    bias = tuple(0.0 - middle / deviation for middle, deviation in zip(mean, std))
     return _shortened(scale), _shortened(bias)
 
 
