@@ -104,15 +104,18 @@ def _only(
 ) -> str:
     """The one output of one of these shapes, batches of one apart; of several the one with `word` in its
     name; "" where that is none."""
-    fitting = [
-        name
-        for name, array in answer.items()
-        if name != but and np.ndim(array) > 1 and np.size(array) and np.shape(array)[-2:] in shapes
-        and np.size(array) == np.prod(np.shape(array)[-2:])
-    ]  # fmt: skip
+    fitting = [name for name, array in answer.items() if name != but and _is_one_of(np.shape(array), shapes)]
     named = [name for name in fitting if word and word in name.lower()]
     chosen = named if len(fitting) > 1 else fitting
     return chosen[0] if len(chosen) == 1 else ""
+
+
+def _is_one_of(shape: tuple[int, ...], shapes: Sequence[tuple[int | None, ...]]) -> bool:
+    """Whether an output without its batch of one has a shape of two sizes, None of any."""
+    own = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    return len(own) == 2 and any(
+        all(size in (None, have) for size, have in zip(wanted, own)) for wanted in shapes
+    )
 
 
 def check_detector(runner: Runner, detector: Detector | None) -> LabelCheck | None:

@@ -87,11 +87,6 @@ class Plan:
             self._check_parts()
         check_io(self.io, self.targets, self.deployment_target)
         refuse_sizes(self.inputs, self.targets)
-        if self.suppression and any(spec.choices for spec in self.inputs):
-            raise UserError(
-                "--nms takes boxes of one size of the inputs, and --input offers several.",
-                "Give one size, or convert without --nms and suppress boxes in the app.",
-            )
         self._check_choice()
         for recipe in (self.recipe, *self.schemes):
             check_held(recipe, self.targets, self.deployment_target)

@@ -188,7 +188,7 @@ def _output(one: Feature, name: str, taken: set[str], model: Model) -> dict[str,
         "dtype": one.dtype,
         "member": name,
         "element": element,
-        "shape": _shape(one),
+        "shape": _shape(one, 0),
         "values_member": identifier(f"{name}Values", taken) if kind == "array" else "",
         "type": types[kind],
         "reader": readers[kind],
@@ -238,9 +238,10 @@ def _making(one: Feature, value: str, shape: str, chosen: bool) -> str:
     )
 
 
-def _shape(one: Feature) -> str:
+def _shape(one: Feature, least: int = 1) -> str:
+    """least: of a size that nothing is known of."""
     if one.ranges or (None in one.shape and not one.shapes):
-        ranges = one.ranges or tuple((1, None) if size is None else (size, size) for size in one.shape)
+        ranges = one.ranges or tuple((least, None) if size is None else (size, size) for size in one.shape)
         return (
             ".ranges(["
             + ", ".join(f"{low}...{UNBOUNDED if high is None else high}" for low, high in ranges)

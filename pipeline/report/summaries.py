@@ -385,9 +385,11 @@ def detector_text(artifact: Artifact) -> str:
     if not made:
         return ""
     added = made.scores.removesuffix(" added")
+    usual = " at the usual size" if artifact.validation.sizes else ""
+    unnamed = "" if made.labels else " without labels"
     parts = [
-        f"{made.boxes} boxes of {made.classes} classes{'' if made.labels else ' without labels'} enter the"
-        f" suppression (iou {made.iou:g}, confidence {made.confidence:g})",
+        f"{made.boxes} boxes{usual} of {made.classes} classes{unnamed} enter the suppression (iou"
+        f" {made.iou:g}, confidence {made.confidence:g})",
         f"a {added} was added to the scores" if added != "kept" else "",
         "their last class, no object, was left out" if made.background else "",
         f"the model's {', '.join(made.left_out)} {'is' if len(made.left_out) == 1 else 'are'} left out"

@@ -154,6 +154,27 @@ def test_inspect_shows_the_stages_and_labels(detector):
     assert [value.name for value in inspection.outputs] == ["confidence", "coordinates"]
 
 
+@pytest.mark.parametrize("sizes", ["1x3x8,16x8,16", "1x3x8x8..16@8"])
+def test_a_detector_of_several_sizes(tmp_path, sizes):
+    report = convert(
+        Detector().eval(), None, input=[f"image:{sizes}"], nms="boxes,scores", labels=LABELS, quant="float32",
+        out=tmp_path / "out", cache=False,
+    )  # fmt: skip
+    assert report.verdict == "pass"
+    runner, kept = open_runner(package_in(tmp_path / "out"), host="reference"), []
+    for shape in ((1, 3, 8, 8), (1, 3, 16 if "8,16x" in sizes else 8, 16)):
+        image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        with torch.no_grad():
+            answer = Detector().eval()(torch.from_numpy(image))
+        scores, boxes = (answer[name][0].double().numpy() for name in ("scores", "boxes"))
+        kept.append(suppressed(scores, boxes, 0.45, 0.25))
+        found = runner({"image": image})
+        np.testing.assert_allclose(found["confidence"], scores[kept[-1]], atol=1e-5)
+        np.testing.assert_allclose(found["coordinates"], boxes[kept[-1]], atol=1e-5)
+    assert max(kept[1]) > max(kept[0]) > 4  # boxes that the usual size has not
+    assert validate(package_in(tmp_path / "out"), Detector().eval(), (IMAGE,)).verdict == "pass"
+
+
 @pytest.mark.parametrize("quant", ["float16", "int8", "palettize4"])
 def test_recipes(tmp_path, quant):
     report = made(Detector(), tmp_path / "out", quant=quant)

@@ -42,7 +42,9 @@ class Variant:
         )
 
     def text(self) -> str:
-        return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return ", ".join(
+            f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items() if shape
+        )
 
 
 def is_flexible(runner: Runner) -> bool:
