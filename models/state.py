@@ -59,9 +59,25 @@ def states_of(program: ExportedProgram, taken: Iterable[str]) -> tuple[StateSpec
     _refuse_others(program)
     held = {**program.constants, **program.state_dict}
     names = set(taken)
-    return tuple(
-        _state(buffer, held[buffer], names) for buffer in program.graph_signature.buffers_to_mutate.values()
-    )
+    return tuple(_state(buffer, held[buffer], names) for buffer in _kept_buffers(program))
+
+
+def _kept_buffers(program: ExportedProgram) -> list[str]:
+    """The buffers that a program changes, without those that it fills with the same numbers at each call
+    before it reads them, as a mask that is made anew."""
+    signature = program.graph_signature
+    nodes = {node.name: node for node in program.graph.nodes}
+    placeholders = {buffer: nodes[name] for name, buffer in signature.inputs_to_buffers.items()}
+    moving = {nodes[str(name)] for name in signature.user_inputs if name in nodes}
+    moving |= {placeholders[buffer] for buffer in signature.buffers_to_mutate.values()}
+    for node in program.graph.nodes:
+        if not moving.isdisjoint(node.all_input_nodes):
+            moving.add(node)
+    return [
+        buffer
+        for name, buffer in signature.buffers_to_mutate.items()
+        if placeholders[buffer].users or nodes[name] in moving
+    ]
 
 
 def _state(buffer: str, value: torch.Tensor, taken: set[str]) -> StateSpec:
@@ -105,12 +121,14 @@ def lift_states(work: Draft, program: ExportedProgram) -> None:
 
     output = next(node for node in work.graph.nodes if node.op == "output")
     returned = list(zip(output.args[0], program.graph_signature.output_specs, strict=True))
-    kinds = (OutputKind.USER_OUTPUT, OutputKind.BUFFER_MUTATION)
-    output.args = (tuple(node for kind in kinds for node, spec in returned if spec.kind == kind),)
+    kept = _kept_buffers(program)
+    own = [node for node, spec in returned if spec.kind == OutputKind.USER_OUTPUT]
+    new = {spec.target: node for node, spec in returned if spec.kind == OutputKind.BUFFER_MUTATION}
+    output.args = ((*own, *(new[buffer] for buffer in kept)),)
     placeholders = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
     by_buffer = {qualified: name for name, (qualified, _) in work.constants.items()}
     first = next(node for node in work.graph.nodes if node.op != "placeholder")
-    for buffer in program.graph_signature.buffers_to_mutate.values():
+    for buffer in kept:
         name = by_buffer[buffer]
         del work.constants[name]
         first.prepend(placeholders[name])

@@ -177,3 +177,21 @@ def test_a_single_position_is_drawn_from_all_that_there_are(stateful):
     graph = captured(stateful.stateful("placed"), stateful.calls("placed")[0])
     drawn = {int(batch["position"][0]) for batch in graph.calls.inputs}
     assert len(drawn) > 1 and drawn <= set(range(16))
+
+
+def test_a_mask_that_is_made_anew_is_no_state():
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.zeros(4, 4))
+            self.register_buffer("last", torch.zeros(1, 4))
+
+        def forward(self, x):
+            self.mask = torch.triu(torch.full((4, 4), -1e4), 1)
+            self.last.copy_(x)
+            return torch.softmax(x.mT @ x + self.mask, -1)
+
+    graph = captured(Masked(), {"x": torch.ones(1, 4)})
+    assert [state.buffer for state in graph.states] == ["last"]
+    (answer,) = evaluate(graph.program, graph, first=1)
+    np.testing.assert_allclose(answer["output"], graph.reference[0]["output"], rtol=1e-6)

@@ -374,3 +374,15 @@ def test_executorch_programs_of_others(stateful, tmp_path):
     # ExecuTorch starts every buffer at zero
     program = executorch_program(stateful, "started", tmp_path / "started.pte")
     assert cidermill.validate(program, tmp_path / "started.pt2").verdict == "fail"
+
+
+def test_a_bundle_of_a_package_with_states_and_a_program_without(saved, tmp_path):
+    targets = ["--target", "coreml", "--target", "executorch-mps"]
+    assert command(saved, tmp_path / "out", *targets).exit_code == 0
+    arguments = ["bundle", str(tmp_path / "out"), "--out", str(tmp_path / "bundle")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    models = json.loads((tmp_path / "bundle/manifest.json").read_text())["models"]
+    takes = [[entry["name"] for entry in model["inputs"]] for model in models]
+    assert takes == [["x"], ["x", "ring_past"]]  # one Swift type cannot call both
+    assert [state["name"] for state in models[0]["states"]] == ["ring_past"]
