@@ -40,9 +40,10 @@ def check_choices(source: Source, chosen: Mapping[Place, Sequence[int]]) -> None
                 " package cannot offer several.",
                 "Convert it once for each size.",
             )
-        wrong = [one for one in sizes if one < size.low or (size.high is not None and one > size.high)]
+        wrong = [one for one in sizes if one < size.low or one > (size.high or one) or one % size.step]
         if wrong:
             ends = f"{size.low}..{'' if size.high is None else size.high}"
+            ends += f" in steps of {size.step}" if size.step > 1 else ""
             raise UserError(
                 f"--input offers {wrong[0]} for dimension {axis} of {name}, which {source.path} was exported"
                 f" with for {ends}.",
@@ -114,13 +115,23 @@ def _ends(source: Source, size: OpenSize) -> tuple[int, int]:
 
 
 def _computed_of(source: Source) -> set[str]:
-    """Symbols of which other sizes are computed."""
+    """Symbols of which other sizes are computed, and what is computed of them. What all dimensions of a
+    symbol are alike, such as 4*symbol, is as good as one."""
+    users: dict[str, set[str]] = {}
+    for size in source.open_sizes:
+        for symbol in _symbols_in(size):
+            users.setdefault(symbol, set()).add(size.symbol)
     return {
-        symbol
+        name
         for size in source.open_sizes
-        if not size.plain
-        for symbol in (*re.findall(r"[A-Za-z_]\w*", size.symbol), size.symbol)
+        if size.symbol != (symbols := _symbols_in(size))[0]
+        and (len(symbols) > 1 or len(users[symbols[0]]) > 1)
+        for name in (*symbols, size.symbol)
     }
+
+
+def _symbols_in(size: OpenSize) -> list[str]:
+    return re.findall(r"[A-Za-z_]\w*", size.symbol)
 
 
 def _indices(source: Source, given: tuple[InputSpec, ...]) -> set[int]:

@@ -329,9 +329,12 @@ def _open_sizes(program: ExportedProgram, placeholders: list[tuple[int, Node]]) 
             if isinstance(size, int):
                 continue
             expression = size.node.expr
-            bounds = program.range_constraints.get(expression)
+            step, symbol = expression.as_coeff_Mul()
+            step = int(step) if step.is_Integer and symbol.is_Symbol else 1
+            bounds = program.range_constraints.get(symbol if step > 1 else expression)
             low, high = (1, None) if bounds is None else (_whole(bounds.lower) or 1, _whole(bounds.upper))
-            yield OpenSize(index, axis, str(expression), max(low, 1), high, expression.is_Symbol)
+            low, high = max(low, 1) * step, None if high is None else high * step
+            yield OpenSize(index, axis, str(expression), low, high, bool(expression.is_Symbol), step)
 
 
 def _whole(bound: Any) -> int | None:

@@ -41,7 +41,7 @@ class Limit(NamedTuple):
 class OpenSize(NamedTuple):
     """A dimension that an exported program leaves open: of input number `place`, from `low` to `high` (None:
     without an end). symbol: dimensions of one symbol have one size; plain: whether it is the symbol itself,
-    and not computed of it."""
+    and not computed of it; step: of which it must be a multiple, as where it is 4*symbol."""
 
     place: int
     axis: int
@@ -49,6 +49,7 @@ class OpenSize(NamedTuple):
     low: int
     high: int | None
     plain: bool = True
+    step: int = 1
 
 
 @dataclass(frozen=True)

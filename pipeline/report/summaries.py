@@ -358,11 +358,17 @@ def picture_text(picture: PictureUse) -> str:
     about = f"{picture.name}: a picture, {CHANNEL_NAMES[picture.channels]}"
     if not picture.prepared:
         return f"{about}; its pixels are the model's numbers"
-    scale, bias = (", ".join(f"{number:.3g}" for number in part) for part in (picture.scale, picture.bias))
-    return (
-        f"{about}; operations before the first layer compute pixels * ({scale}) + ({bias}), and no weight is"
-        " changed"
-    )
+    computed = f"pixels * {_channels_text(picture.scale)}"
+    if any(picture.bias):
+        computed += f" + {_channels_text(picture.bias)}"
+    return f"{about}; operations before the first layer compute {computed}, and no weight is changed"
+
+
+def _channels_text(numbers: Sequence[float]) -> str:
+    """ "(0.0171, 0.0175, 0.0174)", of one number for all channels that alone."""
+    texts = [f"{number:.3g}" for number in numbers]
+    alone = texts[0] if numbers[0] >= 0 else f"({texts[0]})"
+    return alone if len(set(texts)) == 1 else f"({', '.join(texts)})"
 
 
 def classifier_text(artifact: Artifact) -> str:

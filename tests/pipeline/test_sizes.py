@@ -338,6 +338,17 @@ def test_a_program_keeps_to_the_range_it_was_exported_for(text_program, inputs, 
     assert result.exit_code == 2 and told in result.output and not (tmp_path / "out").exists()
 
 
+def test_a_dimension_that_is_a_multiple_is_offered_in_its_steps(tmp_path):
+    steps = 4 * torch.export.Dim("quarter", min=2, max=8)
+    path = exported(tmp_path, Pooled(), [torch.randn(1, 8, 12)], {"steps": {1: steps}})
+    result = run_command(path, "--input", "steps:1x8,16,32x12", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert sizes_in(tmp_path / "out/program.mlpackage")["steps"] == ((1, 8, 12), (1, 16, 12), (1, 32, 12))
+    for wrong in ("8,18", "8,36", "8,4"):
+        result = run_command(path, "--input", f"steps:1x{wrong}x12", "--out", tmp_path / "no")
+        assert result.exit_code == 2 and "for 8..32 in steps of 4" in " ".join(result.output.split())
+
+
 def test_an_open_upper_end_needs_to_be_said(tmp_path):
     steps = torch.export.Dim.AUTO
     path = exported(tmp_path, Pooled(), [torch.randn(1, 8, 12)], {"steps": {1: steps}})
