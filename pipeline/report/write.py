@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..output import REPORT_FILE, write_whole
 from ..targets import libraries
-from . import summaries
+from . import app_texts, summaries
 from .in_a_row import in_a_row_text
 from .json_files import write_json
 from .records import REPORT_PAGE, Report
@@ -67,6 +67,11 @@ def page_templates() -> "jinja2.Environment":
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
-    names = {"summaries": summaries, "size_rows": size_rows, "in_a_row_text": in_a_row_text}
+    names = {
+        "summaries": summaries,
+        "app_texts": app_texts,
+        "size_rows": size_rows,
+        "in_a_row_text": in_a_row_text,
+    }
     env.globals |= {**names, "limits": limits}
     return env

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...validation.judge.compare import OutputError
 from ..forecast import Forecast
 from ..output import REPORT_FILE
-from ..report import summaries
+from ..report import app_texts, summaries
 from ..report.in_a_row import in_a_row_text
 from ..report.records import REPORT_PAGE, Artifact, BudgetSummary, Comparison, Inspection, Report
 from ..signals import raise_again
@@ -207,7 +207,7 @@ def _print_partitions(artifacts: Sequence[Artifact], out: "Console") -> None:
 
 def _print_classifiers(artifacts: Sequence[Artifact], out: "Console") -> None:
     for artifact in artifacts:
-        if told := summaries.classifier_text(artifact) or summaries.detector_text(artifact):
+        if told := app_texts.classifier_text(artifact) or app_texts.detector_text(artifact):
             out.print(line((clean(f"{artifact.target}: {told}."), "dim")))
 
 
@@ -215,7 +215,7 @@ def _print_pictures(artifacts: Sequence[Artifact], out: "Console") -> None:
     """A line for each: what is said of them is said of all artifacts."""
     pictures = next((artifact.pictures for artifact in artifacts if artifact.pictures), None)
     for picture in pictures or ():
-        out.print(line((clean(f"{summaries.picture_text(picture)}."), "dim")))
+        out.print(line((clean(f"{app_texts.picture_text(picture)}."), "dim")))
 
 
 def _print_near_ties(artifacts: Sequence[Artifact], out: "Console") -> None:
