@@ -52,6 +52,8 @@ def given_labels(labels: LabelsOption | Sequence[Any] | None) -> LabelsOption | 
     whole = all(isinstance(label, int) and not isinstance(label, bool) for label in labels)
     if not whole and not all(isinstance(label, str) for label in labels):
         raise UserError("labels are neither all texts nor all whole numbers.", 'Give ["cat", "dog"].')
+    if whole and (beyond := next((label for label in labels if label not in INT64), None)) is not None:
+        raise UserError(f"labels: {beyond} is no integer of 64 bits.", "Give texts, or smaller numbers.")
     texts = [str(label) for label in labels]
     _check([(text, f"entry {number}") for number, text in enumerate(texts)], "labels")
     return LabelsOption(tuple(int(text) for text in texts) if whole else tuple(texts), origin="labels")
@@ -140,8 +142,10 @@ def _check(labels: Sequence[tuple[str, str]], where: str) -> None:
     if not labels:
         raise UserError(f"{where} holds no labels.", "Write a label a line, in the order of the classes.")
     for label, place in labels:
-        if not label:
+        if not label.strip():
             raise UserError(f"{where}: {place} is blank.", "Give every class a label.")
+        if any("\ud800" <= character <= "\udfff" for character in label):
+            raise UserError(f"{where}: {place} holds half a character ({label!a}).", "Give texts in Unicode.")
     first: dict[str, str] = {}
     for label, place in labels:
         if label in first:
@@ -171,6 +175,7 @@ def labels_of(option: LabelsOption, source: Source) -> tuple[Labels, list[str]]:
     counts = Counter(names)
     twice = [name for name, count in counts.items() if count > 1]
     if not twice:
+        _check([(name, f"class {number}") for number, name in enumerate(names)], f"{OPTION} {AUTO}")
         return tuple(names), []
     own = [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
     _check([(name, f"class {number}") for number, name in enumerate(own)], f"{OPTION} {AUTO}")

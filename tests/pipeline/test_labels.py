@@ -438,6 +438,9 @@ def test_an_output_of_another_shape_is_refused(tmp_path):
         (["a", 1], "neither"),
         ([], "no labels"),
         (["a", "a"], "entry 0 and entry 1"),
+        (["a", " "], "entry 1 is blank"),
+        (["a", "\ud800"], "entry 1 holds half a character"),
+        ([1, 1 << 63], "is no integer of 64 bits"),
     ):
         with pytest.raises(UserError, match=words):
             made(Net(), tmp_path / "out", labels=labels)
