@@ -8,6 +8,7 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,10 +33,12 @@ SEED = 1
 
 class SizeChoice(NamedTuple):
     """What an app is left to choose: what `given`, the user's `--input`, offers, and, where it `keeps` them,
-    what an exported program leaves open."""
+    what an exported program leaves open. found: what an artifact has instead; sizes at which the model does
+    not run are left out then."""
 
     given: tuple[InputSpec, ...] = ()
     keeps: bool = False
+    found: Sizes | None = None
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ def _ranged(source: Source, usual: Shapes, chosen: list[tuple[int, Listed | Rang
         )
         for number, (place, (index, choice)) in enumerate(zip(places, ranges))
     ]  # fmt: skip
-    return _tied(source, usual, spans)
+    return tied(source, usual, spans)
 
 
-def _tied(source: Source, usual: Shapes, spans: list[Span]) -> tuple[Span, ...]:
+def tied(source: Source, usual: Shapes, spans: list[Span]) -> tuple[Span, ...]:
     """Ranges of equal sizes of which the model does not run with two different ones are one: ids and mask."""
     tied: list[Span] = []
     for span in spans:
@@ -308,6 +311,9 @@ def captured_at_sizes(
 ) -> Captured:
     """The captured model, with itself at the other sizes that an app may choose from. again: captures a
     source at one of them. Raises UserError for a size that the model cannot run."""
+    if choice.found is not None:
+        others = [resized(source, shapes) for shapes in choice.found.judged]
+        return replace(captured, sizes=choice.found, at=tuple(_where_it_runs(others, again)))
     sizes = sizes_of(source, choice.given, choice.keeps and not captured.states)
     told = tuple(fixed_sizes(source, sizes.moving if sizes else (), choice.given))
     captured = replace(captured, source=replace(captured.source, warnings=(*captured.source.warnings, *told)))
@@ -316,6 +322,12 @@ def captured_at_sizes(
     others = [resized(source, shapes) for shapes in (*sizes.judged, *sizes.between)]
     at = tuple(_at(other, again) for other in others)
     return replace(captured, sizes=sizes, at=at)
+
+
+def _where_it_runs(others: Sequence[Source], again: Callable[[Source], Captured]) -> Iterator[Captured]:
+    for source in others:
+        with suppress(UserError):
+            yield _at(source, again)
 
 
 def _at(source: Source, again: Callable[[Source], Captured]) -> Captured:

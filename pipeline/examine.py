@@ -106,7 +106,9 @@ def examine(
             validation = compared(
                 seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
             )
-            validation = replace(validation, sizes=at_sizes(yardstick, expected, answers))
+            validation = replace(
+                validation, sizes=at_sizes(yardstick.sizes, expected, answers, yardstick.near_ties)
+            )
             if course := yardstick.course(artifact.target):
                 called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
                 validation = followed(validation, runner, called, course)
@@ -162,9 +164,11 @@ def check_artifact(
     reference: Batches,
     near_ties: Batches = (),
     course: Course | None = None,
+    sizes: Sequence[tuple[str, slice]] = (),
 ) -> Validation:
     """Run an open artifact on the samples and keep the two errors apart (see `compared`). course: of a model
-    that changes its buffers; a runtime that does not show its states is judged by that alone."""
+    that changes its buffers; a runtime that does not show its states is judged by that alone. sizes: of a
+    model of several, each in words with its samples."""
     from ..validation.states import can_be_set, seen_through
 
     outputs = list(expected[0])
@@ -179,6 +183,7 @@ def check_artifact(
         )
     ]
     validation = compared(seen, samples, expected, reference, answers, near_ties)
+    validation = replace(validation, sizes=at_sizes(sizes, expected, answers, near_ties))
     return validation if course is None else followed(validation, runner, called, course)
 
 

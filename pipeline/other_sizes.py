@@ -91,7 +91,9 @@ def with_other_sizes(
     )
 
 
-def _slices(texts: Sequence[str], every: Sequence[Yardstick | AtSize]) -> Iterator[tuple[str, slice]]:
+def _slices(
+    texts: Sequence[str], every: Sequence[Yardstick | AtSize | Captured]
+) -> Iterator[tuple[str, slice]]:
     start = 0
     for text, one in zip(texts, every):
         yield text, slice(start, start := start + len(one.samples.batches))
@@ -117,15 +119,43 @@ def _level(error: OutputError) -> float:
     return float("-inf") if error.psnr_db is None else error.psnr_db
 
 
-def at_sizes(yardstick: Yardstick, expected: Batches, answers: Batches) -> tuple[SizeErrors, ...] | UnsetType:
+def joined(captured: Captured) -> tuple[Captured, tuple[tuple[str, slice], ...]]:
+    """-> (the model with the samples and answers of all its sizes, each size in words with its samples)"""
+    every = [captured.judged, *(one.judged for one in _judged(captured))]
+    usual = every[0]
+    if len(every) == 1:
+        return usual, ()
+    texts = [sizes_text(one.inputs) for one in every]
+    kinds = [
+        kind if one is usual else text if kind == NORMAL else f"{text}, {kind}"
+        for text, one in zip(texts, every)
+        for kind in one.samples.kinds or (NORMAL,) * len(one.samples.batches)
+    ]
+    batches = tuple(batch for one in every for batch in one.samples.batches)
+    samples = replace(usual.samples, batches=batches, kinds=tuple(kinds))
+    answers = tuple(answer for one in every for answer in one.reference)
+    return usual.on(samples, answers), tuple(_slices(texts, every))
+
+
+def ties_at_sizes(captured: Captured, compute: str) -> Batches:
+    """As `near_ties`, of the samples that `joined` gives."""
+    from ..models.choices import near_ties
+
+    every = [captured.judged, *(one.judged for one in _judged(captured))]
+    return [masks for one in every for masks in near_ties(one, {}, compute)]
+
+
+def at_sizes(
+    sizes: Sequence[tuple[str, slice]], expected: Batches, answers: Batches, near_ties: Batches
+) -> tuple[SizeErrors, ...] | UnsetType:
     """The conversion's errors at each size; UNSET of a model of one."""
     return (
         tuple(
             SizeErrors(
                 text,
-                compare(expected[samples], answers[samples], yardstick.near_ties[samples]),
+                compare(expected[samples], answers[samples], near_ties[samples]),
             )
-            for text, samples in yardstick.sizes
+            for text, samples in sizes
         )
         or UNSET
     )

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from ..models.errors import UserError
+from .artifact_sizes import sizes_of_artifact
 from .classifiers import as_classes, label_advice
 from .detectors import SUPPRESSION_NOTE, as_detections, is_suppressed, unsuppressed
 from .examine import check_artifact
 from .in_a_row import Course
 from .judge import judge_validation
 from .loading import Given, capture_as_given, facing_source
+from .other_sizes import joined, ties_at_sizes
 from .picture_options import PictureOption
 from .report.records import Comparison, Validation
 from .step import Show, silent
@@ -44,7 +46,7 @@ def validate_artifact(
     source: a model that is in memory, instead of the file `against`; part: of it; images: how it wants the
     pictures that the artifact takes; options: of `models.load`.
     """
-    from ..models.choices import near_ties
+    from ..models.flexible import SizeChoice
     from ..models.load import load
     from ..validation.runners import open_runner
 
@@ -55,13 +57,15 @@ def validate_artifact(
             source = load(against, **options)
         source, chosen, given, said = facing_source(runner, source, samples, images, part)
     with show("capture"):
-        captured = capture_as_given(source, chosen, given, calibrates=False)
-    judged = captured.judged
+        found = sizes_of_artifact(runner, source)
+        choice = None if found is None else SizeChoice(found=found)
+        captured = capture_as_given(source, chosen, given, calibrates=False, choice=choice)
+    judged, sizes = joined(captured)
     answers: Batches = judged.reference
     runner, answers, notes = _facing(runner, artifact, answers)
     answers, more_notes = as_classes(runner, answers)
     mislabelled = label_advice(runner, captured.source)
-    ties = near_ties(judged, {}, "float32" if runner.precision == "float32" else "float16")
+    ties = ties_at_sizes(captured, "float32" if runner.precision == "float32" else "float16")
     calls = captured.calls
     if calls is not None:
         calls = replace(calls, answers=tuple(as_classes(runner, calls.answers)[0]))
@@ -69,7 +73,9 @@ def validate_artifact(
     with show("validate"):
         validation = run_unvouched(
             artifact,
-            partial(check_artifact, runner, judged.inputs, judged.samples, answers, answers, ties, course),
+            partial(
+                check_artifact, runner, judged.inputs, judged.samples, answers, answers, ties, course, sizes
+            ),
         )
     validation = _of_one_model(validation)
     if tolerance is not None:

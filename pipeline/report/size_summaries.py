@@ -19,7 +19,11 @@ class SizeRow(NamedTuple):
 
 def size_rows(artifact: Artifact) -> list[SizeRow]:
     """Nothing for an artifact of one size. The worst PSNR and the longest time are named."""
-    shapes, sizes = artifact.latency.shapes or (), artifact.validation.sizes or ()
+    return rows_of(artifact.validation.sizes or (), artifact.latency.shapes or ())
+
+
+def rows_of(sizes: Sequence[SizeErrors], shapes: Sequence[ShapeLatency] = ()) -> list[SizeRow]:
+    """sizes: as they were compared; shapes: as they were estimated."""
     timed, compared = {shape.inputs: shape for shape in shapes}, {size.inputs: size for size in sizes}
     furthest, slowest = furthest_size(sizes), slowest_shape(shapes)
     rows = []

@@ -25,7 +25,7 @@ from ..signals import raise_again
 from ..step import Show, Step, silent
 from .console import console
 from .inspection import inspection_parts
-from .sizes import print_sizes
+from .sizes import print_compared_sizes, print_sizes
 from .text import arrow, clean, line, table, verdict_text
 
 if TYPE_CHECKING:  # rich, as above; the other imports torch
@@ -320,6 +320,7 @@ def show_validation(comparison: Comparison) -> None:
     against = f" against {clean(comparison.against)}, {clean(validation.runner)} runner"
     out.print(line((clean(comparison.artifact), "bold"), (against, "")), soft_wrap=True)
     render_errors(validation.conversion, validation.tolerance_db, out)
+    print_compared_sizes(validation, out)
     if told := in_a_row_text(validation):
         out.print(line((clean(told), "dim")))
     _print_warnings(out, comparison.warnings)

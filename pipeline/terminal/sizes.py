@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..report.records import Artifact
-from ..report.size_summaries import size_rows
+from ..report.records import Artifact, Validation
+from ..report.size_summaries import rows_of, size_rows
 from .text import clean, line, table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def print_compared_sizes(validation: Validation, out: "Console") -> None:
+    """Of an artifact that was only compared."""
+    rows = [[clean(row.inputs), clean(row.conversion)] for row in rows_of(validation.sizes or ())]
+    if rows:
+        out.print(table(out, ["inputs", "PSNR"], rows))
 
 
 def print_sizes(artifacts: Sequence[Artifact], out: "Console") -> None:

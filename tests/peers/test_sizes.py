@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidermill import convert, open_runner
+from cidermill import convert, open_runner, validate
 from cidermill.models.inputs import parse_inputs
 from tests.flexible_models import Pictures, Pooled, Text
 
@@ -100,6 +100,8 @@ def test_borders_and_answers_are_those_of_coremltools(case, tmp_path, ct):
     ours = tmp_path / "ours" / report.artifacts[0].path
     other = theirs(ct, model, shapes(ct), tmp_path)
     assert border(ct, ours) == border(ct, other)
+    comparison = validate(other, model, parse_inputs(tuple(inputs.split())))
+    assert comparison.verdict == "pass" and len(comparison.validation.sizes) > 1
     generator = np.random.default_rng(0)
     first, second = (open_runner(package, host="reference") for package in (ours, other))
     for size in sizes:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from cidermill import UserError, convert, open_runner
+from cidermill import UserError, convert, open_runner, validate
 from cidermill.models.inputs import parse_inputs
 from cidermill.pipeline.commands.cli import convert as command
 from tests.flexible_models import Causal, Grown, Pictures, Pooled, Shared, Text
@@ -273,6 +273,37 @@ def test_parts_refuse(tmp_path):
     result = run_command(file, "--input", "x:1,2x4", "--out", tmp_path / "out", "--part", "a,b")
     assert result.exit_code == 2 and "--part names 2" in result.output, result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "inputs, sizes",
+    [
+        ("ids:1x16,64,32:int32 mask:1x16:int32", ["1x16", "1x64", "1x32"]),
+        ("ids:1x2..64@16:int32 mask:1x16:int32", ["1x16", "1x2", "1x64"]),
+    ],
+)
+def test_validate_compares_at_each_size_of_an_artifact(inputs, sizes, tmp_path):
+    report = made(Text(), inputs, tmp_path / "out")
+    example = torch.zeros(1, 16, dtype=torch.int32), torch.ones(1, 16, dtype=torch.int32)
+    names = dict(zip(("ids", "mask"), example))
+    package = package_of(report, tmp_path / "out")
+    comparison = validate(package, Text().eval(), names)
+    assert comparison.verdict == "pass"
+    assert [size.inputs for size in comparison.validation.sizes] == [
+        f"ids {one}, mask {one}" for one in sizes
+    ]
+
+    class Longer(Text):
+        """Other positions from the 40th on."""
+
+        def forward(self, ids, mask):
+            answer = super().forward(ids, mask)
+            late = (torch.arange(ids.shape[1]) >= 40).float()
+            return {**answer, "states": answer["states"] + 5 * late[:, None]}
+
+    comparison = validate(package, Longer().eval(), names)
+    assert comparison.verdict == "fail"
+    assert "ids 1x64, mask 1x64" in comparison.validation.conversion[0].sample
 
 
 def test_bytes_are_equal_each_time(tmp_path):
