@@ -159,16 +159,29 @@ def flat_positions(shape: torch.Size, indices: list) -> torch.Tensor:
 
 
 def index_put(self, indices, values, accumulate=False):
-    """Any indexed assignment as one scatter into the tensor laid flat; a boolean mask as a choice between two
-    tensors."""
+    """Any indexed assignment as one scatter into the tensor laid flat; a boolean mask, and a single place (a
+    cache's next one), as a choice between two tensors, which the Neural Engine computes as well."""
     if mask_of(indices) is not None:
         return _put_where(self, indices, values, accumulate)
+    given = [axis for axis, index in enumerate(indices) if index is not None]
+    if len(given) == 1 and indices[given[0]].numel() == 1:
+        return _put_at_one(self, given[0], indices[given[0]], values, accumulate)
     positions = flat_positions(self.shape, indices)
     values = values.to(self.dtype).expand(positions.shape).reshape(-1)
     flat, positions = self.reshape(-1), positions.reshape(-1).to(torch.int64)
     if accumulate:
         return torch.scatter_add(flat, 0, positions, values).reshape(self.shape)
     return scatter(flat, 0, positions, values).reshape(self.shape)
+
+
+def _put_at_one(self, axis, index, values, accumulate):
+    """values: of the shape of self without the axis, or with one of 1 there, or what spreads to it."""
+    before, after = self.shape[:axis], self.shape[axis + 1 :]
+    values = values.to(self.dtype).expand(*before, *index.shape, *after).reshape(*before, 1, *after)
+    place = index.reshape(1)
+    place = torch.where(place < 0, place + self.shape[axis], place)
+    here = (torch.arange(self.shape[axis]) == place).reshape(-1, *[1] * len(after))
+    return torch.where(here, self + values if accumulate else values, self)
 
 
 def mask_of(indices):
