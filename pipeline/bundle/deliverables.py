@@ -15,8 +15,6 @@ from ...models.digest import content_of
 from ...models.errors import UserError
 from ...models.formats import usual_suffixes
 from ...models.source import TensorSpec
-from ..classifiers import held_labels
-from ..detectors import is_suppressed
 from ..output import REPORT_FILE
 from ..report.read import ReportFile, read_reports
 from ..report.records import Artifact, Report, SourceSummary
@@ -250,6 +248,8 @@ class Seen:
 
 def _seen(path: Path, runtime: AppRuntime) -> Seen:
     from ...validation.runners import open_to_read
+    from ..classifiers import held_labels
+    from ..detectors import is_suppressed
 
     runner = open_to_read(path)
     outputs = tuple(
