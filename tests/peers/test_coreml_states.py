@@ -7,8 +7,8 @@ import torch
 
 import cidermill
 
-# those that coremltools 9.0 converts: it ends with a KeyError on others (see findings/), starts from zero
-NAMES = ("accumulator", "stream", "recurrent", "placed", "cached")
+# coremltools 9.0 cannot add the integers of `cache`, and starts the buffers of `started` at zero
+NAMES = ("accumulator", "stream", "window", "recurrent", "placed", "cached")
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 
 
