@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # which import torch
     import torch
 
     from ...models.source import TensorSpec
+    from ...validation.borders import Feature
     from ...validation.graph import Value
     from ...validation.runner import Runner
 
@@ -98,7 +99,19 @@ class Side:
             opened = self.runner
             parts = {"inputs": opened.inputs, "outputs": opened.outputs, "states": opened.states}
         seen = {kind: _types(values) for kind, values in parts.items()}
+        if self.here and other.here:
+            sizes = self._sizes()
+            seen["inputs"] = {name: sizes.get(name, text) for name, text in seen["inputs"].items()}
         return seen | (self._classes() if self.here and other.here else {})
+
+    def _sizes(self) -> dict[str, str]:
+        """{"ids": "int32 1x32 or 1x64", "mask": "int32 1x1..512"} of inputs with several sizes."""
+        features = self.runner.features
+        return {
+            value.name: _sizes_text(value.dtype, features[value.name])
+            for value in self.runner.inputs
+            if None in value.shape and value.name in features
+        }
 
     def _classes(self) -> dict[str, dict[str, str]]:
         """{"labels": {"0": "cat"}, "suppression": {"iou": "0.45", "confidence": "0.25"}} of a classifier or a
@@ -239,6 +252,14 @@ def _digest(value: "torch.Tensor") -> str:
 
 def _types(specs: "Iterable[TensorSpec | Value]") -> dict[str, str]:
     return {spec.name: _type_text(spec.dtype, spec.shape) for spec in specs}
+
+
+def _sizes_text(dtype: str, feature: "Feature") -> str:
+    from ...validation.borders import describe_range
+
+    listed = " or ".join("x".join(map(str, shape)) for shape in feature.shapes)
+    ranged = "x".join(str(low) if low == high else describe_range(low, high) for low, high in feature.ranges)
+    return f"{dtype} {listed or ranged}"
 
 
 def _type_text(dtype: str, shape: Sequence[int | None]) -> str:

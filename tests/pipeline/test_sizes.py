@@ -13,6 +13,7 @@ from torch import nn
 from cidermill import UserError, convert, open_runner, validate
 from cidermill.models.inputs import parse_inputs
 from cidermill.pipeline.commands.cli import convert as command
+from cidermill.pipeline.commands.cli import main
 from tests.flexible_models import Causal, Grown, Pictures, Pooled, Shared, Text
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -304,6 +305,23 @@ def test_validate_compares_at_each_size_of_an_artifact(inputs, sizes, tmp_path):
     comparison = validate(package, Longer().eval(), names)
     assert comparison.verdict == "fail"
     assert "ids 1x64, mask 1x64" in comparison.validation.conversion[0].sample
+
+
+def test_diff_tells_sizes(tmp_path):
+    for name, inputs in (
+        ("one", "steps:1x8x12"),
+        ("listed", "steps:1x8,16x12"),
+        ("ranged", "steps:1x2..9@8x12"),
+    ):
+        made(Pooled(), inputs, tmp_path / name)
+    for first, second, told in (
+        ("one", "listed", ("float32 1x8x12", "float32 1x8x12 or 1x16x12")),
+        ("listed", "ranged", ("float32 1x8x12 or 1x16x12", "float32 1x2..9x12")),
+    ):
+        result = CliRunner(env={"COLUMNS": "180"}).invoke(
+            main, ["diff", str(tmp_path / first), str(tmp_path / second)]
+        )
+        assert all(text in result.output for text in told), result.output
 
 
 def test_bytes_are_equal_each_time(tmp_path):
