@@ -319,7 +319,7 @@ VALIDATE = (
     Option(
         "part",
         "part",
-        "The part of a Hugging Face model that ARTIFACT holds: encoder, decoder, text or image.",
+        "The part of a Hugging Face model that ARTIFACT holds: encoder, decoder, text, image or audio.",
         metavar="NAME",
     ),
     Option(

@@ -210,7 +210,7 @@ def _check_tensor(option: PictureOption, flag: str, spec: TensorSpec, what: str)
 def _layout(option: PictureOption, flag: str, spec: TensorSpec) -> tuple[str, bool]:
     """-> (order of the channels, whether they are last)"""
     allowed = (DEPTH[option.channels],) if option.channels else (3, 1)
-    if not option.channels and (_of_colours(option)):
+    if not option.channels and _of_colours(option):
         allowed = (3,)
     for axis in (1, 3):
         if (depth := spec.shape[axis]) in allowed:
