@@ -31,7 +31,7 @@ def with_functions(captured: Captured, functions: Mapping[str, Behind]) -> Captu
     if not functions:
         return captured
     work = draft(captured.program)
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     nodes = list(output.args[0])
     for place, spec in enumerate(captured.outputs):
         if spec.name in functions:
@@ -65,7 +65,7 @@ def with_outputs(captured: Captured, names: Sequence[str]) -> Captured:
 
     places = {spec.name: place for place, spec in enumerate(captured.outputs)}
     work = draft(captured.program)
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     output.args = (tuple(output.args[0][places[name]] for name in names),)
 
     def chosen(batches: Sequence[dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], ...]:

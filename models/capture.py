@@ -375,7 +375,7 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def _keep_tensor_outputs(work: Draft) -> None:
     import torch
 
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     output.args = (
         tuple(
             node
@@ -419,7 +419,7 @@ def _accept_int32(work: Draft) -> None:
     for node in [node for node in work.graph.nodes if work.is_input(node)]:
         if node.meta["val"].dtype not in (torch.int64, *NARROW):
             continue
-        first = next(other for other in work.graph.nodes if other.op != "placeholder")
+        first = work.first
         dtype = node.meta["val"].dtype
         with work.graph.inserting_before(first):
             cast = work.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})

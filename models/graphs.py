@@ -40,6 +40,16 @@ class Draft:
     def graph(self) -> torch.fx.Graph:
         return self.module.graph
 
+    @property
+    def first(self) -> Any:
+        """The first node that is no placeholder: what is put before it comes before all that is computed."""
+        return next(node for node in self.graph.nodes if node.op != "placeholder")
+
+    @property
+    def output(self) -> Any:
+        """The node whose first argument holds those that the program returns."""
+        return next(node for node in self.graph.nodes if node.op == "output")
+
     def is_input(self, node: torch.fx.Node) -> bool:
         return node.op == "placeholder" and node.name not in self.constants
 
@@ -57,7 +67,7 @@ class Draft:
         unique, count = name, 1
         while unique in taken:
             unique, count = f"{name}_{count}", count + 1
-        first = next(node for node in self.graph.nodes if node.op != "placeholder")
+        first = self.first
         with self.graph.inserting_before(first):
             node = self.graph.placeholder("c_" + unique.replace(".", "_"))
         node.meta["val"] = fake_like(self.module, tensor)
@@ -128,7 +138,7 @@ def finish(work: Draft) -> ExportedProgram:
     _name_constants(work)
     _sort_placeholders(work)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    outputs = next(node for node in graph.nodes if node.op == "output").args[0]
+    outputs = work.output.args[0]
     state = {qualified: tensor for qualified, tensor in work.constants.values()}
     specs = [_input_spec(node, work) for node in placeholders]
     out_specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in outputs]
@@ -184,7 +194,7 @@ def _sort_placeholders(work: Draft) -> None:
     """Constants first, then the user inputs in their order: the layout that torch.export itself writes."""
     placeholders = [node for node in work.graph.nodes if node.op == "placeholder"]
     ordered = sorted(placeholders, key=work.is_input)
-    anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
+    anchor = work.first
     for node in ordered:
         anchor.prepend(node)
 

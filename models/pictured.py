@@ -110,7 +110,7 @@ def _prepare(work: Draft, node: Node, spec: TensorSpec, picture: Picture) -> Non
         values = values.permute(0, 2, 3, 1).contiguous() if picture.channels_last else values
         return values.to(own_type)
 
-    first = next(other for other in work.graph.nodes if other.op != "placeholder")
+    first = work.first
     _feed(node, users, insert(work, first, prepare, node, *factors))
 
 
@@ -119,7 +119,7 @@ def _widen(work: Draft, node: Node, spec: TensorSpec) -> None:
     own, users = node.meta["val"].dtype, list(node.users)
     node.meta["val"] = _given_value(work, spec)
     if users:
-        first = next(other for other in work.graph.nodes if other.op != "placeholder")
+        first = work.first
         _feed(node, users, insert(work, first, lambda given: given.to(own), node))
 
 
@@ -144,7 +144,7 @@ def _result_spec(spec: TensorSpec, picture: Picture | None, half: bool) -> Tenso
 def _narrowed(program: Any, specs: Sequence[TensorSpec]) -> Any:
     """Its outputs in the types of `specs`."""
     work = draft(program)
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     results = [
         node
         if spec.dtype != "float16" or node.meta["val"].dtype == torch.float16

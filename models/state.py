@@ -119,7 +119,7 @@ def lift_states(work: Draft, program: ExportedProgram) -> None:
     and their new values outputs after its own; new values of its inputs are left out."""
     from torch.export.graph_signature import OutputKind
 
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     returned = list(zip(output.args[0], program.graph_signature.output_specs, strict=True))
     kept = _kept_buffers(program)
     own = [node for node, spec in returned if spec.kind == OutputKind.USER_OUTPUT]
@@ -127,7 +127,7 @@ def lift_states(work: Draft, program: ExportedProgram) -> None:
     output.args = ((*own, *(new[buffer] for buffer in kept)),)
     placeholders = {node.name: node for node in work.graph.nodes if node.op == "placeholder"}
     by_buffer = {qualified: name for name, (qualified, _) in work.constants.items()}
-    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    first = work.first
     for buffer in kept:
         name = by_buffer[buffer]
         del work.constants[name]

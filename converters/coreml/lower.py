@@ -322,7 +322,7 @@ def name_outputs_apart(work: Draft) -> bool:
 
     Last: what would simplify the copies again must have run.
     """
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     results: list[torch.fx.Node] = []
     changed = False
     for node in output.args[0]:

@@ -126,7 +126,7 @@ def _stored_samples(samples: Samples, forms: Sequence[Stored], started: str | No
 
 def _store(work: Draft, forms: Sequence[Stored], started: str | None) -> None:
     inputs = [node for node in work.graph.nodes if work.is_input(node)][-len(forms) :]
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     flag = None if started is None else _placeholder(work, started)
     for node, form in zip(inputs, forms):
         if not form.as_is:
@@ -143,7 +143,7 @@ def _store(work: Draft, forms: Sequence[Stored], started: str | None) -> None:
 
 
 def _placeholder(work: Draft, name: str) -> Node:
-    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    first = work.first
     with work.graph.inserting_before(first):
         node = work.graph.placeholder(name)
     node.meta["val"] = fake_like(work.module, torch.zeros(WIDTH))
@@ -164,7 +164,7 @@ def _read(work: Draft, node: Node, form: Stored, flag: Node | None) -> None:
         value = _after_start(value, *start) if start else value
         return value.squeeze(0) if form.scalar else value
 
-    first = next(other for other in work.graph.nodes if other.op != "placeholder")
+    first = work.first
     value = insert(work, first, read, *sources)
     for user in users:
         user.replace_input_with(node, value)

@@ -289,7 +289,7 @@ def _with_vectors_for_scalars(program: Any) -> Any:
     scalars = [node for node in work.graph.nodes if work.is_input(node) and node.meta["val"].ndim == 0]
     if not scalars:
         return program
-    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    first = work.first
     for node in scalars:
         with work.graph.inserting_before(first):
             scalar = work.graph.call_function(torch.ops.aten.squeeze.dims, (node, [0]))

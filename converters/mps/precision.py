@@ -148,14 +148,14 @@ def cast_borders(work: Draft) -> bool:
         if node.op == "call_function" and node.kwargs.get("dtype") == torch.float32:  # 1
             node.kwargs = {**node.kwargs, "dtype": torch.float16}
             changed = True
-    first = next(node for node in work.graph.nodes if node.op != "placeholder")
+    first = work.first
     inputs = [node for node in work.graph.nodes if work.is_input(node)]
     for node in [node for node in inputs if node.meta["val"].is_floating_point()]:
         with work.graph.inserting_before(first):
             cast = _cast(work, node, torch.float16)  # 2
         changed = True
         node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     with work.graph.inserting_before(output):
         results = [(node, node.meta["val"].is_floating_point()) for node in output.args[0]]
         cast = [_cast(work, node, torch.float32) if floating else node for node, floating in results]  # 3
@@ -217,7 +217,7 @@ def refresh(work: Draft, half: bool) -> bool:
     Before everything that looks at declared types: the rules first of all. Returns whether a cast was added.
     """
     changed = False
-    output = next(node for node in work.graph.nodes if node.op == "output")
+    output = work.output
     for node in list(work.graph.nodes):
         if node.op != "call_function":
             continue

@@ -53,7 +53,7 @@ def _place_codes(
 def _stand_in(work: Draft, weight: torch.fx.Node) -> torch.fx.Node:
     """An operator node (to be retraced) in the place of a weight's placeholder, whose name is free from now
     on."""
-    anchor = next(node for node in work.graph.nodes if node.op != "placeholder")
+    anchor = work.first
     with work.graph.inserting_before(anchor):
         node = work.graph.call_function(torch.ops.aten.alias.default)
     node.meta = dict(weight.meta)
