@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...models.classes import Classes
+from ...models.naming import free_name
 from .tools import import_coremltools
 
 OPERATION = "classify_0"
@@ -73,7 +74,7 @@ def _describe(description: Any, classes: Classes, array: str, texts: Mapping[str
 def _make_free(block: Any, names: set[str]) -> None:
     """Values inside of the program are called otherwise where an output is to have their name."""
     taken = {value.name for operation in _operations(block) for value in operation.outputs}
-    other = {name: _free(name, taken) for name in sorted(names & taken)}
+    other = {name: free_name(name, taken) for name in sorted(names & taken)}
     if not other:
         return
     for operation in _operations(block):
@@ -86,11 +87,6 @@ def _make_free(block: Any, names: set[str]) -> None:
         for inner in operation.blocks:
             inner.outputs[:] = [other.get(name, name) for name in inner.outputs]
     block.outputs[:] = [other.get(name, name) for name in block.outputs]
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number = next(number for number in range(1, len(taken) + 2) if f"{name}_{number}" not in taken)
-    return f"{name}_{number}"
 
 
 def _operations(block: Any) -> Iterator[Any]:
