@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...models.patched import replaced
+from .tools import scopes_of_source
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def sound_passes() -> Iterator[None]:
             replaced(
                 canonicalize_inplace_pattern,
                 "_construct_scope_info_list_from_op_scopes",
-                staticmethod(_scopes_of_source),
+                staticmethod(scopes_of_source),  # 7
             )
         )
         infer = concat.value_inference
@@ -92,17 +93,6 @@ def _among_present(transform: Callable[..., None]) -> Callable[..., None]:
             transform(owner, op, block, list(block.operations))
 
     return transform_now
-
-
-def _scopes_of_source(op: Any) -> list[Any]:  # 7
-    """Where in the source an operation comes from, without which passes made it."""
-    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
-
-    return [
-        ScopeInfo(source=source, data=data)
-        for source, data in op.scopes.items()
-        if source != ScopeSource.COREMLTOOLS_GRAPH_PASS
-    ]
 
 
 def _on_a_copy(transform: Callable[..., bool]) -> Callable[..., bool]:

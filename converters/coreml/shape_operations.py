@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .shape_formulas import Dimension, Formula, Numbers
+from .tools import scopes_of_source
 
 
 @dataclass
@@ -126,17 +127,9 @@ def set_argument(difference: Any, value: Any) -> bool:
 def before(difference: Any) -> Iterator[None]:
     """What is built goes before the operation, and comes from where that does."""
     from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
     operation = difference.operation
-    # which passes made the operation is a list that coremltools takes with one entry only
-    places = {
-        source: data
-        for source, data in operation.scopes.items()
-        if source != ScopeSource.COREMLTOOLS_GRAPH_PASS
-    }
-    scopes = [ScopeInfo(source, data) for source, data in places.items()]
-    with mb.set_before_op(operation), mb.scope(*scopes):
+    with mb.set_before_op(operation), mb.scope(*scopes_of_source(operation)):
         yield
 
 

@@ -1,5 +1,5 @@
 """coremltools as cidermill uses it: imported without its noise and without the libraries that only its other
-frontends need."""
+frontends need; and what of its operations is read in several places."""
 
 import sys
 from typing import Any
@@ -25,3 +25,15 @@ def import_coremltools() -> Any:
     import coremltools  # waits where another thread is importing it
 
     return coremltools
+
+
+def scopes_of_source(operation: Any) -> list[Any]:
+    """Where in the source a MIL operation comes from, without which passes made it: coremltools takes no more
+    than one of these where an operation is made anew."""
+    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
+
+    return [
+        ScopeInfo(source=source, data=data)
+        for source, data in operation.scopes.items()
+        if source != ScopeSource.COREMLTOOLS_GRAPH_PASS
+    ]
