@@ -66,72 +66,72 @@ def examine(
 ) -> list[Examination]:
     """Open the saved bytes of each, run and audit them, estimate placement and latency and, on macOS, measure
     them. The yardstick's weights are let go one by one as the last artifact's take their place in memory."""
+    return [
+        _examined(artifact, yardstick, estimator, stages, last=artifact is artifacts[-1])
+        for artifact in artifacts
+    ]
+
+
+def _examined(
+    artifact: WrittenArtifact, yardstick: Yardstick, estimator: Estimator, stages: Stages, last: bool
+) -> Examination:
+    """last: of the artifacts; the yardstick's weights are let go meanwhile. Those that its runner has decoded
+    go when this returns."""
     from ..validation.judge.audit import audit
     from ..validation.runners import open_runner
     from ..validation.states import seen_through
 
-    examinations = []
-    for artifact in artifacts:
-        with stages("validate"):
-            batches = yardstick.samples.batches
-            runner = open_runner(
-                artifact.path,
-                host="reference",
-                keep_weights=len(batches) > TOGETHER or bool(yardstick.states),
-            )
-            made = yardstick.weights
-            weights = audit(
-                artifact.path,
-                yardstick.decisions,
-                artifact.realised,
-                made,
-                runner,
-                consume=artifact is artifacts[-1],
-            )
-            expected = yardstick.expected[artifact.target]
-            runner = before_suppression(runner, expected[0])
-            answers, labels = [], []
-            seen = seen_through(runner, yardstick.states)
-            given = [arranged(batch, seen, yardstick.inputs) for batch in batches]
-            for start in range(0, len(batches), TOGETHER):
-                together = seen.each(given[start : start + TOGETHER])
-                answers += [
-                    named(
-                        without_labels(as_arrays(answer, seen.pictures), runner, wanted),
-                        yardstick.output_names,
-                    )
-                    for answer, wanted in zip(together, expected[start:])
-                ]
-                labels += [label_of(answer, yardstick.classes) for answer in together]
-            validation = compared(
-                seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
-            )
-            validation = replace(
-                validation, sizes=at_sizes(yardstick.sizes, expected, answers, yardstick.near_ties)
-            )
-            if course := yardstick.course(artifact.target):
-                called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
-                validation = followed(validation, runner, called, course)
-            overflow = overflows(artifact.path, runner, validation, given, yardstick.states)
-            validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
-        with stages("place"):
-            estimates = estimator(runner, artifact.target)
-            estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
-        examinations.append(
-            Examination(
-                artifact,
-                validation,
-                weights,
-                *estimates,
-                tuple(answers),
-                runner.notes,
-                overflow,
-                check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db)
-                or check_detector(runner, yardstick.detector),
-            )
+    with stages("validate"):
+        batches = yardstick.samples.batches
+        keep = len(batches) > TOGETHER or bool(yardstick.states)
+        runner = open_runner(artifact.path, host="reference", keep_weights=keep)
+        weights = audit(
+            artifact.path, yardstick.decisions, artifact.realised, yardstick.weights, runner, consume=last
         )
-        del runner  # and the weights that it has decoded
-    return examinations
+        expected = yardstick.expected[artifact.target]
+        runner = before_suppression(runner, expected[0])
+        seen = seen_through(runner, yardstick.states)
+        given = [arranged(batch, seen, yardstick.inputs) for batch in batches]
+        answers, labels = _answered(seen, yardstick, given, expected)
+        validation = compared(
+            seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+        )
+        sizes = at_sizes(yardstick.sizes, expected, answers, yardstick.near_ties)
+        validation = replace(validation, sizes=sizes)
+        if course := yardstick.course(artifact.target):
+            called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
+            validation = followed(validation, runner, called, course)
+        overflow = overflows(artifact.path, runner, validation, given, yardstick.states)
+        validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
+    with stages("place"):
+        estimates = estimator(runner, artifact.target)
+        estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
+    label_check = check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db)
+    return Examination(
+        artifact,
+        validation,
+        weights,
+        *estimates,
+        tuple(answers),
+        runner.notes,
+        overflow,
+        label_check or check_detector(runner, yardstick.detector),
+    )
+
+
+def _answered(
+    runner: Runner, yardstick: Yardstick, given: Sequence[Any], expected: Batches
+) -> tuple[list[dict[str, np.ndarray]], list[Any]]:
+    """-> (for each sample the outputs by the model's names; for each the label of a classifier)"""
+    answers, labels = [], []
+    for start in range(0, len(given), TOGETHER):
+        together = runner.each(given[start : start + TOGETHER])
+        answers += [
+            by_names(answer, runner, wanted, yardstick.output_names)
+            for answer, wanted in zip(together, expected[start:])
+        ]
+        labels += [label_of(answer, yardstick.classes) for answer in together]
+    return answers, labels
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:
@@ -177,10 +177,8 @@ def check_artifact(
         return by_course(runner, called, course)
     seen = runner if course is None else seen_through(runner, course.states)
     answers = [
-        named(without_labels(as_arrays(answer, seen.pictures), seen, wanted), outputs)
-        for answer, wanted in zip(
-            (seen(arranged(batch, seen, inputs)) for batch in samples.batches), expected
-        )
+        by_names(seen(arranged(batch, seen, inputs)), seen, wanted, outputs)
+        for batch, wanted in zip(samples.batches, expected)
     ]
     validation = compared(seen, samples, expected, reference, answers, near_ties)
     validation = replace(validation, sizes=at_sizes(sizes, expected, answers, near_ties))
@@ -200,9 +198,8 @@ def call_by_names(
     runner."""
     held = {name for spec in states for name in (spec.name, spec.output)} if runner.states else set()
     inputs = [spec for spec in inputs if spec.name not in held]
-    answer = as_arrays(runner(arranged(batch, runner, inputs), state=state), runner.pictures)
-    answer = without_labels(answer, runner, outputs)
-    return named(answer, [name for name in outputs if name not in held])
+    answer = runner(arranged(batch, runner, inputs), state=state)
+    return by_names(answer, runner, outputs, [name for name in outputs if name not in held])
 
 
 def compared(
@@ -255,6 +252,15 @@ def arranged(
     """One sample as the artifact takes it: by name where the file has the model's names, else in order."""
     names = {value.name for value in runner.inputs}
     return batch if names == {spec.name for spec in inputs} else [batch[spec.name] for spec in inputs]
+
+
+def by_names(
+    answer: Mapping[str, Any], runner: Runner, expected: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What a runner gave, as the model would: pictures and probabilities by label as arrays, under the
+    model's names. expected: what the model answers; outputs: the names that are asked for."""
+    arrays = as_arrays(answer, runner.pictures)
+    return named(without_labels(arrays, runner, expected), outputs)
 
 
 def named(answer: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
