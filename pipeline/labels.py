@@ -75,7 +75,7 @@ def read_labels(file: Path) -> Labels:
     return tuple(lines)
 
 
-def check_labels(plan: Plan) -> None:
+def check_auto_labels(plan: Plan) -> None:
     """Raises UserError where no configuration can be found that `auto` reads."""
     if plan.labels is None or plan.labels.labels is not None or not plan.model.exists():
         return

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.errors import UserError
-from .labels import check_labels
+from .labels import check_auto_labels
 from .pictures import check_preparation
 from .plan import Plan
 
@@ -42,7 +42,7 @@ def check_files(plan: Plan) -> None:
             f"--sensitivity {plan.sensitivity} is not a file.",
             "Name the sensitivity.json of an earlier run, or leave it out.",
         )
-    check_labels(plan)
+    check_auto_labels(plan)
     check_preparation(plan)
     if plan.calibration is not None:
         estimator_of(plan)  # reads it
