@@ -13,7 +13,7 @@ from ..models.inputs import sizes_text
 from ..models.source import NORMAL
 from ..validation.judge.compare import compare
 from .report.records import SizeErrors
-from .yardstick import Batches, Yardstick, expected_answers, first_run
+from .yardstick import Batches, Yardstick, expected_answers, first_run, level_db
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,13 +110,9 @@ def _worst(
 ) -> tuple[OutputError, ...]:
     """Of each output that of the size where the captured graph is furthest from the source."""
     return tuple(
-        min((error for error in errors if not error.vacuous), key=_level, default=errors[0])
+        min((error for error in errors if not error.vacuous), key=level_db, default=errors[0])
         for errors in zip(usual, *others)
     )
-
-
-def _level(error: OutputError) -> float:
-    return float("-inf") if error.psnr_db is None else error.psnr_db
 
 
 def joined(captured: Captured) -> tuple[Captured, tuple[tuple[str, slice], ...]]:

@@ -214,12 +214,13 @@ def _captured_errors(
     further = captured.on(replace(samples, batches=samples.further), captured.further_reference)
     more = compare(further.reference, evaluate(captured.program, further, tap=proceed))
     return tuple(
-        other if not other.vacuous and (error.vacuous or _level(other) < _level(error)) else error
+        other if not other.vacuous and (error.vacuous or level_db(other) < level_db(error)) else error
         for error, other in zip(errors, more)
     )
 
 
-def _level(error: OutputError) -> float:
+def level_db(error: OutputError) -> float:
+    """PSNR to order errors by: the least where there is none."""
     return -math.inf if error.psnr_db is None else error.psnr_db
 
 
