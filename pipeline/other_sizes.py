@@ -70,16 +70,11 @@ def with_other_sizes(
     if not others:
         return yardstick
     every: list[Yardstick | AtSize] = [yardstick, *others]
-    own = yardstick.samples
-    kinds = own.kinds or (NORMAL,) * len(own.batches)
-    samples = replace(
-        own,
-        batches=tuple(batch for one in every for batch in one.samples.batches),
-        kinds=(*kinds, *(kind for one in others for kind in _kinds(one))),
-    )
+    texts = [yardstick.usual_size, *(one.text for one in others)]
+    samples = [one.samples for one in every]
     return replace(
         yardstick,
-        samples=samples,
+        samples=_joined_samples(texts, samples),
         reference=[answer for one in every for answer in one.reference],
         expected={
             target: [answer for one in every for answer in one.expected[target]]
@@ -87,22 +82,26 @@ def with_other_sizes(
         },
         captured=_worst(yardstick.captured, [one.captured for one in others]),
         near_ties=[masks for one in every for masks in one.near_ties],
-        sizes=tuple(_slices([yardstick.usual_size, *(one.text for one in others)], every)),
+        sizes=tuple(_slices(texts, samples)),
     )
 
 
-def _slices(
-    texts: Sequence[str], every: Sequence[Yardstick | AtSize | Captured]
-) -> Iterator[tuple[str, slice]]:
+def _slices(texts: Sequence[str], samples: Sequence[Samples]) -> Iterator[tuple[str, slice]]:
+    """Each size in words -> where its samples are among those of all."""
     start = 0
-    for text, one in zip(texts, every):
-        yield text, slice(start, start := start + len(one.samples.batches))
+    for text, one in zip(texts, samples):
+        yield text, slice(start, start := start + len(one.batches))
 
 
-def _kinds(one: AtSize) -> Sequence[str]:
-    """The kinds of its samples, with the size."""
-    kinds = one.samples.kinds or (NORMAL,) * len(one.samples.batches)
-    return [one.text if kind == NORMAL else f"{one.text}, {kind}" for kind in kinds]
+def _joined_samples(texts: Sequence[str], samples: Sequence[Samples]) -> Samples:
+    """Those of all sizes, the usual one first. texts: the sizes, which are part of the others' kinds."""
+    kinds = [
+        kind if one is samples[0] else text if kind == NORMAL else f"{text}, {kind}"
+        for text, one in zip(texts, samples)
+        for kind in one.kinds or (NORMAL,) * len(one.batches)
+    ]
+    batches = tuple(batch for one in samples for batch in one.batches)
+    return replace(samples[0], batches=batches, kinds=tuple(kinds))
 
 
 def _worst(
@@ -122,15 +121,9 @@ def joined(captured: Captured) -> tuple[Captured, tuple[tuple[str, slice], ...]]
     if len(every) == 1:
         return usual, ()
     texts = [sizes_text(one.inputs) for one in every]
-    kinds = [
-        kind if one is usual else text if kind == NORMAL else f"{text}, {kind}"
-        for text, one in zip(texts, every)
-        for kind in one.samples.kinds or (NORMAL,) * len(one.samples.batches)
-    ]
-    batches = tuple(batch for one in every for batch in one.samples.batches)
-    samples = replace(usual.samples, batches=batches, kinds=tuple(kinds))
+    samples = [one.samples for one in every]
     answers = tuple(answer for one in every for answer in one.reference)
-    return usual.on(samples, answers), tuple(_slices(texts, every))
+    return usual.on(_joined_samples(texts, samples), answers), tuple(_slices(texts, samples))
 
 
 def ties_at_sizes(captured: Captured, compute: str) -> Batches:
