@@ -36,7 +36,8 @@ Patched calls, all of coremltools 9.0 and in `converters.coreml`:
     TorchConverter._construct_compression_op     builds a weight from its own codes (`weights`)
     PassPipelineManager.apply_pipeline           without passes that find nothing; validates once (`passes`)
     Block._propagate_nonreplaceable_vars         looks for compressed weights where there are some (`passes`)
-    noop_elimination._match_pattern              keeps the floor of x // 1 (`pass_guards`)
+    noop_elimination._match_pattern              keeps the floor of x // 1, and at several sizes a pad that
+                                                 is nothing at one of them (`pass_guards`)
     fuse_conv_scale._try_to_transform            keeps constants over a convolution (`pass_guards`)
     fuse_conv_bias._try_to_transform             negates a copy of a constant (`pass_guards`)
     fuse_pow2_sqrt._match_pattern                keeps sqrt(x^2) (`pass_guards`)

@@ -12,6 +12,9 @@ symbols, and a slice of it that holds constants alone becomes integers, of real 
 And a place that is gone: 6. `canonicalize_inplace_pattern` puts a state's update before the operation that
 came next at first, which may be the update of another state that it has moved since (a KeyError); and it
 repeats which passes made the value (7), of which there may be only one (a ValueError).
+
+Of a model of several sizes, what is nothing at one size: 8. `noop_elimination` removes a pad by zeros, which
+pads at others.
 """
 
 from collections.abc import Callable, Iterator
@@ -78,6 +81,27 @@ def sound_passes() -> Iterator[None]:
             replaced(concat, "value_inference", lambda op: None if mixes_real_numbers(op) else infer(op))
         )
         yield
+
+
+@contextmanager
+def pads_kept() -> Iterator[None]:
+    """While it runs, a pad by zeros stays an operation (8): one program for all sizes needs it at others."""
+    from coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination import noop_elimination
+
+    match = _guarded(noop_elimination._match_pattern, lambda op: op.op_type == "pad", None)
+    with replaced(noop_elimination, "_match_pattern", staticmethod(match)):
+        yield
+
+
+def remove_empty_pads(program: Any) -> None:
+    """Change a MIL program: what was kept and pads by zeros at every size."""
+    main = program.functions["main"]
+    with main:
+        for op in list(main.operations):
+            empty = op.op_type == "pad" and op.pad.val is not None and not op.pad.val.any()
+            if empty and op.outputs[0] not in main.outputs:
+                main.replace_uses_of_var_after_op(op, op.outputs[0], op.x)
+                main.remove_ops([op])
 
 
 def _guarded(match: Callable[..., Any], refuses: Callable[..., bool], answer: Any) -> Callable[..., Any]:

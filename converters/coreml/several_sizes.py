@@ -10,6 +10,7 @@ from typing import Any
 
 from ...models.errors import UserError
 from ...models.graphs import describe
+from .pass_guards import pads_kept, remove_empty_pads
 from .program import MilProgram
 from .shape_arithmetic import is_read_off
 from .tools import import_coremltools
@@ -31,12 +32,14 @@ def serving_all(make: Callable[[Sequence[int]], list[tuple[Any, MilProgram]]], c
     """
     shapes = [tuple(spec.shape for spec in one.inputs) for one in (captured, *captured.at)]
     few = _telling(shapes) if captured.sizes.listed else list(range(len(shapes)))
-    made = make(few)
+    with pads_kept():
+        made = make(few)
     for one in made:
         _refuse_loops(*one)
     if len(few) < len(shapes) and not _read_off([mil.program for _, mil in made]):
         few = list(range(len(shapes)))
-        made = make(few)
+        with pads_kept():
+            made = make(few)
     index = _unite(
         [mil for _, mil in made], [lowered.program for lowered, _ in made], few, shapes, captured.sizes
     )
@@ -93,6 +96,7 @@ def _unite(
     every = len(chosen) == len(shapes) and bool(sizes.listed)
     described, largest = _described(programs[base]), _reaches_all(there, shapes)
     unified([mils[index].program for index in chosen], described, every=every, largest=largest)
+    remove_empty_pads(mils[base].program)
     _declare_inputs(mils[base], sizes)
     return base
 

@@ -60,7 +60,7 @@ def unified(programs: Sequence[Any], describe: Callable[[Any], str], every: bool
     with main:
         for difference in likeness.differences:
             if not follow(difference, likeness.numbers, opened):
-                _refuse(difference, describe)
+                _refuse(difference, describe, every)
     _clean_up(programs[0])
 
 
@@ -165,7 +165,7 @@ def _clean_up(program: Any) -> None:
     PASS_REGISTRY["common::dedup_op_and_var_names"](program)
 
 
-def _refuse(difference: Difference, describe: Callable[[Any], str]) -> None:
+def _refuse(difference: Difference, describe: Callable[[Any], str], every: bool) -> None:
     operation = difference.operation
     values = [str(np.asarray(value).tolist()) for value in difference.values if np.size(value) <= 8]
     shapes = ["x".join(map(str, np.shape(value))) or "a number" for value in difference.values]
@@ -173,6 +173,6 @@ def _refuse(difference: Difference, describe: Callable[[Any], str]) -> None:
     raise UserError(
         f"{describe(operation)} has another {difference.argument} at each size ({told}), which cannot be"
         " computed from the inputs' shapes.",
-        "Convert it once for each size, without the choice in --input; or give sizes that are listed"
-        " (NAME:1x32,64) instead of a range.",
+        "Convert it once for each size, without the choice in --input"
+        + ("." if every else "; or give sizes that are listed (NAME:1x32,64) instead of a range."),
     )

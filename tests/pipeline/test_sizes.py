@@ -209,6 +209,37 @@ def test_sizes_of_other_structure_are_refused_with_module_and_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class Windowed(nn.Module):
+    """Pads its length to a multiple of 4, as windows of attention do."""
+
+    def forward(self, x):
+        padded = nn.functional.pad(x.exp(), (0, 0, 0, -x.shape[1] % 4))
+        return padded.view(1, -1, 4, 8).mean(2)
+
+
+def test_a_pad_that_is_nothing_at_one_size_pads_at_the_others(tmp_path):
+    report = made(Windowed(), "x:1x8,3,5x8", tmp_path / "out")
+    runner = open_runner(package_of(report, tmp_path / "out"), host="reference")
+    for size in (8, 3, 5):
+        x = torch.randn(1, size, 8)
+        assert decibels(Windowed()(x), runner({"x": x})["output"]) > 50
+    with pytest.raises(UserError, match=r"another pad at each size .*\n.*give sizes that are listed"):
+        made(Windowed(), "x:1x2..9@8x8", tmp_path / "range")
+
+
+class Evened(nn.Module):
+    """Its pooling has another kernel at each size."""
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x.exp(), (2, 2))
+
+
+def test_an_argument_that_no_list_can_choose_is_refused_without_advice_to_list(tmp_path):
+    with pytest.raises(UserError, match="another kernel_sizes at each size") as error:
+        made(Evened(), "x:1x3x8,12x8,12", tmp_path / "out")
+    assert str(error.value).endswith("without the choice in --input.")
+
+
 @pytest.mark.parametrize(
     "inputs, told, hint",
     [
