@@ -49,7 +49,7 @@ def with_probabilities(captured: Captured, output: str, several: bool = False) -
     several: several classes may hold at once, as the model's configuration says: logits get a sigmoid then.
     """
     place = [spec.name for spec in captured.outputs].index(output)
-    arrays = [answer[output] for answer in (*captured.reference, *captured.further_reference)]
+    arrays = [answer[output] for answer in captured.judged.reference]
     if all(map(is_distribution, arrays)):
         return captured, "probabilities"
     if _is_squashed(_output_node(captured, place)):

@@ -21,7 +21,7 @@ WITHIN = 1e-3  # of the picture's size: how far beyond its edge half precision p
 ALIKE = 0.1  # boxes whose centres differ less, as of a model without training, tell nothing
 FEWEST_BOXES = 4  # of fewer, nothing is said about what their numbers mean
 
-Scores = Literal["kept", "sigmoid added", "softmax added"]
+BoxScores = Literal["kept", "sigmoid added", "softmax added"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Detector:
     boxes: int
     classes: int
     labels: Labels | None = None
-    scores: Scores = "kept"
+    scores: BoxScores = "kept"
     background: bool = False
     left_out: tuple[str, ...] = ()
 
 
 def with_detections(
     captured: Captured, scores: str, boxes: str, classes: int | None
-) -> tuple[Captured, Scores, bool]:
+) -> tuple[Captured, BoxScores, bool]:
     """-> (the model with the scores as confidence [boxes, classes] and the boxes as coordinates [boxes, 4],
     and no other outputs; what was added to the scores; whether their last class was left out).
 
@@ -58,7 +58,7 @@ def with_detections(
     arrays = _answers(captured, scores)
     background = classes is not None and arrays[0].shape[-1] == classes + 1
     logits = not all(bool(((array >= 0) & (array <= 1)).all()) for array in arrays)
-    added: Scores = "kept" if not logits else "softmax added" if background else "sigmoid added"
+    added: BoxScores = "kept" if not logits else "softmax added" if background else "sigmoid added"
     last = -1 if background else None
     functions = {scores: _scores(added, last), boxes: Behind(_rows, _rows)}
     return with_functions(captured, functions), added, background
@@ -81,7 +81,7 @@ def doubts(captured: Captured, boxes: str) -> str:
 
 
 def _answers(captured: Captured, name: str) -> list[np.ndarray]:
-    return [answer[name] for answer in (*captured.reference, *captured.further_reference)]
+    return [answer[name] for answer in captured.judged.reference]
 
 
 def _rows(boxes: Any) -> Any:
@@ -89,7 +89,7 @@ def _rows(boxes: Any) -> Any:
     return boxes.reshape(boxes.shape[-2:])
 
 
-def _scores(added: Scores, last: int | None) -> Behind:
+def _scores(added: BoxScores, last: int | None) -> Behind:
     exact = {"kept": lambda array: array, "sigmoid added": sigmoid, "softmax added": softmax}[added]
 
     def of_tensor(scores: Any) -> Any:
