@@ -5,7 +5,7 @@ nothing in most graphs. Every pass of `WORKS_ON` leaves a program alone that has
 its source (coremltools 9.0) shows; tests/converters/coreml/test_passes.py holds that the bytes are the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -63,15 +63,29 @@ WORKS_ON = {  # pass -> types of operations, without any of which it changes not
 }
 
 
-def pass_pipeline() -> Any:
-    """coremltools' passes (a PassPipeline), those before writing included, without the one that turns tables
-    and scales around: it repeats a table for every scale, and drops vector axes."""
+# how the names of passes begin that make a program shorter or quicker and nothing else
+OPTIMIZING = ("common::fuse_", "common::merge_", "common::reduce_")
+
+
+class BrokenPass(Exception):
+    """A pass that optimizes failed over a program, which it left in pieces. Converted anew without it, the
+    program computes the same."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+
+
+def pass_pipeline(left_out: Iterable[str] = ()) -> Any:
+    """coremltools' passes (a PassPipeline), those before writing included, without those that are `left_out`
+    and the one that turns tables and scales around: it repeats a table for every scale, and drops vector
+    axes."""
     import coremltools as ct
 
     pipeline = ct.PassPipeline.DEFAULT
-    pipeline.remove_passes({"common::canonicalize_quantized_lut_pattern"})
     for name in ct.PassPipeline._PIPELINE_NAME_TO_PASSES[BACKEND]:
         pipeline.append_pass(name)
+    pipeline.remove_passes({"common::canonicalize_quantized_lut_pattern", *left_out})
     return pipeline
 
 
@@ -108,8 +122,8 @@ def _find_compressed(block: Any) -> None:
 
 
 def _apply_pipeline(program: Any, pipeline: Any) -> None:
-    """Change a program in place by the passes of a PassPipeline; raises what a pass or the validation
-    raises."""
+    """Change a program in place by the passes of a PassPipeline; raises BrokenPass where one that optimizes
+    fails, and what another or the validation raises."""
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     pipeline.validate()
@@ -127,6 +141,8 @@ def _apply_pipeline(program: Any, pipeline: Any) -> None:
             ):
                 graph_pass(program)
         except Exception as error:
+            if name.startswith(OPTIMIZING):
+                raise BrokenPass(name) from error
             error.add_note(f"in coremltools' pass {name}")
             raise
         types = set()

@@ -20,7 +20,7 @@ from ...models.graphs import describe
 from ...quantization.weight import CompressedWeight
 from .frontend_ops import sound_translations
 from .pass_guards import sound_passes
-from .passes import lean_passes, pass_pipeline
+from .passes import BrokenPass, lean_passes, pass_pipeline
 from .weights import MOST_PLACES, emit, emit_place, mark_compressed, place_index, weights_built_by
 
 RECORD_BYTES = 64  # on multiples of which the header, each record and its data begin
@@ -173,17 +173,22 @@ def _same(first: Any, second: Any) -> bool:
 def _converted(
     program: Any, weights: dict, build: Callable[[str, str], Any], outputs: list, target: Any, precision: Any
 ) -> Any:
-    """coremltools' Program after all passes, each compressed weight built by `build`."""
-    names = mark_compressed(program, weights)
+    """coremltools' Program after all passes but those that fail over it, each compressed weight built by
+    `build`."""
+    names, broken = mark_compressed(program, weights), set[str]()
     with weights_built_by(build, names), lean_passes(), sound_passes(), sound_translations():
-        return _convert(
-            program,
-            convert_to="milinternal",
-            outputs=outputs,
-            minimum_deployment_target=target,
-            pass_pipeline=pass_pipeline(),
-            compute_precision=precision,
-        )
+        while True:
+            try:
+                return _convert(
+                    program,
+                    convert_to="milinternal",
+                    outputs=outputs,
+                    minimum_deployment_target=target,
+                    pass_pipeline=pass_pipeline(broken),
+                    compute_precision=precision,
+                )
+            except BrokenPass as error:
+                broken.add(error.name)
 
 
 def _find_places(program: Any, names: list[str]) -> dict[str, Any]:
@@ -222,6 +227,8 @@ def _convert(program: Any, **options: Any) -> Any:
         mil = ct.convert(program, **options)
         mil._check_early_error_out_for_invalid_program()  # what coremltools does before it writes
         return mil
+    except BrokenPass:
+        raise
     except Exception as error:
         node = _failing_node(error, program)
         if node is None:

@@ -1,7 +1,10 @@
 """converters/coreml/passes.py: what is left out would have changed nothing."""
 
+import numpy as np
 import pytest
+import torch
 
+from cidermill import convert, open_runner
 from cidermill.converters.coreml import passes
 from cidermill.converters.coreml.tools import import_coremltools
 from cidermill.converters.coreml.write import write_mlpackage
@@ -57,3 +60,35 @@ def test_the_package_is_the_same_without_them_for_the_other_architectures(
     zoo_path, tmp_path, monkeypatch, name
 ):
     packages_agree(zoo_path(name), tmp_path, monkeypatch)
+
+
+def test_a_pass_that_fails_over_a_program_is_left_out(tmp_path):
+    """coremltools' `reduce_transposes` leaves a product here whose factors do not fit."""
+
+    class Similarities(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 4, stride=4)
+
+        def forward(self, x):
+            features = self.conv(x).flatten(2).transpose(1, 2)
+            return (features @ features.transpose(1, 2)).softmax(-1)
+
+    torch.manual_seed(0)
+    net, picture = Similarities().eval(), torch.randn(1, 3, 32, 32)
+    report = convert(net, (picture,), quant="int8", out=tmp_path / "out", cache=False)
+    assert report.verdict == "pass"
+    answer = open_runner(tmp_path / "out/Similarities.mlpackage")({"x": picture})["output"]
+    assert np.abs(answer - net(picture).detach().numpy()).max() < 0.02
+
+
+def test_a_pass_that_must_run_still_fails_aloud(tmp_path, monkeypatch):
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    def fail(program):
+        raise ValueError("broken on purpose")
+
+    monkeypatch.setitem(PASS_REGISTRY.passes, "common::add_fp16_cast", fail)
+    fail.set_options = lambda options: None
+    with pytest.raises(ValueError, match="broken on purpose"):
+        convert(torch.nn.Linear(4, 4), (torch.zeros(1, 4),), out=tmp_path / "out", cache=False)
