@@ -142,13 +142,18 @@ def _result_spec(spec: TensorSpec, picture: Picture | None, half: bool) -> Tenso
 
 
 def _narrowed(program: Any, specs: Sequence[TensorSpec]) -> Any:
-    """Its outputs in the types of `specs`."""
+    """Its outputs in the types of `specs`. One value under two names is narrowed once: it stays one value,
+    which targets know to tell apart."""
     work = draft(program)
     output = work.output
-    results = [
+    wide = dict.fromkeys(
         node
-        if spec.dtype != "float16" or node.meta["val"].dtype == torch.float16
-        else insert(work, output, lambda value: value.to(torch.float16), node)
+        for node, spec in zip(output.args[0], specs)
+        if spec.dtype == "float16" and node.meta["val"].dtype != torch.float16
+    )
+    narrow = {node: insert(work, output, lambda value: value.to(torch.float16), node) for node in wide}
+    results = [
+        narrow.get(node, node) if spec.dtype == "float16" else node
         for node, spec in zip(output.args[0], specs)
     ]
     output.args = (tuple(results),)

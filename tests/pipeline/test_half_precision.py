@@ -132,3 +132,23 @@ def test_what_is_chosen_by_is_computed_in_float32(tmp_path, target, make):
     assert others.sum() <= 1
     types = {value.dtype for node in all_nodes(runner.graph) for value in node.outputs}
     assert {"float16", "float32"} <= types, "the rest stays in half precision"
+
+
+class Twice(nn.Module):
+    """Gives one value under two names."""
+
+    def forward(self, x):
+        total = x + 1
+        return {"total": total, "same": total}
+
+
+def test_one_value_under_two_names_leaves_in_half_precision_under_both(tmp_path):
+    x = torch.randn(1, 4)
+    report = cidermill.convert(Twice(), (x,), io="float16", out=tmp_path / "out", cache=False)
+    assert report.verdict == "pass"
+    answer = cidermill.open_runner(tmp_path / "out" / report.artifacts[0].path, host="reference")({"x": x})
+    assert {name: value.dtype.name for name, value in answer.items()} == dict.fromkeys(
+        ("total", "same"), "float16"
+    )
+    np.testing.assert_allclose(answer["same"], (x + 1).numpy(), atol=4e-3)
+    np.testing.assert_array_equal(answer["same"], answer["total"])
