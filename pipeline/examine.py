@@ -3,7 +3,8 @@ it answers, what it holds, where it would run and for how long."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,13 +126,30 @@ def _answered(
     """-> (for each sample the outputs by the model's names; for each the label of a classifier)"""
     answers, labels = [], []
     for start in range(0, len(given), TOGETHER):
-        together = runner.each(given[start : start + TOGETHER])
+        with _one_program_for(yardstick.sizes):
+            together = runner.each(given[start : start + TOGETHER])
         answers += [
             by_names(answer, runner, wanted, yardstick.output_names)
             for answer, wanted in zip(together, expected[start:])
         ]
         labels += [label_of(answer, yardstick.classes) for answer in together]
     return answers, labels
+
+
+@contextmanager
+def _one_program_for(sizes: Any) -> Iterator[None]:
+    """Raises UserError where the program of several sizes cannot be run at one of them."""
+    from ..validation.graph import OperatorFailed
+
+    try:
+        yield
+    except OperatorFailed as error:
+        if not sizes:
+            raise
+        raise UserError(
+            f"One program cannot serve all sizes of --input: at one of them {error}.",
+            "Leave the size out that is unlike the others, or convert it once for each size.",
+        ) from error
 
 
 def _in_native_runtime(artifact: WrittenArtifact, yardstick: Yardstick) -> Validation | str:

@@ -12,7 +12,7 @@ from ..models.errors import UserError
 from ..models.inputs import shape_text
 from ..models.pictures import DEPTH, LARGEST, AppInputs, Picture
 from .picture_options import AUTO, LAYOUTS, PRESETS, PictureOption, parse_image
-from .targets import refuse
+from .targets import find_target, refuse
 from .words import PICTURE
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def check_io(io: str, targets: Sequence[str], deployment_target: str) -> None:
     if io == "float32":
         return
     refuse("io", tuple(targets), io)
-    if "coreml" in targets and generation(deployment_target) < HALF_PRECISION:
+    packages = any(find_target(name).holds_pictures for name in targets)
+    if packages and generation(deployment_target) < HALF_PRECISION:
         raise UserError(
             f"--io float16 needs iOS16, and --deployment-target is {deployment_target}.",
             "Raise --deployment-target to iOS16, or leave --io out.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from ..models.errors import UserError
+from ..models.size_choices import refuse_choices
 from .artifact_sizes import sizes_of_artifact
 from .classifiers import as_classes, label_advice
 from .detectors import SUPPRESSION_NOTE, as_detections, is_suppressed, unsuppressed
@@ -50,6 +51,7 @@ def validate_artifact(
     from ..models.load import load
     from ..validation.runners import open_runner
 
+    refuse_choices([spec.name for spec in options.get("inputs", ()) if spec.choices], "validate")
     with show("open"):
         runner = open_runner(artifact)
     with show("load"):

@@ -14,6 +14,8 @@ from cidermill import UserError, convert, open_runner, validate
 from cidermill.models.inputs import parse_inputs
 from cidermill.pipeline.commands.cli import convert as command
 from cidermill.pipeline.commands.cli import main
+from cidermill.pipeline.examine import _one_program_for
+from cidermill.validation.graph import OperatorFailed
 from tests.flexible_models import Causal, Grown, Pictures, Pooled, Shared, Text
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -498,3 +500,20 @@ def test_the_readme_shows_what_works(tmp_path):
         assert result.exit_code == 0, result.output
         (runner,) = [open_runner(path, host="reference") for path in out.glob("*.mlpackage")]
         assert None in runner.inputs[0].shape
+
+
+def test_an_operation_that_fails_at_one_of_the_sizes_is_told_in_words():
+    failed = OperatorFailed("reshape (view) cannot be computed")
+    with pytest.raises(UserError, match="cannot serve all sizes of --input: at one of them reshape"):
+        with _one_program_for([((1, 8),)]):
+            raise failed
+    with pytest.raises(OperatorFailed):
+        with _one_program_for(()):
+            raise failed
+
+
+def test_validate_takes_sizes_from_the_artifact(text_program, tmp_path):
+    result = CliRunner().invoke(
+        main, ["validate", str(text_program), "--against", str(text_program), "--input", "ids:1x4,8:int32"]
+    )
+    assert result.exit_code == 2 and "offers several sizes for ids" in result.output
