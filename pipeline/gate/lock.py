@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ...models.errors import UserError
 from ...validation.judge.compare import OutputError
@@ -48,6 +49,15 @@ class LockedPlacement:
 
 
 @dataclass(frozen=True)
+class LockedSize:
+    """At one of several sizes: PSNR of the worst output and the estimate on the first device, None where
+    there is none."""
+
+    psnr_db: float | None
+    latency_ms: float | None
+
+
+@dataclass(frozen=True)
 class LockedDigests:
     """Of the artifact's bytes and of the model's that it was made of."""
 
@@ -57,7 +67,8 @@ class LockedDigests:
 
 @dataclass(frozen=True)
 class LockEntry:
-    """An artifact as it was accepted. latency_ms: device -> estimate; tools: package -> version."""
+    """An artifact as it was accepted. latency_ms: device -> estimate; tools: package -> version; sizes: of an
+    artifact of several, in words."""
 
     model: str
     target: str
@@ -68,6 +79,7 @@ class LockEntry:
     latency_ms: dict[str, float]
     sha256: LockedDigests
     tools: dict[str, str]
+    sizes: dict[str, LockedSize] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -220,11 +232,27 @@ def _entry(key: str, report: Report, artifact: Artifact) -> LockEntry:
             "cidermill": report.version,
             **{name: versions[name] for name in libraries() if name in versions},
         },
+        sizes=_sizes(artifact) or UNSET,
     )
 
 
+def _sizes(artifact: Artifact) -> dict[str, LockedSize]:
+    worst = {
+        size.inputs: summaries.worst_psnr_db(size.conversion) for size in artifact.validation.sizes or ()
+    }
+    estimated = {shape.inputs: shape.ms for shape in artifact.latency.shapes or ()}
+    return {
+        inputs: LockedSize(_rounded(worst.get(inputs), 2), _rounded(estimated.get(inputs), 4))
+        for inputs in dict.fromkeys((*worst, *estimated))
+    }
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    return None if number is None else round(number, digits)
+
+
 def _decibels(errors: Sequence[OutputError]) -> dict[str, float | None]:
-    return {error.output: None if error.psnr_db is None else round(error.psnr_db, 2) for error in errors}
+    return {error.output: _rounded(error.psnr_db, 2) for error in errors}
 
 
 def _compare(key: str, locked: LockEntry, found: LockEntry, tolerance_db: float) -> Iterator[Finding]:
@@ -245,11 +273,26 @@ def _compare(key: str, locked: LockEntry, found: LockEntry, tolerance_db: float)
         figure, absent = f"latency_ms.{device}", f"Give --device {device!r} to `convert`."
         now_ms, show = found.latency_ms.get(device), "{:g} ms".format
         yield _judged(key, figure, ms, now_ms, less_is_better=True, show=show, absent=absent)
+    yield from _compare_sizes(key, locked.sizes or {}, found.sizes or {}, tolerance_db)
     yield _same(key, "recipe", locked.recipe, found.recipe)
     yield _same(key, "sha256.artifact", locked.sha256.artifact, found.sha256.artifact)
     yield _same(key, "sha256.source", locked.sha256.source, found.sha256.source)
     for tool in sorted(locked.tools.keys() | found.tools.keys()):
         yield _same(key, f"tools.{tool}", locked.tools.get(tool), found.tools.get(tool))
+
+
+def _compare_sizes(
+    key: str, locked: dict[str, LockedSize], found: dict[str, LockedSize], tolerance_db: float
+) -> Iterator[Finding]:
+    for inputs, before in locked.items():
+        figure, now = f"sizes.{inputs}", found.get(inputs)
+        if now is None:
+            text = "An app can no longer choose it.\nOffer it with --input, or accept it with --update."
+            yield Finding(key, figure, before, None, "missing", text)
+            continue
+        decibels, times = (before.psnr_db, now.psnr_db), (before.latency_ms, now.latency_ms)
+        yield _judged(key, f"{figure}.psnr_db", *decibels, tolerance=tolerance_db, show=summaries.db_text)
+        yield _judged(key, f"{figure}.latency_ms", *times, less_is_better=True, show="{:g} ms".format)
 
 
 def _judged(

@@ -361,3 +361,41 @@ def test_a_lock_that_cannot_be_written(pressed, cidermill, tmp_path):
     (tmp_path / "file").write_text("")
     result = cidermill("check", pressed / "int8", "--lock", tmp_path / "file" / "lock.json", "--update")
     assert result.exit_code == 2 and "cannot be written" in result.stderr and "--lock" in result.stderr
+
+
+def sizes_of(*rows):
+    """A change of a report's artifact: (inputs, PSNR, ms) at each of its sizes."""
+
+    def change(report):
+        artifact = report["artifacts"][0]
+        error = artifact["validation"]["conversion"][0]
+        artifact["validation"]["sizes"] = [
+            {"inputs": inputs, "conversion": [error | {"psnr_db": psnr}]} for inputs, psnr, _ in rows
+        ]
+        artifact["latency"]["shapes"] = [
+            {
+                "inputs": inputs, "kind": "enumerated", "problem": "", "unit": "cpu", "ms": ms,
+                "low_ms": ms, "high_ms": ms,
+            }
+            for inputs, _, ms in rows
+        ]  # fmt: skip
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "rows, wanted",
+    [
+        ([("x 1x8", 70.0, 1.0), ("x 1x16", 66.0, 2.0)], {}),
+        ([("x 1x8", 70.0, 1.0)], {"sizes.x 1x16": "missing"}),
+        ([("x 1x8", 70.0, 1.5), ("x 1x16", 66.0, 2.0)], {"sizes.x 1x8.latency_ms": "worse"}),
+        ([("x 1x8", 70.0, 1.0), ("x 1x16", 60.0, 2.0)], {"sizes.x 1x16.psnr_db": "worse"}),
+        ([("x 1x8", 70.0, 1.0), ("x 1x16", 66.0, 2.0), ("x 1x32", 50.0, 9.0)], {}),
+    ],
+)
+def test_the_lock_knows_the_sizes_that_an_app_may_choose(locked, edit, rows, wanted):
+    edit(locked.report, sizes_of(("x 1x8", 70.0, 1.0), ("x 1x16", 66.0, 2.0)))
+    assert locked("--update").exit_code == 0
+    edit(locked.report, sizes_of(*rows))
+    result = locked("--json")
+    assert outcomes(result) == wanted and result.exit_code == (1 if wanted else 0)
