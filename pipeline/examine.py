@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -67,73 +67,88 @@ def examine(
 ) -> list[Examination]:
     """Open the saved bytes of each, run and audit them, estimate placement and latency and, on macOS, measure
     them. The yardstick's weights are let go one by one as the last artifact's take their place in memory."""
-    return [
-        _examined(artifact, yardstick, estimator, stages, last=artifact is artifacts[-1])
-        for artifact in artifacts
-    ]
+    examinations = []
+    for artifact in artifacts:
+        with stages("validate"):
+            opened = _open(artifact, yardstick, last=artifact is artifacts[-1])
+            given, together = opened.given, []
+            for start in range(0, len(given), TOGETHER):
+                with _one_program_for(yardstick.sizes):
+                    together += opened.seen.each(given[start : start + TOGETHER])
+            seen = _validated(artifact, yardstick, opened, together)
+        with stages("place"):
+            estimates = estimator(opened.runner, artifact.target)
+            estimates = add_measured(estimates, opened.runner, artifact.target, estimator.measure)
+        notes = opened.runner.notes
+        examinations.append(
+            Examination(
+                artifact, seen.validation, opened.compression, *estimates, seen.answers, notes,
+                seen.overflows, seen.labels,
+            )
+        )  # fmt: skip
+        del opened  # and the weights that its runner has decoded
+    return examinations
 
 
-def _examined(
-    artifact: WrittenArtifact, yardstick: Yardstick, estimator: Estimator, stages: Stages, last: bool
-) -> Examination:
-    """last: of the artifacts; the yardstick's weights are let go meanwhile. Those that its runner has decoded
-    go when this returns."""
+class Opened(NamedTuple):
+    """An artifact to be run. seen: it as the model's outputs are; given: samples as it takes them."""
+
+    runner: Runner
+    seen: Runner
+    given: list[Any]
+    compression: Compression
+
+
+def _open(artifact: WrittenArtifact, yardstick: Yardstick, last: bool) -> Opened:
+    """last: of the artifacts; the yardstick's weights are let go meanwhile."""
     from ..validation.judge.audit import audit
     from ..validation.runners import open_runner
     from ..validation.states import seen_through
 
-    with stages("validate"):
-        batches = yardstick.samples.batches
-        keep = len(batches) > TOGETHER or bool(yardstick.states)
-        runner = open_runner(artifact.path, host="reference", keep_weights=keep)
-        weights = audit(
-            artifact.path, yardstick.decisions, artifact.realised, yardstick.weights, runner, consume=last
-        )
-        expected = yardstick.expected[artifact.target]
-        runner = before_suppression(runner, expected[0])
-        seen = seen_through(runner, yardstick.states)
-        given = [arranged(batch, seen, yardstick.inputs) for batch in batches]
-        answers, labels = _answered(seen, yardstick, given, expected)
-        validation = compared(
-            seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
-        )
-        sizes = at_sizes(yardstick.sizes, expected, answers, yardstick.near_ties)
-        validation = replace(validation, sizes=sizes)
-        if course := yardstick.course(artifact.target):
-            called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
-            validation = followed(validation, runner, called, course)
-        overflow = overflows(artifact.path, runner, validation, given, yardstick.states)
-        validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
-    with stages("place"):
-        estimates = estimator(runner, artifact.target)
-        estimates = add_measured(estimates, runner, artifact.target, estimator.measure)
-    label_check = check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db)
-    return Examination(
-        artifact,
-        validation,
-        weights,
-        *estimates,
-        tuple(answers),
-        runner.notes,
-        overflow,
-        label_check or check_detector(runner, yardstick.detector),
+    batches = yardstick.samples.batches
+    keep = len(batches) > TOGETHER or bool(yardstick.states)
+    runner = open_runner(artifact.path, host="reference", keep_weights=keep)
+    weights = audit(
+        artifact.path, yardstick.decisions, artifact.realised, yardstick.weights, runner, consume=last
     )
+    runner = before_suppression(runner, yardstick.expected[artifact.target][0])
+    seen = seen_through(runner, yardstick.states)
+    return Opened(runner, seen, [arranged(batch, seen, yardstick.inputs) for batch in batches], weights)
 
 
-def _answered(
-    runner: Runner, yardstick: Yardstick, given: Sequence[Any], expected: Batches
-) -> tuple[list[dict[str, np.ndarray]], list[Any]]:
-    """-> (for each sample the outputs by the model's names; for each the label of a classifier)"""
-    answers, labels = [], []
-    for start in range(0, len(given), TOGETHER):
-        with _one_program_for(yardstick.sizes):
-            together = runner.each(given[start : start + TOGETHER])
-        answers += [
-            by_names(answer, runner, wanted, yardstick.output_names)
-            for answer, wanted in zip(together, expected[start:])
-        ]
-        labels += [label_of(answer, yardstick.classes) for answer in together]
-    return answers, labels
+class Validated(NamedTuple):
+    """What the answers of an artifact show (see `Examination`)."""
+
+    validation: Validation
+    answers: Batches
+    overflows: bool
+    labels: LabelCheck | None
+
+
+def _validated(
+    artifact: WrittenArtifact, yardstick: Yardstick, opened: Opened, together: Sequence[Any]
+) -> Validated:
+    """together: what it answered on all samples."""
+    runner, expected = opened.runner, yardstick.expected[artifact.target]
+    answers = [
+        by_names(answer, opened.seen, wanted, yardstick.output_names)
+        for answer, wanted in zip(together, expected)
+    ]
+    labels = [label_of(answer, yardstick.classes) for answer in together]
+    validation = compared(
+        opened.seen, yardstick.samples, expected, yardstick.reference, answers, yardstick.near_ties
+    )
+    sizes = at_sizes(yardstick.sizes, expected, answers, yardstick.near_ties)
+    validation = replace(validation, sizes=sizes)
+    if course := yardstick.course(artifact.target):
+        called = partial(call_by_names, runner, yardstick.inputs, expected[0], course.states)
+        validation = followed(validation, runner, called, course)
+    overflow = overflows(artifact.path, runner, validation, opened.given, yardstick.states)
+    validation = replace(validation, native=_in_native_runtime(artifact, yardstick))
+    label_check = check_classes(runner, yardstick.classes, labels, expected, validation.tolerance_db)
+    return Validated(
+        validation, tuple(answers), overflow, label_check or check_detector(runner, yardstick.detector)
+    )
 
 
 @contextmanager
