@@ -153,23 +153,21 @@ def _handed(source: Source, batch: Arrays, part: Part) -> Arrays:
 
 def run_part(part: Part, values: Arrays) -> Arrays:
     """What a part gives in torch, of the values that it takes."""
-    import torch
-
-    from .tensors import as_called
-
-    with torch.no_grad():
-        given = as_called({name: values[name] for name in part.takes})
-        return {name: value.numpy() for name, value in tensors_by_name(part.call(given)).items()}
+    return _in_torch(part.call, {name: values[name] for name in part.takes})
 
 
 def whole_answer(source: Source, batch: Arrays) -> Arrays:
     """What the whole model gives in torch."""
+    return _in_torch(lambda tensors: source.module(**tensors), batch)
+
+
+def _in_torch(call: Callable[[Tensors], Mapping[str, Any]], values: Arrays) -> Arrays:
     import torch
 
     from .tensors import as_called
 
     with torch.no_grad():
-        answer = source.module(**as_called(batch))
+        answer = call(as_called(values))
         return {name: value.numpy() for name, value in tensors_by_name(answer).items()}
 
 

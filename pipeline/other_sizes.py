@@ -116,7 +116,7 @@ def _worst(
 
 def joined(captured: Captured) -> tuple[Captured, tuple[tuple[str, slice], ...]]:
     """-> (the model with the samples and answers of all its sizes, each size in words with its samples)"""
-    every = [captured.judged, *(one.judged for one in _judged(captured))]
+    every = _at_every_size(captured)
     usual = every[0]
     if len(every) == 1:
         return usual, ()
@@ -126,12 +126,16 @@ def joined(captured: Captured) -> tuple[Captured, tuple[tuple[str, slice], ...]]
     return usual.on(_joined_samples(texts, samples), answers), tuple(_slices(texts, samples))
 
 
+def _at_every_size(captured: Captured) -> list[Captured]:
+    """With all samples alike, the usual size first."""
+    return [captured.judged, *(one.judged for one in _judged(captured))]
+
+
 def ties_at_sizes(captured: Captured, compute: str) -> Batches:
     """As `near_ties`, of the samples that `joined` gives."""
     from ..models.choices import near_ties
 
-    every = [captured.judged, *(one.judged for one in _judged(captured))]
-    return [masks for one in every for masks in near_ties(one, {}, compute)]
+    return [masks for one in _at_every_size(captured) for masks in near_ties(one, {}, compute)]
 
 
 def at_sizes(

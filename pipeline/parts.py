@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray]
     MakeSource = Callable[[], Source] | None
 
-TOWERS = ("text", "image or audio")  # of a model that has two
-
 
 def run_parts(plan: Plan, show: Show, make_source: MakeSource, run: Callable[..., Report]) -> Report:
     """Each part as a model of its own, in a folder that is called like it; then all of them together.
@@ -181,7 +179,7 @@ def _similarity(answers: Sequence[Arrays]) -> Arrays:
     import numpy as np
 
     embeds = [name for name in answers[0] if name.endswith("_embeds")]
-    if len(embeds) != len(TOWERS):
+    if len(embeds) != 2:
         return {}
     one, other = (np.concatenate([answer[name] for answer in answers]) for name in sorted(embeds))
     return {"similarity": one @ other.T}
